@@ -1,0 +1,180 @@
+"""Records that travel between the rooms, and the protocols of functions passed around.
+
+One dimension key for the whole project:
+
+  B rows · T tokens per row · C response tokens per row · R response slots per row ·
+  M comparisons per row · N pairs · P prompt length · G generated tokens · D width ·
+  H query heads · K kv heads · E head width · V vocabulary · L layers
+
+A row is a forest of tokens. It holds documents; a document is a prompt (branch 0) and
+the responses (branches 1…) that grow from it. Key k is visible to query q iff
+`k <= q`, both lie in the same document, and k's branch is 0 or q's own.
+Records and protocols only: nothing here computes.
+"""
+
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+Array = Any  # a jax or a NumPy array
+Params = Any  # a pytree of arrays
+
+
+class Record(NamedTuple):
+    """A tokenized prompt with the responses that grow from it.
+
+    Attributes:
+      index: position of the row in its source; names it in logs and errors.
+      prompt: i32[P] token ids, BOS included if the tokenizer puts one.
+      responses: i32[…] token ids each, EOS included; (chosen, rejected) for a pair,
+        (completion,) for plain SFT.
+    """
+
+    index: int
+    prompt: np.ndarray
+    responses: tuple[np.ndarray, ...]
+
+
+class Batch(NamedTuple):
+    """Rows of token forests and the list of what is scored in them.
+
+    Arrays may carry a leading axis of microbatches. Padding: `docs` = 0,
+    `slots` = R, `pairs` = −1, `ids` = −1.
+
+    Attributes:
+      tokens: i32[B, T] ids.
+      positions: i32[B, T] position within the document's branch, prompt included.
+      docs: i32[B, T] which document of the row, from 1; 0 is padding.
+      branches: i32[B, T] 0 = prompt, 1… = response.
+      parents: i32[B, C] index in the row of the token whose hidden state predicts.
+      targets: i32[B, C] the id that is predicted.
+      slots: i32[B, C] the response slot of the row that the target belongs to.
+      ends: i32[B, R] index in the row of the last token of each response.
+      ids: i32[B, R] `Record.index` of each response.
+      pairs: i32[B, M, 2] (chosen, rejected) as `row·R + slot` of the (micro)batch.
+      ref_token_logps: f32[B, C] nats, the reference's; None until annotated.
+    """
+
+    tokens: Array
+    positions: Array
+    docs: Array
+    branches: Array
+    parents: Array
+    targets: Array
+    slots: Array
+    ends: Array
+    ids: Array
+    pairs: Array
+    ref_token_logps: Array | None = None
+
+
+class Head(NamedTuple):
+    """The linear map from hidden states to logits.
+
+    Attributes:
+      kernel: [D, V].
+      bias: [V] or None.
+      softcap: logits are cut to softcap·tanh(logits / softcap); 0 = off.
+    """
+
+    kernel: Array
+    bias: Array | None
+    softcap: float = 0.0
+
+
+class TokenStats(NamedTuple):
+    """What one pass over the head says of each scored token; f32[B, C] each.
+
+    Attributes:
+      logps: log-probability of the target, nats.
+      entropy: of the predictive distribution, nats; no gradient.
+    """
+
+    logps: Array
+    entropy: Array
+
+
+class Columns(NamedTuple):
+    """What an objective's loss sees of a (micro)batch.
+
+    Attributes:
+      logps: f32[B, R] nats, summed over each response.
+      ref_logps: f32[B, R] nats, the reference's, no gradient; None without one.
+      lengths: f32[B, R] tokens of each response; 0 = empty slot.
+      entropy: f32[B, R] nats, summed over each response, no gradient.
+      pairs: i32[B, M, 2] as in `Batch`.
+    """
+
+    logps: Array
+    ref_logps: Array | None
+    lengths: Array
+    entropy: Array
+    pairs: Array
+
+
+class PairLogps(NamedTuple):
+    """Summed log-probs (nats) and lengths (tokens) of N pairs; f32[N] each."""
+
+    chosen: Array
+    rejected: Array
+    ref_chosen: Array
+    ref_rejected: Array
+    chosen_lengths: Array
+    rejected_lengths: Array
+
+
+class TrainState(NamedTuple):
+    """All that a run carries from step to step, and all that a checkpoint holds.
+
+    Attributes:
+      step: i32[] optimizer steps taken.
+      params: float32 master weights of the policy.
+      opt_state: the optax state.
+      stats: running statistics of the objective; {} where it has none.
+      key: u32[2] raw PRNG key data of the run; steps fold their number into it.
+    """
+
+    step: Array
+    params: Params
+    opt_state: Any
+    stats: dict[str, Array]
+    key: Array
+
+
+class Samples(NamedTuple):
+    """Generated continuations.
+
+    Attributes:
+      tokens: i32[B, G] ids; 0 after the end.
+      mask: bool[B, G] True where a token was generated, the stop token included.
+      logps: f32[B, G] nats, of each generated token under the sampling policy.
+    """
+
+    tokens: Array
+    mask: Array
+    logps: Array
+
+
+Sums = dict[str, tuple[Array, Array]]  # metric name -> (sum, count)
+
+
+class ApplyFn(Protocol):
+    """Maps parameters and rows to hidden states and the head on them."""
+
+    def __call__(self, params: Params, batch: Batch) -> tuple[Array, Head]:
+        """Returns ([B, T, D] hidden states, head)."""
+        ...
+
+
+class Objective(Protocol):
+    """What is minimised: scores per microbatch, a loss over what was scored."""
+
+    def score(self, params: Params, batch: Batch, key: Array) -> Columns:
+        """Runs the model on a microbatch."""
+        ...
+
+    def loss(
+        self, columns: Columns, stats: dict[str, Array], hyper: dict[str, Array]
+    ) -> tuple[Sums, dict[str, Array]]:
+        """Returns {name: (sum, count)} with the key `loss`, and new statistics."""
+        ...

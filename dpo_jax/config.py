@@ -1,0 +1,225 @@
+"""Configurations: the argument of `get_config`, checks, fingerprints, comparisons.
+
+A configuration is an `ml_collections.ConfigDict` whose fields all have defaults. It is
+read here and in `build.py` only; everything below takes plain arguments.
+"""
+
+import ast
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from dpo_jax.errors import ConfigError, unknown
+
+RELAUNCH = (
+    "mesh.",
+    "batch.microbatches",
+    "log.",
+    "eval.",
+    "checkpoint.",
+    "model.remat",
+    "model.attention",
+)  # what a relaunched run may change without --fork
+
+
+def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
+    """Parses the text behind the colon of `--config=FILE:ARG`.
+
+    Args:
+      arg: `name=value,name=value`; a bare `name` means True. None = all defaults.
+      **defaults: the names that may be given, with values whose types are kept.
+
+    Raises:
+      ConfigError: for a name that is not among the defaults, or a value of another type.
+
+    Source: the calling convention of google-research/big_vision's configs.
+    """
+    values = dict(defaults)
+    for part in filter(None, (arg or "").split(",")):
+        name, _, text = part.partition("=")
+        if name not in defaults:
+            raise ConfigError(unknown("config argument", name, defaults))
+        values[name] = _typed(name, text or "True", defaults[name])
+    return values
+
+
+def _typed(name: str, text: str, default: Any) -> Any:
+    if isinstance(default, str):
+        return text
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    if isinstance(default, float) and isinstance(value, int):
+        value = float(value)
+    if type(value) is not type(default):
+        kind = type(default).__name__
+        raise ConfigError(f"config argument {name}={text!r} is not of type {kind}")
+    return value
+
+
+def flat(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flattens to {`section.key`: value}, tuples as lists, as JSON has them."""
+    out: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, (ConfigDict, Mapping)):
+            out |= flat(value, name + ".")
+        else:
+            out[name] = list(value) if isinstance(value, tuple) else value
+    return out
+
+
+def to_json(config: ConfigDict) -> str:
+    """Writes a configuration as JSON text, keys sorted."""
+    return json.dumps(config.to_dict(), indent=1, sort_keys=True) + "\n"
+
+
+def fingerprint(config: ConfigDict) -> str:
+    """Returns 16 hex digits that change with every key that `--fork` guards."""
+    guarded = {k: v for k, v in flat(config).items() if not k.startswith(RELAUNCH)}
+    text = json.dumps(guarded, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Lists `key: old → new` for keys that a relaunch may not change.
+
+    Args:
+      old: nested or flat configuration, as read from config.json.
+      new: likewise.
+    """
+    before, after = flat(old), flat(new)
+    return [
+        f"{key}: {before.get(key)!r} → {after.get(key)!r}"
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key) and not key.startswith(RELAUNCH)
+    ]
+
+
+def unused_options(
+    section: str,
+    values: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    used: Iterable[str],
+    by: str,
+) -> list[str]:
+    """Complains of options that differ from their default although nothing reads them.
+
+    Args:
+      section: name of the config section.
+      values: its fields.
+      defaults: their defaults.
+      used: the fields that are read.
+      by: who reads them, for the message.
+    """
+    used = set(used)
+    return [
+        f"{section}.{key}={values[key]!r} is not used by {by}; leave it at "
+        f"{default!r} (used: {', '.join(sorted(used)) or 'none'})"
+        for key, default in defaults.items()
+        if key not in used and values[key] != default
+    ]
+
+
+Range = tuple[float, float, bool]  # lowest, highest, whether the lowest is allowed
+
+RANGES: dict[str, Range] = {
+    "loss.beta": (0.0, math.inf, False),
+    "loss.label_smoothing": (0.0, 0.5, True),
+    "optimizer.lr": (0.0, math.inf, True),
+    "optimizer.warmup_steps": (0, math.inf, True),
+    "optimizer.weight_decay": (0.0, math.inf, True),
+    "optimizer.clip": (0.0, math.inf, True),
+    "optimizer.b1": (0.0, 1.0, True),
+    "optimizer.b2": (0.0, 1.0, True),
+    "optimizer.decay": (0.0, 1.0, True),
+    "optimizer.eps": (0.0, math.inf, True),
+    "batch.pairs": (1, math.inf, True),
+    "batch.microbatches": (1, math.inf, True),
+    "train.steps": (0, math.inf, True),
+    "train.epochs": (0.0, math.inf, True),
+    "data.max_tokens": (2, math.inf, True),
+    "data.max_prompt_tokens": (1, math.inf, True),
+    "data.row_tokens": (0, math.inf, True),
+    "data.limit": (0, math.inf, True),
+    "model.logits_chunk": (1, math.inf, True),
+    "eval.every_steps": (0, math.inf, True),
+    "eval.rollouts": (0, math.inf, True),
+    "checkpoint.every_steps": (0, math.inf, True),
+    "checkpoint.keep": (1, math.inf, True),
+    "log.every_steps": (1, math.inf, True),
+}
+CHOICES: dict[str, Sequence[str]] = {
+    "objective": ("preference", "sft"),
+    "train.on_nonfinite": ("halt", "skip"),
+    "model.dtype": ("float32", "bfloat16", "float16"),
+    "model.remat": ("none", "block"),
+    "ref.mode": ("live", "none"),
+    "ref.dtype": ("", "float32", "bfloat16", "float16"),
+    "data.truncate_prompt": ("keep_end", "keep_start"),
+    "data.join": ("separate", "joint"),
+    "data.format": ("", "hh"),
+    "data.on_bad_row": ("error", "drop"),
+    "data.layout": ("padded", "packed", "prefix_shared"),
+}
+
+
+def check_values(config: ConfigDict) -> list[str]:
+    """Complains of numbers out of range and of names that are not known."""
+    values = flat(config)
+    complaints = [
+        unknown(key, values[key], choices)
+        for key, choices in CHOICES.items()
+        if values[key] not in choices
+    ]
+    for key, (low, high, closed) in RANGES.items():
+        value = values[key]
+        above = value >= low if closed else value > low
+        below = value < high if high != math.inf else value < math.inf
+        if not (above and below):
+            sign = "≤" if closed else "<"
+            top = f" < {high:g}" if high != math.inf else ", finite"
+            complaints.append(
+                f"{key}={value!r} is out of range: {low:g} {sign} {key}{top}"
+            )
+    return complaints
+
+
+def check_combinations(config: ConfigDict) -> list[str]:
+    """Complains of keys that contradict each other."""
+    found = []
+    if not config.train.steps and not config.train.epochs:
+        found.append("train.steps=0 and train.epochs=0: one must be > 0")
+    if bool(config.model.path) == bool(config.model.preset):
+        found.append("give exactly one of model.path (a folder) and model.preset")
+    if not config.data.train:
+        found.append("data.train is empty: give a file or the name of a source")
+    if config.data.max_prompt_tokens >= config.data.max_tokens:
+        found.append(
+            f"data.max_prompt_tokens={config.data.max_prompt_tokens} leaves no room for "
+            f"a response within data.max_tokens={config.data.max_tokens}"
+        )
+    if config.ref.mode == "none" and (config.ref.path or config.ref.dtype):
+        found.append("ref.path and ref.dtype are not used by ref.mode='none'")
+    if config.objective == "sft":
+        if config.loss.name != "sft":
+            found.append(f"loss.name={config.loss.name!r} needs objective='preference'")
+        if config.ref.mode != "none":
+            found.append("objective='sft' uses no reference; set ref.mode='none'")
+    return found
+
+
+def check(config: ConfigDict) -> None:
+    """Checks a configuration on its own, before any file or device is looked at.
+
+    Raises:
+      ConfigError: naming all faults together.
+    """
+    complaints = check_values(config) or check_combinations(config)
+    if complaints:
+        raise ConfigError(" · ".join(complaints))

@@ -1,0 +1,198 @@
+"""Batches as a function of the step.
+
+Step s takes positions [s·n, (s+1)·n) of the concatenated epoch permutations, whatever
+the layout, the mesh or the number of hosts; lengths decide only how those records lie
+in rows. `batch_at(step)` has no state, so resuming needs the step number and nothing
+else. All sizes are chosen from the plan of the whole run, on every host alike.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import grain
+import numpy as np
+
+from dpo_jax.data import layouts
+from dpo_jax.data.layouts import Lengths, Shape
+from dpo_jax.types import Batch, Record
+
+MAX_BUCKETS = 3  # numbers of rows a run compiles for, at most
+SCORED_MULTIPLE = 16
+
+
+def epochs(size: int, *, seed: int, shuffle: bool) -> grain.MapDataset:
+    """Concatenates the permutations of all epochs: position -> record, random access."""
+    order = grain.MapDataset.range(size).seed(seed)
+    return (order.shuffle() if shuffle else order).repeat(None)
+
+
+def round_up(value: int, multiple: int) -> int:
+    """Returns the smallest multiple that is at least `value`."""
+    return -(-value // multiple) * multiple
+
+
+def choose_row_tokens(layout: str, lengths: Sequence[Lengths]) -> int:
+    """Chooses T: the longest document, rounded to a size that tiles well."""
+    longest = layouts.longest_document(layout, lengths)
+    return round_up(longest, 128 if longest > 128 else 8)
+
+
+def deal(sizes: Sequence[int], hands: int) -> list[list[int]]:
+    """Deals items to hands of even total size, longest first; order kept in a hand."""
+    totals, dealt = [0] * hands, [[] for _ in range(hands)]
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        hand = min(range(hands), key=lambda h: (totals[h], h))
+        totals[hand] += sizes[i]
+        dealt[hand].append(i)
+    return [sorted(hand) for hand in dealt]
+
+
+def row_buckets(counts: Sequence[int], shards: int) -> tuple[int, ...]:
+    """Chooses the numbers of rows to compile for: one, or a handful, multiples of shards.
+
+    Args:
+      counts: rows that each step's plan needs.
+      shards: devices that rows are spread over.
+    """
+    needed = sorted({round_up(count, shards) for count in counts})
+    if len(needed) <= MAX_BUCKETS:
+        return tuple(needed)
+    marks = np.quantile([round_up(c, shards) for c in counts], [0.5, 0.9, 1.0])
+    return tuple(sorted({round_up(int(np.ceil(mark)), shards) for mark in marks}))
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How records become batches.
+
+    Attributes:
+      pairs: records per optimizer step, over the whole mesh.
+      microbatches: parts of a step that are run one after the other.
+      layout: a name of `layouts.LAYOUTS`.
+      row_tokens: T; 0 = chosen from the lengths.
+      shards: devices that rows are spread over.
+      mine: this host's rows of a microbatch, as a fraction (start, stop) of them.
+    """
+
+    pairs: int
+    microbatches: int
+    layout: str
+    row_tokens: int
+    shards: int
+    mine: tuple[float, float] = (0.0, 1.0)
+
+
+class Loader:
+    """Plans all steps from lengths at construction; fills one when asked.
+
+    Attributes:
+      row_tokens: T of every batch.
+      buckets: the numbers of rows that occur.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        steps: Sequence[Sequence[int]],
+        settings: Settings,
+    ):
+        """Plans.
+
+        Args:
+          records: all records.
+          steps: positions in `records` of each step's records.
+          settings: how to lay them out.
+        """
+        self._records, self._steps, self._settings = records, steps, settings
+        self._lengths = [layouts.lengths_of(record) for record in records]
+        self.row_tokens = settings.row_tokens or choose_row_tokens(
+            settings.layout, self._lengths
+        )
+        shapes = [self._shape(step) for step in range(len(steps))]
+        self.buckets = row_buckets([shape.rows for shape in shapes], settings.shards)
+        largest = Shape(*(max(sizes) for sizes in zip(*shapes, strict=True)))
+        scored = round_up(largest.scored, SCORED_MULTIPLE)
+        self._largest = largest._replace(scored=scored)
+        self._rows = [self._bucket(shape.rows) for shape in shapes]
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def _bucket(self, rows: int) -> int:
+        return next(bucket for bucket in self.buckets if bucket >= rows)
+
+    def _groups(self, step: int) -> list[list[int]]:
+        members = self._steps[step]
+        sizes = [
+            self._lengths[m].prompt + sum(self._lengths[m].responses) for m in members
+        ]
+        hands = deal(sizes, self._settings.microbatches)
+        return [[members[i] for i in hand] for hand in hands]
+
+    def _plan(self, group: Sequence[int]) -> tuple[layouts.Rows, list[Lengths]]:
+        lengths = [self._lengths[m] for m in group]
+        planner = layouts.LAYOUTS[self._settings.layout]
+        return planner(lengths, self.row_tokens), lengths
+
+    def _shape(self, step: int) -> Shape:
+        plans = [self._plan(group) for group in self._groups(step)]
+        shapes = [layouts.measure(*plan, self.row_tokens) for plan in plans]
+        return Shape(*(max(sizes) for sizes in zip(*shapes, strict=True)))
+
+    def shape_at(self, step: int) -> Shape:
+        """Tells the sizes of a step's microbatches."""
+        return self._largest._replace(rows=self._rows[step])
+
+    def compiled_shapes(self) -> Counter[int]:
+        """Counts the steps of each number of rows."""
+        return Counter(self._rows)
+
+    def batch_at(self, step: int) -> Batch:
+        """Fills this host's rows of a step, with a leading axis of microbatches."""
+        shape = self.shape_at(step)
+        start, stop = (round(shape.rows * part) for part in self._settings.mine)
+        filled = [
+            layouts.fill(
+                self._plan(group)[0],
+                [self._records[m] for m in group],
+                shape,
+                slice(start, stop),
+            )
+            for group in self._groups(step)
+        ]
+        arrays = [np.stack(parts) for parts in zip(*(f[:-1] for f in filled), strict=True)]
+        return Batch(*arrays)
+
+    def ids_at(self, step: int) -> list[int]:
+        """Lists `Record.index` of a step's records, in order."""
+        return [self._records[m].index for m in self._steps[step]]
+
+    def iterate(self, start: int, *, threads: int, ahead: int) -> Iterator[Batch]:
+        """Yields batches from a step on, filled ahead by threads."""
+        steps = grain.MapDataset.range(start, len(self)).map(self.batch_at)
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+        return iter(steps.to_iter_dataset(options))
+
+
+def train_steps(
+    size: int, *, pairs: int, steps: int, seed: int, shuffle: bool
+) -> list[list[int]]:
+    """Lists the records of each step of a run.
+
+    Args:
+      size: number of records.
+      pairs: n, records a step.
+      steps: number of steps.
+      seed: of the permutations.
+      shuffle: False = in order, epoch after epoch.
+    """
+    order = epochs(size, seed=seed, shuffle=shuffle)
+    return [
+        [int(order[s * pairs + i]) for i in range(pairs)] for s in range(steps)
+    ]
+
+
+def eval_steps(size: int, *, pairs: int) -> list[list[int]]:
+    """Lists each record exactly once, in order; the last step may be short."""
+    return [list(range(at, min(at + pairs, size))) for at in range(0, size, pairs)]

@@ -1,0 +1,47 @@
+"""The mesh: data × fsdp × tensor, over all devices of all processes.
+
+This room knows nothing of models or data.
+"""
+
+import math
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+from dpo_jax.errors import DeviceError
+
+AXES = ("data", "fsdp", "tensor")
+
+
+def mesh_sizes(data: int, fsdp: int, tensor: int, *, devices: int) -> tuple[int, ...]:
+    """Resolves a −1 to the devices that the other axes leave.
+
+    Raises:
+      DeviceError: if the sizes do not multiply to `devices`.
+    """
+    asked = (data, fsdp, tensor)
+    named = ", ".join(f"mesh.{axis}={n}" for axis, n in zip(AXES, asked, strict=True))
+    if asked.count(-1) > 1 or any(n < 1 and n != -1 for n in asked):
+        raise DeviceError(f"{named}: sizes are at least 1; one of them may be -1")
+    fixed = math.prod(n for n in asked if n != -1)
+    if devices % fixed or (-1 not in asked and fixed != devices):
+        raise DeviceError(
+            f"{named} asks for a multiple of {fixed} devices, there are {devices}; "
+            "the product of the axes must be the number of devices (one may be -1)"
+        )
+    return tuple(devices // fixed if n == -1 else n for n in asked)
+
+
+def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
+    """Lays all devices out as data × fsdp × tensor; −1 stands for the rest.
+
+    Raises:
+      DeviceError: if the sizes do not fit the devices.
+    """
+    sizes = mesh_sizes(data, fsdp, tensor, devices=jax.device_count())
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def row_shards(mesh: Mesh) -> int:
+    """Counts the shards that rows are spread over: data × fsdp."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]

@@ -1,0 +1,97 @@
+"""Where each array lies: a table of (regex, spec); the first match wins.
+
+Paths are keys joined by `/`. Parameters split over `fsdp` along their input width and
+over `tensor` along heads, hidden units or vocabulary; the optimizer's moments follow
+their parameter, because a rule matches anywhere in the path.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from dpo_jax.errors import DeviceError
+
+Rules = Sequence[tuple[str, P]]
+
+PARAM_RULES: Rules = (
+    (r"embed/tokens$", P("tensor", "fsdp")),
+    (r"embed/positions$", P(None, "fsdp")),
+    (r"(attn/[qkv]|mlp/(gate|up))/kernel$", P(None, "fsdp", "tensor")),
+    (r"(attn/o|mlp/down)/kernel$", P(None, "tensor", "fsdp")),
+    (r"(attn/[qkv]|mlp/(gate|up))/bias$", P(None, "tensor")),
+    (r"(attn/o|mlp/down)/bias$", P()),
+    (r"norm\w*/(scale|bias)$", P()),
+    (r"head/kernel$", P("fsdp", "tensor")),
+    (r"head/bias$", P("tensor")),
+)
+STATE_RULES: Rules = (
+    *PARAM_RULES,
+    (r"(^|/)(step|key|count)$", P()),
+    (r"(^|/)stats/", P()),
+    (r"opt_state/", P()),
+)
+
+
+def path_name(path: Sequence[object]) -> str:
+    """Joins the keys of a pytree path by `/`."""
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+
+
+def spec_of(name: str, rules: Rules) -> P:
+    """Returns the spec of the first rule that matches.
+
+    Raises:
+      DeviceError: if none does.
+    """
+    for pattern, spec in rules:
+        if re.search(pattern, name):
+            return spec
+    raise DeviceError(f"no sharding rule matches {name!r}; add one to sharding/rules.py")
+
+
+def fitting(spec: P, shape: Sequence[int], mesh: Mesh) -> P:
+    """Drops the axes that do not divide a dimension, so odd sizes are replicated."""
+
+    def keep(size: int, axes: object) -> object:
+        names = axes if isinstance(axes, tuple) else (axes,)
+        parts = math.prod(mesh.shape[name] for name in names if name)
+        return axes if size % parts == 0 else None
+
+    if len(spec) > len(shape):
+        return P()
+    return P(*(keep(n, axes) for n, axes in zip(shape, spec, strict=False)))
+
+
+def shardings(abstract: object, mesh: Mesh, rules: Rules) -> object:
+    """Gives every leaf its sharding.
+
+    Args:
+      abstract: pytree of arrays or `jax.ShapeDtypeStruct`s.
+      mesh: from `make_mesh`.
+      rules: (regex, spec) in order of precedence.
+
+    Returns:
+      The same tree of `NamedSharding`s.
+
+    Raises:
+      DeviceError: naming a leaf that no rule matches.
+    """
+
+    def one(path: Sequence[object], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        spec = spec_of(path_name(path), rules)
+        return NamedSharding(mesh, fitting(spec, leaf.shape, mesh))
+
+    return jax.tree_util.tree_map_with_path(one, abstract)
+
+
+def with_shardings(abstract: object, places: object) -> object:
+    """Writes shardings into a tree of `jax.ShapeDtypeStruct`s."""
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        abstract,
+        places,
+    )

@@ -33,4 +33,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.optimizer.clip = 10.0
         config.data.max_tokens = 512
         config.data.max_prompt_tokens = 256
+        config.data.truncate_response = "fixed"
     return config.lock()

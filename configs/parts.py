@@ -90,6 +90,8 @@ def data() -> ConfigDict:
             "max_tokens": 512,  # of a prompt with one response
             "max_prompt_tokens": 256,
             "truncate_prompt": "keep_end",  # or 'keep_start'
+            "truncate_response": "rest",  # or 'fixed': max_tokens − max_prompt_tokens
+            "labels": "",  # of 'sentiment': 'deterministic' (default), 'bradley_terry'
             "on_bad_row": "error",  # or 'drop'
             "shuffle": True,
             "layout": "prefix_shared",  # or 'packed', 'padded'

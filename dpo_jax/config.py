@@ -162,6 +162,7 @@ CHOICES: dict[str, Sequence[str]] = {
     "ref.mode": ("live", "none"),
     "ref.dtype": ("", "float32", "bfloat16", "float16"),
     "data.truncate_prompt": ("keep_end", "keep_start"),
+    "data.truncate_response": ("rest", "fixed"),
     "data.join": ("separate", "joint"),
     "data.format": ("", "hh"),
     "data.on_bad_row": ("error", "drop"),

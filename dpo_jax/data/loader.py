@@ -148,6 +148,21 @@ class Loader:
         """Counts the steps of each number of rows."""
         return Counter(self._rows)
 
+    def facts(self, step: int) -> dict[str, float]:
+        """Counts a step's records, tokens, scored tokens, and its share of padding."""
+        shape, tokens, scored = self.shape_at(step), 0, 0
+        for group in self._groups(step):
+            rows, lengths = self._plan(group)
+            tokens += sum(layouts.size(d, lengths) for row in rows for d in row)
+            scored += sum(sum(record.responses) for record in lengths)
+        places = shape.rows * shape.tokens * self._settings.microbatches
+        return {
+            "pairs": float(len(self._steps[step])),
+            "tokens": float(tokens),
+            "scored": float(scored),
+            "padding_fraction": 1.0 - tokens / places,
+        }
+
     def batch_at(self, step: int) -> Batch:
         """Fills this host's rows of a step, with a leading axis of microbatches."""
         shape = self.shape_at(step)

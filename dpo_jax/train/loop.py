@@ -35,8 +35,8 @@ class Parts:
     Attributes:
       step: `(state, batch) -> (state, metrics)`, annotation included.
       batches: yields the batches from the first step on.
-      facts: step -> what the host knows of its batch: `tokens`, `pairs`,
-        `padding_fraction`.
+      facts: step -> what the host knows of its batch: `tokens`, `pairs`, `flops`
+        as a share of what the devices do in a second, and values to log as they are.
       evaluate: `state -> values`; None = no evaluation.
       save: `(step, state, eval values)`, asynchronous.
       wait: waits until the last save is committed.
@@ -93,7 +93,7 @@ class Meter:
         seconds, self._clock = now - self._clock, now
         ok = bool(values.pop("ok"))
         facts = self._parts.facts(step)
-        flops = facts.pop("flops_fraction")
+        flops = facts.pop("flops")
         values |= {
             "tokens_per_second": facts.pop("tokens") / seconds,
             "pairs_per_second": facts.pop("pairs") / seconds,

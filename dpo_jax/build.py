@@ -1,0 +1,398 @@
+"""The order of events of a run: check, build, resume, train, export, report.
+
+The parts come from `wiring/`; this file says which is needed when. All that can be
+refused is refused before the run folder is touched or anything compiles.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from absl import logging
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from dpo_jax import __version__
+from dpo_jax import config as config_lib
+from dpo_jax.data.loader import Loader
+from dpo_jax.errors import ModelError, RunFolderError
+from dpo_jax.losses import LOSSES, Loss
+from dpo_jax.models import hf
+from dpo_jax.models.decoder import abstract_params
+from dpo_jax.report import html
+from dpo_jax.sharding import arrays, rules
+from dpo_jax.train import loop, runfolder, signals
+from dpo_jax.train.checkpoint import Checkpoints
+from dpo_jax.train.metrics import MetricsLog
+from dpo_jax.types import Params, TrainState
+from dpo_jax.wiring import checks, evaluation
+from dpo_jax.wiring import data as data_wiring
+from dpo_jax.wiring import model as model_wiring
+from dpo_jax.wiring import training
+from dpo_jax.wiring.data import Data
+from dpo_jax.wiring.model import Model, Reference
+from dpo_jax.wiring.training import Trainer
+
+SHOWN_SAMPLES = 12
+
+Progress = Callable[[int, int, dict[str, float]], None]
+
+
+class Summary(NamedTuple):
+    """What a run ended with.
+
+    Attributes:
+      step: optimizer steps taken.
+      resumed_from: step that this launch started from; 0 = from the beginning.
+      already_complete: nothing was left to do.
+      values: the last evaluation's metrics; {} without one.
+      results: the table before / after; {} without rollouts.
+      data: what data.json holds.
+    """
+
+    step: int
+    resumed_from: int
+    already_complete: bool
+    values: dict[str, float]
+    results: dict[str, Any]
+    data: dict[str, Any]
+
+
+class Parts(NamedTuple):
+    """All that a run is made of, checked, nothing compiled yet."""
+
+    mesh: Mesh
+    data: Data
+    steps: int
+    model: Model
+    trainer: Trainer
+    train: Loader
+    eval: Loader | None
+
+
+def quiet(step: int, last: int, values: dict[str, float]) -> None:
+    """Shows no progress."""
+
+
+def prepare(config: ConfigDict, loss: Loss, built: Mesh) -> Parts:
+    """Reads the data and the model's description, and wires the step."""
+    tokenizer = data_wiring.load_tokenizer(config)
+    folder, spec = model_wiring.find_model(config, tokenizer)
+    model = model_wiring.make_model(config, folder, spec)
+    data = data_wiring.load_data(config, tokenizer)
+    steps = data_wiring.total_steps(config, len(data.train))
+    train, held_out = data_wiring.make_loaders(config, data, built, steps)
+    trainer = training.make_trainer(config, loss, model, built, steps)
+    return Parts(built, data, steps, model, trainer, train, held_out)
+
+
+def run(
+    config: ConfigDict,
+    workdir: os.PathLike | str,
+    *,
+    losses: checks.LossTable = LOSSES,
+    fork: bool = False,
+    progress: Progress = quiet,
+) -> Summary:
+    """Trains, or goes on training, in a run folder.
+
+    Args:
+      config: as `get_config` returns it.
+      workdir: the run folder; may be `gs://…`.
+      losses: the table that `loss.name` is looked up in.
+      fork: go on from the folder's checkpoint although the configuration changed.
+      progress: called with (step, last step, values) on every process.
+
+    Raises:
+      UserError: what a user can mend, before anything compiles.
+      Preempted: after a signal, with the state committed.
+    """
+    loss = checks.check(config, losses)
+    built = checks.make_mesh(config)
+    runfolder.check_same(workdir, json.loads(config_lib.to_json(config)), fork=fork)
+    with jax.set_mesh(built):
+        parts = prepare(config, loss, built)
+        finished = read_json(workdir, "results.json")
+        if finished.get("step") == parts.steps and not fork:
+            return Summary(
+                parts.steps,
+                parts.steps,
+                True,
+                finished.get("values", {}),
+                finished,
+                parts.data.report,
+            )
+        with runfolder.claim(workdir), signals.stop_requests() as stop:
+            return _train(config, workdir, parts, stop=stop, progress=progress)
+
+
+def _train(
+    config: ConfigDict,
+    workdir: os.PathLike | str,
+    parts: Parts,
+    *,
+    stop: Callable[[int], bool],
+    progress: Progress,
+) -> Summary:
+    """Resumes or starts, runs the loop, and writes what a finished run leaves."""
+    checkpoints = Checkpoints(
+        epath.Path(workdir) / "checkpoints",
+        every_steps=config.checkpoint.every_steps,
+        keep=config.checkpoint.keep,
+        keep_best=config.checkpoint.keep_best,
+    )
+    with checkpoints:
+        first, state = resume(checkpoints, parts)
+        if jax.process_index() == 0:
+            runfolder.write_config(workdir, config_lib.to_json(config))
+            report = json.dumps(parts.data.report, indent=1)
+            runfolder.write_text(workdir, "data.json", report + "\n")
+        for split, account in parts.data.report.items():
+            logging.info("data.%s: %s", split, account["summary"])
+        logging.info("step shapes (rows: steps): %s", dict(parts.train.compiled_shapes()))
+        reference = model_wiring.make_reference(config, parts.model, parts.mesh)
+        state, values, sampled = _loop(
+            config, workdir, parts, reference, checkpoints, state, first, stop, progress
+        )
+    export(parts.model, state.params, parts.data.tokenizer, config, workdir)
+    results = {} if sampled is None else evaluation.before_and_after(sampled)
+    if jax.process_index() == 0:
+        leave_behind(workdir, parts.steps, values, results, sampled)
+    return Summary(parts.steps, first, False, values, results, parts.data.report)
+
+
+def resume(checkpoints: Checkpoints, parts: Parts) -> tuple[int, TrainState]:
+    """Restores the newest verified step, or starts over, and says which."""
+    newest = checkpoints.newest_verified()
+    if newest is None:
+        logging.info("starting from step 0")
+        return 0, parts.trainer.init()
+    state, meta = checkpoints.restore(newest, parts.trainer.abstract)
+    here = dict(parts.mesh.shape)
+    if meta["mesh"] != here:
+        logging.warning("mesh changed: %s → %s", meta["mesh"], here)
+    logging.info("resumed from step %d", newest)
+    return newest, state
+
+
+def _loop(
+    config: ConfigDict,
+    workdir: os.PathLike | str,
+    parts: Parts,
+    reference: Reference | None,
+    checkpoints: Checkpoints,
+    state: TrainState,
+    first: int,
+    stop: Callable[[int], bool],
+    progress: Progress,
+) -> tuple[TrainState, dict[str, float], evaluation.Sampled | None]:
+    """Hands the loop its functions; returns the last rollouts as well."""
+    log = MetricsLog(workdir, resume_step=first) if jax.process_index() == 0 else None
+    annotate = (lambda batch: batch) if reference is None else reference.annotate
+    evaluate, sample = _evaluators(config, parts, reference)
+    sampled: list[evaluation.Sampled] = []
+
+    def measure(state: TrainState) -> dict[str, float]:
+        values = {} if evaluate is None else evaluate(state.params)
+        if sample is not None:
+            sampled[:] = [sample(state.params)]
+            values |= evaluation.rollout_metrics(sampled[0])
+        return values
+
+    def facts(number: int) -> dict[str, float]:
+        found = parts.train.facts(number - 1)
+        seconds = training.matmul_seconds(config, parts.model.spec, found)
+        found.pop("scored")
+        return {**found, "flops": seconds}
+
+    def save(number: int, state: TrainState, values: dict[str, float]) -> None:
+        if log is not None:
+            log.sync()
+        meta = {"mesh": dict(parts.mesh.shape), "version": __version__}
+        checkpoints.save(number, state, meta, values)
+
+    functions = loop.Parts(
+        step=lambda state, batch: parts.trainer.step(state, annotate(batch)),
+        batches=data_wiring.global_batches(parts.train, parts.mesh, first),
+        facts=facts,
+        evaluate=None if evaluate is None and sample is None else measure,
+        save=save,
+        wait=checkpoints.wait,
+        log=_nowhere if log is None else log.write,
+        progress=lambda number, values: progress(number, parts.steps, values),
+        on_bad=lambda number: bad_batch(workdir, number, parts.train.ids_at(number - 1)),
+        to_host=arrays.to_host,
+        stop=stop,
+    )
+    cadence = loop.Cadence(
+        config.log.every_steps, config.eval.every_steps, config.checkpoint.every_steps
+    )
+    try:
+        state, values = loop.run(
+            state,
+            functions,
+            first=first,
+            last=parts.steps,
+            cadence=cadence,
+            skip_nonfinite=config.train.on_nonfinite == "skip",
+        )
+        if first == parts.steps and functions.evaluate is not None:
+            values = measure(state)
+    finally:
+        if log is not None:
+            log.close()
+    return state, values, sampled[0] if sampled else None
+
+
+def _nowhere(step: int, split: str, values: dict[str, Any]) -> None:
+    """Takes the metrics of processes that write none."""
+
+
+def _evaluators(
+    config: ConfigDict, parts: Parts, reference: Reference | None
+) -> tuple[Callable | None, Callable | None]:
+    """Builds the evaluation of held-out pairs and of rollouts, where asked for."""
+    evaluate = sample = None
+    if parts.eval is not None:
+        evaluate = evaluation.make_evaluate(
+            parts.trainer, reference, parts.eval, parts.mesh
+        )
+    if config.eval.rollouts and reference is not None:
+        tokenizer = parts.data.tokenizer
+        sample = evaluation.make_rollouts(config, parts.model, reference, tokenizer)
+    return evaluate, sample
+
+
+def bad_batch(workdir: os.PathLike | str, number: int, ids: list[int]) -> str:
+    """Keeps the ids of a step that went wrong; names them for the message."""
+    text = json.dumps({"step": number, "ids": ids}) + "\n"
+    runfolder.write_text(workdir, f"errors/batch{number}.json", text)
+    return f"rows {ids[:8]}{' …' if len(ids) > 8 else ''} of data.train"
+
+
+def export(
+    model: Model,
+    params: Params,
+    tokenizer: Any,
+    config: ConfigDict,
+    workdir: os.PathLike | str,
+    *,
+    out: os.PathLike | str | None = None,
+    dtype: str = "float32",
+) -> Path:
+    """Writes the HF folder of a policy, its tokenizer included."""
+    folder = Path(out) if out is not None else Path(workdir) / "export"
+    hf.save_params(
+        params,
+        model.spec,
+        folder,
+        source_dir=model.folder,
+        dtype=dtype,
+        token_ids=None if model.folder else token_ids(tokenizer),
+    )
+    own = not model.folder or config.tokenizer.path
+    if own and jax.process_index() == 0:
+        tokenizer.save_pretrained(folder)
+    return folder
+
+
+def token_ids(tokenizer: Any) -> dict[str, int]:
+    """Names the special ids that a fresh model's config.json declares."""
+    found = {
+        f"{name}_token_id": getattr(tokenizer, f"{name}_token_id")
+        for name in ("bos", "eos", "pad")
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def leave_behind(
+    workdir: os.PathLike | str,
+    step: int,
+    values: dict[str, float],
+    results: dict[str, Any],
+    sampled: evaluation.Sampled | None,
+) -> None:
+    """Writes samples.json, results.json and report.html; results.json comes last."""
+    if sampled is not None:
+        shown = evaluation.side_by_side(sampled, SHOWN_SAMPLES)
+        runfolder.write_text(workdir, "samples.json", json.dumps(shown, indent=1) + "\n")
+    whole = {**results, "step": step, "values": values}
+    runfolder.write_text(workdir, "results.json", json.dumps(whole, indent=1) + "\n")
+    if runfolder.is_local(workdir):
+        html.write_report([workdir], Path(workdir) / "report.html")
+
+
+def read_json(workdir: os.PathLike | str, name: str) -> dict[str, Any]:
+    """Reads a JSON file of the run folder; {} if there is none."""
+    path = epath.Path(workdir) / name
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def run_config(workdir: os.PathLike | str) -> ConfigDict:
+    """Reads the configuration of a run folder.
+
+    Raises:
+      RunFolderError: if it has none.
+    """
+    found = runfolder.read_config(workdir)
+    if found is None:
+        raise RunFolderError(f"{workdir} holds no run: config.json is missing")
+    return ConfigDict(found).lock()
+
+
+def trained_params(
+    workdir: os.PathLike | str, model: Model, built: Mesh
+) -> tuple[int, Params]:
+    """Restores the newest verified parameters of a run.
+
+    Raises:
+      ModelError: if the run has no checkpoint.
+    """
+    section = {"every_steps": 0, "keep": 1}
+    checkpoints = Checkpoints(epath.Path(workdir) / "checkpoints", **section)
+    newest = checkpoints.newest_verified()
+    if newest is None:
+        raise ModelError(f"{workdir} has no committed checkpoint; train first")
+    abstract = abstract_params(model.spec)
+    places = rules.shardings(abstract, built, rules.PARAM_RULES)
+    wanted = rules.with_shardings(abstract, places)
+    return newest, checkpoints.restore_params(newest, wanted)
+
+
+def evaluate(
+    config: ConfigDict,
+    workdir: os.PathLike | str,
+    *,
+    losses: checks.LossTable = LOSSES,
+) -> Summary:
+    """Evaluates the newest checkpoint of a run on data.eval, and by rollouts."""
+    loss = checks.check(config, losses)
+    built = checks.make_mesh(config)
+    with jax.set_mesh(built):
+        parts = prepare(config, loss, built)
+        step, params = trained_params(workdir, parts.model, built)
+        reference = model_wiring.make_reference(config, parts.model, built)
+        measure, sample = _evaluators(config, parts, reference)
+        values = {} if measure is None else measure(params)
+        results: dict[str, Any] = {}
+        if sample is not None:
+            sampled = sample(params)
+            values |= evaluation.rollout_metrics(sampled)
+            results = evaluation.before_and_after(sampled)
+    return Summary(step, step, False, values, results, parts.data.report)
+
+
+def export_run(workdir: os.PathLike | str, out: os.PathLike | str, dtype: str) -> Path:
+    """Exports the newest checkpoint of a run as an HF folder."""
+    config = run_config(workdir)
+    built = checks.make_mesh(config)
+    with jax.set_mesh(built):
+        tokenizer = data_wiring.load_tokenizer(config)
+        folder, spec = model_wiring.find_model(config, tokenizer)
+        model = model_wiring.make_model(config, folder, spec)
+        _, params = trained_params(workdir, model, built)
+        return export(model, params, tokenizer, config, workdir, out=out, dtype=dtype)

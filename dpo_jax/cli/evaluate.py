@@ -1,0 +1,34 @@
+"""`evaluate`: evaluates the newest checkpoint of a run."""
+
+import json
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from dpo_jax.cli import common
+from dpo_jax.cli.train import results_text, values_text
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the verb; returns the exit code."""
+
+    def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_string("workdir", "", "the run folder", flag_values=values)
+        flags.DEFINE_string("out", "", "a JSON file to write", flag_values=values)
+
+    values = common.parse(arguments, config=True, define=define)
+    workdir = common.required(values, "workdir")
+    config = values["config"].value
+    common.setup_logging()
+    common.setup_jax(config, debug=values["debug"].value)
+    from dpo_jax import build
+
+    summary = build.evaluate(config, workdir)
+    lines = [f"step {summary.step} of {workdir}", *values_text(summary.values)]
+    sys.stdout.write("\n".join(lines + results_text(summary.results)) + "\n")
+    if values["out"].value:
+        found = {"step": summary.step, "values": summary.values, **summary.results}
+        with open(values["out"].value, "w") as file:
+            json.dump(found, file, indent=1)
+    return 0

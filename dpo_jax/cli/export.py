@@ -1,0 +1,30 @@
+"""`export`: writes a run's policy as a Hugging Face folder."""
+
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from dpo_jax.cli import common
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the verb; returns the exit code."""
+
+    def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_string("workdir", "", "the run folder", flag_values=values)
+        flags.DEFINE_string("out", "", "the folder to write", flag_values=values)
+        flags.DEFINE_string(
+            "dtype", "float32", "of the weights written", flag_values=values
+        )
+
+    values = common.parse(arguments, config=False, define=define)
+    workdir = common.required(values, "workdir")
+    out = common.required(values, "out")
+    common.setup_logging()
+    from dpo_jax import build
+
+    common.setup_jax(build.run_config(workdir), debug=values["debug"].value)
+    folder = build.export_run(workdir, out, values["dtype"].value)
+    sys.stdout.write(f"{folder}\n")
+    return 0

@@ -1,0 +1,39 @@
+"""`show`: a row as the model sees it."""
+
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from dpo_jax.cli import common
+from dpo_jax.errors import ConfigError
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the verb; returns the exit code."""
+
+    def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_integer("index", 0, "row of data.train", flag_values=values)
+        flags.DEFINE_bool(
+            "explain",
+            False,
+            "log-prob of every scored token, policy and reference",
+            flag_values=values,
+        )
+        flags.DEFINE_string(
+            "workdir", "", "a run to take the policy from", flag_values=values
+        )
+
+    values = common.parse(arguments, config=True, define=define)
+    config, index = values["config"].value, values["index"].value
+    common.setup_jax(config, debug=values["debug"].value)
+    from dpo_jax import inspection
+
+    row = inspection.tokenized(config, index)
+    sys.stdout.write(inspection.as_text(row))
+    if values["explain"].value:
+        scores = inspection.explain(config, row, values["workdir"].value or None)
+        sys.stdout.write(inspection.scores_as_text(row, scores))
+    elif values["workdir"].value:
+        raise ConfigError("--workdir is not used without --explain")
+    return 0

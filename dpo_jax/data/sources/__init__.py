@@ -1,0 +1,91 @@
+"""Where rows of text come from: named sources, files, folders and the hub.
+
+Sources yield (where, fields) as `files` describes and know nothing of what the rows
+are for. To add one: write a file with `read(request)` and a row in the table below.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from dpo_jax.data.sources import hh, sentiment
+from dpo_jax.data.sources.files import READERS, Request, Rows, reader_of
+from dpo_jax.data.sources.hub import read_data_folder, read_hub
+from dpo_jax.errors import ConfigError, DataError, unknown
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.%\[\]-]+)?")
+
+
+def read(
+    name: str,
+    *,
+    split: str,
+    path: str = "",
+    kind: str = "pairs",
+    seed: int = 0,
+    rows: int = 0,
+    labels: str = "",
+) -> Rows:
+    """Reads the rows of a source.
+
+    Args:
+      name: a name of `SOURCES`; a .jsonl, .jsonl.gz or .parquet path; a data set
+        folder; or a hub id `owner/name[:split]`.
+      split: `train` or `eval`; it also names the config key in messages.
+      path: a local copy, for the sources of `LOCAL_COPY`.
+      kind: `pairs` or `completions`; what a generated source makes.
+      seed: of a generated source.
+      rows: the first so many rows; 0 = all (generated: its default).
+      labels: labelling of a generated source, for those of `GENERATED`.
+
+    Returns:
+      An iterator of (where, fields or `BadRow`).
+
+    Raises:
+      DataError: if there is no such source.
+      ConfigError: if an option is given that the source does not use.
+    """
+    field = f"data.{split}"
+    if path and name not in LOCAL_COPY:
+        raise ConfigError(f"data.path={path!r} is not used by {field}={name!r}")
+    if labels and name not in GENERATED:
+        raise ConfigError(f"data.labels={labels!r} is not used by {field}={name!r}")
+    if name in SOURCES:
+        found = SOURCES[name](Request(path, split, kind, seed, rows, labels))
+    elif reader := reader_of(name):
+        found = reader(name, field)
+    else:
+        found = _read_elsewhere(name, split, field)
+    return islice(found, rows) if rows else found
+
+
+def _read_elsewhere(name: str, split: str, field: str) -> Rows:
+    place = Path(name)
+    if place.is_dir():
+        return read_data_folder(name, split, field)
+    if place.exists():
+        raise DataError(
+            f"{field}={name!r}: the ending is not known; use {', '.join(READERS)}"
+        )
+    if HUB_ID.fullmatch(name):
+        return read_hub(name, split, field)
+    if "/" in name:
+        raise DataError(f"{field}={name!r}: there is no such file or folder")
+    raise DataError(
+        unknown(field, name, SOURCES)
+        + f"; or a {', '.join(READERS)} file, a folder, a hub id owner/name"
+    )
+
+
+SOURCES: dict[str, Callable[[Request], Rows]] = {
+    "hh": hh.read,
+    "sentiment": sentiment.read,
+}
+LOCAL_COPY = {"hh"}  # the sources that read `path`
+GENERATED = {"sentiment"}  # the sources that read `labels`
+TOKENIZERS: dict[str, Callable[[], Any]] = {"sentiment": sentiment.tokenizer}
+JUDGED: dict[str, Callable[[Sequence[str], Sequence[str]], float]] = {
+    "sentiment": sentiment.probability,  # (prompt words, completion words) -> truth
+}

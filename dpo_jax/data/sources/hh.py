@@ -1,0 +1,100 @@
+"""Anthropic's helpful and harmless dialogues, and the format they are written in.
+
+A row has two whole transcripts, `chosen` and `rejected`, that share their beginning.
+Source: arXiv:2204.05862; the rule for the prompt is that of the DPO paper's code.
+"""
+
+from pathlib import Path
+
+from dpo_jax.data.sources.files import BadRow, Fields, Request, Rows, reader_of
+from dpo_jax.data.sources.hub import read_data_folder, read_hub
+from dpo_jax.errors import DataError
+
+REPOSITORY = "Anthropic/hh-rlhf"
+ASSISTANT = "\n\nAssistant:"
+
+
+def split_transcripts(fields: Fields) -> Fields:
+    r"""Splits two transcripts into a prompt and two responses.
+
+    The prompt is `chosen` up to and including its last `\n\nAssistant:`; responses
+    keep their leading space. A row that is already split so is returned as it is.
+
+    Args:
+      fields: columns `chosen` and `rejected`; others are kept. Columns that are
+        missing or no strings are left for the check of rows to name.
+
+    Returns:
+      The columns with `prompt` added.
+
+    Raises:
+      BadRow: `mismatched`, if `rejected` does not start with the prompt or `chosen`
+        has no assistant turn; `wrong format`, if there is another `prompt` or
+        a chat.
+    """
+    chosen, rejected = fields.get("chosen"), fields.get("rejected")
+    if isinstance(chosen, list) or isinstance(rejected, list):
+        detail = "messages are no transcripts of data.format='hh'; set data.format=''"
+        raise BadRow("wrong format", detail)
+    if not isinstance(chosen, str) or not isinstance(rejected, str):
+        return fields
+    if "prompt" in fields:
+        return _already_split(fields)
+    end = chosen.rfind(ASSISTANT) + len(ASSISTANT)
+    if end < len(ASSISTANT):
+        raise BadRow("mismatched", f"column 'chosen' has no {ASSISTANT!r}")
+    if not rejected.startswith(chosen[:end]):
+        raise BadRow(
+            "mismatched", "column 'rejected' does not start with the prompt of 'chosen'"
+        )
+    return fields | {
+        "prompt": chosen[:end],
+        "chosen": chosen[end:],
+        "rejected": rejected[end:],
+    }
+
+
+def read(request: Request) -> Rows:
+    """Reads the dialogues, split into prompt and responses.
+
+    Args:
+      request: with `path` '' for the hub, else a file or a folder that holds the
+        files of the repository (`…/train.jsonl.gz`, `…/test.jsonl.gz`).
+
+    Raises:
+      DataError: if they cannot be had.
+    """
+    field, path = f"data.{request.split}", request.path
+    if not path:
+        rows = read_hub(REPOSITORY, request.split, field)
+    elif reader := reader_of(path):
+        rows = reader(path, "data.path")
+    elif Path(path).is_dir():
+        rows = read_data_folder(path, request.split, "data.path")
+    else:
+        raise DataError(
+            f"data.path={path!r} is neither a folder nor a .jsonl, .jsonl.gz or "
+            f".parquet file; '' reads {REPOSITORY} from the hub"
+        )
+    return ((where, _split(fields)) for where, fields in rows)
+
+
+def _already_split(fields: Fields) -> Fields:
+    prompt, chosen = fields["prompt"], fields["chosen"]
+    if isinstance(prompt, str) and prompt.endswith(ASSISTANT):
+        if not chosen.startswith(prompt):
+            return fields
+    raise BadRow(
+        "wrong format",
+        "column 'prompt' is present, but data.format='hh' takes whole transcripts; "
+        "set data.format=''",
+    )
+
+
+def _split(fields: Fields | BadRow) -> Fields | BadRow:
+    if isinstance(fields, BadRow):
+        return fields
+    try:
+        return split_transcripts(fields)
+    except BadRow as bad:
+        return bad

@@ -1,0 +1,126 @@
+"""GPT-2 and its distilled or retrained kin."""
+
+from dpo_jax import errors
+from dpo_jax.models.families import common
+from dpo_jax.models.spec import DecoderSpec, Family, Row
+
+# What transformers can switch on and this decoder cannot compute.
+FIXED = {
+    "add_cross_attention": False,
+    "scale_attn_by_inverse_layer_idx": False,
+    "scale_attn_weights": True,
+}
+
+# n_ctx repeats n_positions; the softmax is float32 with or without the upcast;
+# summary_* and *_pdrop belong to other heads and to dropout, which is never applied.
+KNOWN = frozenset(
+    """
+    activation_function attn_pdrop embd_pdrop layer_norm_epsilon n_ctx n_embd n_head
+    n_inner n_layer n_positions reorder_and_upcast_attn resid_pdrop summary_activation
+    summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
+    tie_word_embeddings vocab_size
+    """.split()
+) | set(FIXED)
+
+
+def from_hf(config: common.Config) -> DecoderSpec:
+    """Reads a `config.json` of `model_type` gpt2.
+
+    Raises:
+      ModelError: naming every attribute that is missing, malformed or not known.
+    """
+    with errors.collected(errors.ModelError) as complaints:
+        common.refuse_unknown(config, KNOWN, complaints)
+        for name, only in FIXED.items():
+            if config.get(name, only) not in (only, None):
+                complaints.append(f"{name}={config[name]!r} is not supported")
+
+        def size(name: str, default: int | None = None) -> int:
+            return common.number(config, name, int, complaints, default=default)
+
+        heads, width = size("n_head"), size("n_embd")
+        if width % heads:
+            complaints.append(f"n_head={heads} must divide n_embd={width}")
+        spec = DecoderSpec(
+            model_type="gpt2",
+            vocab=size("vocab_size"),
+            layers=size("n_layer"),
+            width=width,
+            heads=heads,
+            kv_heads=heads,
+            head_dim=width // heads,
+            ff=size("n_inner", 4 * width),
+            max_positions=size("n_positions"),
+            norm="layer",
+            norm_eps=common.number(config, "layer_norm_epsilon", float, complaints),
+            activation=common.activation(config, "activation_function", complaints),
+            gated=False,
+            qkv_bias=True,
+            out_bias=True,
+            mlp_bias=True,
+            learned_positions=True,
+            tie=common.boolean(config, "tie_word_embeddings", complaints, default=True),
+        )
+    return spec
+
+
+def to_hf(spec: DecoderSpec) -> common.Config:
+    """Writes the `config.json` that `from_hf` reads back to `spec`."""
+    assert spec.kv_heads == spec.heads, spec
+    assert spec.head_dim * spec.heads == spec.width, spec
+    gelu_tanh = spec.activation == "gelu_tanh"
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": spec.vocab,
+        "n_embd": spec.width,
+        "n_inner": spec.ff,
+        "n_layer": spec.layers,
+        "n_head": spec.heads,
+        "n_positions": spec.max_positions,
+        "layer_norm_epsilon": spec.norm_eps,
+        "activation_function": "gelu_new" if gelu_tanh else spec.activation,
+        "tie_word_embeddings": spec.tie,
+    }
+
+
+_QKV = ("layers/attn/q", "layers/attn/k", "layers/attn/v")
+
+
+def _vectors(name: str, path: str) -> tuple[Row, Row]:
+    """Returns the rows of a norm's scale and bias."""
+    return (
+        Row(f"{name}.weight", (f"{path}/scale",), "id"),
+        Row(f"{name}.bias", (f"{path}/bias",), "id"),
+    )
+
+
+def _conv1d(name: str, paths: tuple[str, ...], op: str) -> tuple[Row, Row]:
+    """Returns the rows of a projection, stored [in, out], and of its bias."""
+    hf = f"transformer.h.{{i}}.{name}"
+    return (
+        Row(f"{hf}.weight", tuple(f"{path}/kernel" for path in paths), op),
+        Row(f"{hf}.bias", tuple(f"{path}/bias" for path in paths), op),
+    )
+
+
+TABLE = (
+    Row("transformer.wte.weight", ("embed/tokens",), "id"),
+    Row("transformer.wpe.weight", ("embed/positions",), "id"),
+    *_vectors("transformer.h.{i}.ln_1", "layers/norm1"),
+    *_conv1d("attn.c_attn", _QKV, "qkv_cols"),
+    *_conv1d("attn.c_proj", ("layers/attn/o",), "id"),
+    *_vectors("transformer.h.{i}.ln_2", "layers/norm2"),
+    *_conv1d("mlp.c_fc", ("layers/mlp/up",), "id"),
+    *_conv1d("mlp.c_proj", ("layers/mlp/down",), "id"),
+    *_vectors("transformer.ln_f", "final_norm"),
+    Row("lm_head.weight", ("head/kernel",), "T"),
+)
+
+FAMILY = Family(
+    from_hf,
+    to_hf,
+    TABLE,
+    ignored=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),
+    optional_prefix="transformer.",
+)

@@ -1,0 +1,170 @@
+"""The files of a HF model folder: found, downloaded, opened, or refused with a cause.
+
+Weights are safetensors only: a pickle runs code when it is read. This file knows names
+and headers, not what the tensors mean.
+"""
+
+import contextlib
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+
+from dpo_jax import errors
+
+Shape = tuple[int, ...]
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "*.tiktoken",
+    "spiece.model",
+    "sentencepiece*",
+    "generation_config.json",
+)
+WANTED = ("config.json", "*.safetensors", INDEX, *TOKENIZER_FILES)
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+class Stored(NamedTuple):
+    """A tensor on disk: its open file, shape and safetensors dtype."""
+
+    file: Any
+    shape: Shape
+    dtype: str
+
+
+def resolve(path: str, revision: str = "", *, wanted: Iterable[str] = WANTED) -> Path:
+    """Returns the local folder of a model, downloading it where it has none.
+
+    Args:
+      path: a folder, or the id of a hub repository.
+      revision: branch, tag or commit of the repository; '' = its main branch.
+      wanted: patterns of the files to download.
+
+    Raises:
+      ModelError: if the folder does not exist or the hub does not give it.
+    """
+    if Path(path).expanduser().is_dir():
+        return Path(path).expanduser()
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) or path.startswith("."):
+        raise errors.ModelError(
+            f"model.path={path!r} is neither a folder nor a hub id like 'owner/name'"
+        )
+    import huggingface_hub  # slow to import, and needed for hub ids only
+
+    try:
+        folder = huggingface_hub.snapshot_download(
+            path, revision=revision or None, allow_patterns=list(wanted)
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise errors.ModelError(
+            f"model.path={path!r}, model.revision={revision!r}: no such folder, and "
+            f"the hub does not give it ({type(error).__name__}: {reason}); go online, "
+            "log in if it is gated, or set model.path to a downloaded folder"
+        ) from error
+    return Path(folder)
+
+
+def read_config(path: str | Path, revision: str = "") -> dict[str, Any]:
+    """Reads the `config.json` of a folder or hub id; nothing else is downloaded.
+
+    Raises:
+      ModelError: if there is none or it is not a JSON object.
+    """
+    file = resolve(str(path), revision, wanted=("config.json",)) / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise errors.ModelError(f"{file} does not exist; is it a HF folder?") from None
+    except (OSError, ValueError) as error:
+        why = cause(file) or f"is not JSON ({error})"
+        raise errors.ModelError(f"{file} {why}") from error
+    if not isinstance(config, dict):
+        raise errors.ModelError(f"{file} must hold a JSON object")
+    return config
+
+
+def cause(file: Path) -> str:
+    """Says why a file is not what its name says; '' if that is not clear."""
+    size = file.stat().st_size if file.is_file() else 0
+    head = file.read_bytes()[:1024] if size < 2**20 else b""
+    if head.startswith(b"version https://git-lfs"):
+        return "is a git-LFS pointer; run `git lfs pull` where it came from"
+    if re.match(rb"\s*<(!doctype|html|\?xml)", head, re.IGNORECASE):
+        return "is a web page saved under that name; download the file itself"
+    if file.suffix != ".safetensors":
+        return ""
+    with file.open("rb") as stream:
+        header = int.from_bytes(stream.read(8), "little")
+        text = stream.read(header) if 8 + header <= size else b""
+    again = "download or copy it again"
+    if size < 8 or (not text and header < 10**8):
+        return f"is truncated: {size} bytes, its header is longer; {again}"
+    try:
+        ends = [t["data_offsets"][1] for t in json.loads(text).values() if "dtype" in t]
+    except (ValueError, KeyError, TypeError):
+        return f"is not a safetensors file; {again}"
+    needed = 8 + header + max(ends, default=0)
+    return f"is truncated: {size} of {needed} bytes; {again}" if size < needed else ""
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Returns the safetensors files of a folder.
+
+    Raises:
+      ModelError: if there are none, or the index names files that are not there.
+    """
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    if (folder / INDEX).is_file():
+        try:
+            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+            names = sorted({Path(name).name for name in index["weight_map"].values()})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            why = cause(folder / INDEX) or "is not an index of weights"
+            raise errors.ModelError(f"{folder / INDEX} {why}") from error
+        absent = [name for name in names if not (folder / name).is_file()]
+        if absent:
+            raise errors.ModelError(
+                f"{folder}: {INDEX} names files that are not there: {', '.join(absent)}"
+            )
+        return [folder / name for name in names]
+    pickles = sorted(f.name for pattern in PICKLES for f in folder.glob(pattern))
+    if pickles:
+        raise errors.ModelError(
+            f"{folder} has no {SINGLE}, only {', '.join(pickles)}: refuses pickle, "
+            "which runs code; convert it with transformers' save_pretrained"
+        )
+    raise errors.ModelError(f"{folder} has neither {SINGLE} nor {INDEX}")
+
+
+def open_weights(folder: Path, stack: contextlib.ExitStack) -> dict[str, Stored]:
+    """Opens the weights of a folder until `stack` closes; reads headers only.
+
+    Raises:
+      ModelError: naming every file that cannot be read and its cause.
+    """
+    found = {}
+    with errors.collected(errors.ModelError) as complaints:
+        for file in weight_files(folder):
+            try:
+                opened = stack.enter_context(safetensors.safe_open(file, "np"))
+            except (safetensors.SafetensorError, OSError) as error:
+                complaints.append(f"{file} {cause(file) or f'is unreadable: {error}'}")
+                continue
+            for name in opened.keys():  # noqa: SIM118 (not a dict)
+                tensor = opened.get_slice(name)
+                shape = tuple(tensor.get_shape())
+                found[name] = Stored(opened, shape, tensor.get_dtype())
+    return found

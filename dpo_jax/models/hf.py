@@ -1,0 +1,339 @@
+"""HF model folders streamed into sharded arrays, and written again.
+
+What a tensor is called and how it lies is said by the table of its family; import walks
+the table forwards and export backwards, so that a float32 folder comes out as it went
+in. Remote code is refused. This file knows nothing of meshes (it is handed shardings),
+data or training.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from jax.experimental import multihost_utils
+
+from dpo_jax import errors
+from dpo_jax.models import decoder, files
+from dpo_jax.models.families import FAMILIES
+from dpo_jax.models.files import Stored, read_config, resolve
+from dpo_jax.models.spec import DecoderSpec, Row, faults
+from dpo_jax.models.tensors import OPS, Index, folded, names_of, part_shapes, rows_of
+from dpo_jax.types import Params
+
+Array = Any
+
+__all__ = ["load_params", "read_config", "resolve", "save_params", "spec_of"]
+
+DTYPES = ("F64", "F32", "F16", "BF16")  # of tensors that are read
+EXPORT_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+UNFINISHED = ".unfinished"  # ends the names of files that are being written
+
+
+def spec_of(config: dict[str, Any]) -> DecoderSpec:
+    """Says which decoder a `config.json` describes.
+
+    Raises:
+      ModelError: if it wants remote code, its `model_type` or an attribute is not
+        known, or its sizes do not fit.
+    """
+    name = config.get("model_type")
+    if config.get("auto_map"):
+        raise errors.ModelError(
+            f"config.json (model_type={name!r}) has auto_map: refuses remote code; use "
+            f"a model of one of the types: {', '.join(sorted(FAMILIES))}"
+        )
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise errors.ModelError(errors.unknown("model_type", name, FAMILIES))
+    spec = FAMILIES[name].from_hf(config)
+    with errors.collected(errors.ModelError) as complaints:
+        complaints += [f"config.json: {fault}" for fault in faults(spec)]
+    return spec
+
+
+def _check(spec: DecoderSpec, rows: list[Row], stored: dict[str, Stored]) -> list[str]:
+    """Returns what is missing, extra, mis-shaped or of a strange dtype."""
+    family = FAMILIES[spec.model_type]
+    expected = {}
+    for row in rows:
+        shape = OPS[row.op].shape(part_shapes(row, spec))
+        expected |= dict.fromkeys(names_of(row, spec), shape)
+    missing = [name for name in expected if name not in stored]
+    extra = [
+        name
+        for name in stored
+        if name not in expected
+        and not any(re.fullmatch(pattern, name) for pattern in family.ignored)
+        and not _same_as_table(spec, name, rows, stored)
+    ]
+    both = [name for name in expected if name in stored]
+    shaped = [
+        f"{name} is {list(stored[name].shape)}, not {list(expected[name])}"
+        for name in both
+        if stored[name].shape != expected[name]
+    ]
+    strange = [name for name in both if stored[name].dtype not in DTYPES]
+    found = {
+        "missing tensors": folded(missing),
+        "unknown tensors": folded(extra),
+        "mis-shaped tensors": ", ".join(shaped),
+        f"tensors that are none of {'/'.join(DTYPES)}": folded(strange),
+    }
+    return [f"{what}: {names}" for what, names in found.items() if names]
+
+
+def _same_as_table(
+    spec: DecoderSpec, name: str, rows: list[Row], stored: dict[str, Stored]
+) -> bool:
+    """Says whether `name` is the head of a tied model, equal to the table."""
+    rows_known = FAMILIES[spec.model_type].table
+    heads = [row.name for row in rows_known if "head/kernel" in row.paths]
+    table = next(row.name for row in rows if "embed/tokens" in row.paths)
+    if not spec.tie or name not in heads or table not in stored:
+        return False
+    if stored[name].shape != stored[table].shape:
+        return False
+    head, tokens = (stored[n].file.get_slice(n) for n in (name, table))
+    last = stored[table].shape[0]
+    blocks = (slice(i, min(i + 4096, last)) for i in range(0, last, 4096))
+    return all(np.array_equal(head[block], tokens[block]) for block in blocks)
+
+
+def load_params(folder: str | Path, spec: DecoderSpec, shardings: Any = None) -> Params:
+    """Streams the weights of a folder into float32 arrays.
+
+    Each process reads only the slices that its devices hold, one leaf at a time.
+
+    Args:
+      folder: local HF folder.
+      spec: what its `config.json` describes.
+      shardings: a tree of `jax.sharding.Sharding`s like the parameters; None = one
+        device.
+
+    Returns:
+      The tree of `decoder`'s docstring.
+
+    Raises:
+      ModelError: if a file cannot be read, or tensors are missing, unknown or
+        mis-shaped (one error names all).
+    """
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    places = {} if shardings is None else decoder.flatten(shardings)
+    flat: dict[str, Array] = {}
+    with contextlib.ExitStack() as stack:
+        stored = files.open_weights(Path(folder), stack)
+        rows = rows_of(spec, stored)
+        with errors.collected(errors.ModelError) as complaints:
+            complaints += [f"{folder}: {c}" for c in _check(spec, rows, stored)]
+        for row in rows:
+            for part, path in enumerate(row.paths):
+                shape = decoder.leaves(spec)[path].shape
+                read = _reader(row, part, spec, stored)
+                place = here if shardings is None else places[path]
+                flat[path] = jax.make_array_from_callback(shape, place, read)
+                flat[path].block_until_ready()  # else the host holds every leaf at once
+    return decoder.nest(flat)
+
+
+def _reader(
+    row: Row, part: int, spec: DecoderSpec, stored: dict[str, Stored]
+) -> Callable[[Index], np.ndarray]:
+    """Returns the callback that reads one part of a row at an index of our array."""
+    names, shapes, read = names_of(row, spec), part_shapes(row, spec), OPS[row.op].read
+    stacked, seen = "{i}" in row.name, {}
+
+    def one(name: str, index: Index) -> np.ndarray:
+        return read(stored[name].file.get_slice(name), index, part, shapes)
+
+    def at(index: Index) -> np.ndarray:
+        shape = ((spec.layers,) if stacked else ()) + shapes[part]
+        bounds = tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
+        if bounds not in seen:  # devices that hold the same slice share one read
+            if stacked:
+                layers = names[slice(*bounds[0])]
+                inner = tuple(slice(*b) for b in bounds[1:])
+                held = np.empty([stop - start for start, stop in bounds], np.float32)
+                for layer, name in enumerate(layers):
+                    held[layer] = one(name, inner)
+            else:
+                inner = tuple(slice(*b) for b in bounds)
+                held = one(names[0], inner).astype(np.float32)
+            seen[bounds] = held
+        return seen[bounds]
+
+    return at
+
+
+def save_params(
+    params: Params,
+    spec: DecoderSpec,
+    out_dir: str | Path,
+    *,
+    source_dir: str | Path | None = None,
+    dtype: str = "float32",
+    max_shard_bytes: int = 5 * 10**9,
+    token_ids: dict[str, int] | None = None,
+) -> None:
+    """Writes a HF folder that transformers loads.
+
+    Every process takes part; process 0 writes. Files appear under temporary names and
+    are renamed at the end, `config.json` last; weights of an earlier export go.
+
+    Args:
+      params: the tree of `decoder`'s docstring, on any devices.
+      spec: what they are parameters of.
+      out_dir: local folder, made if need be.
+      source_dir: the folder that they were loaded from: `config.json`, tokenizer and
+        generation files are copied byte for byte (but for the `dtype` that
+        `config.json` declares, where the weights written have another one).
+      dtype: of the weights written, a key of `EXPORT_DTYPES`.
+      max_shard_bytes: a larger model is cut into files of at most this size.
+      token_ids: {`eos_token_id`: …} for the `config.json`; without `source_dir` only.
+
+    Raises:
+      ConfigError: if the dtype is not known.
+      ModelError: if `source_dir` describes another model.
+      WriteError: if the folder cannot be written.
+    """
+    if dtype not in EXPORT_DTYPES:
+        raise errors.ConfigError(errors.unknown("dtype", dtype, EXPORT_DTYPES))
+    assert source_dir is None or token_ids is None, "source_dir has its own token_ids"
+    out = Path(out_dir)
+    copied, present = {"config.json": _config(spec, dtype, token_ids or {})}, ()
+    if source_dir is not None:
+        copied, present = _source(Path(source_dir), spec, dtype)
+    rows = rows_of(spec, present)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        weights = _write_weights(params, spec, rows, out, dtype, max_shard_bytes)
+        if jax.process_index() == 0:
+            _publish(out, weights, copied)
+    except (OSError, safetensors.SafetensorError) as error:
+        for file in out.glob(f"*{UNFINISHED}"):
+            file.unlink(missing_ok=True)
+        raise errors.WriteError(f"{out} cannot be written: {error}") from error
+
+
+def _config(spec: DecoderSpec, dtype: str, token_ids: dict[str, int]) -> bytes:
+    """Returns a `config.json` for a model that had none."""
+    config = FAMILIES[spec.model_type].to_hf(spec)
+    config |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    return _json(config | token_ids | {"dtype": dtype})
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    """Writes JSON as transformers does."""
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _source(
+    folder: Path, spec: DecoderSpec, dtype: str
+) -> tuple[dict[str, bytes], list[str]]:
+    """Returns what is copied from the source folder, and the names of its tensors."""
+    config = read_config(folder)
+    if spec_of(config) != spec:
+        raise errors.ModelError(f"{folder / 'config.json'} describes another model")
+    names = {f.name for p in files.TOKENIZER_FILES for f in folder.glob(p)}
+    names = {name for name in names if (folder / name).is_file()} | {"config.json"}
+    copied = {name: (folder / name).read_bytes() for name in sorted(names)}
+    stated = {k for k in ("dtype", "torch_dtype") if config.get(k) not in (None, dtype)}
+    if stated:  # else transformers would load the weights rounded to the stated dtype
+        copied["config.json"] = _json(config | dict.fromkeys(stated, dtype))
+    with contextlib.ExitStack() as stack:
+        return copied, list(files.open_weights(folder, stack))
+
+
+def _host(x: Array) -> np.ndarray:
+    """Brings one array to the host, from other hosts too."""
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+    return np.asarray(x)
+
+
+def _tensors(
+    params: Params, spec: DecoderSpec, rows: list[Row]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields every tensor of the family under its HF name, one at a time."""
+    flat = decoder.flatten(params)
+    assert set(flat) == set(decoder.leaves(spec)), "params are not those of the spec"
+    for row in rows:
+        stacked = "{i}" in row.name
+        for layer, name in enumerate(names_of(row, spec)):
+            leaves = [flat[path] for path in row.paths]
+            parts = [_host(leaf[layer] if stacked else leaf) for leaf in leaves]
+            yield name, OPS[row.op].join(parts)
+
+
+def _plan(sizes: dict[str, int], limit: int) -> list[list[str]]:
+    """Cuts names into consecutive groups of at most `limit` bytes, or of one."""
+    groups: list[list[str]] = [[]]
+    used = 0
+    for name, size in sizes.items():
+        if groups[-1] and used + size > limit:
+            groups.append([])
+            used = 0
+        groups[-1].append(name)
+        used += size
+    return groups
+
+
+def _write_weights(
+    params: Params,
+    spec: DecoderSpec,
+    rows: list[Row],
+    out: Path,
+    dtype: str,
+    limit: int,
+) -> dict[str, bytes | None]:
+    """Writes weights under temporary names, one file in memory at a time.
+
+    Returns:
+      {file name: None}, and the index with its bytes if there are several files.
+    """
+    kind = np.dtype(EXPORT_DTYPES[dtype])
+    sizes = {}
+    for row in rows:
+        count = int(np.prod(OPS[row.op].shape(part_shapes(row, spec))))
+        sizes |= dict.fromkeys(names_of(row, spec), count * kind.itemsize)
+    groups = _plan(sizes, limit)
+    names = [files.SINGLE]
+    if len(groups) > 1:
+        numbers = range(1, len(groups) + 1)
+        names = [f"model-{n:05}-of-{len(groups):05}.safetensors" for n in numbers]
+    tensors = _tensors(params, spec, rows)
+    for file, group in zip(names, groups, strict=True):
+        held = {}
+        for name, tensor in itertools.islice(tensors, len(group)):
+            if jax.process_index() == 0:
+                held[name] = np.ascontiguousarray(tensor.astype(kind))
+        if jax.process_index() == 0:
+            temporary = out / f"{file}{UNFINISHED}"
+            safetensors.numpy.save_file(held, temporary, metadata={"format": "pt"})
+    written: dict[str, bytes | None] = dict.fromkeys(names)
+    if len(groups) > 1:
+        where = {n: f for f, group in zip(names, groups, strict=True) for n in group}
+        total = {"total_size": sum(sizes.values())}
+        written[files.INDEX] = _json({"metadata": total, "weight_map": where})
+    return written
+
+
+def _publish(
+    out: Path, weights: dict[str, bytes | None], copied: dict[str, bytes]
+) -> None:
+    """Renames the weights into place, and writes the small files, config last."""
+    for name, data in (weights | copied).items():
+        if data is not None:
+            (out / f"{name}{UNFINISHED}").write_bytes(data)
+    stale = {f.name for f in out.glob("model*.safetensors")} | {files.INDEX}
+    for name in stale - set(weights):
+        (out / name).unlink(missing_ok=True)
+    for name in sorted({*weights, *copied}, key=lambda name: name == "config.json"):
+        os.replace(out / f"{name}{UNFINISHED}", out / name)

@@ -1,0 +1,120 @@
+"""Writes one self-contained page about one or several runs.
+
+Everything that comes from a run is text and is escaped; nothing is fetched.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import markupsafe
+from etils import epath
+
+from dpo_jax.errors import WriteError
+from dpo_jax.report import figures, runs, tables
+
+TEMPLATES = Path(__file__).parent / "templates"
+CAPTIONS = {
+    "loss": "the training objective",
+    "rewards/margins": "reward of the chosen − of the rejected response",
+    "rewards/accuracies": "share of pairs whose chosen response has the higher reward",
+    "logps/chosen": "log-probability of the chosen response, nats",
+    "logps/rejected": "log-probability of the rejected response, nats",
+    "grad_norm": "before clipping",
+    "lr": "learning rate",
+}
+
+
+class Chart(NamedTuple):
+    """A metric's curves."""
+
+    metric: str
+    caption: str
+    svg: str
+
+
+def write_report(folders: list[os.PathLike | str], out: os.PathLike | str) -> None:
+    """Writes `report.html` about the runs in `folders`.
+
+    Args:
+      folders: run folders; the first gets the first colour.
+      out: the file to write; its folder is made.
+
+    Raises:
+      DataError: if a run cannot be read; names all that cannot.
+      WriteError: if `out` cannot be written.
+    """
+    page = render(runs.load_all(folders))
+    path = epath.Path(out)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(page.encode())
+    except OSError as error:
+        raise WriteError(
+            f"--out={path} cannot be written: {error.strerror or error}; "
+            "name a file in a folder you may write to"
+        ) from error
+
+
+def render(loaded: list[runs.Run]) -> str:
+    """Returns the page about some runs."""
+    known = runs.names(loaded)
+    main = [name for name in CAPTIONS if name in known]
+    others = [name for name in known if name not in CAPTIONS]
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            title=loaded[0].name if len(loaded) == 1 else f"{len(loaded)} runs",
+            runs=[(run, figures.color(i)) for i, run in enumerate(loaded)],
+            final=tables.final(loaded),
+            results=_results(loaded),
+            charts=_charts(loaded, main),
+            more_charts=_charts(loaded, others),
+            samples=[run for run in loaded if run.samples],
+            counts=tables.counts(loaded),
+            summary=tables.summary(loaded),
+            configs=[(run, json.dumps(run.config, indent=2)) for run in loaded],
+        )
+    )
+
+
+def _results(loaded: list[runs.Run]) -> list[tuple[runs.Run, tables.Table]]:
+    pairs = [(run, tables.results(run)) for run in loaded]
+    return [(run, table) for run, table in pairs if table is not None]
+
+
+def _charts(loaded: list[runs.Run], metrics: list[str]) -> list[Chart]:
+    return [
+        Chart(name, CAPTIONS.get(name, ""), markupsafe.Markup(svg))
+        for name in metrics
+        if (svg := figures.curves(loaded, name))
+    ]
+
+
+def _environment() -> jinja2.Environment:
+    """Makes templates that escape all text and show its control characters."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_plain,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["cell"] = tables.cell_text
+    environment.filters["reward"] = _reward
+    return environment
+
+
+def _plain(value: Any) -> Any:
+    """Cleans every text that a template prints, but not our own markup."""
+    is_text = isinstance(value, str) and not isinstance(value, markupsafe.Markup)
+    return runs.plain(value) if is_text else value
+
+
+def _reward(value: Any) -> str:
+    """Writes the reward of a sample."""
+    return tables.cell_text(float(value))

@@ -1,0 +1,225 @@
+"""Reads run folders. Knows the files of a run and nothing of how they are shown."""
+
+import json
+import os
+import unicodedata
+from typing import Any, NamedTuple, TypeGuard
+
+from etils import epath
+
+from dpo_jax.errors import DataError
+
+SPLITS = ("train", "eval")
+WHEN = ("before", "after")  # training
+
+
+class Run(NamedTuple):
+    """What a run folder says of itself.
+
+    Attributes:
+      name: what the run is called in a report; its folder's name.
+      folder: the path as it was given.
+      config: `config.json`, resolved.
+      metrics: the lines of `metrics.jsonl`, in order.
+      data: `data.json`: rows read, dropped by reason, cut; {} without one.
+      samples: `samples.json`: {"prompt", "before", "after", "reward_before",
+        "reward_after"} each; [] without one.
+      results: `results.json`: {"title", "rows": [{"name", "values"}]}; {} without one.
+    """
+
+    name: str
+    folder: str
+    config: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    data: dict[str, Any]
+    samples: list[dict[str, Any]]
+    results: dict[str, Any]
+
+
+def load(folder: os.PathLike | str) -> Run:
+    """Reads one run folder, local or `gs://…`; a half-written last line is left out.
+
+    Raises:
+      DataError: if `metrics.jsonl` is missing or empty, or a file cannot be parsed.
+    """
+    path = epath.Path(folder)
+    return Run(
+        name=plain(path.name or os.fspath(path)),
+        folder=plain(os.fspath(path)),
+        config=_json(path / "config.json", {}),
+        metrics=_metrics(path),
+        data=_json(path / "data.json", {}),
+        samples=_samples(path / "samples.json"),
+        results=_results(path / "results.json"),
+    )
+
+
+def load_all(folders: list[os.PathLike | str]) -> list[Run]:
+    """Reads several run folders; their names differ in the end.
+
+    Raises:
+      DataError: with the faults of all folders, or if there are no folders.
+    """
+    if not folders:
+        raise DataError("no run folder was given; name at least one")
+    found, complaints = [], []
+    for folder in folders:
+        try:
+            found.append(load(folder))
+        except DataError as error:
+            complaints.append(str(error))
+    if complaints:
+        raise DataError(" · ".join(complaints))
+    if len({run.name for run in found}) == len(found):
+        return found
+    return [run._replace(name=run.folder) for run in found]
+
+
+def names(runs: list[Run]) -> list[str]:
+    """Lists the numeric metrics of any of the runs, sorted."""
+    found = {
+        key
+        for run in runs
+        for line in run.metrics
+        for key, value in line.items()
+        if key != "step" and _is_number(value)
+    }
+    return sorted(found)
+
+
+def series(run: Run, split: str, metric: str) -> tuple[list[int], list[float]]:
+    """Returns (steps, values) of a metric on a split; empty lists where there is none.
+
+    Args:
+      run: the run.
+      split: `train` or `eval`.
+      metric: its name in `metrics.jsonl`, without the split.
+    """
+    steps, values = [], []
+    for line in run.metrics:
+        value = line.get(metric)
+        if line.get("split", "train") == split and _is_number(value):
+            steps.append(line["step"])
+            values.append(float(value))
+    return steps, values
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Maps dotted keys to the leaves of nested dictionaries."""
+    leaves = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and value:
+            leaves |= flat(value, name + ".")
+        else:
+            leaves[name] = value
+    return leaves
+
+
+def plain(text: str) -> str:
+    """Makes control characters visible (ESC as ␛) and takes out bidi overrides."""
+    return "".join(_visible(char) for char in text)
+
+
+def _visible(char: str) -> str:
+    code = ord(char)
+    if char in "\n\t":
+        return char
+    if code < 0x20:
+        return chr(0x2400 + code)  # Unicode's control pictures
+    if code == 0x7F:
+        return "\u2421"
+    hidden = unicodedata.category(char) in ("Cc", "Cs")
+    bidi = 0x202A <= code <= 0x202E or 0x2066 <= code <= 0x2069
+    return "\ufffd" if hidden or bidi else char
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _json(path: epath.Path, default: Any) -> Any:
+    """Reads a JSON file of the same kind as `default`, which stands for no file."""
+    if not path.exists():
+        return default
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(
+            f"{path}: not JSON ({error}); restore or remove it, then report again"
+        ) from error
+    if not isinstance(value, type(default)):
+        raise DataError(
+            f"{path}: must hold a JSON {type(default).__name__}, found "
+            f"{type(value).__name__}; restore or remove it, then report again"
+        )
+    return value
+
+
+def _samples(path: epath.Path) -> list[dict[str, Any]]:
+    """Reads the samples and checks that each holds what is shown of it."""
+    samples = _json(path, [])
+    for number, sample in enumerate(samples):
+        good = isinstance(sample, dict) and all(
+            isinstance(sample.get(key), str) for key in ("prompt", "before", "after")
+        )
+        rewards = [sample.get(f"reward_{when}") for when in WHEN] if good else []
+        if not good or not all(r is None or _is_number(r) for r in rewards):
+            raise DataError(
+                f"{path}: sample {number} must hold the strings prompt, before and "
+                "after, and numbers as rewards; write it again or remove the file"
+            )
+    return samples
+
+
+def _results(path: epath.Path) -> dict[str, Any]:
+    """Reads the table of results and checks its cells."""
+    results = _json(path, {})
+    for number, row in enumerate(results.get("rows", [])):
+        values = row.get("values") if isinstance(row, dict) else None
+        good = isinstance(values, dict) and isinstance(row.get("name"), str)
+        if not good or not all(map(_is_cell, dict(values or {}).values())):
+            raise DataError(
+                f"{path}: row {number} must hold a name and values that are numbers or "
+                "[mean, standard error]; write it again or remove the file"
+            )
+    return results
+
+
+def _is_cell(value: object) -> bool:
+    """Says whether a value of `results.json` can stand in a table."""
+    pair = isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+    return pair or value is None or _is_number(value)
+
+
+def _metrics(folder: epath.Path) -> list[dict[str, Any]]:
+    """Parses `metrics.jsonl`; only its last line may be broken."""
+    path = folder / "metrics.jsonl"
+    text = path.read_bytes().decode(errors="replace") if path.exists() else ""
+    lines = text.removesuffix("\n").split("\n")
+    found = []
+    for number, line in enumerate(lines, start=1):
+        entry = _line(line)
+        if entry is not None:
+            found.append(entry)
+        elif number < len(lines) and line.strip():
+            raise DataError(
+                f"{path}:{number}: not a metrics line (a JSON object with an integer "
+                "`step`); remove the line, then report again"
+            )
+    if not found:
+        raise DataError(
+            f"{folder}: metrics.jsonl is {'empty' if path.exists() else 'missing'}; "
+            "name the --workdir of a run that has taken at least one logged step"
+        )
+    return found
+
+
+def _line(text: str) -> dict[str, Any] | None:
+    """Parses one line; None if it is not a metrics line."""
+    try:
+        entry = json.loads(text)
+    except ValueError:
+        return None
+    good = isinstance(entry, dict) and type(entry.get("step")) is int
+    return entry if good else None

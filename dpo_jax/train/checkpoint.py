@@ -1,0 +1,391 @@
+"""Checkpoints that are verified before they are trusted.
+
+The only module that imports orbax. A step folder `N/` is written by orbax; when orbax
+has committed it, the manifest (see `manifest.py`) is written last, with the shapes and
+dtypes of the leaves, `meta` and `metrics`; old steps go after that. Knows nothing of
+models, data or the loop. On a pod every process makes the same calls, and process 0
+alone writes manifests, renames and deletes.
+
+A state is stored as the flat mapping from path (`params/w`, `opt_state/0/mu/w`) to
+leaf; its types come back from the abstract state that a restore is given. Leaves
+without elements are only described.
+"""
+
+import errno
+import json
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
+
+from dpo_jax.errors import ConfigError, ModelError, WriteError, collected
+from dpo_jax.train.manifest import (
+    clear_leftovers,
+    hash_files,
+    is_committed,
+    newest_verified,
+    prune,
+    read_manifest,
+    step_folders,
+    write_manifest,
+)
+from dpo_jax.types import Params, TrainState
+
+MAX_STEP = 2**31 - 1  # steps travel between processes as int32
+# orbax wraps what the system says into other classes; the words survive.
+SYSTEM_WORDS = tuple(
+    os.strerror(code)
+    for code in (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EIO,
+    )
+)
+
+Description = dict[str, list]  # path -> [shape, dtype name]
+
+
+class Checkpoints:
+    """The checkpoints of one run; saves run in the background.
+
+    One save is in flight at most. Every way out of a run must pass through `wait` or
+    `close` (or leave the `with` block): only then is the last save committed.
+    """
+
+    def __init__(
+        self,
+        folder: os.PathLike | str,
+        *,
+        every_steps: int,
+        keep: int,
+        keep_best: str = "",
+    ):
+        """Looks at the arguments; touches nothing on disk.
+
+        Args:
+          folder: where the step folders lie; may be `gs://…`.
+          every_steps: steps between saves, for `due`; 0 = only when asked.
+          keep: how many of the newest steps are kept.
+          keep_best: name of a metric whose best step is kept as well; '' = none. The
+            highest is best, or the lowest if `loss` is in the name.
+
+        Raises:
+          ConfigError: if a value is out of range.
+        """
+        with collected(ConfigError) as complaints:
+            if every_steps < 0:
+                complaints.append(
+                    f"checkpoint.every_steps={every_steps} must not be negative; "
+                    "use 0 to save only at the end"
+                )
+            if keep < 1:
+                complaints.append(
+                    f"checkpoint.keep={keep} must be at least 1; the newest "
+                    "checkpoint is what a relaunch starts from"
+                )
+        self._folder = epath.Path(folder)
+        if "://" not in os.fspath(self._folder):
+            self._folder = self._folder.absolute()  # orbax refuses relative paths
+        self._every_steps = every_steps
+        self._keep = keep
+        self._keep_best = keep_best
+        self._cleared = False
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def due(self, step: int) -> bool:
+        """Says whether `step` is one of those that are saved on schedule."""
+        return self._every_steps > 0 and step % self._every_steps == 0
+
+    def committed_steps(self) -> list[int]:
+        """Lists the steps whose manifest stands, ascending; verifies nothing."""
+        return sorted(
+            step
+            for step, path in step_folders(self._folder).items()
+            if is_committed(path)
+        )
+
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        meta: dict[str, Any],
+        metrics: dict[str, float] | None = None,
+    ) -> None:
+        """Starts saving `state` as `step`; returns once it is copied off the device.
+
+        Waits for the save before. A step that is already committed stays as it is (a
+        state is a function of its step); what a killed save left is overwritten.
+
+        Args:
+          step: optimizer steps taken.
+          state: jax arrays, sharded or not; may be donated after the call.
+          meta: JSON, comes back from `restore`.
+          metrics: what `keep_best` compares; None where nothing was measured.
+
+        Raises:
+          WriteError: if this save cannot start, or the one before failed.
+          ConfigError: if `metrics` are given but lack `keep_best`.
+        """
+        assert 0 <= step <= MAX_STEP, step
+        self.wait()
+        self._check_metrics(metrics)
+        if _agreed(lambda: is_committed(self._folder / str(step))):
+            logging.info("step %d is already committed; kept as it is", step)
+            return
+        leaves = _flat(state)
+        record = {
+            "step": step,
+            "meta": json.loads(json.dumps(meta)),
+            "metrics": {k: float(v) for k, v in (metrics or {}).items()},
+            "arrays": _describe(leaves),
+        }
+        full = {k: x for k, x in leaves.items() if x.size}
+        needed = sum(x.nbytes for x in full.values())
+        path = self._folder / str(step)
+        try:
+            _agreed(self._prepare)
+            response = ocp.save_async(path, full, overwrite=True)
+        except Exception as error:
+            explained = _explained(error, path, needed)
+            if explained is error:
+                raise
+            raise explained from error
+        self._thread = threading.Thread(
+            target=self._finish, args=(response, path, record, needed)
+        )
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Waits until the save in flight is committed, on every process.
+
+        Raises:
+          WriteError: if it could not be written, here or on another process.
+        """
+        if self._thread is None:
+            return
+        self._thread.join()
+        self._thread = None
+        failure, self._failure = self._failure, None
+        if jax.process_count() > 1:
+            failed = multihost_utils.process_allgather(np.int32(failure is not None))
+            if failure is None and np.any(failed):
+                failure = WriteError(
+                    f"{self._folder}: process {int(np.argmax(failed))} could not "
+                    "write its part of the checkpoint; see its errors/"
+                )
+        if failure is not None:
+            raise failure
+
+    def close(self) -> None:
+        """Waits for the save in flight; more saves may follow."""
+        self.wait()
+
+    def newest_verified(self) -> int | None:
+        """Finds the newest step whose files match its manifest.
+
+        Newer steps that fail are renamed to `N.corrupt`, never deleted, and only if
+        an older one is sound; folders that were never committed are left alone.
+
+        Returns:
+          The step; None if nothing was ever committed.
+
+        Raises:
+          ModelError: if steps were committed and all are corrupt.
+        """
+        found = _agreed(lambda: newest_verified(self._folder))
+        return None if found is None else int(found)
+
+    def restore(
+        self, step: int, abstract_state: TrainState
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """Reads a whole state onto any devices.
+
+        Args:
+          step: a verified step.
+          abstract_state: `jax.ShapeDtypeStruct` leaves with `sharding`; the result
+            has its types, shapes, dtypes and shardings.
+
+        Returns:
+          (state, the `meta` it was saved with).
+
+        Raises:
+          ModelError: if leaves are missing, are left over, or differ in shape or
+            dtype (nothing is cast), or if the step cannot be read.
+        """
+        path = self._folder / str(step)
+        record = read_manifest(path)
+        state = _load(path, record["arrays"], abstract_state)
+        return state, record["meta"]
+
+    def restore_params(self, step: int, abstract_params: Params) -> Params:
+        """Reads the parameters of a state and nothing else.
+
+        Args:
+          step: a verified step.
+          abstract_params: `jax.ShapeDtypeStruct` leaves with `sharding`.
+
+        Raises:
+          ModelError: as `restore`, of the parameters alone.
+        """
+        path = self._folder / str(step)
+        arrays = read_manifest(path)["arrays"]
+        wanted = {"params": abstract_params}
+        return _load(path, arrays, wanted, below="params")["params"]
+
+    def _check_metrics(self, metrics: dict[str, float] | None) -> None:
+        """Raises ConfigError if there are metrics but not the one compared."""
+        if self._keep_best and metrics and self._keep_best not in metrics:
+            raise ConfigError(
+                f"checkpoint.keep_best={self._keep_best!r} is not a metric of this "
+                f"run; use one of: {', '.join(sorted(metrics))}"
+            )
+
+    def _prepare(self) -> None:
+        """Makes the folder and clears what a killed save left, once; on process 0."""
+        if not self._cleared:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            clear_leftovers(self._folder)
+        self._cleared = True
+
+    def _finish(
+        self, response: Any, path: epath.Path, record: dict, needed: int
+    ) -> None:
+        """Waits for orbax and commits; in the background, so faults are kept."""
+        try:
+            response.result()  # returns when every process has written its part
+            if jax.process_index() == 0:
+                write_manifest(path, {**record, "files": hash_files(path)})
+                logging.info("step %d committed", record["step"])
+                prune(self._folder, keep=self._keep, keep_best=self._keep_best)
+        except Exception as error:
+            self._failure = _explained(error, path, needed)
+            if jax.process_index() == 0:
+                clear_leftovers(self._folder)  # gives a full disk its space back
+
+
+def _agreed(compute: Callable[[], Any]) -> Any:
+    """Runs `compute() -> int | None` on process 0 and tells the others its answer."""
+    if jax.process_count() == 1:
+        return compute()
+    answer, failure = None, None
+    if jax.process_index() == 0:
+        try:
+            answer = compute()
+        except Exception as error:  # the others must not wait for ever
+            failure = error
+    code = -2 if failure else -1 if answer is None else int(answer)
+    code = int(multihost_utils.broadcast_one_to_all(np.int32(code)))
+    if failure:
+        raise failure
+    if code == -2:
+        raise ModelError("process 0 cannot use the checkpoints; see its message")
+    return None if code == -1 else code
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+    """Maps paths to the leaves of a tree."""
+    pairs, _ = jax.tree_util.tree_flatten_with_path(tree)
+    leaves = {
+        jax.tree_util.keystr(keys, simple=True, separator="/"): leaf
+        for keys, leaf in pairs
+    }
+    assert len(leaves) == len(pairs), "two leaves have the same path"
+    return leaves
+
+
+def _describe(leaves: dict[str, Any]) -> Description:
+    return {k: [list(x.shape), np.dtype(x.dtype).name] for k, x in leaves.items()}
+
+
+def _load(path: epath.Path, arrays: Description, wanted: Any, below: str = "") -> Any:
+    """Reads `wanted`; with `below`, what lies beside that branch is left out."""
+    leaves = _flat(wanted)
+    branch = {
+        k: v
+        for k, v in arrays.items()
+        if not below or k == below or k.startswith(below + "/")
+    }
+    _check_same(path, branch, _describe(leaves))
+    # Leaves without elements were not stored; all other paths must be named.
+    target = {
+        k: _placed(leaves[k]) if k in leaves else ocp.PLACEHOLDER
+        for k, (shape, _) in arrays.items()
+        if 0 not in shape
+    }
+    try:
+        loaded = ocp.load(path, target)
+    except Exception as error:
+        cause = error.__cause__ or error
+        raise ModelError(
+            f"{path} cannot be restored: {type(cause).__name__}: {cause}; "
+            "use another step"
+        ) from error
+    values = [loaded[k] if k in loaded else _empty(x) for k, x in leaves.items()]
+    return jax.tree.unflatten(jax.tree.structure(wanted), values)
+
+
+def _placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """Gives a leaf without sharding to the first local device."""
+    if leaf.sharding is not None:
+        return leaf
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _empty(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    return jax.device_put(jnp.zeros(leaf.shape, leaf.dtype), _placed(leaf).sharding)
+
+
+def _check_same(path: epath.Path, stored: Description, wanted: Description) -> None:
+    """Raises ModelError with the names of all leaves that differ."""
+
+    def says(entry: list) -> str:
+        return f"{entry[1]}{entry[0]}"
+
+    wrong = [
+        f"{k} is {says(stored[k])} on disk, {says(wanted[k])} in this run"
+        for k in sorted(stored.keys() & wanted.keys())
+        if stored[k] != wanted[k]
+    ]
+    wrong += [f"{k} is not on disk" for k in sorted(wanted.keys() - stored.keys())]
+    wrong += [f"{k} is not in this run" for k in sorted(stored.keys() - wanted.keys())]
+    if wrong:
+        raise ModelError(
+            f"{path} does not fit this run, {len(wrong)} leaves differ; restore it "
+            "with the model, optimizer and dtypes it was saved with: "
+            f"{'; '.join(wrong)}"
+        )
+
+
+def _explained(error: Exception, path: epath.Path, needed: int) -> Exception:
+    """Turns a fault of the file system into a WriteError; leaves others as they are."""
+    seen: BaseException | None = error
+    while seen is not None:
+        words = next((w for w in SYSTEM_WORDS if w in str(seen)), "")
+        if words or isinstance(seen, OSError):
+            reason = words or str(seen)
+            return WriteError(
+                f"cannot write the checkpoint {path}: {reason}; it needs about "
+                f"{needed} bytes; free some space or use another --workdir"
+            )
+        seen = seen.__cause__ or seen.__context__
+    return error

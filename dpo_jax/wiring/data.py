@@ -1,0 +1,112 @@
+"""Rows, their tokenizer, and the plan of which lie in which step."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from dpo_jax.data import loader as loader_lib
+from dpo_jax.data import prepare, sources, tokenize
+from dpo_jax.data.loader import Loader
+from dpo_jax.errors import ConfigError
+from dpo_jax.sharding import arrays, mesh
+from dpo_jax.types import Batch, Record
+
+
+class Data(NamedTuple):
+    """Tokenized records and the account of them."""
+
+    tokenizer: Any
+    train: list[Record]
+    eval: list[Record]
+    report: dict[str, Any]
+
+
+def load_tokenizer(config: ConfigDict) -> Any:
+    """Loads the tokenizer: of tokenizer.path, the model, or the source itself.
+
+    Raises:
+      ConfigError: if none of them has one.
+    """
+    path = config.tokenizer.path or config.model.path
+    if path:
+        return tokenize.load_tokenizer(path, config.model.revision)
+    if config.data.train in sources.TOKENIZERS:
+        return sources.TOKENIZERS[config.data.train]()
+    raise ConfigError(
+        f"model.preset={config.model.preset!r} has no tokenizer of its own; give "
+        "tokenizer.path"
+    )
+
+
+def load_data(config: ConfigDict, tokenizer: Any) -> Data:
+    """Reads and tokenizes the training and evaluation rows.
+
+    Raises:
+      DataError: if a source or row is bad.
+    """
+    section = config.data
+    choices = prepare.Options(*(section[name] for name in prepare.Options._fields))
+    kind = "completions" if config.objective == "sft" else "pairs"
+    read = functools.partial(
+        prepare.prepare,
+        kind=kind,
+        tokenizer=tokenizer,
+        seed=config.seed,
+        options=choices,
+    )
+    train = read(section.train, split="train")
+    report = {"train": train.report}
+    held_out: list[Record] = []
+    if section.eval:
+        held_out, report["eval"] = read(section.eval, split="eval")
+    return Data(tokenizer, train.records, held_out, report)
+
+
+def total_steps(config: ConfigDict, records: int) -> int:
+    """Counts the optimizer steps of a run; a last short batch is not taken."""
+    if config.train.steps:
+        return config.train.steps
+    steps = int(config.train.epochs * records / config.batch.pairs)
+    if steps < 1:
+        raise ConfigError(
+            f"train.epochs={config.train.epochs} of {records} rows fill no batch of "
+            f"batch.pairs={config.batch.pairs}"
+        )
+    return steps
+
+
+def make_loaders(
+    config: ConfigDict, data: Data, built: Mesh, steps: int
+) -> tuple[Loader, Loader | None]:
+    """Plans the training steps, and the evaluation that takes each record once."""
+    settings = loader_lib.Settings(
+        pairs=config.batch.pairs,
+        microbatches=config.batch.microbatches,
+        layout=config.data.layout,
+        row_tokens=config.data.row_tokens,
+        shards=mesh.row_shards(built),
+        mine=arrays.host_part(built),
+    )
+    order = loader_lib.train_steps(
+        len(data.train),
+        pairs=config.batch.pairs,
+        steps=steps,
+        seed=config.seed,
+        shuffle=config.data.shuffle,
+    )
+    train = Loader(data.train, order, settings)
+    if not data.eval:
+        return train, None
+    order = loader_lib.eval_steps(len(data.eval), pairs=config.batch.pairs)
+    return train, Loader(data.eval, order, dataclasses.replace(settings, microbatches=1))
+
+
+def global_batches(loads: Loader, built: Mesh, start: int) -> Iterator[Batch]:
+    """Yields batches as global arrays, filled ahead by threads."""
+    place = arrays.row_sharding(built, leading=1)
+    for batch in loads.iterate(start, threads=2, ahead=4):
+        yield arrays.to_global(batch, place)

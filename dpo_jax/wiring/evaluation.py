@@ -1,0 +1,147 @@
+"""What is measured besides training: held-out pairs, and sampled continuations."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from dpo_jax.data import sources, tokenize
+from dpo_jax.data.loader import Loader
+from dpo_jax.data.records import RawRow
+from dpo_jax.evals import preference, rollout
+from dpo_jax.evals.rollout import Rollout
+from dpo_jax.sampling import pick
+from dpo_jax.sharding import arrays
+from dpo_jax.types import Batch, Columns, Params
+from dpo_jax.wiring.data import global_batches
+from dpo_jax.wiring.model import Model, Reference
+from dpo_jax.wiring.training import Trainer
+
+ROLLOUT_SEED = 99  # one key for all policies: common random numbers
+
+
+def make_evaluate(
+    trainer: Trainer, reference: Reference | None, loads: Loader, built: Mesh
+) -> Callable[[Params], dict[str, float]]:
+    """Builds `params -> metrics` over the evaluation set, every record once."""
+    key = jax.random.key(0)
+
+    def score(params: Params, batch: Batch) -> Columns:
+        rows = jax.tree.map(lambda leaf: leaf[0], batch)
+        return trainer.objective.score(params, rows, key)
+
+    compiled = jax.jit(score, out_shardings=arrays.replicated(built))
+
+    def evaluate(params: Params) -> dict[str, float]:
+        batches = global_batches(loads, built, 0)
+        if reference is not None:
+            batches = map(reference.annotate, batches)
+        return preference.evaluate(
+            params,
+            batches,
+            score=compiled,
+            objective=trainer.objective,
+            hyper={name: float(value) for name, value in trainer.hyper.items()},
+        )
+
+    return evaluate
+
+
+class Sampled(NamedTuple):
+    """Prompts and what the policy and the reference made of them."""
+
+    prompts: list[str]
+    policy: Rollout
+    reference: Rollout
+
+
+def make_rollouts(
+    config: ConfigDict, policy: Model, reference: Reference, tokenizer: Any
+) -> Callable[[Params], Sampled]:
+    """Builds `params -> Sampled` on the prompts of a source with a true reward."""
+    judged = sources.JUDGED[config.data.eval]
+    texts = judged.prompts(config.seed, config.eval.rollouts, split="eval")
+    prompts = [encode_prompt(config, tokenizer, text) for text in texts]
+
+    def judge(index: int, completion: str) -> float:
+        return judged.reward(texts[index].split(), completion.split())
+
+    run = functools.partial(
+        rollout.rollout,
+        prompts=prompts,
+        key=jax.random.key(ROLLOUT_SEED),
+        ref_params=reference.params,
+        ref_apply=reference.model.apply_anywhere,
+        decode=functools.partial(tokenizer.decode, skip_special_tokens=True),
+        reward=judge,
+        max_new_tokens=config.data.max_tokens - config.data.max_prompt_tokens,
+        pick=pick.temperature(1.0),
+        eos=tokenizer.eos_token_id,
+    )
+    before = run(reference.params, apply=reference.model.apply_anywhere)
+
+    def sample(params: Params) -> Sampled:
+        return Sampled(texts, run(params, apply=policy.apply_anywhere), before)
+
+    return sample
+
+
+def encode_prompt(config: ConfigDict, tokenizer: Any, text: str) -> Any:
+    """Encodes a prompt as training does."""
+    row = RawRow("prompt", text, ("",), 0)
+    template = tokenize.read_chat_template(config.data.chat_template)
+    record = tokenize.encode(
+        row, tokenizer, join=config.data.join, chat_template=template
+    )
+    return record.prompt
+
+
+def rollout_metrics(sampled: Sampled) -> dict[str, float]:
+    """Means and standard errors of a policy's rollouts, as metrics."""
+    found = {}
+    columns = {"reward": sampled.policy.rewards, "kl": sampled.policy.kls}
+    for name, values in columns.items():
+        mean, error = rollout.mean_se(values)
+        found |= {f"rollouts/{name}": mean, f"rollouts/{name}_se": error}
+    return found | {"rollouts/length": float(sampled.policy.lengths.mean())}
+
+
+def before_and_after(sampled: Sampled) -> dict[str, Any]:
+    """Lays reference and policy side by side, as results.json has them.
+
+    The row `difference` pairs the prompts, so its error is that of the mean difference.
+    """
+    both = {"before (reference)": sampled.reference, "after (policy)": sampled.policy}
+    rows = [
+        {
+            "name": name,
+            "values": {
+                "true reward": rollout.mean_se(found.rewards),
+                "KL to reference (nats)": rollout.mean_se(found.kls),
+                "length (tokens)": rollout.mean_se(found.lengths),
+            },
+        }
+        for name, found in both.items()
+    ]
+    gain = rollout.mean_se(sampled.policy.rewards - sampled.reference.rewards)
+    rows.append({"name": "difference", "values": {"true reward": gain}})
+    count = len(sampled.prompts)
+    return {"title": f"True reward of {count} sampled continuations", "rows": rows}
+
+
+def side_by_side(sampled: Sampled, count: int) -> list[dict[str, Any]]:
+    """Picks the first few prompts with both continuations, as samples.json has them."""
+    before, after = sampled.reference, sampled.policy
+    return [
+        {
+            "prompt": sampled.prompts[i],
+            "before": before.texts[i],
+            "after": after.texts[i],
+            "reward_before": float(before.rewards[i]),
+            "reward_after": float(after.rewards[i]),
+        }
+        for i in range(min(count, len(sampled.prompts)))
+    ]

@@ -1,0 +1,381 @@
+"""Ids, boundaries and cuts, by hand and against two outside systems."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from dpo_jax.data.records import RawRow, validate
+from dpo_jax.data.sources import read
+from dpo_jax.data.tokenize import (
+    Cut,
+    check_ids,
+    encode,
+    load_tokenizer,
+    max_token_id,
+    read_chat_template,
+    tokenize,
+    truncate,
+)
+from dpo_jax.errors import ConfigError, DataError, ModelError
+
+transformers = pytest.importorskip("transformers")
+SHARED = os.environ.get("DPO_JAX_SHARED", "")
+needs_shared = pytest.mark.skipif(not SHARED, reason="needs DPO_JAX_SHARED")
+
+NAMES = ("chosen", "rejected")
+PAD, BOS, EOS = 0, 1, 2
+WORDS = {"<pad>": 0, "<bos>": 1, "<eos>": 2, "[u]": 3, "[a]": 4}
+LETTERS = {letter: 5 + i for i, letter in enumerate("abcdefgh ")}
+AB = 5 + len(LETTERS)
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    "{{ '[u]' if m.role == 'user' else '[a]' }}{{ m.content }}"
+    "{% if m.role == 'assistant' %}<eos>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}[a]{% endif %}"
+)
+
+
+def build(single="<bos> $A", template=None, **special):
+    """A tokenizer of the letters a–h and space that merges a and b."""
+    from tokenizers import Tokenizer, decoders, models, processors
+
+    vocabulary = WORDS | LETTERS | {"ab": AB}
+    bare = Tokenizer(models.BPE(vocab=vocabulary, merges=[("a", "b")]))
+    bare.decoder = decoders.Fuse()
+    bare.post_processor = processors.TemplateProcessing(
+        single=single, special_tokens=[("<bos>", BOS), ("<eos>", EOS)]
+    )
+    names = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=bare,
+        additional_special_tokens=["[u]", "[a]"],
+        **names | special,
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def ids(text):
+    return [LETTERS[letter] for letter in text]
+
+
+def row(prompt, *responses, index=0):
+    return RawRow(f"f:{index + 1}", prompt, responses, index)
+
+
+def one(raw, tokenizer, join="separate", template=None):
+    record = encode(raw, tokenizer, join=join, chat_template=template)
+    parts = (record.prompt, *record.responses)
+    assert all(part.dtype == np.int32 for part in parts)
+    return [part.tolist() for part in parts]
+
+
+def cut(rows, tokenizer, **changes):
+    options = {
+        "join": "separate",
+        "chat_template": None,
+        "max_tokens": 512,
+        "max_prompt_tokens": 256,
+        "truncate_prompt": "keep_end",
+        "on_bad_row": "error",
+    }
+    return tokenize(rows, tokenizer, **options | changes)
+
+
+def test_bos_and_eos_stand_where_they_should():
+    """BOS as the tokenizer puts it, none before responses, one EOS after each."""
+    found = one(row("cd", " e", " f<eos>"), build())
+    assert found == [[BOS, *ids("cd")], [*ids(" e"), EOS], [*ids(" f"), EOS]]
+    assert one(row("cd", " e"), build(single="$A"))[0] == ids("cd")
+
+
+def test_an_eos_that_the_tokenizer_puts_is_no_part_of_the_prompt():
+    """Also for a tokenizer whose BOS and EOS are one token, as OPT's."""
+    ended = build(single="<bos> $A <eos>")
+    for join in ("separate", "joint"):
+        assert one(row("c", "d"), ended, join) == [[BOS, *ids("c")], [*ids("d"), EOS]]
+    same = build(single="<eos> $A", bos_token="<eos>")
+    assert one(row("c", "d"), same) == [[EOS, *ids("c")], [*ids("d"), EOS]]
+    assert one(row("", "d"), same) == [[EOS], [*ids("d"), EOS]]
+
+
+def test_pad_may_be_eos():
+    """C5: ids say nothing of masks, so the EOS of the response is kept."""
+    tokenizer = build(pad_token="<eos>")
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    assert one(row("c", "d"), tokenizer)[1] == [*ids("d"), EOS]
+
+
+def test_joint_cuts_at_what_all_three_share():
+    """A token over the boundary belongs to the responses of the whole row."""
+    raw = row("ca", "bd", "e")
+    assert one(raw, build()) == [
+        [BOS, *ids("ca")],
+        [*ids("bd"), EOS],
+        [*ids("e"), EOS],
+    ]
+    assert one(raw, build(), "joint") == [
+        [BOS, *ids("c")],
+        [AB, *ids("d"), EOS],
+        [*ids("ae"), EOS],
+    ]
+
+
+def test_one_response_is_enough():
+    for join in ("separate", "joint"):
+        assert one(row("c", "d"), build(), join) == [
+            [BOS, *ids("c")],
+            [ids("d")[0], EOS],
+        ]
+
+
+def chat(*texts):
+    roles = ("user", "assistant")
+    return [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+def test_a_chat_ends_as_its_template_ends_with_one_bos():
+    raw = row(chat("c", "d", "e"), chat("", "f")[1:], chat("", "gh")[1:])
+    prompt = [BOS, 3, *ids("c"), 4, *ids("d"), EOS, 3, *ids("e"), 4]
+    expected = [prompt, [*ids("f"), EOS], [*ids("gh"), EOS]]
+    assert one(raw, build(template=TEMPLATE)) == expected
+    assert one(raw, build(), template=TEMPLATE) == expected
+    open_end = TEMPLATE.replace("<eos>", "")
+    assert one(raw, build(), template=open_end)[1] == ids("f")
+
+
+def test_chats_and_strings_keep_their_order():
+    rows = [row("c", "d"), row(chat("c"), chat("", "d")[1:], index=5), row("e", "f")]
+    records, _ = cut(rows, build(template=TEMPLATE))
+    assert [r.prompt.tolist() for r in records] == [
+        [BOS, *ids("c")],
+        [BOS, 3, *ids("c"), 4],
+        [BOS, *ids("e")],
+    ]
+    assert [record.index for record in records] == [0, 5, 0]
+
+
+def test_a_chat_without_template_names_the_remedy():
+    raw = row(chat("c"), chat("", "d")[1:])
+    with pytest.raises(ModelError, match="data.chat_template=FILE"):
+        one(raw, build())
+    with pytest.raises(ModelError, match="the chat template cannot be read"):
+        one(raw, build(), template="{% if %}")
+
+
+def test_a_row_that_the_template_refuses_is_a_bad_row():
+    system = [{"role": "system", "content": "c"}]
+    answer = chat("", "d")[1:]
+    rows = [row(system, answer), row(chat("c"), answer, index=1)]
+    tokenizer = build(template=TEMPLATE)
+    with pytest.raises(DataError, match="f:1: the chat template refuses it: no system"):
+        cut(rows, tokenizer)
+    records, counts = cut(rows, tokenizer, on_bad_row="drop")
+    assert counts.dropped == {"refused by template": 1}
+    assert [record.index for record in records] == [1]
+
+
+def test_truncate_by_hand():
+    """P = 6 and responses of 5 and 2, cut to 8 tokens with 4 of the prompt."""
+    prompt, responses = [1, 2, 3, 4, 5, 6], ([11, 12, 13, 14, 15], [21, 22])
+    limits = {"max_tokens": 8, "max_prompt_tokens": 4}
+    found = truncate(prompt, responses, **limits, side="keep_end")
+    assert found == ([3, 4, 5, 6], ([11, 12, 13, 14], [21, 22]), Cut(2, 1))
+    found = truncate(prompt, responses, **limits, side="keep_start")
+    assert found == ([1, 2, 3, 4], ([11, 12, 13, 14], [21, 22]), Cut(2, 1))
+
+
+@pytest.mark.parametrize(
+    "max_tokens, max_prompt_tokens, room, expected",
+    [
+        (11, 1, "rest", (6, 5, 2, Cut(0, 0))),
+        (10, 5, "rest", (5, 5, 2, Cut(1, 0))),
+        (10, 9, "rest", (6, 4, 2, Cut(0, 1))),
+        (10, 9, "fixed", (6, 1, 1, Cut(0, 5))),
+        (10, 4, "fixed", (4, 5, 2, Cut(2, 0))),
+        (6, 6, "rest", (6, 0, 0, Cut(0, 7))),
+        (3, 0, "rest", (0, 3, 2, Cut(6, 2))),
+    ],
+)
+def test_truncate_lengths(max_tokens, max_prompt_tokens, room, expected):
+    prompt, responses, lost = truncate(
+        [1] * 6,
+        ([2] * 5, [3] * 2),
+        max_tokens=max_tokens,
+        max_prompt_tokens=max_prompt_tokens,
+        side="keep_end",
+        room=room,
+    )
+    assert (len(prompt), *map(len, responses), lost) == expected
+
+
+def test_cuts_are_counted():
+    rows = [row("cdefgh", "abcd", "e"), row("c", "d", "e", index=1)]
+    records, counts = cut(rows, build(single="$A"), max_tokens=5, max_prompt_tokens=2)
+    assert records[0].prompt.tolist() == ids("gh")
+    assert [r.tolist() for r in records[0].responses] == [
+        [AB, *ids("cd")],
+        [*ids("e"), EOS],
+    ]
+    assert counts.as_dict() == {
+        "kept": 2,
+        "dropped": {},
+        "cut_rows": 1,
+        "prompt_tokens_cut": 4,
+        "response_tokens_cut": 1,
+    }
+    assert counts.render() == "cut 1 of 2 rows (4 prompt, 1 response tokens)"
+
+
+def test_rows_that_lose_a_part_are_bad():
+    rows = [row("cdef", "d", "e"), row("c", "d", "e", index=1)]
+    options = {"max_tokens": 4, "max_prompt_tokens": 4}
+    with pytest.raises(DataError, match="f:1: .*leave nothing of a part"):
+        cut(rows, build(single="$A"), **options)
+    records, counts = cut(rows, build(single="$A"), **options, on_bad_row="drop")
+    assert counts.dropped == {"cut to nothing": 1}
+    assert [record.index for record in records] == [1]
+    rows = [row("", "d"), row("c", "d", index=1)]
+    _, counts = cut(rows, build(single="$A"), on_bad_row="drop")
+    assert counts.dropped == {"no prompt tokens": 1}
+    with pytest.raises(DataError, match="f:1: the prompt has no tokens"):
+        one(rows[0], build(single="$A"))
+    rows = [row(chat("c"), chat("", "d")[1:])]
+    with pytest.raises(DataError, match="no row can be used.*no response tokens"):
+        cut(rows, build(), chat_template="c")
+
+
+def test_responses_may_become_identical():
+    """An unknown letter is dropped by this tokenizer, which is no fault of the row."""
+    found = one(row("c", "d", "dz"), build())
+    assert found[1] == found[2] == [*ids("d"), EOS]
+
+
+def test_options_are_checked():
+    for name, value in [
+        ("join", "both"),
+        ("truncate_prompt", "keep"),
+        ("truncate_response", "none"),
+        ("on_bad_row", "skip"),
+    ]:
+        with pytest.raises(ConfigError, match=f"data.{name}='{value}' is not known"):
+            cut([row("c", "d")], build(), **{name: value})
+
+
+def test_words_that_a_tokenizer_refuses_are_a_data_error():
+    from dpo_jax.data.sources import sentiment
+
+    with pytest.raises(DataError, match="cannot encode the data"):
+        one(row("xylophone", "x"), sentiment.tokenizer())
+
+
+def test_ids_outside_the_table_are_refused_with_both_numbers():
+    assert max_token_id(build()) == AB
+    check_ids(AB, AB + 1)
+    with pytest.raises(ModelError, match=f"largest id {AB} .* of {AB} rows"):
+        check_ids(AB, AB)
+
+
+def test_loading_gives_the_same_ids(tmp_path):
+    build(template=TEMPLATE).save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert one(row("ca", "bd"), tokenizer) == one(row("ca", "bd"), build())
+    assert tokenizer.chat_template == TEMPLATE
+
+
+def test_what_cannot_be_used_is_refused(tmp_path):
+    with pytest.raises(ModelError, match="no folder with a tokenizer"):
+        load_tokenizer(str(tmp_path / "none"))
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_tokenizer(str(tmp_path))
+    build(eos_token=None).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="has no EOS token"):
+        load_tokenizer(str(tmp_path))
+    with pytest.raises(ModelError, match="has no EOS token"):
+        one(row("c", "d"), build(eos_token=None))
+    config = tmp_path / "tokenizer_config.json"
+    canary = tmp_path / "canary"
+    (tmp_path / "code.py").write_text(f"open({str(canary)!r}, 'w')")
+    auto_map = {"auto_map": {"AutoTokenizer": ["code.Mine", None]}}
+    config.write_text(json.dumps(auto_map))
+    with pytest.raises(ModelError, match="refuses remote code"):
+        load_tokenizer(str(tmp_path))
+    assert not canary.exists()
+    config.write_text("<html>")
+    with pytest.raises(ModelError, match="is no JSON"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_chat_template_is_read_from_its_file(tmp_path):
+    path = tmp_path / "t.jinja"
+    path.write_text(TEMPLATE)
+    assert read_chat_template(str(path)) == TEMPLATE
+    assert read_chat_template("") is None
+    with pytest.raises(DataError, match="data.chat_template='/no/file' cannot be read"):
+        read_chat_template("/no/file")
+
+
+@needs_shared
+def test_golden_reference_repository():
+    """Ids and labels of the DPO paper's own code, uncut and cut, both sides."""
+    with open(f"{SHARED}/goldens/reference_repo/goldens.json") as file:
+        golden = json.load(file)
+    tokenizer = load_tokenizer(f"{SHARED}/{golden['tokenizer']}")
+    assert len(golden["rows"]) == 32
+    for case in golden["rows"]:
+        (record,), _ = cut(
+            [row(case["prompt"], case["chosen"], case["rejected"])],
+            tokenizer,
+            max_tokens=case["max_length"],
+            max_prompt_tokens=case["max_prompt_length"],
+            truncate_prompt=case["truncation"],
+            truncate_response="fixed",
+        )
+        for name, response in zip(
+            ("chosen", "rejected"), record.responses, strict=True
+        ):
+            whole = [*record.prompt.tolist(), *response.tolist()]
+            labels = [-100] * len(record.prompt) + response.tolist()
+            assert whole == case[f"{name}_input_ids"]
+            assert labels == case[f"{name}_labels"]
+
+
+def golden_records(folder):
+    tokenizer = load_tokenizer(f"{SHARED}/goldens/{folder}/model")
+    rows, _ = validate(
+        read(f"{SHARED}/goldens/{folder}/train.jsonl", split="train"),
+        kind="pairs",
+        format="",
+        on_bad_row="error",
+    )
+    records, counts = cut(rows, tokenizer, join="joint", max_tokens=4096)
+    assert counts.cut_rows == 0
+    return tokenizer, rows, records
+
+
+@needs_shared
+def test_golden_rows_with_bos_hold_exactly_one():
+    tokenizer, rows, records = golden_records("trl_llama_bos")
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    for raw, record in zip(rows, records, strict=True):
+        assert record.prompt[0] == bos
+        for text, response in zip(raw.responses, record.responses, strict=True):
+            whole = [*record.prompt.tolist(), *response.tolist()]
+            assert whole.count(bos) == 1 and whole.count(eos) == 1
+            assert whole == tokenizer(raw.prompt + text)["input_ids"] + [eos]
+
+
+@needs_shared
+def test_golden_chats_end_as_the_template_ends():
+    tokenizer, rows, records = golden_records("trl_llama_chat")
+    end = tokenizer("<|im_end|>\n", add_special_tokens=False)["input_ids"]
+    start = tokenizer("<|im_start|>assistant\n", add_special_tokens=False)["input_ids"]
+    for raw, record in zip(rows, records, strict=True):
+        assert record.prompt.tolist()[-len(start) :] == start
+        for text, response in zip(raw.responses, record.responses, strict=True):
+            assert response.tolist()[-len(end) :] == end
+            decoded = tokenizer.decode(response)
+            assert decoded == text[0]["content"] + "<|im_end|>\n"

@@ -1,0 +1,103 @@
+"""Who sees whom, derived by hand, and the backend against a NumPy softmax."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dpo_jax import errors
+from dpo_jax.models import attention as lib
+
+
+def row(*values):
+    return jnp.array([values], jnp.int32)
+
+
+# index      0  1  2  3  4  5  6  7
+DOCS = row(1, 1, 1, 1, 1, 2, 2, 0)
+BRANCHES = row(0, 0, 1, 1, 2, 0, 1, 0)
+POSITIONS = row(0, 1, 2, 3, 2, 0, 1, 0)
+
+
+def test_forest_mask_equals_a_table_by_hand():
+    """Document 1: prompt 0 1, response one 2 3, response two 4; document 2: 5, then 6.
+
+    Token 4 sees the prompt and itself but not the other response; 6 sees 5 and itself;
+    the padding 7 sees nothing and is seen by nobody.
+    """
+    expected = np.array(
+        [
+            [1, 0, 0, 0, 0, 0, 0, 0],
+            [1, 1, 0, 0, 0, 0, 0, 0],
+            [1, 1, 1, 0, 0, 0, 0, 0],
+            [1, 1, 1, 1, 0, 0, 0, 0],
+            [1, 1, 0, 0, 1, 0, 0, 0],
+            [0, 0, 0, 0, 0, 1, 0, 0],
+            [0, 0, 0, 0, 0, 1, 1, 0],
+            [0, 0, 0, 0, 0, 0, 0, 0],
+        ],
+        bool,
+    )
+    mask = lib.forest_mask(DOCS, BRANCHES, POSITIONS, window=0)
+    assert mask.shape == (1, 1, 8, 8)
+    assert mask.dtype == bool
+    np.testing.assert_array_equal(mask[0, 0], expected)
+
+
+def test_window_is_one_of_positions():
+    """With W = 2 a query at position p sees p and p − 1.
+
+    Token 4 lies at position 2, so it sees token 1 (position 1) though three rows away,
+    and no longer token 0; token 3 (position 3) sees token 2 only.
+    """
+    mask = np.asarray(lib.forest_mask(DOCS, BRANCHES, POSITIONS, window=2))[0, 0]
+    seen = {q: list(np.flatnonzero(mask[q])) for q in (1, 2, 3, 4, 6)}
+    assert seen == {1: [0, 1], 2: [1, 2], 3: [2, 3], 4: [1, 4], 6: [5, 6]}
+
+
+def numpy_attention(q, k, v, mask, scale):
+    """Averages in float64, one head at a time."""
+    out = np.zeros(q.shape)
+    group = q.shape[2] // k.shape[2]
+    for h in range(q.shape[2]):
+        logits = scale * np.einsum("bte,bse->bts", q[:, :, h], k[:, :, h // group])
+        weights = np.exp(np.where(mask[:, 0], logits, -np.inf))
+        weights /= weights.sum(-1, keepdims=True)
+        out[:, :, h] = np.einsum("bts,bse->bte", weights, v[:, :, h // group])
+    return out
+
+
+def inputs(dtype=np.float32):
+    draw = np.random.default_rng(0).normal
+    q = draw(size=(1, 8, 4, 6)).astype(dtype)
+    k, v = (draw(size=(1, 8, 2, 6)).astype(dtype) for _ in range(2))
+    return q, k, v
+
+
+def test_grouped_queries_agree_with_numpy():
+    q, k, v = inputs()
+    mask = np.asarray(lib.forest_mask(DOCS, BRANCHES, POSITIONS, window=0))
+    ours = lib.attention(q, k, v, mask, scale=0.3, backend="xla")
+    real = slice(0, 7)  # the last token is padding and sees nothing
+    theirs = numpy_attention(q[:, real], k[:, real], v[:, real], mask[..., :7, :7], 0.3)
+    np.testing.assert_allclose(ours[:, real], theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_query_that_sees_nothing_is_finite_and_so_is_its_gradient(dtype):
+    q, k, v = (jnp.asarray(x, dtype) for x in inputs())
+    mask = jnp.zeros((1, 1, 8, 8), bool)
+
+    def total(q, k, v):
+        out = lib.attention(q, k, v, mask, scale=0.3, backend="xla")
+        return jnp.square(out.astype(jnp.float32)).sum()
+
+    value, grads = jax.value_and_grad(total, argnums=(0, 1, 2))(q, k, v)
+    assert np.isfinite(value)
+    assert all(bool(jnp.isfinite(g).all()) for g in grads)
+
+
+def test_an_unknown_backend_is_refused_with_the_known_ones():
+    q, k, v = inputs()
+    with pytest.raises(errors.ConfigError, match=r"model.attention='flsh'.*Known: xla"):
+        lib.attention(q, k, v, jnp.ones((1, 1, 8, 8), bool), scale=1.0, backend="flsh")

@@ -1,0 +1,371 @@
+"""Folders in and out: parity with transformers, byte-identical export, refusals."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from safetensors.numpy import load_file, save_file
+
+from dpo_jax import errors
+from dpo_jax.models import decoder, hf
+from dpo_jax.models.spec import preset
+from dpo_jax.types import Batch
+
+LLAMA = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GPT2 = {
+    "vocab_size": 60,
+    "n_embd": 32,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_positions": 32,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 100.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+LINEAR = {"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0}
+CASES = {
+    "llama": ("llama", {}),
+    "llama_tied_biased": (
+        "llama",
+        {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True},
+    ),
+    "llama_linear": ("llama", {"rope_parameters": LINEAR, "head_dim": 16}),
+    "llama_llama3": ("llama", {"rope_parameters": LLAMA3}),
+    "gpt2": ("gpt2", {}),
+    "gpt2_untied": ("gpt2", {"tie_word_embeddings": False, "n_inner": 40}),
+}
+
+
+def torch_model(case):
+    """Builds a float32 torch model whose every parameter is random."""
+    torch = pytest.importorskip("torch")
+    import transformers
+
+    kind, extra = CASES[case]
+    if kind == "llama":
+        config = transformers.LlamaConfig(**LLAMA, **extra)
+    else:
+        config = transformers.GPT2Config(**GPT2, **extra)
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+def torch_logits(model, tokens):
+    import torch
+
+    with torch.no_grad():
+        return model(torch.from_numpy(tokens).long()).logits.numpy()
+
+
+def our_logits(params, spec, tokens):
+    rows, width = tokens.shape
+    ones = np.ones_like(tokens)
+    positions = np.broadcast_to(np.arange(width), tokens.shape)
+    none = np.zeros((rows, 0), np.int32)
+    batch = Batch(tokens, positions, ones, 0 * ones, *[none] * 6)
+    run = jax.jit(lambda p, b: decoder.Decoder(spec).apply({"params": p}, b))
+    hidden, head = run(params, batch)
+    return np.asarray(hidden @ head.kernel)
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("case", CASES)
+def test_logits_agree_and_the_export_is_byte_identical(case, tmp_path):
+    """40 tokens (32 for GPT-2) are past llama3's 16 original positions."""
+    source, out = tmp_path / "source", tmp_path / "out"
+    model = torch_model(case)
+    model.save_pretrained(source)
+    (source / "tokenizer.json").write_text('{"odd":  "spacing"}')
+    spec = hf.spec_of(hf.read_config(source))
+    params = hf.load_params(source, spec)
+    length = 40 if spec.model_type == "llama" else 32
+    tokens = np.random.default_rng(0).integers(0, 60, (2, length), np.int32)
+    expected = torch_logits(model, tokens)
+    np.testing.assert_allclose(
+        our_logits(params, spec, tokens), expected, atol=1e-4, rtol=0
+    )
+    hf.save_params(params, spec, out, source_dir=source)
+    assert contents(out) == contents(source)
+    again = type(model).from_pretrained(out).eval()
+    np.testing.assert_array_equal(torch_logits(again, tokens), expected)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", ["tiny", "tiny_gpt2"])
+def test_transformers_loads_a_model_trained_from_scratch(name, tmp_path):
+    pytest.importorskip("torch")
+    import transformers
+
+    spec = preset(name, vocab=60, max_positions=32)
+    params = decoder.init_params(spec, jax.random.key(0))
+    hf.save_params(params, spec, tmp_path, token_ids={"eos_token_id": 7})
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert model.config.eos_token_id == 7
+    tokens = np.random.default_rng(0).integers(0, 60, (1, 9), np.int32)
+    np.testing.assert_allclose(
+        our_logits(params, spec, tokens), torch_logits(model, tokens), atol=1e-4
+    )
+
+
+SPEC = preset("tiny", vocab=64, max_positions=32)
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return jax.jit(decoder.init_params, static_argnums=0)(SPEC, jax.random.key(0))
+
+
+@pytest.fixture
+def folder(drawn, tmp_path):
+    """Writes a small untied Llama."""
+    hf.save_params(drawn, SPEC, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def assert_equal_trees(one, two):
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+def edit(folder, change):
+    """Applies `change` to the tensors of a folder."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def refusal(folder, spec=SPEC):
+    with pytest.raises(errors.ModelError) as caught:
+        hf.load_params(folder, spec)
+    return str(caught.value)
+
+
+def test_save_and_load_are_inverse(folder, drawn):
+    assert hf.spec_of(hf.read_config(folder)) == SPEC
+    loaded = hf.load_params(folder, SPEC)
+    assert_equal_trees(loaded, drawn)
+    assert {x.dtype for x in jax.tree.leaves(loaded)} == {jnp.dtype(jnp.float32)}
+    assert sorted(contents(folder)) == ["config.json", "model.safetensors"]
+
+
+def test_a_large_model_is_cut_into_files_with_an_index(folder, drawn):
+    """Tensors of 64 × 128 float32 take 32 kB, so 50 kB hold one of them at most."""
+    hf.save_params(drawn, SPEC, folder, max_shard_bytes=50_000)
+    files = sorted(contents(folder))
+    weights = [name for name in files if name.endswith(".safetensors")]
+    assert len(weights) > 3
+    assert weights[0] == f"model-00001-of-{len(weights):05}.safetensors"
+    assert "model.safetensors" not in files  # the single file of before is gone
+    assert all(
+        sum(t.nbytes for t in load_file(folder / name).values()) <= 50_000
+        for name in weights
+    )
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == set(weights)
+    assert index["metadata"]["total_size"] == sum(
+        x.nbytes for x in jax.tree.leaves(drawn)
+    )
+    assert_equal_trees(hf.load_params(folder, SPEC), drawn)
+    hf.save_params(drawn, SPEC, folder)
+    assert sorted(contents(folder)) == ["config.json", "model.safetensors"]
+
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert weights[0] in refusal(folder)
+
+
+def shardings(spec, axes):
+    """Cuts every leaf along the axes that 8 devices as 2 × 4 can cut."""
+    mesh = jax.make_mesh((2, 4), ("fsdp", "tensor"), (AxisType.Auto,) * 2)
+    place = lambda x: NamedSharding(mesh, axes(x.shape))  # noqa: E731
+    return jax.tree.map(place, decoder.abstract_params(spec))
+
+
+def last_two(shape):
+    """Cuts [.., in, out] over both axes; vectors stay whole."""
+    if len(shape) < 2 or shape[-2] % 2:
+        return PartitionSpec()
+    return PartitionSpec(*[None] * (len(shape) - 2), "fsdp", "tensor")
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny_gpt2"])
+def test_sharded_arrays_hold_the_same_and_are_saved_the_same(name, tmp_path):
+    """Covers transposed slices (Llama) and slices of fused columns (GPT-2)."""
+    spec = preset(name, vocab=64, max_positions=32)
+    drawn = jax.jit(decoder.init_params, static_argnums=0)(spec, jax.random.key(1))
+    hf.save_params(drawn, spec, tmp_path / "one")
+    places = shardings(spec, last_two)
+    loaded = hf.load_params(tmp_path / "one", spec, places)
+    kernel = loaded["layers"]["attn"]["q"]["kernel"]
+    assert kernel.sharding == places["layers"]["attn"]["q"]["kernel"]
+    assert kernel.addressable_shards[0].data.shape == (2, 32, 16)
+    assert_equal_trees(loaded, drawn)
+    hf.save_params(loaded, spec, tmp_path / "two")
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_the_axis_of_layers_can_be_cut_too(folder, drawn):
+    def layers(shape):
+        return PartitionSpec("fsdp") if len(shape) == 3 else PartitionSpec()
+
+    loaded = hf.load_params(folder, SPEC, shardings(SPEC, layers))
+    assert_equal_trees(loaded, drawn)
+
+
+def test_missing_extra_and_misshaped_tensors_are_named_in_one_error(folder):
+    def change(tensors):
+        del tensors["model.norm.weight"]
+        for layer in range(2):
+            del tensors[f"model.layers.{layer}.mlp.up_proj.weight"]
+        tensors["model.layers.1.self_attn.q_norm.weight"] = np.ones(4, np.float32)
+        tensors["lm_head.weight"] = np.ones((5, 64), np.float32)
+        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(8, np.float32)
+
+    edit(folder, change)
+    text = refusal(folder)
+    assert "missing tensors: model.layers.{0,1}.mlp.up_proj.weight" in text
+    assert "model.norm.weight" in text
+    assert "unknown tensors: model.layers.1.self_attn.q_norm.weight" in text
+    assert "lm_head.weight is [5, 64], not [64, 64]" in text
+    assert "inv_freq" not in text
+
+
+def test_integer_weights_are_refused(folder):
+    edit(folder, lambda t: t.update({"lm_head.weight": np.ones((64, 64), np.int8)}))
+    assert "none of F64/F32/F16/BF16: lm_head.weight" in refusal(folder)
+
+
+def test_a_tied_head_may_be_stored_if_it_equals_the_table(drawn, tmp_path):
+    spec = dataclasses.replace(SPEC, tie=True)
+    params = {name: tree for name, tree in drawn.items() if name != "head"}
+    hf.save_params(params, spec, tmp_path)
+    table = np.asarray(params["embed"]["tokens"])
+    edit(tmp_path, lambda t: t.update({"lm_head.weight": table}))
+    assert_equal_trees(hf.load_params(tmp_path, spec), params)
+    edit(tmp_path, lambda t: t.update({"lm_head.weight": 2 * table}))
+    assert "unknown tensors: lm_head.weight" in refusal(tmp_path, spec)
+
+
+def test_gpt2_without_its_prefix_and_with_mask_buffers(tmp_path):
+    spec = preset("tiny_gpt2", vocab=60, max_positions=32)
+    params = decoder.init_params(spec, jax.random.key(0))
+    hf.save_params(params, spec, tmp_path / "source")
+    file = tmp_path / "source" / "model.safetensors"
+    bare = {k.removeprefix("transformer."): v for k, v in load_file(file).items()}
+    save_file(bare, file, metadata={"format": "pt"})
+    hf.save_params(params, spec, tmp_path / "out", source_dir=tmp_path / "source")
+    assert contents(tmp_path / "out") == contents(tmp_path / "source")
+    save_file(bare | {"h.0.attn.bias": np.ones((1, 1, 8, 8), np.float32)}, file)
+    assert_equal_trees(hf.load_params(tmp_path / "source", spec), params)
+
+
+def test_bfloat16_folders_load_and_export_as_what_they_declare(folder, tmp_path, drawn):
+    low = tmp_path / "low"
+    hf.save_params(drawn, SPEC, low, source_dir=folder, dtype="bfloat16")
+    assert hf.read_config(low)["dtype"] == "bfloat16"
+    assert load_file(low / "model.safetensors")["lm_head.weight"].dtype == jnp.bfloat16
+    loaded = hf.load_params(low, SPEC)
+    rounded = jax.tree.map(
+        lambda x: np.asarray(x).astype(jnp.bfloat16).astype(np.float32), drawn
+    )
+    assert_equal_trees(loaded, rounded)
+    hf.save_params(loaded, SPEC, tmp_path / "high", source_dir=low)
+    assert hf.read_config(tmp_path / "high")["dtype"] == "float32"
+    hf.save_params(loaded, SPEC, tmp_path / "again", source_dir=low, dtype="bfloat16")
+    assert contents(tmp_path / "again") == contents(low)
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        (lambda data: data[: len(data) // 2], "is truncated: "),
+        (lambda data: data[:100], "is truncated: 100 bytes"),
+        (lambda data: b"", "is truncated: 0 bytes"),
+        (
+            lambda data: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "git lfs pull",
+        ),
+        (lambda data: b"<!DOCTYPE html><html>Sign in</html>", "is a web page"),
+        (lambda data: b"\x08" + bytes(7) + b"notjson!", "is not a safetensors file"),
+    ],
+)
+def test_the_cause_of_an_unreadable_file_is_named(folder, content, cause):
+    file = folder / "model.safetensors"
+    file.write_bytes(content(file.read_bytes()))
+    assert cause in refusal(folder)
+    assert "model.safetensors" in refusal(folder)
+
+
+def test_pickles_are_refused_and_never_opened(folder):
+    file = folder / "model.safetensors"
+    shutil.move(file, folder / "pytorch_model.bin")
+    assert "only pytorch_model.bin: refuses pickle" in refusal(folder)
+    (folder / "pytorch_model.bin").unlink()
+    assert "neither model.safetensors nor" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        (b"{", "is not JSON"),
+        (b"[]", "must hold a JSON object"),
+        (b"<html>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+        (b"\xff\xfe", "is not JSON"),
+        (None, "does not exist"),
+    ],
+)
+def test_a_broken_config_is_refused_with_its_cause(tmp_path, content, cause):
+    if content is not None:
+        (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(errors.ModelError, match=cause):
+        hf.read_config(tmp_path)
+
+
+def test_a_folder_that_is_not_there_says_the_way_out():
+    with pytest.raises(errors.ModelError, match="neither a folder nor a hub id"):
+        hf.resolve("./no/such/folder")
+    with pytest.raises(errors.ModelError, match="set model.path to a downloaded"):
+        hf.resolve("nobody/no-such-model", "main")
+
+
+def test_export_refuses_what_does_not_fit(folder, drawn, tmp_path):
+    with pytest.raises(errors.ConfigError, match=r"dtype='float16'.*bfloat16"):
+        hf.save_params(drawn, SPEC, tmp_path / "out", dtype="float16")
+    other = dataclasses.replace(SPEC, norm_eps=1e-3)
+    with pytest.raises(errors.ModelError, match="describes another model"):
+        hf.save_params(drawn, other, tmp_path / "out", source_dir=folder)
+    assert not (tmp_path / "out").exists()
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(errors.WriteError, match="cannot be written"):
+        hf.save_params(drawn, SPEC, blocked)

@@ -1,0 +1,286 @@
+"""Reports: what is read, what is shown, and that nothing from a run is trusted."""
+
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+
+import pytest
+
+from dpo_jax.errors import DataError, WriteError
+from dpo_jax.report import figures, html, runs, tables
+
+EVIL = "<script>alert('x')</script>\x1b[31mred & \u202eback\x85"
+SHOWN = "<script>alert('x')</script>␛[31mred & \ufffdback\ufffd"
+CONFIG = {
+    "seed": 1,
+    "loss": {"name": "dpo", "beta": 0.1},
+    "data": {"train": "sentiment", "eval": ""},
+}
+DATA = {"read": 1000, "dropped": {"empty": 3, "identical": 2}, "cut": 41}
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def line(step, split="train", **values):
+    return json.dumps({"step": step, "split": split, **values})
+
+
+def write_run(folder, lines=None, **files):
+    """Writes a small run; `files` are JSON values by the stem of their name."""
+    folder.mkdir(parents=True)
+    if lines is None:
+        lines = [
+            *(line(s, loss=0.7 - s / 100, lr=1e-6 * s) for s in range(1, 6)),
+            line(5, "eval", loss=0.5, **{"rewards/accuracies": 0.75}),
+        ]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    for stem, value in {"config": CONFIG, "data": DATA, **files}.items():
+        (folder / f"{stem}.json").write_text(json.dumps(value))
+    return folder
+
+
+class Page(HTMLParser):
+    """Collects the tags with their attributes and the text of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.words = [], []
+        self.feed(text)
+        self.text = "".join(self.words)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_load_reads_all_files_and_leaves_out_a_half_line(tmp_path):
+    folder = write_run(tmp_path / "a")
+    with open(folder / "metrics.jsonl", "a") as f:
+        f.write('{"step": 6, "split": "tr')
+    run = runs.load(folder)
+    assert run.name == "a"
+    assert (run.config, run.data) == (CONFIG, DATA)
+    assert (run.samples, run.results) == ([], {})
+    steps, values = runs.series(run, "train", "loss")
+    assert steps == [1, 2, 3, 4, 5]
+    assert values == pytest.approx([0.69, 0.68, 0.67, 0.66, 0.65])
+    assert runs.series(run, "eval", "loss") == ([5], [0.5])
+    assert runs.names([run]) == ["loss", "lr", "rewards/accuracies"]
+
+
+def test_a_broken_line_in_the_middle_is_named(tmp_path):
+    folder = write_run(tmp_path / "a", [line(1, loss=1.0), "{", line(3, loss=1.0)])
+    with pytest.raises(DataError, match=r"metrics.jsonl:2: not a metrics line"):
+        runs.load(folder)
+
+
+def test_missing_and_empty_metrics_of_several_runs_are_told_together(tmp_path):
+    empty = write_run(tmp_path / "empty", [])
+    with pytest.raises(DataError) as caught:
+        runs.load_all([empty, tmp_path / "missing", write_run(tmp_path / "good")])
+    told = str(caught.value)
+    assert f"{empty}: metrics.jsonl is empty; name the --workdir of" in told
+    assert f"{tmp_path / 'missing'}: metrics.jsonl is missing" in told
+    with pytest.raises(DataError, match="name at least one"):
+        runs.load_all([])
+
+
+@pytest.mark.parametrize(
+    ("stem", "value", "told"),
+    [
+        ("config", [], "must hold a JSON dict, found list"),
+        ("samples", [{"prompt": "x"}], "sample 0 must hold the strings"),
+        ("samples", ["x"], "sample 0 must hold the strings"),
+        (
+            "samples",
+            [{"prompt": "", "before": "", "after": "", "reward_after": "high"}],
+            "numbers as rewards",
+        ),
+        ("results", {"rows": [{"name": "a", "values": {"x": [1]}}]}, "row 0 must hold"),
+        ("results", {"rows": [{"values": {}}]}, "row 0 must hold a name"),
+    ],
+)
+def test_malformed_files_are_data_errors(tmp_path, stem, value, told):
+    with pytest.raises(DataError, match=told):
+        runs.load(write_run(tmp_path / "a", **{stem: value}))
+
+
+def test_config_that_is_not_json(tmp_path):
+    folder = write_run(tmp_path / "a")
+    (folder / "config.json").write_text("{")
+    with pytest.raises(DataError, match=r"config.json: not JSON"):
+        runs.load(folder)
+
+
+def test_runs_of_the_same_name_are_told_apart_by_their_folders(tmp_path):
+    one, two = write_run(tmp_path / "x" / "run"), write_run(tmp_path / "y" / "run")
+    assert [r.name for r in runs.load_all([one, two])] == [str(one), str(two)]
+
+
+def test_final_takes_the_last_value_and_prefers_eval(tmp_path):
+    run = runs.load(write_run(tmp_path / "a"))
+    assert tables.final([run]) == tables.Table(
+        "At the end of training",
+        ("run", "step", "eval/loss", "eval/rewards/accuracies"),
+        (("a", 5, 0.5, 0.75),),
+    )
+    named = tables.final([run], ["train/loss", "loss", "eval/lr"])
+    assert named.rows[0][1:] == (5, pytest.approx(0.65), pytest.approx(0.65), None)
+    only_train = runs.load(write_run(tmp_path / "b", [line(1, loss=0.5)]))
+    assert tables.final([only_train]).columns == ("run", "step", "train/loss")
+
+
+def test_text_table_aligns_names_left_and_figures_right():
+    table = tables.Table("T", ("run", "x"), (("a", 1.5), ("long", -12.25), ("b", None)))
+    assert tables.as_text(table) == (
+        "T\n\nrun        x\n----  ------\na      1.500\nlong  −12.25\nb          –\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("cell", "text"),
+    [
+        (None, "–"),
+        (1000000, "1000000"),
+        (0.5, "0.5000"),
+        (-3e-7, "−3.000e-07"),
+        (float("nan"), "nan"),
+        ((0.5, 0.012), "0.500 ± 0.012"),
+        ((-12.34, 1.5), "−12.3 ± 1.5"),
+        ((1234.0, 56.0), "1234 ± 56"),
+        ((1.0, 0.0), "1.000 ± 0.000"),
+        ("two\nlines\x1b", "two lines␛"),
+    ],
+)
+def test_cells(cell, text):
+    assert tables.cell_text(cell) == text
+
+
+def test_results_keep_the_order_of_columns_and_rows(tmp_path):
+    rows = [
+        {"name": "before", "values": {"reward": [-0.4, 0.03], "kl": 0}},
+        {"name": "after", "values": {"reward": [1.8, 0.02], "win": 0.8}},
+    ]
+    run = runs.load(write_run(tmp_path / "a", results={"title": "R", "rows": rows}))
+    assert tables.results(run) == tables.Table(
+        "R",
+        ("", "reward", "kl", "win"),
+        (("before", (-0.4, 0.03), 0, None), ("after", (1.8, 0.02), None, 0.8)),
+    )
+    assert tables.results(run._replace(results={})) is None
+
+
+def test_summary_shows_main_keys_and_every_difference(tmp_path):
+    other = {**CONFIG, "mesh": {"fsdp": 4}, "loss": {"name": "dpo", "beta": 0.5}}
+    pair = runs.load_all(
+        [write_run(tmp_path / "a"), write_run(tmp_path / "b", config=other)]
+    )
+    rows = {row[0]: row[1:] for row in tables.summary(pair).rows}
+    assert rows == {
+        "data.train": ("sentiment", "sentiment"),
+        "loss.name": ("dpo", "dpo"),
+        "loss.beta": ("0.1", "0.5"),
+        "seed": (1, 1),
+        "mesh.fsdp": (None, 4),
+    }
+    assert tables.counts(pair).rows[1] == ("dropped.empty", 3, 3)
+
+
+def drawn_lines(svg):
+    """The `d` of the drawn curves: paths in one of our colours, clipped to axes."""
+    root = ET.fromstring(svg)
+    return [
+        (path.get("style"), path.get("d"))
+        for path in root.iter(f"{SVG}path")
+        if path.get("clip-path") and "currentColor" not in path.get("style", "")
+    ]
+
+
+def test_curves_overlay_runs_and_splits_in_ink_of_the_page(tmp_path):
+    pair = [runs.load(write_run(tmp_path / name)) for name in ("a", "b")]
+    svg = figures.curves(pair, "loss")
+    styles = [style for style, _ in drawn_lines(svg)]
+    assert sum(figures.color(0) in style for style in styles) == 2  # train and eval
+    assert sum(figures.color(1) in style for style in styles) == 2
+    assert sum("stroke-dasharray" in style for style in styles) == 2
+    assert svg.startswith("<svg") and "currentColor" in svg
+    assert figures.INK not in svg
+    assert not {"width", "height"} & set(ET.fromstring(svg).attrib)
+    assert figures.curves(pair, "no such metric") == ""
+    assert figures.curves(pair, "loss") == svg  # the same bytes each time
+
+
+def test_long_curves_are_thinned_and_gaps_are_kept(tmp_path):
+    values = [float("nan") if s == 3000 else float(s) for s in range(1, 5001)]
+    lines = [line(s, loss=v) for s, v in enumerate(values, start=1)]
+    run = runs.load(write_run(tmp_path / "a", lines))
+    assert len(figures._thinned(values)) == figures.MAX_POINTS
+    assert figures._thinned(values)[0] == 1.0 and figures._thinned(values)[-1] == 5000.0
+    assert len(drawn_lines(figures.curves([run], "loss"))) == 1
+    gap = runs.load(
+        write_run(tmp_path / "b", [line(s, loss=values[s + 2990]) for s in range(20)])
+    )
+    [(_, path)] = drawn_lines(figures.curves([gap], "loss"))
+    assert path.count("M") == 2
+
+
+def test_page_escapes_all_that_comes_from_a_run(tmp_path):
+    sample = {"prompt": EVIL, "before": EVIL, "after": EVIL, "reward_before": 1.5}
+    lines = [line(1, loss=0.5, **{EVIL: 1.0})]
+    folder = write_run(
+        tmp_path / "<b>run $x$ _\x1b",
+        lines,
+        config={"loss": {"name": EVIL}, EVIL: 1},
+        data={EVIL: 3},
+        samples=[sample],
+        results={"title": EVIL, "rows": [{"name": EVIL, "values": {EVIL: 1.0}}]},
+    )
+    html.write_report([folder], tmp_path / "deep" / "report.html")
+    text = (tmp_path / "deep" / "report.html").read_text()
+    page = Page(text)
+    assert not {"script", "b>run"} & {tag for tag, _ in page.tags}
+    assert not any(key.startswith("on") for _, attrs in page.tags for key in attrs)
+    assert "\x1b" not in text and "\x85" not in text and "\u202e" not in text
+    assert page.text.count(SHOWN) >= 6  # three sample fields, config, data, results
+    assert "reward 1.500" in page.text
+
+
+def test_page_is_self_contained_and_says_everything(tmp_path):
+    sample = {"prompt": "P:", "before": "bad", "after": "good", "reward_after": 2.0}
+    folders = [write_run(tmp_path / "a", samples=[sample]), write_run(tmp_path / "b")]
+    html.write_report(folders, tmp_path / "report.html")
+    page = Page((tmp_path / "report.html").read_text())
+    for tag, attrs in page.tags:
+        assert tag not in ("link", "script", "img", "iframe", "object")
+        for key in ("src", "href", "xlink:href"):
+            assert attrs.get(key, "#").startswith("#"), (tag, attrs)
+    for word in (
+        "2 runs",
+        "Curves",
+        "Samples",
+        "Data",
+        "dropped.identical",
+        "loss.beta",
+    ):
+        assert word in page.text, word
+    assert sum(tag == "svg" for tag, _ in page.tags) == 3  # loss, accuracies, lr
+    ids = [attrs["id"] for tag, attrs in page.tags if tag == "clippath"]
+    assert len(ids) == len(set(ids)) >= 3
+
+
+def test_a_page_that_cannot_be_written(tmp_path):
+    folder = write_run(tmp_path / "a")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WriteError, match="--out=.*file/r.html cannot be written"):
+        html.write_report([folder], tmp_path / "file" / "r.html")
+
+
+def test_importing_the_report_imports_neither_jax_nor_matplotlib():
+    code = (
+        "import sys; from dpo_jax.report import figures, html, runs, tables; "
+        "sys.exit(bool({'jax', 'matplotlib', 'numpy'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -153,7 +153,9 @@ def _train(
             runfolder.write_text(workdir, "data.json", report + "\n")
         for split, account in parts.data.report.items():
             logging.info("data.%s: %s", split, account["summary"])
-        logging.info("step shapes (rows: steps): %s", dict(parts.train.compiled_shapes()))
+        logging.info(
+            "step shapes (rows: steps): %s", dict(parts.train.compiled_shapes())
+        )
         reference = model_wiring.make_reference(config, parts.model, parts.mesh)
         state, values, sampled = _loop(
             config, workdir, parts, reference, checkpoints, state, first, stop, progress
@@ -224,7 +226,9 @@ def _loop(
         wait=checkpoints.wait,
         log=_nowhere if log is None else log.write,
         progress=lambda number, values: progress(number, parts.steps, values),
-        on_bad=lambda number: bad_batch(workdir, number, parts.train.ids_at(number - 1)),
+        on_bad=lambda number: bad_batch(
+            workdir, number, parts.train.ids_at(number - 1)
+        ),
         to_host=arrays.to_host,
         stop=stop,
     )
@@ -319,7 +323,9 @@ def leave_behind(
     """Writes samples.json, results.json and report.html; results.json comes last."""
     if sampled is not None:
         shown = evaluation.side_by_side(sampled, SHOWN_SAMPLES)
-        runfolder.write_text(workdir, "samples.json", json.dumps(shown, indent=1) + "\n")
+        runfolder.write_text(
+            workdir, "samples.json", json.dumps(shown, indent=1) + "\n"
+        )
     whole = {**results, "step": step, "values": values}
     runfolder.write_text(workdir, "results.json", json.dumps(whole, indent=1) + "\n")
     if runfolder.is_local(workdir):

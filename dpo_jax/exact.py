@@ -25,9 +25,7 @@ def optimal_policy(ref_logps: Array, rewards: Array, *, beta: float) -> Array:
 
 def kl(logps: Array, ref_logps: Array) -> Array:
     """Returns KL(π‖ref) in nats over the last axis; 0·log 0 counts as 0."""
-    terms = jnp.where(
-        logps == -jnp.inf, 0.0, jnp.exp(logps) * (logps - ref_logps)
-    )
+    terms = jnp.where(logps == -jnp.inf, 0.0, jnp.exp(logps) * (logps - ref_logps))
     return terms.sum(-1)
 
 

@@ -51,7 +51,9 @@ def test_gradient_does_not_depend_on_the_chunk(parts):
 
     def total(hidden, kernel, chunk):
         head = Head(kernel, bias)
-        return logps.token_logps(hidden, head, parents, targets, chunk=chunk).logps.sum()
+        return logps.token_logps(
+            hidden, head, parents, targets, chunk=chunk
+        ).logps.sum()
 
     whole = jax.grad(total, (0, 1))(hidden, kernel, C)
     parts_of_it = jax.grad(total, (0, 1))(hidden, kernel, 4)

@@ -9,11 +9,14 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from dpo_jax.errors import ConfigError, UserError, unknown
+from dpo_jax.train import runfolder
 
 Define = Callable[[flags.FlagValues], None]
 
 
-def parse(arguments: Sequence[str], *, config: bool, define: Define) -> flags.FlagValues:
+def parse(
+    arguments: Sequence[str], *, config: bool, define: Define
+) -> flags.FlagValues:
     """Parses a verb's flags.
 
     Args:
@@ -37,7 +40,9 @@ def parse(arguments: Sequence[str], *, config: bool, define: Define) -> flags.Fl
     try:
         left = values(argv)
     except flags.UnrecognizedFlagError as error:
-        raise ConfigError(unknown("flag", f"--{error.flagname}", _names(values))) from error
+        raise ConfigError(
+            unknown("flag", f"--{error.flagname}", _names(values))
+        ) from error
     except UserError:
         raise
     except Exception as error:  # absl wraps what a config file raises
@@ -106,7 +111,10 @@ def setup_jax(config: ConfigDict, *, debug: bool) -> None:
 
 
 def setup_logging() -> None:
-    """Sends absl's log to stderr, from info on."""
+    """Sends our own log to stderr from info on, and that of libraries from warnings."""
+    if not flags.FLAGS.is_parsed():  # absl and grain ask the global flags
+        flags.FLAGS.mark_as_parsed()
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     logging.set_stderrthreshold(logging.INFO)
+    logging.get_absl_handler().addFilter(runfolder.is_ours)

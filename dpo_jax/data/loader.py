@@ -176,7 +176,9 @@ class Loader:
             )
             for group in self._groups(step)
         ]
-        arrays = [np.stack(parts) for parts in zip(*(f[:-1] for f in filled), strict=True)]
+        arrays = [
+            np.stack(parts) for parts in zip(*(f[:-1] for f in filled), strict=True)
+        ]
         return Batch(*arrays)
 
     def ids_at(self, step: int) -> list[int]:
@@ -203,9 +205,7 @@ def train_steps(
       shuffle: False = in order, epoch after epoch.
     """
     order = epochs(size, seed=seed, shuffle=shuffle)
-    return [
-        [int(order[s * pairs + i]) for i in range(pairs)] for s in range(steps)
-    ]
+    return [[int(order[s * pairs + i]) for i in range(pairs)] for s in range(steps)]
 
 
 def eval_steps(size: int, *, pairs: int) -> list[list[int]]:

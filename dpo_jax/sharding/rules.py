@@ -50,7 +50,9 @@ def spec_of(name: str, rules: Rules) -> P:
     for pattern, spec in rules:
         if re.search(pattern, name):
             return spec
-    raise DeviceError(f"no sharding rule matches {name!r}; add one to sharding/rules.py")
+    raise DeviceError(
+        f"no sharding rule matches {name!r}; add one to sharding/rules.py"
+    )
 
 
 def fitting(spec: P, shape: Sequence[int], mesh: Mesh) -> P:
@@ -91,7 +93,9 @@ def shardings(abstract: object, mesh: Mesh, rules: Rules) -> object:
 def with_shardings(abstract: object, places: object) -> object:
     """Writes shardings into a tree of `jax.ShapeDtypeStruct`s."""
     return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        lambda leaf, place: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=place
+        ),
         abstract,
         places,
     )

@@ -31,9 +31,7 @@ def ref_token_logps(
 
     def one(rows: Batch) -> Array:
         hidden, head = apply(params, rows)
-        stats = logps.token_logps(
-            hidden, head, rows.parents, rows.targets, chunk=chunk
-        )
+        stats = logps.token_logps(hidden, head, rows.parents, rows.targets, chunk=chunk)
         return stats.logps
 
     return jax.lax.map(one, batch)

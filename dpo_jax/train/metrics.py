@@ -15,7 +15,13 @@ from tensorboardX import SummaryWriter
 from dpo_jax.errors import WriteError
 
 TIMING_KEYS = frozenset(
-    ("tokens_per_second", "pairs_per_second", "step_seconds", "data_wait_seconds", "mfu")
+    (
+        "tokens_per_second",
+        "pairs_per_second",
+        "step_seconds",
+        "data_wait_seconds",
+        "mfu",
+    )
 )
 
 

@@ -29,6 +29,12 @@ def is_local(folder: Path) -> bool:
     return "://" not in os.fspath(folder)
 
 
+def is_ours(record: std_logging.LogRecord) -> bool:
+    """Keeps this project's messages, and of libraries warnings and worse."""
+    ours = f"{os.sep}dpo_jax{os.sep}" in record.pathname
+    return ours or record.levelno >= std_logging.WARNING
+
+
 def read_config(folder: Path) -> dict[str, Any] | None:
     """Reads `config.json`; None if the folder has none.
 
@@ -41,7 +47,9 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise RunFolderError(f"{path} is not JSON: {error}; restore or remove it") from error
+        raise RunFolderError(
+            f"{path} is not JSON: {error}; restore or remove it"
+        ) from error
 
 
 def check_same(folder: Path, new: dict[str, Any], *, fork: bool) -> None:
@@ -92,6 +100,7 @@ def claim(folder: Path) -> Iterator[None]:
         _take(file, folder)
         handler = std_logging.FileHandler(os.path.join(folder, "log.txt"))
         handler.setFormatter(logging.PythonFormatter())
+        handler.addFilter(is_ours)
         logging.get_absl_logger().addHandler(handler)
         try:
             yield

@@ -102,7 +102,9 @@ def make_loaders(
     if not data.eval:
         return train, None
     order = loader_lib.eval_steps(len(data.eval), pairs=config.batch.pairs)
-    return train, Loader(data.eval, order, dataclasses.replace(settings, microbatches=1))
+    return train, Loader(
+        data.eval, order, dataclasses.replace(settings, microbatches=1)
+    )
 
 
 def global_batches(loads: Loader, built: Mesh, start: int) -> Iterator[Batch]:

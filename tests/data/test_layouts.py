@@ -103,11 +103,13 @@ def test_every_response_is_scored_once_behind_its_own_prompt(sizes, layout, spar
             )
             np.testing.assert_array_equal(batch.tokens[b, seen], own.prompt)
             assert parents[0] == np.flatnonzero(seen)[-1]
-            assert batch.ends[b, slot] == (parents[-1] + 1 if len(entries) > 1 else
-                                           batch.ends[b, slot])
+            assert batch.ends[b, slot] == (
+                parents[-1] + 1 if len(entries) > 1 else batch.ends[b, slot]
+            )
             assert batch.tokens[b, batch.ends[b, slot]] == batch.targets[b, entries[-1]]
             found[b * shape.slots + slot] = (
-                own.index, tuple(batch.targets[b, entries])
+                own.index,
+                tuple(batch.targets[b, entries]),
             )
     pairs = batch.pairs[batch.pairs[..., 0] >= 0]
     assert len(pairs) == len(records) and len(found) == 2 * len(records)

@@ -10,8 +10,10 @@ from dpo_jax.types import Record
 
 def records(n, seed=0):
     rng = np.random.default_rng(seed)
+
     def ids(low, high):
         return rng.integers(1, 50, rng.integers(low, high)).astype(np.int32)
+
     return [Record(i, ids(2, 9), (ids(1, 9), ids(1, 9))) for i in range(n)]
 
 

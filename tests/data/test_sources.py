@@ -166,7 +166,7 @@ def test_the_embedded_source_gives_both_kinds():
 
 def test_tables_name_known_sources_only():
     assert set(TOKENIZERS) | set(JUDGED) <= set(SOURCES)
-    assert JUDGED["sentiment"](["very"], ["superb"]) > 0.95  # sigmoid(3)
+    assert JUDGED["sentiment"].reward(["very"], ["superb"]) > 0.95  # sigmoid(3)
 
 
 def test_hh_is_read_from_a_file_or_a_folder_and_split(tmp_path):

@@ -31,7 +31,9 @@ def test_dpo_by_hand():
 
 def test_conservative_dpo_by_hand():
     """0.9·0.31326169 + 0.1·(0.31326169 + 1) = 0.41326169."""
-    np.testing.assert_allclose(value("dpo", label_smoothing=0.1), [0.41326169], rtol=1e-6)
+    np.testing.assert_allclose(
+        value("dpo", label_smoothing=0.1), [0.41326169], rtol=1e-6
+    )
 
 
 def test_ipo_by_hand():
@@ -120,6 +122,4 @@ def test_unknown_names_say_what_is_known():
     with pytest.raises(ConfigError, match="loss.divergence='js2'.*js"):
         pairwise.check_choices(divergence="js2", divergence_alpha=1.0, normalize="sum")
     with pytest.raises(ConfigError, match="divergence_alpha=0.5 is not used"):
-        pairwise.check_choices(
-            divergence="js", divergence_alpha=0.5, normalize="sum"
-        )
+        pairwise.check_choices(divergence="js", divergence_alpha=0.5, normalize="sum")

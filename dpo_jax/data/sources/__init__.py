@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dpo_jax.data.sources import hh, sentiment
 from dpo_jax.data.sources.files import READERS, Request, Rows, reader_of
@@ -16,6 +16,18 @@ from dpo_jax.data.sources.hub import read_data_folder, read_hub
 from dpo_jax.errors import ConfigError, DataError, unknown
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.%\[\]-]+)?")
+
+
+class Judged(NamedTuple):
+    """What a source with a true reward offers to whoever samples.
+
+    Attributes:
+      prompts: `(seed, n, *, split) -> texts`.
+      reward: (prompt words, completion words) -> the truth.
+    """
+
+    prompts: Callable[..., list[str]]
+    reward: Callable[[Sequence[str], Sequence[str]], float]
 
 
 def read(
@@ -86,6 +98,6 @@ SOURCES: dict[str, Callable[[Request], Rows]] = {
 LOCAL_COPY = {"hh"}  # the sources that read `path`
 GENERATED = {"sentiment"}  # the sources that read `labels`
 TOKENIZERS: dict[str, Callable[[], Any]] = {"sentiment": sentiment.tokenizer}
-JUDGED: dict[str, Callable[[Sequence[str], Sequence[str]], float]] = {
-    "sentiment": sentiment.probability,  # (prompt words, completion words) -> truth
+JUDGED: dict[str, Judged] = {
+    "sentiment": Judged(sentiment.prompts, sentiment.probability),
 }

@@ -1,7 +1,7 @@
-"""Sections that the configurations share: every key of the contract, with its default.
+"""Sections that the configurations share: every key, with its default.
 
-Units stand in the names (`_steps`, `_tokens`) or in the comments. 0 or '' means "off" or
-"chosen for you" where a comment says so.
+Units stand in the names (`_steps`, `_tokens`) or in the comments. 0 or '' means "off"
+or "chosen for you" where a comment says so.
 """
 
 from ml_collections import ConfigDict

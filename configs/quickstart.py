@@ -3,9 +3,10 @@
     make quickstart
 
 runs `stage=sft` (a tiny decoder on reviews from a grammar), then `stage=dpo` on pairs
-labelled by the grammar's true reward, starting from what SFT exported, then samples both
-and prints the true reward and the KL before and after. The miniature follows figure 2
-(left) of arXiv:2305.18290. By itself the file is 40 steps of DPO on a fresh model.
+labelled by the grammar's true reward, starting from what SFT exported, then samples
+both and prints the true reward and the KL before and after. The miniature follows
+figure 2 (left) of arXiv:2305.18290. By itself the file is 40 steps of DPO on a fresh
+model.
 """
 
 from ml_collections import ConfigDict

@@ -12,12 +12,13 @@ stand here once measured.
 from ml_collections import ConfigDict
 
 from configs import parts
+from dpo_jax.errors import ConfigError
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """Returns the configuration; takes no argument."""
     if arg:
-        raise ValueError(f"configs/sft.py takes no argument, got {arg!r}")
+        raise ConfigError(f"configs/sft.py takes no argument, got {arg!r}")
     config = parts.base()
     config.objective = "sft"
     config.loss.name = "sft"

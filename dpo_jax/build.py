@@ -19,25 +19,20 @@ from ml_collections import ConfigDict
 from dpo_jax import __version__
 from dpo_jax import config as config_lib
 from dpo_jax.data.loader import Loader
-from dpo_jax.errors import ModelError, RunFolderError
+from dpo_jax.errors import ConfigError, ModelError, RunFolderError
 from dpo_jax.losses import LOSSES, Loss
-from dpo_jax.models import hf
 from dpo_jax.models.decoder import abstract_params
-from dpo_jax.report import html
 from dpo_jax.sharding import arrays, rules
 from dpo_jax.train import loop, runfolder, signals
 from dpo_jax.train.checkpoint import Checkpoints
 from dpo_jax.train.metrics import MetricsLog
 from dpo_jax.types import Params, TrainState
-from dpo_jax.wiring import checks, evaluation
+from dpo_jax.wiring import checks, evaluation, outputs, training
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
-from dpo_jax.wiring import training
 from dpo_jax.wiring.data import Data
 from dpo_jax.wiring.model import Model, Reference
 from dpo_jax.wiring.training import Trainer
-
-SHOWN_SAMPLES = 12
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -116,7 +111,7 @@ def run(
     runfolder.check_same(workdir, json.loads(config_lib.to_json(config)), fork=fork)
     with jax.set_mesh(built):
         parts = prepare(config, loss, built)
-        finished = read_json(workdir, "results.json")
+        finished = runfolder.read_json(workdir, "results.json")
         if finished.get("step") == parts.steps and not fork:
             return Summary(
                 parts.steps,
@@ -127,18 +122,22 @@ def run(
                 parts.data.report,
             )
         with runfolder.claim(workdir), signals.stop_requests() as stop:
-            return _train(config, workdir, parts, stop=stop, progress=progress)
+            return _train(Launch(config, workdir, parts, stop, progress))
 
 
-def _train(
-    config: ConfigDict,
-    workdir: os.PathLike | str,
-    parts: Parts,
-    *,
-    stop: Callable[[int], bool],
-    progress: Progress,
-) -> Summary:
+class Launch(NamedTuple):
+    """One launch of a run: what was asked for, and who is to be asked or told."""
+
+    config: ConfigDict
+    workdir: os.PathLike | str
+    parts: Parts
+    stop: Callable[[int], bool]
+    progress: Progress
+
+
+def _train(launch: Launch) -> Summary:
     """Resumes or starts, runs the loop, and writes what a finished run leaves."""
+    config, workdir, parts = launch.config, launch.workdir, launch.parts
     checkpoints = Checkpoints(
         epath.Path(workdir) / "checkpoints",
         every_steps=config.checkpoint.every_steps,
@@ -153,17 +152,13 @@ def _train(
             runfolder.write_text(workdir, "data.json", report + "\n")
         for split, account in parts.data.report.items():
             logging.info("data.%s: %s", split, account["summary"])
-        logging.info(
-            "step shapes (rows: steps): %s", dict(parts.train.compiled_shapes())
-        )
-        reference = model_wiring.make_reference(config, parts.model, parts.mesh)
-        state, values, sampled = _loop(
-            config, workdir, parts, reference, checkpoints, state, first, stop, progress
-        )
-    export(parts.model, state.params, parts.data.tokenizer, config, workdir)
+        shapes = dict(parts.train.compiled_shapes())
+        logging.info("compiles %d step shapes {rows: steps}: %s", len(shapes), shapes)
+        state, values, sampled = _loop(launch, checkpoints, first, state)
+    outputs.export(parts.model, state.params, parts.data.tokenizer, config, workdir)
     results = {} if sampled is None else evaluation.before_and_after(sampled)
     if jax.process_index() == 0:
-        leave_behind(workdir, parts.steps, values, results, sampled)
+        outputs.leave_behind(workdir, parts.steps, values, results, sampled)
     return Summary(parts.steps, first, False, values, results, parts.data.report)
 
 
@@ -182,58 +177,35 @@ def resume(checkpoints: Checkpoints, parts: Parts) -> tuple[int, TrainState]:
 
 
 def _loop(
-    config: ConfigDict,
-    workdir: os.PathLike | str,
-    parts: Parts,
-    reference: Reference | None,
-    checkpoints: Checkpoints,
-    state: TrainState,
-    first: int,
-    stop: Callable[[int], bool],
-    progress: Progress,
+    launch: Launch, checkpoints: Checkpoints, first: int, state: TrainState
 ) -> tuple[TrainState, dict[str, float], evaluation.Sampled | None]:
-    """Hands the loop its functions; returns the last rollouts as well."""
-    log = MetricsLog(workdir, resume_step=first) if jax.process_index() == 0 else None
+    """Hands the loop its functions; returns the last values and rollouts as well."""
+    config, workdir, parts = launch.config, launch.workdir, launch.parts
+    reference = model_wiring.make_reference(config, parts.model, parts.mesh)
     annotate = (lambda batch: batch) if reference is None else reference.annotate
-    evaluate, sample = _evaluators(config, parts, reference)
-    sampled: list[evaluation.Sampled] = []
+    measure, sampled = _measure(config, parts, reference)
+    log = MetricsLog(workdir, resume_step=first) if jax.process_index() == 0 else None
 
-    def measure(state: TrainState) -> dict[str, float]:
-        values = {} if evaluate is None else evaluate(state.params)
-        if sample is not None:
-            sampled[:] = [sample(state.params)]
-            values |= evaluation.rollout_metrics(sampled[0])
-        return values
-
-    def facts(number: int) -> dict[str, float]:
-        found = parts.train.facts(number - 1)
-        seconds = training.matmul_seconds(config, parts.model.spec, found)
-        found.pop("scored")
-        return {**found, "flops": seconds}
-
-    def save(number: int, state: TrainState, values: dict[str, float]) -> None:
+    def save(step: int, state: TrainState, values: dict[str, float]) -> None:
         if log is not None:
             log.sync()
         meta = {"mesh": dict(parts.mesh.shape), "version": __version__}
-        checkpoints.save(number, state, meta, values)
+        checkpoints.save(step, state, meta, values)
 
     functions = loop.Parts(
         step=lambda state, batch: parts.trainer.step(state, annotate(batch)),
         batches=data_wiring.global_batches(parts.train, parts.mesh, first),
-        facts=facts,
-        evaluate=None if evaluate is None and sample is None else measure,
+        facts=lambda step: training.facts(config, parts.model.spec, parts.train, step),
+        evaluate=None if measure is None else lambda state: measure(state.params),
         save=save,
         wait=checkpoints.wait,
         log=_nowhere if log is None else log.write,
-        progress=lambda number, values: progress(number, parts.steps, values),
-        on_bad=lambda number: bad_batch(
-            workdir, number, parts.train.ids_at(number - 1)
+        progress=lambda step, values: launch.progress(step, parts.steps, values),
+        on_bad=lambda step: outputs.bad_batch(
+            workdir, step, parts.train.ids_at(step - 1)
         ),
         to_host=arrays.to_host,
-        stop=stop,
-    )
-    cadence = loop.Cadence(
-        config.log.every_steps, config.eval.every_steps, config.checkpoint.every_steps
+        stop=launch.stop,
     )
     try:
         state, values = loop.run(
@@ -241,11 +213,13 @@ def _loop(
             functions,
             first=first,
             last=parts.steps,
-            cadence=cadence,
+            cadence=loop.Cadence(
+                config.log.every_steps,
+                config.eval.every_steps,
+                config.checkpoint.every_steps,
+            ),
             skip_nonfinite=config.train.on_nonfinite == "skip",
         )
-        if first == parts.steps and functions.evaluate is not None:
-            values = measure(state)
     finally:
         if log is not None:
             log.close()
@@ -256,10 +230,10 @@ def _nowhere(step: int, split: str, values: dict[str, Any]) -> None:
     """Takes the metrics of processes that write none."""
 
 
-def _evaluators(
+def _measure(
     config: ConfigDict, parts: Parts, reference: Reference | None
-) -> tuple[Callable | None, Callable | None]:
-    """Builds the evaluation of held-out pairs and of rollouts, where asked for."""
+) -> tuple[Callable[[Params], dict[str, float]] | None, list[evaluation.Sampled]]:
+    """Builds the evaluation of a state, and a list that keeps its last rollouts."""
     evaluate = sample = None
     if parts.eval is not None:
         evaluate = evaluation.make_evaluate(
@@ -268,74 +242,16 @@ def _evaluators(
     if config.eval.rollouts and reference is not None:
         tokenizer = parts.data.tokenizer
         sample = evaluation.make_rollouts(config, parts.model, reference, tokenizer)
-    return evaluate, sample
+    last: list[evaluation.Sampled] = []
 
+    def measure(params: Params) -> dict[str, float]:
+        values = {} if evaluate is None else evaluate(params)
+        if sample is not None:
+            last[:] = [sample(params)]
+            values |= evaluation.rollout_metrics(last[0])
+        return values
 
-def bad_batch(workdir: os.PathLike | str, number: int, ids: list[int]) -> str:
-    """Keeps the ids of a step that went wrong; names them for the message."""
-    text = json.dumps({"step": number, "ids": ids}) + "\n"
-    runfolder.write_text(workdir, f"errors/batch{number}.json", text)
-    return f"rows {ids[:8]}{' …' if len(ids) > 8 else ''} of data.train"
-
-
-def export(
-    model: Model,
-    params: Params,
-    tokenizer: Any,
-    config: ConfigDict,
-    workdir: os.PathLike | str,
-    *,
-    out: os.PathLike | str | None = None,
-    dtype: str = "float32",
-) -> Path:
-    """Writes the HF folder of a policy, its tokenizer included."""
-    folder = Path(out) if out is not None else Path(workdir) / "export"
-    hf.save_params(
-        params,
-        model.spec,
-        folder,
-        source_dir=model.folder,
-        dtype=dtype,
-        token_ids=None if model.folder else token_ids(tokenizer),
-    )
-    own = not model.folder or config.tokenizer.path
-    if own and jax.process_index() == 0:
-        tokenizer.save_pretrained(folder)
-    return folder
-
-
-def token_ids(tokenizer: Any) -> dict[str, int]:
-    """Names the special ids that a fresh model's config.json declares."""
-    found = {
-        f"{name}_token_id": getattr(tokenizer, f"{name}_token_id")
-        for name in ("bos", "eos", "pad")
-    }
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def leave_behind(
-    workdir: os.PathLike | str,
-    step: int,
-    values: dict[str, float],
-    results: dict[str, Any],
-    sampled: evaluation.Sampled | None,
-) -> None:
-    """Writes samples.json, results.json and report.html; results.json comes last."""
-    if sampled is not None:
-        shown = evaluation.side_by_side(sampled, SHOWN_SAMPLES)
-        runfolder.write_text(
-            workdir, "samples.json", json.dumps(shown, indent=1) + "\n"
-        )
-    whole = {**results, "step": step, "values": values}
-    runfolder.write_text(workdir, "results.json", json.dumps(whole, indent=1) + "\n")
-    if runfolder.is_local(workdir):
-        html.write_report([workdir], Path(workdir) / "report.html")
-
-
-def read_json(workdir: os.PathLike | str, name: str) -> dict[str, Any]:
-    """Reads a JSON file of the run folder; {} if there is none."""
-    path = epath.Path(workdir) / name
-    return json.loads(path.read_text()) if path.exists() else {}
+    return (None if evaluate is None and sample is None else measure), last
 
 
 def run_config(workdir: os.PathLike | str) -> ConfigDict:
@@ -382,13 +298,11 @@ def evaluate(
         parts = prepare(config, loss, built)
         step, params = trained_params(workdir, parts.model, built)
         reference = model_wiring.make_reference(config, parts.model, built)
-        measure, sample = _evaluators(config, parts, reference)
-        values = {} if measure is None else measure(params)
-        results: dict[str, Any] = {}
-        if sample is not None:
-            sampled = sample(params)
-            values |= evaluation.rollout_metrics(sampled)
-            results = evaluation.before_and_after(sampled)
+        measure, sampled = _measure(config, parts, reference)
+        if measure is None:
+            raise ConfigError("nothing to evaluate: data.eval is empty")
+        values = measure(params)
+    results = evaluation.before_and_after(sampled[0]) if sampled else {}
     return Summary(step, step, False, values, results, parts.data.report)
 
 
@@ -401,4 +315,6 @@ def export_run(workdir: os.PathLike | str, out: os.PathLike | str, dtype: str) -
         folder, spec = model_wiring.find_model(config, tokenizer)
         model = model_wiring.make_model(config, folder, spec)
         _, params = trained_params(workdir, model, built)
-        return export(model, params, tokenizer, config, workdir, out=out, dtype=dtype)
+        return outputs.export(
+            model, params, tokenizer, config, workdir, out=out, dtype=dtype
+        )

@@ -34,7 +34,7 @@ def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
       **defaults: the names that may be given, with values whose types are kept.
 
     Raises:
-      ConfigError: for a name that is not among the defaults, or a value of another type.
+      ConfigError: for a name that is not known, or a value of another type.
 
     Source: the calling convention of google-research/big_vision's configs.
     """
@@ -202,8 +202,8 @@ def check_combinations(config: ConfigDict) -> list[str]:
         found.append("data.train is empty: give a file or the name of a source")
     if config.data.max_prompt_tokens >= config.data.max_tokens:
         found.append(
-            f"data.max_prompt_tokens={config.data.max_prompt_tokens} leaves no room for "
-            f"a response within data.max_tokens={config.data.max_tokens}"
+            f"data.max_prompt_tokens={config.data.max_prompt_tokens} leaves no room "
+            f"for a response within data.max_tokens={config.data.max_tokens}"
         )
     if config.ref.mode == "none" and (config.ref.path or config.ref.dtype):
         found.append("ref.path and ref.dtype are not used by ref.mode='none'")

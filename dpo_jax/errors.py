@@ -85,7 +85,7 @@ def one_line(error: BaseException) -> str:
 
 
 def unknown(field: str, value: object, known: Iterable[str]) -> str:
-    """Says that `value` of `field` is not known, with the nearest and all known ones."""
+    """Says that a value is not known, with the nearest and all known ones."""
     names = sorted(str(name) for name in known)
     near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.6)
     hint = f"; did you mean {near[0]!r}?" if near else "."

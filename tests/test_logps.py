@@ -61,7 +61,7 @@ def test_gradient_does_not_depend_on_the_chunk(parts):
 
 
 def test_never_holds_more_than_one_chunk_of_logits():
-    """No intermediate of the gradient's jaxpr has chunk·3 · V or more elements a row."""
+    """No intermediate of the gradient's jaxpr has 3·chunk·V elements or more."""
     size, vocab, chunk = 64, 1000, 8
     head = Head(jnp.zeros((D, vocab)), None)
     index = jnp.zeros((1, size), jnp.int32)

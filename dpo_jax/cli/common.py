@@ -68,7 +68,7 @@ def _explain(error: BaseException, arguments: Sequence[str]) -> str:
     text = " ".join(str(error).split())
     key = re.search(r"\"?(\w+)\"? is not|Key \"?(\w+)\"?", text)
     given = [a.split("=")[0] for a in arguments if a.startswith("--config.")]
-    named = [g for g in given if key and g.endswith((key[1] or key[2]))] or given
+    named = [g for g in given if key and g.endswith(key[1] or key[2])] or given
     return f"{', '.join(named) or '--config'}: {text}"
 
 

@@ -51,7 +51,7 @@ def profiled(workdir: str, wanted: bool) -> Iterator[None]:
 
 
 class Progress:
-    """One live line: loss, margin, pairs/s, ETA; nothing where stderr is no terminal."""
+    """One live line: loss, margin, pairs/s, ETA; only where stderr is a terminal."""
 
     def __init__(self) -> None:
         self._bar: tqdm | None = None

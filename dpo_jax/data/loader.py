@@ -22,7 +22,7 @@ SCORED_MULTIPLE = 16
 
 
 def epochs(size: int, *, seed: int, shuffle: bool) -> grain.MapDataset:
-    """Concatenates the permutations of all epochs: position -> record, random access."""
+    """Concatenates the permutations of all epochs: position -> record."""
     order = grain.MapDataset.range(size).seed(seed)
     return (order.shuffle() if shuffle else order).repeat(None)
 
@@ -49,11 +49,11 @@ def deal(sizes: Sequence[int], hands: int) -> list[list[int]]:
 
 
 def row_buckets(counts: Sequence[int], shards: int) -> tuple[int, ...]:
-    """Chooses the numbers of rows to compile for: one, or a handful, multiples of shards.
+    """Chooses the numbers of rows to compile for, a handful at most.
 
     Args:
       counts: rows that each step's plan needs.
-      shards: devices that rows are spread over.
+      shards: devices that rows are spread over; the numbers are multiples of it.
     """
     needed = sorted({round_up(count, shards) for count in counts})
     if len(needed) <= MAX_BUCKETS:

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpo_jax import logps
-from dpo_jax.sampling.generate import generate, rows
-from dpo_jax.sampling.pick import Pick
-from dpo_jax.types import ApplyFn, Array, Params, Samples
+from dpo_jax.types import ApplyFn, Array, Batch, Params, Samples
 
 Reward = Callable[[int, str], float]  # (index of the prompt, completion) -> reward
+SampleFn = Callable[[Params, Array, Array, Array], Samples]  # prompts, lengths, key
+RowsFn = Callable[[Array, Array], Batch]  # i32[B, T] tokens, i32[B] lengths
 
 
 class Rollout(NamedTuple):
@@ -50,6 +50,7 @@ def sequence_kl(
     *,
     apply: ApplyFn,
     ref_apply: ApplyFn,
+    rows: RowsFn,
 ) -> Array:
     """Sums KL(policy‖ref) over the vocabulary and over generated tokens.
 
@@ -63,6 +64,7 @@ def sequence_kl(
       samples: continuations of the prompts.
       apply: the policy.
       ref_apply: the reference.
+      rows: makes one-document rows of left-aligned tokens.
 
     Returns:
       f32[B] nats.
@@ -100,11 +102,10 @@ def rollout(
     *,
     apply: ApplyFn,
     ref_apply: ApplyFn,
+    sample: SampleFn,
+    rows: RowsFn,
     decode: Callable[[Sequence[int]], str],
     reward: Reward,
-    max_new_tokens: int,
-    pick: Pick,
-    eos: int,
 ) -> Rollout:
     """Samples one continuation per prompt and judges it.
 
@@ -115,11 +116,10 @@ def rollout(
       key: PRNG key; the same key gives policies common random numbers.
       apply: the policy.
       ref_apply: the reference.
+      sample: continues prompts under the policy.
+      rows: makes one-document rows of left-aligned tokens.
       decode: ids -> text, special tokens left out.
       reward: the true reward.
-      max_new_tokens: G.
-      pick: how tokens are picked.
-      eos: the id that ends a continuation.
     """
     padded, lengths = pad_prompts(prompts)
 
@@ -127,16 +127,7 @@ def rollout(
     def run(
         params: Params, ref_params: Params, padded: Array, lengths: Array, key: Array
     ) -> tuple[Samples, Array]:
-        samples = generate(
-            params,
-            padded,
-            lengths,
-            key,
-            apply=apply,
-            max_new_tokens=max_new_tokens,
-            pick=pick,
-            eos=eos,
-        )
+        samples = sample(params, padded, lengths, key)
         kl = sequence_kl(
             params,
             ref_params,
@@ -145,6 +136,7 @@ def rollout(
             samples,
             apply=apply,
             ref_apply=ref_apply,
+            rows=rows,
         )
         return samples, kl
 

@@ -61,7 +61,7 @@ class Parts:
 
 
 class Meter:
-    """Reads the metrics of a step late, times it, and guards against non-finite ones."""
+    """Reads a step's metrics late, times it, and guards against non-finite ones."""
 
     def __init__(self, parts: Parts, every: int, last: int, *, skip: bool):
         self._parts, self._every, self._last, self._skip = parts, every, last, skip
@@ -177,6 +177,8 @@ def run(
         if stopping:
             parts.wait()
             raise Preempted(step)
+    if parts.evaluate is not None and not results:  # resumed behind the last step
+        results = parts.evaluate(state)
     parts.wait()
     return state, results
 

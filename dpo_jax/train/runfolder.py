@@ -52,6 +52,12 @@ def read_config(folder: Path) -> dict[str, Any] | None:
         ) from error
 
 
+def read_json(workdir: os.PathLike | str, name: str) -> dict[str, Any]:
+    """Reads a JSON file of the run folder; {} if there is none."""
+    path = epath.Path(workdir) / name
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
 def check_same(folder: Path, new: dict[str, Any], *, fork: bool) -> None:
     """Refuses a configuration that differs from the folder's where it may not.
 
@@ -117,8 +123,8 @@ def _take(file: Any, folder: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise RunFolderError(
-            f"{folder} is in use by {owner or 'another process'}; wait for it, or choose "
-            "another --workdir"
+            f"{folder} is in use by {owner or 'another process'}; wait for it, or "
+            "choose another --workdir"
         ) from None
     if owner:
         logging.warning("took over stale lock of %s", owner)

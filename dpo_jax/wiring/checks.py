@@ -105,6 +105,7 @@ def make_mesh(config: ConfigDict) -> Mesh:
         )
     if config.batch.microbatches > pairs:
         raise DeviceError(
-            f"batch.microbatches={config.batch.microbatches} exceeds batch.pairs={pairs}"
+            f"batch.microbatches={config.batch.microbatches} exceeds "
+            f"batch.pairs={pairs}; use at most {pairs}"
         )
     return built

@@ -13,9 +13,9 @@ from dpo_jax.data.loader import Loader
 from dpo_jax.data.records import RawRow
 from dpo_jax.evals import preference, rollout
 from dpo_jax.evals.rollout import Rollout
-from dpo_jax.sampling import pick
+from dpo_jax.sampling import generate, pick
 from dpo_jax.sharding import arrays
-from dpo_jax.types import Batch, Columns, Params
+from dpo_jax.types import ApplyFn, Batch, Columns, Params
 from dpo_jax.wiring.data import global_batches
 from dpo_jax.wiring.model import Model, Reference
 from dpo_jax.wiring.training import Trainer
@@ -69,7 +69,19 @@ def make_rollouts(
     def judge(index: int, completion: str) -> float:
         return judged.reward(texts[index].split(), completion.split())
 
-    run = functools.partial(
+    def sampler(apply: ApplyFn) -> rollout.SampleFn:
+        return functools.partial(
+            generate.generate,
+            apply=apply,
+            max_new_tokens=config.data.max_tokens - config.data.max_prompt_tokens,
+            pick=pick.temperature(1.0),
+            eos=tokenizer.eos_token_id,
+        )
+
+    def run(params: Params, apply: ApplyFn) -> Rollout:
+        return rollout_of(params, apply=apply, sample=sampler(apply))
+
+    rollout_of = functools.partial(
         rollout.rollout,
         prompts=prompts,
         key=jax.random.key(ROLLOUT_SEED),
@@ -77,14 +89,12 @@ def make_rollouts(
         ref_apply=reference.model.apply_anywhere,
         decode=functools.partial(tokenizer.decode, skip_special_tokens=True),
         reward=judge,
-        max_new_tokens=config.data.max_tokens - config.data.max_prompt_tokens,
-        pick=pick.temperature(1.0),
-        eos=tokenizer.eos_token_id,
+        rows=generate.rows,
     )
-    before = run(reference.params, apply=reference.model.apply_anywhere)
+    before = run(reference.params, reference.model.apply_anywhere)
 
     def sample(params: Params) -> Sampled:
-        return Sampled(texts, run(params, apply=policy.apply_anywhere), before)
+        return Sampled(texts, run(params, policy.apply_anywhere), before)
 
     return sample
 

@@ -52,8 +52,8 @@ def find_model(config: ConfigDict, tokenizer: Any) -> tuple[Path | None, Decoder
     tokenize.check_ids(largest, spec.vocab)
     if spec.learned_positions and config.data.max_tokens > spec.max_positions:
         raise ConfigError(
-            f"data.max_tokens={config.data.max_tokens} exceeds the {spec.max_positions} "
-            f"learned positions of {folder}"
+            f"data.max_tokens={config.data.max_tokens} exceeds the "
+            f"{spec.max_positions} learned positions of {folder}"
         )
     return folder, spec
 

@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from dpo_jax.data.loader import Loader
 from dpo_jax.losses import Loss, options
 from dpo_jax.models.decoder import abstract_params
 from dpo_jax.models.spec import DecoderSpec
@@ -83,7 +84,7 @@ def make_trainer(
 
 
 def make_objective(config: ConfigDict, loss: Loss, apply: ApplyFn) -> Objective:
-    """Builds what is minimised; float options come from `hyper`, the others are fixed."""
+    """Builds what is minimised; float options come from `hyper`, others are fixed."""
     chunk = config.model.logits_chunk
     if config.objective == "sft":
         return Sft(apply, chunk)
@@ -118,16 +119,21 @@ def state_places(
     return abstract, rules.shardings(abstract, built, rules.STATE_RULES)
 
 
-def matmul_seconds(
-    config: ConfigDict, spec: DecoderSpec, facts: Mapping[str, float]
-) -> float:
-    """Returns the seconds that a step would take at the speed of a plain matmul."""
+def facts(
+    config: ConfigDict, spec: DecoderSpec, loads: Loader, number: int
+) -> dict[str, float]:
+    """Tells the loop what the host knows of a step's batch.
+
+    `flops` are given in seconds at the speed of a plain matmul on these devices.
+    """
+    found = loads.facts(number - 1)
     layers = jax.tree.leaves(abstract_params(spec)["layers"])
     flops = throughput.model_flops(
         trunk=sum(leaf.size for leaf in layers),
         head=spec.width * spec.vocab,
-        tokens=facts["tokens"],
-        scored=facts["scored"],
+        tokens=found["tokens"],
+        scored=found.pop("scored"),
         reference=config.ref.mode != "none",
     )
-    return flops / throughput.matmul_flops_per_second(config.model.dtype)
+    speed = throughput.matmul_flops_per_second(config.model.dtype)
+    return {**found, "flops": flops / speed}

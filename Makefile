@@ -1,0 +1,55 @@
+# make quickstart: the main job on embedded data · make test: the tests. Python ≥ 3.11.
+PYTHON ?= python3
+VENV ?= .venv
+RUNS ?= runs
+BIN := $(VENV)/bin
+TRAIN := $(BIN)/python -m dpo_jax train
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: quickstart test parity faults nightly lint format clean
+
+$(VENV)/.installed: setup.py pyproject.toml
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), sys.version'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+$(VENV)/.parity: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	touch $@
+
+$(VENV)/.lint: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[lint]'
+	touch $@
+
+quickstart: $(VENV)/.installed
+	$(TRAIN) --config=configs/quickstart.py:stage=sft,steps=300 \
+	  --workdir=$(RUNS)/quickstart/sft
+	$(TRAIN) --config=configs/quickstart.py:stage=dpo,steps=150,model=$(RUNS)/quickstart/sft/export \
+	  --workdir=$(RUNS)/quickstart/dpo
+	$(BIN)/python -m dpo_jax report $(RUNS)/quickstart/sft $(RUNS)/quickstart/dpo \
+	  --out=$(RUNS)/quickstart/report.html
+
+test: $(VENV)/.installed
+	$(PYTEST) -m 'not parity and not faults and not nightly'
+
+parity: $(VENV)/.parity
+	$(PYTEST) -m 'parity and not nightly'
+
+faults: $(VENV)/.installed
+	$(PYTEST) -m 'faults and not nightly'
+
+nightly: $(VENV)/.parity
+	$(PYTEST) -m nightly
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(VENV)/.lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .cache build *.egg-info

@@ -1,0 +1,125 @@
+"""The train command against what TRL 1.16 logs, step by step.
+
+The goldens hold TRL's metrics of 2 or 4 optimizer steps on real preference rows, with a
+reference that is not the policy, so that no term vanishes at the first step; later steps
+check gradients and the optimizer. Expected values and tolerances are the goldens' own.
+"""
+
+import json
+
+import jax
+import pytest
+from conftest import CACHE, ROOT
+
+from dpo_jax import cli
+from dpo_jax.report import html
+
+FLAGS = {
+    "data.shuffle": False,
+    "data.max_tokens": 4096,  # longer than any row: TRL's runs cut nothing
+    "data.max_prompt_tokens": 2048,
+    "batch.pairs": 8,
+    "optimizer.name": "adamw",
+    "optimizer.lr": 1e-3,
+    "optimizer.warmup_steps": 0,
+    "optimizer.clip": 1.0,
+}
+ALPHA = {"loss.divergence": "alpha", "loss.divergence_alpha": 0.5}
+CASES = {
+    "dpo": {},
+    "dpo_beta0.5": {"loss.beta": 0.5},
+    "hinge": {"loss.name": "hinge"},
+    "ipo_mean": {"loss.name": "ipo", "loss.normalize": "mean"},
+    "sft": {"loss.name": "sft"},
+    "dpo_mean": {"loss.normalize": "mean"},
+    "dpo_forward_kl": {"loss.divergence": "forward_kl"},
+    "dpo_js": {"loss.divergence": "js"},
+    "dpo_alpha": ALPHA,
+}
+IN_TWO_LAYOUTS = ("dpo", "dpo_beta0.5", "hinge", "ipo_mean", "sft")
+LOGPS_ATOL = 5e-3  # nats
+GRAD_NORM_RTOL = 5e-3  # of max(1, |value|)
+RTOL, ATOL = 2e-4, 1e-4  # loss, rewards, entropy: RTOL·max(1, |value|) + ATOL
+UNKNOWN = ("logits/chosen", "logits/rejected", "mean_token_accuracy")  # TRL's alone
+
+
+def tolerance(name, value):
+    if name.startswith("logps/"):
+        return LOGPS_ATOL
+    scale = max(1.0, abs(value))
+    return GRAD_NORM_RTOL * scale if name == "grad_norm" else RTOL * scale + ATOL
+
+
+@pytest.fixture
+def train(shared, tmp_path, monkeypatch):
+    """Runs the train command on a folder of goldens; returns its train lines."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("DPO_JAX_COMPILE_CACHE", str(CACHE))
+    monkeypatch.setattr(html, "write_report", lambda runs, out: None)  # slow, unused
+    precision = jax.config.jax_default_matmul_precision
+    run = tmp_path / "run"
+
+    def go(folder, steps, flags):
+        goldens = shared / "goldens" / folder
+        given = FLAGS | flags | {"train.steps": steps}
+        given["model.path"], given["ref.path"] = goldens / "model", goldens / "ref"
+        given["data.train"] = goldens / "train.jsonl"
+        argv = [f"--config.{key}={value}" for key, value in given.items()]
+        where = ["--config=configs/dpo.py", f"--workdir={run}"]
+        assert cli.main(["dpo_jax", "train", *where, *argv]) == 0
+        lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+        return [line for line in lines if line["split"] == "train"]
+
+    yield go
+    jax.config.update("jax_default_matmul_precision", precision)
+
+
+def check(lines, steps):
+    assert [line["step"] for line in lines] == list(range(1, len(steps) + 1))
+    wrong = {
+        f"step {line['step']} {name}": (line.get(name), value)
+        for line, golden in zip(lines, steps, strict=True)
+        for name, value in golden.items()
+        if name not in UNKNOWN
+        and not abs(line.get(name, float("nan")) - value) <= tolerance(name, value)
+    }
+    assert not wrong, wrong
+
+
+def golden_steps(shared, folder, case):
+    text = (shared / "goldens" / folder / "goldens.json").read_text()
+    return json.loads(text)["cases"][case]["steps"]
+
+
+@pytest.mark.parametrize(
+    "case, layout",
+    [(case, "prefix_shared") for case in CASES]
+    + [(case, "padded") for case in IN_TWO_LAYOUTS],
+)
+def test_losses(shared, train, case, layout):
+    steps = golden_steps(shared, "trl_llama", case)
+    assert len(steps) == 4
+    lines = train("trl_llama", 4, CASES[case] | {"data.layout": layout})
+    check(lines, steps)
+
+
+@pytest.mark.parametrize("layout", ["prefix_shared", "padded"])
+@pytest.mark.parametrize("folder", ["trl_llama_bos", "trl_llama_chat"])
+def test_tokens(shared, train, folder, layout):
+    """BOS of a post-processor, and chats behind a template, tokenised jointly."""
+    steps = golden_steps(shared, folder, "dpo")
+    assert len(steps) == 2
+    lines = train(folder, 2, {"data.join": "joint", "data.layout": layout})
+    check(lines, steps)
+
+
+def test_a_wrong_value_is_noticed():
+    """Two runs that differ by twice the tolerance in one key do not pass."""
+    golden = {"loss": 0.5, "logps/chosen": -200.0, "grad_norm": 3.0}
+    check([{"step": 1, **golden}], [golden])
+    for name, value in golden.items():
+        off = {**golden, name: value + 2 * tolerance(name, value)}
+        with pytest.raises(AssertionError, match=name):
+            check([{"step": 1, **off}], [golden])
+    with pytest.raises(AssertionError, match="loss"):
+        check([{"step": 1, "logps/chosen": -200.0, "grad_norm": 3.0}], [golden])

@@ -1,0 +1,71 @@
+"""No arrow runs upward, and what must start in a blink imports no jax."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+FLOORS = [
+    "types errors logps exact config models sharding report",
+    "losses data sampling train evals launch configs",
+    "objectives experiments",
+    "wiring build inspection",
+    "cli __main__",
+]
+FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms.split()}
+BLINK = ("config", "data", "report", "configs")  # never import jax themselves
+
+
+def imports(path):
+    """Yields the rooms of this project that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "dpo_jax" and len(parts) > 1 and parts[1] in FLOOR:
+                yield parts[1]
+            elif parts[0] in ("configs", "experiments"):
+                yield parts[0]
+
+
+def room_of(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return parts[1] if parts[0] == "dpo_jax" else parts[0]
+
+
+def test_no_arrow_runs_upward():
+    files = [p for top in ("dpo_jax", "configs") for p in (ROOT / top).rglob("*.py")]
+    wrong = []
+    for path in files:
+        here = room_of(path)
+        if here == "__init__":
+            continue
+        assert here in FLOOR, f"{path}: give {here!r} a floor"
+        for there in imports(path):
+            peers = FLOOR[there] == FLOOR[here] == 1 and here != there
+            if FLOOR[there] > FLOOR[here] or peers:
+                wrong.append(f"{path.relative_to(ROOT)} imports {there}")
+    assert not wrong, wrong
+
+
+def test_login_node_rooms_do_not_import_jax():
+    for path in [p for top in ("dpo_jax", "configs") for p in (ROOT / top).rglob("*")]:
+        if path.suffix == ".py" and room_of(path) in BLINK:
+            for node in ast.walk(ast.parse(path.read_text())):
+                names = [getattr(a, "name", a) for a in getattr(node, "names", [])]
+                names.append(getattr(node, "module", None) or "")
+                assert not any(str(n).split(".")[0] == "jax" for n in names), path
+    code = (
+        "import sys, dpo_jax.config, dpo_jax.report.html, configs.dpo;"
+        " sys.exit('jax' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_the_wiring_room_stays_small():
+    """build.py wants to become main; it is cut when it grows."""
+    lines = (ROOT / "dpo_jax" / "build.py").read_text().count("\n")
+    assert lines <= 330

@@ -17,8 +17,12 @@ from dpo_jax.data import layouts
 from dpo_jax.data.layouts import Lengths, Shape
 from dpo_jax.types import Batch, Record
 
-MAX_BUCKETS = 3  # numbers of rows a run compiles for, at most
+QUANTILES = (1.0, 0.9, 0.5)  # of the rows that steps need: candidates for buckets
+WORTH_COMPILING = 0.1  # share of rows that a further bucket must save
 SCORED_MULTIPLE = 16
+MAX_CHOSEN_TOKENS = 2048
+ATTENTION_TOKENS = 4096  # rows at which attention costs as much as the rest
+PROBED_STEPS = 16
 
 
 def epochs(size: int, *, seed: int, shuffle: bool) -> grain.MapDataset:
@@ -38,6 +42,23 @@ def choose_row_tokens(layout: str, lengths: Sequence[Lengths]) -> int:
     return round_up(longest, 128 if longest > 128 else 8)
 
 
+def row_token_choices(layout: str, lengths: Sequence[Lengths]) -> list[int]:
+    """Lists sizes of T to choose from: the longest document, and room for more."""
+    longest = layouts.longest_document(layout, lengths)
+    least = round_up(longest, 128 if longest > 128 else 8)
+    if layout == "padded":
+        return [least]
+    return [least * n for n in (1, 2, 4, 8) if n == 1 or least * n <= MAX_CHOSEN_TOKENS]
+
+
+def row_cost(rows: int, tokens: int) -> float:
+    """Weighs a batch of rows: every place costs, and a place in a long row costs more.
+
+    The second term stands for attention, whose work per token grows with the row.
+    """
+    return rows * tokens * (1.0 + tokens / ATTENTION_TOKENS)
+
+
 def deal(sizes: Sequence[int], hands: int) -> list[list[int]]:
     """Deals items to hands of even total size, longest first; order kept in a hand."""
     totals, dealt = [0] * hands, [[] for _ in range(hands)]
@@ -49,17 +70,23 @@ def deal(sizes: Sequence[int], hands: int) -> list[list[int]]:
 
 
 def row_buckets(counts: Sequence[int], shards: int) -> tuple[int, ...]:
-    """Chooses the numbers of rows to compile for, a handful at most.
+    """Chooses the numbers of rows to compile for: few, and each worth its compilation.
 
     Args:
       counts: rows that each step's plan needs.
       shards: devices that rows are spread over; the numbers are multiples of it.
+
+    Returns:
+      Numbers in ascending order. The last holds every step; a smaller one is there only
+      if it saves the steps that fit it at least `WORTH_COMPILING` of their rows.
     """
-    needed = sorted({round_up(count, shards) for count in counts})
-    if len(needed) <= MAX_BUCKETS:
-        return tuple(needed)
-    marks = np.quantile([round_up(c, shards) for c in counts], [0.5, 0.9, 1.0])
-    return tuple(sorted({round_up(int(np.ceil(mark)), shards) for mark in marks}))
+    needed = [round_up(count, shards) for count in counts]
+    marks = np.quantile(needed, QUANTILES)
+    buckets: list[int] = []
+    for mark in (round_up(int(np.ceil(mark)), shards) for mark in marks):
+        if not buckets or mark <= (1 - WORTH_COMPILING) * buckets[-1]:
+            buckets.append(mark)
+    return tuple(reversed(buckets))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,10 +133,8 @@ class Loader:
         """
         self._records, self._steps, self._settings = records, steps, settings
         self._lengths = [layouts.lengths_of(record) for record in records]
-        self.row_tokens = settings.row_tokens or choose_row_tokens(
-            settings.layout, self._lengths
-        )
-        shapes = [self._shape(step) for step in range(len(steps))]
+        self.row_tokens = settings.row_tokens or self._cheapest_row_tokens()
+        shapes = [self._shape(step, self.row_tokens) for step in range(len(steps))]
         self.buckets = row_buckets([shape.rows for shape in shapes], settings.shards)
         largest = Shape(*(max(sizes) for sizes in zip(*shapes, strict=True)))
         scored = round_up(largest.scored, SCORED_MULTIPLE)
@@ -118,6 +143,17 @@ class Loader:
 
     def __len__(self) -> int:
         return len(self._steps)
+
+    def _cheapest_row_tokens(self) -> int:
+        """Tries sizes of T on the first steps; takes the one with the least cost."""
+        settings, probed = self._settings, range(min(len(self), PROBED_STEPS))
+
+        def cost(tokens: int) -> float:
+            counts = [self._shape(step, tokens).rows for step in probed]
+            most = round_up(max(counts, default=1), settings.shards)
+            return row_cost(most, tokens)
+
+        return min(row_token_choices(settings.layout, self._lengths), key=cost)
 
     def _bucket(self, rows: int) -> int:
         return next(bucket for bucket in self.buckets if bucket >= rows)
@@ -130,14 +166,16 @@ class Loader:
         hands = deal(sizes, self._settings.microbatches)
         return [[members[i] for i in hand] for hand in hands]
 
-    def _plan(self, group: Sequence[int]) -> tuple[layouts.Rows, list[Lengths]]:
+    def _plan(
+        self, group: Sequence[int], row_tokens: int
+    ) -> tuple[layouts.Rows, list[Lengths]]:
         lengths = [self._lengths[m] for m in group]
         planner = layouts.LAYOUTS[self._settings.layout]
-        return planner(lengths, self.row_tokens), lengths
+        return planner(lengths, row_tokens), lengths
 
-    def _shape(self, step: int) -> Shape:
-        plans = [self._plan(group) for group in self._groups(step)]
-        shapes = [layouts.measure(*plan, self.row_tokens) for plan in plans]
+    def _shape(self, step: int, row_tokens: int) -> Shape:
+        plans = [self._plan(group, row_tokens) for group in self._groups(step)]
+        shapes = [layouts.measure(*plan, row_tokens) for plan in plans]
         return Shape(*(max(sizes) for sizes in zip(*shapes, strict=True)))
 
     def shape_at(self, step: int) -> Shape:
@@ -152,7 +190,7 @@ class Loader:
         """Counts a step's records, tokens, scored tokens, and its share of padding."""
         shape, tokens, scored = self.shape_at(step), 0, 0
         for group in self._groups(step):
-            rows, lengths = self._plan(group)
+            rows, lengths = self._plan(group, self.row_tokens)
             tokens += sum(layouts.size(d, lengths) for row in rows for d in row)
             scored += sum(sum(record.responses) for record in lengths)
         places = shape.rows * shape.tokens * self._settings.microbatches
@@ -169,7 +207,7 @@ class Loader:
         start, stop = (round(shape.rows * part) for part in self._settings.mine)
         filled = [
             layouts.fill(
-                self._plan(group)[0],
+                self._plan(group, self.row_tokens)[0],
                 [self._records[m] for m in group],
                 shape,
                 slice(start, stop),

@@ -58,7 +58,7 @@ def test_the_same_pairs_in_every_layout(layout, microbatches, shards):
 def test_shapes_are_a_handful_and_counted():
     loads = make("packed", steps=40)
     shapes = {loads.batch_at(s).tokens.shape for s in range(40)}
-    assert len(shapes) == len(loads.compiled_shapes()) <= loader.MAX_BUCKETS
+    assert len(shapes) == len(loads.compiled_shapes()) <= len(loader.QUANTILES)
     assert sum(loads.compiled_shapes().values()) == 40
     assert {s[1] for s in shapes} == set(loads.compiled_shapes())
 
@@ -82,3 +82,25 @@ def test_iterating_from_a_step_equals_asking_for_it():
 def test_dealing_is_even():
     """9 | 7, then 6 to the second (13), 5 to the first (14), 5 to the second."""
     assert loader.deal([5, 9, 6, 7, 5], 2) == [[0, 1], [2, 3, 4]]
+
+
+def test_row_tokens_are_chosen_by_cost():
+    """40-token documents: one a row wastes what longer rows share out."""
+    rng = np.random.default_rng(0)
+    rows = [
+        Record(i, np.ones(20, np.int32), (np.ones(rng.integers(1, 20), np.int32),))
+        for i in range(64)
+    ]
+    settings = Settings(64, 1, "packed", 0, 1)
+    chosen = Loader(rows, [list(range(64))], settings)
+    tight = Loader(rows, [list(range(64))], Settings(64, 1, "packed", 40, 1))
+    assert chosen.row_tokens > 40
+    assert chosen.facts(0)["padding_fraction"] < tight.facts(0)["padding_fraction"]
+    assert Loader(rows, [[0, 1]], Settings(2, 1, "padded", 0, 1)).row_tokens == 40
+
+
+def test_a_bucket_must_be_worth_its_compilation():
+    """Half of the steps need 10 rows, one 20; 19 would save too little."""
+    assert loader.row_buckets([10] * 6 + [19] * 4 + [20], 1) == (10, 20)
+    assert loader.row_buckets([20, 21, 22], 1) == (22,)
+    assert loader.row_buckets([3, 5, 9], 8) == (8, 16)

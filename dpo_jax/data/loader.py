@@ -21,7 +21,6 @@ QUANTILES = (1.0, 0.9, 0.5)  # of the rows that steps need: candidates for bucke
 WORTH_COMPILING = 0.1  # share of rows that a further bucket must save
 SCORED_MULTIPLE = 16
 MAX_CHOSEN_TOKENS = 2048
-ATTENTION_TOKENS = 4096  # rows at which attention costs as much as the rest
 PROBED_STEPS = 16
 
 
@@ -51,12 +50,15 @@ def row_token_choices(layout: str, lengths: Sequence[Lengths]) -> list[int]:
     return [least * n for n in (1, 2, 4, 8) if n == 1 or least * n <= MAX_CHOSEN_TOKENS]
 
 
-def row_cost(rows: int, tokens: int) -> float:
+def row_cost(rows: int, tokens: int, even_tokens: float) -> float:
     """Weighs a batch of rows: every place costs, and a place in a long row costs more.
 
-    The second term stands for attention, whose work per token grows with the row.
+    Args:
+      rows: B.
+      tokens: T.
+      even_tokens: length of a row at which attention costs as much as all the rest.
     """
-    return rows * tokens * (1.0 + tokens / ATTENTION_TOKENS)
+    return rows * tokens * (1.0 + tokens / even_tokens)
 
 
 def deal(sizes: Sequence[int], hands: int) -> list[list[int]]:
@@ -99,6 +101,7 @@ class Settings:
       layout: a name of `layouts.LAYOUTS`.
       row_tokens: T; 0 = chosen from the lengths.
       shards: devices that rows are spread over.
+      even_tokens: see `row_cost`; read where T is chosen.
       mine: this host's rows of a microbatch, as a fraction (start, stop) of them.
     """
 
@@ -107,6 +110,7 @@ class Settings:
     layout: str
     row_tokens: int
     shards: int
+    even_tokens: float = 4096.0
     mine: tuple[float, float] = (0.0, 1.0)
 
 
@@ -151,7 +155,7 @@ class Loader:
         def cost(tokens: int) -> float:
             counts = [self._shape(step, tokens).rows for step in probed]
             most = round_up(max(counts, default=1), settings.shards)
-            return row_cost(most, tokens)
+            return row_cost(most, tokens, settings.even_tokens)
 
         return min(row_token_choices(settings.layout, self._lengths), key=cost)
 

@@ -75,3 +75,13 @@ LOSSES: dict[str, Loss | LossFn] = {
         per="chosen_tokens",
     ),
 }
+
+
+def as_markdown(table: Mapping[str, Loss | LossFn]) -> str:
+    """Renders the table of the README."""
+    lines = ["| name | loss | options | source |", "|---|---|---|---|"]
+    for name in table:
+        row = find(name, table)
+        used = ", ".join(f"`{option}`" for option in options(row)) or "–"
+        lines.append(f"| `{name}` | {row.formula} | {used} | {row.source} |")
+    return "\n".join(lines) + "\n"

@@ -14,6 +14,8 @@ from dpo_jax import errors
 
 Array = Any
 
+WIDE = jnp.float32  # of logits and their softmax
+
 
 def forest_mask(docs: Array, branches: Array, positions: Array, window: int) -> Array:
     """Says which key each query sees.
@@ -39,20 +41,59 @@ def forest_mask(docs: Array, branches: Array, positions: Array, window: int) -> 
     seen = row[None, :] <= row[:, None]  # [T, T]
     seen = seen & (query(docs) == key(docs)) & (query(docs) > 0)  # [B, T, T]
     seen &= (key(branches) == 0) | (key(branches) == query(branches))
-    if window:
-        seen &= query(positions) - key(positions) < window
-    return seen[:, None]
+    return within(seen[:, None], positions, window)
 
 
-def _xla(q: Array, k: Array, v: Array, mask: Array, scale: float) -> Array:
+def within(mask: Array, positions: Array, window: int | Array) -> Array:
+    """Narrows a mask to a window of positions.
+
+    Args:
+      mask: bool[B, 1, T, T].
+      positions: i32[B, T].
+      window: tokens that a query sees, itself included; 0 = all. May be traced, so that
+        layers with and without a window are one compiled layer.
+    """
+    if isinstance(window, int) and not window:
+        return mask
+    distance = positions[:, None, :, None] - positions[:, None, None, :]
+    return mask & ((window == 0) | (distance < window))
+
+
+def _xla(
+    q: Array, k: Array, v: Array, mask: Array, scale: float, softcap: float
+) -> Array:
     """Runs the portable backend; a query that sees nothing gets a finite average."""
+    if softcap:
+        return _xla_capped(q, k, v, mask, scale, softcap)
     return jax.nn.dot_product_attention(
         q, k, v, mask=mask, scale=scale, implementation="xla"
     )
 
 
+def _xla_capped(
+    q: Array, k: Array, v: Array, mask: Array, scale: float, softcap: float
+) -> Array:
+    """Cuts the logits to ±softcap before the mask, as Gemma 2 does.
+
+    Source: arXiv:2408.00118 section 2.
+    """
+    grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[3])  # [B, T, K, H / K, E]
+    logits = jnp.einsum("BTKGE,BSKE->BKGTS", grouped, k, preferred_element_type=WIDE)
+    logits = softcap * jnp.tanh(scale * logits / softcap)
+    logits = jnp.where(mask[:, :, None], logits, jnp.finfo(WIDE).min / 2)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    return jnp.einsum("BKGTS,BSKE->BTKGE", weights, v).reshape(q.shape)
+
+
 def attention(
-    q: Array, k: Array, v: Array, mask: Array, *, scale: float, backend: str
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array,
+    *,
+    scale: float,
+    softcap: float = 0.0,
+    backend: str,
 ) -> Array:
     """Averages values with softmax(scale·q·k) over the visible keys.
 
@@ -62,6 +103,7 @@ def attention(
       v: [B, T, K, E] values.
       mask: bool[B, 1, T, T], True = visible.
       scale: multiplies the logits, which with their softmax are float32.
+      softcap: logits are cut to softcap·tanh(logits / softcap); 0 = off.
       backend: a key of `BACKENDS`.
 
     Returns:
@@ -74,9 +116,9 @@ def attention(
     chex.assert_rank([q, k, v, mask], 4)
     if backend not in BACKENDS:
         raise errors.ConfigError(errors.unknown("model.attention", backend, BACKENDS))
-    return BACKENDS[backend](q, k, v, mask, scale)
+    return BACKENDS[backend](q, k, v, mask, scale, softcap)
 
 
-BACKENDS: dict[str, Callable[[Array, Array, Array, Array, float], Array]] = {
+BACKENDS: dict[str, Callable[[Array, Array, Array, Array, float, float], Array]] = {
     "xla": _xla,
 }

@@ -4,15 +4,17 @@ The tree of parameters (float32; a leaf that the spec does not ask for is absent
 
     embed/tokens                       [V, D]
     embed/positions                    [max_positions, D]   learned positions only
-    layers/norm1/{scale,bias}          [L, D]               before the attention
+    layers/norm{1,2,3,4}/{scale,bias}  [L, D]               as the layout numbers them
     layers/attn/q/{kernel,bias}        [L, D, H·E], [L, H·E]
     layers/attn/{k,v}/{kernel,bias}    [L, D, K·E], [L, K·E]
+    layers/attn/{q,k}_norm/scale       [L, E]; if `full` [L, H·E], [L, K·E]
     layers/attn/o/{kernel,bias}        [L, H·E, D], [L, D]
-    layers/norm2/{scale,bias}          [L, D]               before the MLP
     layers/mlp/{gate,up}/{kernel,bias} [L, D, ff], [L, ff]  gate: gated MLPs only
     layers/mlp/down/{kernel,bias}      [L, ff, D], [L, D]
     final_norm/{scale,bias}            [D]
     head/kernel                        [D, V]               absent when tied
+    head/bias                          [V]
+    score/kernel                       [D, 1]               scalar; no head then
 
 Kernels are [in, out]. This file knows nothing of files, meshes or losses.
 """
@@ -29,7 +31,9 @@ import numpy as np
 
 from dpo_jax import errors
 from dpo_jax.models import attention as attention_lib
-from dpo_jax.models.spec import DecoderSpec
+from dpo_jax.models import blocks
+from dpo_jax.models import rope as rope_lib
+from dpo_jax.models.spec import LAYOUTS, DecoderSpec
 from dpo_jax.types import Batch, Head, Params
 
 Array = Any
@@ -52,11 +56,29 @@ class Leaf(NamedTuple):
     mean: float = 0.0
 
 
-def _norm_leaves(spec: DecoderSpec, path: str, lead: tuple[int, ...]) -> dict:
+def _norm_leaves(spec: DecoderSpec, path: str, shape: tuple[int, ...]) -> dict:
     """Returns the leaves of a norm under `path`."""
-    found = {f"{path}/scale": Leaf((*lead, spec.width), 0.0, 1.0)}
+    neutral = 0.0 if spec.norm == "rms_plus_one" else 1.0
+    found = {f"{path}/scale": Leaf(shape, 0.0, neutral)}
     if spec.norm == "layer":
-        found[f"{path}/bias"] = Leaf((*lead, spec.width), 0.0)
+        found[f"{path}/bias"] = Leaf(shape, 0.0)
+    return found
+
+
+def _head_leaves(spec: DecoderSpec) -> dict[str, Leaf]:
+    """Returns the leaves of what stands on the trunk.
+
+    A score starts with variance 1 / (D + 1).
+
+    Source: arXiv:2009.01325 appendix B.1 (the score).
+    """
+    if spec.scalar:
+        return {"score/kernel": Leaf((spec.width, 1), (spec.width + 1) ** -0.5)}
+    found = {}
+    if not spec.tie:
+        found["head/kernel"] = Leaf((spec.width, spec.vocab), INIT_STD)
+    if spec.head_bias:
+        found["head/bias"] = Leaf((spec.vocab,), 0.0)
     return found
 
 
@@ -82,12 +104,14 @@ def leaves(spec: DecoderSpec) -> dict[str, Leaf]:
         found[f"layers/{name}/kernel"] = Leaf((*lead, fan_in, fan_out), std)
         if bias:
             found[f"layers/{name}/bias"] = Leaf((*lead, fan_out), 0.0)
-    found |= _norm_leaves(spec, "layers/norm1", lead)
-    found |= _norm_leaves(spec, "layers/norm2", lead)
-    found |= _norm_leaves(spec, "final_norm", ())
-    if not spec.tie:
-        found["head/kernel"] = Leaf((width, spec.vocab), INIT_STD)
-    return found
+    for n in range(LAYOUTS[spec.layout]):
+        found |= _norm_leaves(spec, f"layers/norm{n + 1}", (*lead, width))
+    normed = {"q": query, "k": keys} if spec.qk_norm else {}
+    for name, full in normed.items():
+        size = full if spec.qk_norm == "full" else spec.head_dim
+        found |= _norm_leaves(spec, f"layers/attn/{name}_norm", (*lead, size))
+    found |= _norm_leaves(spec, "final_norm", (width,))
+    return found | _head_leaves(spec)
 
 
 def nest(flat: dict[str, Any]) -> Tree:
@@ -142,79 +166,27 @@ def abstract_params(spec: DecoderSpec) -> Params:
     return nest({path: shape(leaf) for path, leaf in leaves(spec).items()})
 
 
-def rope_frequencies(spec: DecoderSpec) -> np.ndarray:
-    """Computes the angular frequencies of the rotary pairs.
+class Layer(NamedTuple):
+    """What varies from layer to layer beside the weights; leading axis L if stacked.
 
-    Returns:
-      f32[E / 2] radians per position, the fastest first.
-
-    Source: arXiv:2104.09864 eq. 15; `llama3` as Meta's Llama 3.1 code ramps it.
+    Attributes:
+      window: i32[] tokens that a query sees, itself included; 0 = all.
+      pairs: f32[pairs] radians per position of each rotary pair.
+      magnitude: f32[] that cosines and sines are multiplied by.
     """
-    exponents = np.arange(0, spec.head_dim, 2, dtype=np.float32) / spec.head_dim
-    frequencies = (1.0 / np.float32(spec.rope_theta) ** exponents).astype(np.float32)
-    scaling = spec.rope_scaling
-    if scaling is None:
-        return frequencies
-    stretched = frequencies / np.float32(scaling.factor)
-    if scaling.kind == "linear":
-        return stretched
-    assert scaling.kind == "llama3", scaling.kind
-    turns = scaling.original_max_positions * frequencies / (2 * np.pi)
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return ((1 - keep) * stretched + keep * frequencies).astype(np.float32)
+
+    window: Any
+    pairs: Any
+    magnitude: Any
 
 
-def rope_table(spec: DecoderSpec, positions: Array, dtype: Any) -> tuple[Array, Array]:
-    """Returns cos and sin of each angle, [B, T, 1, E / 2] each, computed in float32."""
-    angles = positions.astype(jnp.float32)[..., None] * rope_frequencies(spec)
-    angles = angles[:, :, None, :]  # [B, T, 1, E / 2]
-    return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
-
-
-def rotate(x: Array, cos: Array, sin: Array) -> Array:
-    """Turns the pairs (i, i + E/2) of [B, T, H, E] by their angles."""
-    first, second = jnp.split(x, 2, axis=-1)
-    turned = (first * cos - second * sin, second * cos + first * sin)
-    return jnp.concatenate(turned, axis=-1)
-
-
-def normalise(spec: DecoderSpec, w: Tree, x: Array) -> Array:
-    """Normalises [B, T, D] in float32 and returns it in the dtype of `x`."""
-    wide = x.astype(jnp.float32)
-    if spec.norm == "layer":
-        wide = wide - wide.mean(-1, keepdims=True)
-    variance = jnp.square(wide).mean(-1, keepdims=True)
-    wide = wide * jax.lax.rsqrt(variance + spec.norm_eps)
-    if spec.norm == "layer":
-        return (wide * w["scale"] + w["bias"]).astype(x.dtype)
-    return wide.astype(x.dtype) * w["scale"].astype(x.dtype)
-
-
-def linear(w: Tree, x: Array) -> Array:
-    """Returns x·kernel (+ bias) in the dtype of `x`."""
-    y = x @ w["kernel"].astype(x.dtype)
-    return y + w["bias"].astype(x.dtype) if "bias" in w else y
-
-
-def self_attention(
-    spec: DecoderSpec, w: Tree, x: Array, mask: Array, rope: Any, backend: str
-) -> Array:
-    """Attends within [B, T, D]."""
-    heads = lambda y: y.reshape(*y.shape[:2], -1, spec.head_dim)  # noqa: E731
-    q, k, v = (heads(linear(w[name], x)) for name in "qkv")  # [B, T, H or K, E]
-    if rope is not None:
-        q, k = rotate(q, *rope), rotate(k, *rope)
-    scale = spec.head_dim**-0.5
-    y = attention_lib.attention(q, k, v, mask, scale=scale, backend=backend)
-    return linear(w["o"], y.reshape(*x.shape[:2], -1))
-
-
-def mlp(spec: DecoderSpec, w: Tree, x: Array) -> Array:
-    """Maps [B, T, D] through the hidden layer and back."""
-    act = ACTIVATIONS[spec.activation]
-    up = linear(w["up"], x)
-    return linear(w["down"], act(linear(w["gate"], x)) * up if spec.gated else act(up))
+def layers_of(spec: DecoderSpec, length: int) -> Layer:
+    """Returns what each layer of `spec` does, in NumPy, stacked."""
+    pairs, magnitude = np.zeros((spec.layers, 0)), np.ones(spec.layers)
+    if spec.rope_theta:
+        pairs, magnitude = rope_lib.per_layer(spec, length)
+    windows = np.asarray(spec.windows or [0] * spec.layers, np.int32)
+    return Layer(windows, pairs.astype(np.float32), magnitude.astype(np.float32))
 
 
 class Decoder(nn.Module):
@@ -226,6 +198,9 @@ class Decoder(nn.Module):
       remat: `none` keeps every activation; `block` keeps only the input of each block
         and computes the rest again in the backward pass.
       attention: a key of `attention.BACKENDS`.
+      length: tokens of the longest text of the run, for rope scalings that depend on
+        it; 0 = `spec.max_positions`. One length a run: a token's angle never depends on
+        its batch.
       constrain: applied to each [B, T, D] of the residual stream; the place where a
         mesh pins its sharding.
     """
@@ -234,6 +209,7 @@ class Decoder(nn.Module):
     dtype: Any = jnp.float32
     remat: str = "none"
     attention: str = "xla"
+    length: int = 0
     constrain: Callable[[Array], Array] = lambda x: x
 
     def __post_init__(self):
@@ -256,18 +232,28 @@ class Decoder(nn.Module):
           batch: `tokens`, `positions`, `docs`, `branches`, i32[B, T] each, are read.
 
         Returns:
-          [B, T, D] after the final norm, and the head; both in the compute dtype.
+          [B, T, D] after the final norm, and the head; both in the compute dtype. The
+          head of a scalar spec is [D, 1].
         """
         chex.assert_rank([batch.tokens, batch.positions, batch.docs, batch.branches], 2)
-        w = self._params()
+        w, spec = self._params(), self.spec
         x = w["embed"]["tokens"][batch.tokens].astype(self.dtype)  # [B, T, D]
-        if self.spec.learned_positions:
+        if spec.embed_scale:
+            x = x * jnp.asarray(spec.width**0.5, self.dtype)
+        if spec.learned_positions:
             x = x + w["embed"]["positions"][batch.positions].astype(self.dtype)
         x = self._blocks(w["layers"], self.constrain(x), batch)
-        x = normalise(self.spec, w["final_norm"], x)
-        tied = self.spec.tie
-        kernel = w["embed"]["tokens"].T if tied else w["head"]["kernel"]
-        return self.constrain(x), Head(kernel.astype(self.dtype), None)
+        x = blocks.normalise(spec, w["final_norm"], x)
+        return self.constrain(x), self._head(w)
+
+    def _head(self, w: Tree) -> Head:
+        """Returns the head in the compute dtype."""
+        if self.spec.scalar:
+            return Head(w["score"]["kernel"].astype(self.dtype), None)
+        tied, head = self.spec.tie, w.get("head", {})
+        kernel = w["embed"]["tokens"].T if tied else head["kernel"]
+        bias = head["bias"].astype(self.dtype) if self.spec.head_bias else None
+        return Head(kernel.astype(self.dtype), bias, self.spec.final_softcap)
 
     def _params(self) -> Tree:
         """Declares the tree of the module docstring."""
@@ -276,23 +262,35 @@ class Decoder(nn.Module):
         return {name: self.param(name, start, name) for name in names}
 
     def _blocks(self, layers: Tree, x: Array, batch: Batch) -> Array:
-        """Scans the block over the layers."""
-        spec = self.spec
-        mask = attention_lib.forest_mask(
-            batch.docs, batch.branches, batch.positions, window=0
+        """Scans the block over the layers.
+
+        What varies from layer to layer is scanned with the weights, so that one layer
+        is compiled; what does not is computed once.
+        """
+        spec, positions = self.spec, batch.positions
+        forest = attention_lib.forest_mask(
+            batch.docs, batch.branches, positions, window=0
         )
-        rope = None
-        if spec.rope_theta:
-            rope = rope_table(spec, batch.positions, self.dtype)
 
-        def block(x: Array, w: Tree) -> tuple[Array, None]:
-            h = normalise(spec, w["norm1"], x)
-            x = x + self_attention(spec, w["attn"], h, mask, rope, self.attention)
-            x = self.constrain(x)
-            x = x + mlp(spec, w["mlp"], normalise(spec, w["norm2"], x))
-            return self.constrain(x), None
+        def context(layer: Layer) -> blocks.Context:
+            rope = None
+            if spec.rope_theta:
+                rope = rope_lib.table(positions, layer.pairs, layer.magnitude)
+            mask = attention_lib.within(forest, positions, layer.window)
+            return blocks.Context(mask, rope)
 
-        return jax.lax.scan(REMATS[self.remat](block), x, layers)[0]
+        each = layers_of(spec, self.length or spec.max_positions)
+        alike = all((field == field[:1]).all() for field in each)
+        first = Layer(int(each.window[0]), each.pairs[0], each.magnitude[0])
+        shared = context(first) if alike else None
+
+        def block(x: Array, xs: tuple[Tree, Layer]) -> tuple[Array, None]:
+            w, layer = xs
+            seen = shared if shared is not None else context(layer)
+            backend, pin = self.attention, self.constrain
+            return blocks.block(spec, w, x, seen, backend=backend, pin=pin), None
+
+        return jax.lax.scan(REMATS[self.remat](block), x, (layers, each))[0]
 
 
 def _keep(block: Callable) -> Callable:
@@ -304,12 +302,6 @@ def _recompute(block: Callable) -> Callable:
     """Keeps only the input of a block; scanned, so nothing can be merged away."""
     return jax.checkpoint(block, prevent_cse=False)
 
-
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "silu": jax.nn.silu,
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-}
 
 REMATS: dict[str, Callable[[Callable], Callable]] = {
     "none": _keep,

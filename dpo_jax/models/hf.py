@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,40 +22,38 @@ import safetensors.numpy
 from jax.experimental import multihost_utils
 
 from dpo_jax import errors
-from dpo_jax.models import decoder, files
-from dpo_jax.models.families import FAMILIES
+from dpo_jax.models import decoder, files, scalar
+from dpo_jax.models.families import FAMILIES, spec_of
 from dpo_jax.models.files import Stored, read_config, resolve
-from dpo_jax.models.spec import DecoderSpec, Row, faults
+from dpo_jax.models.spec import DecoderSpec, Row
 from dpo_jax.models.tensors import OPS, Index, folded, names_of, part_shapes, rows_of
 from dpo_jax.types import Params
 
 Array = Any
 
-__all__ = ["load_params", "read_config", "resolve", "save_params", "spec_of"]
+__all__ = [
+    "load_params",
+    "read_config",
+    "resolve",
+    "save_params",
+    "scalar_spec_of",
+    "spec_of",
+]
 
 DTYPES = ("F64", "F32", "F16", "BF16")  # of tensors that are read
 EXPORT_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 UNFINISHED = ".unfinished"  # ends the names of files that are being written
 
 
-def spec_of(config: dict[str, Any]) -> DecoderSpec:
-    """Says which decoder a `config.json` describes.
+def scalar_spec_of(config: dict[str, Any]) -> DecoderSpec:
+    """Says which trunk with a scalar head a `config.json` describes.
 
     Raises:
-      ModelError: if it wants remote code, its `model_type` or an attribute is not
-        known, or its sizes do not fit.
+      ModelError: as `spec_of`, and if it has several labels.
     """
-    name = config.get("model_type")
-    if config.get("auto_map"):
-        raise errors.ModelError(
-            f"config.json (model_type={name!r}) has auto_map: refuses remote code; use "
-            f"a model of one of the types: {', '.join(sorted(FAMILIES))}"
-        )
-    if not isinstance(name, str) or name not in FAMILIES:
-        raise errors.ModelError(errors.unknown("model_type", name, FAMILIES))
-    spec = FAMILIES[name].from_hf(config)
+    spec = scalar.scalar_spec(spec_of(config))
     with errors.collected(errors.ModelError) as complaints:
-        complaints += [f"config.json: {fault}" for fault in faults(spec)]
+        complaints += [f"config.json: {fault}" for fault in scalar.label_faults(config)]
     return spec
 
 
@@ -71,7 +69,7 @@ def _check(spec: DecoderSpec, rows: list[Row], stored: dict[str, Stored]) -> lis
         name
         for name in stored
         if name not in expected
-        and not any(re.fullmatch(pattern, name) for pattern in family.ignored)
+        and not _matches(name, (*family.ignored, *family.carried))
         and not _same_as_table(spec, name, rows, stored)
     ]
     both = [name for name in expected if name in stored]
@@ -90,6 +88,11 @@ def _check(spec: DecoderSpec, rows: list[Row], stored: dict[str, Stored]) -> lis
     return [f"{what}: {names}" for what, names in found.items() if names]
 
 
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    """Says whether a name is wholly one of the patterns."""
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
+
+
 def _same_as_table(
     spec: DecoderSpec, name: str, rows: list[Row], stored: dict[str, Stored]
 ) -> bool:
@@ -105,6 +108,19 @@ def _same_as_table(
     last = stored[table].shape[0]
     blocks = (slice(i, min(i + 4096, last)) for i in range(0, last, 4096))
     return all(np.array_equal(head[block], tokens[block]) for block in blocks)
+
+
+def check_weights(folder: str | Path, spec: DecoderSpec) -> None:
+    """Refuses a folder whose weights are not those of a spec; reads headers only.
+
+    Raises:
+      ModelError: as `load_params`.
+    """
+    with contextlib.ExitStack() as stack:
+        stored = files.open_weights(Path(folder), stack)
+        with errors.collected(errors.ModelError) as complaints:
+            found = _check(spec, rows_of(spec, stored), stored)
+            complaints += [f"{folder}: {c}" for c in found]
 
 
 def load_params(folder: str | Path, spec: DecoderSpec, shardings: Any = None) -> Params:
@@ -136,7 +152,7 @@ def load_params(folder: str | Path, spec: DecoderSpec, shardings: Any = None) ->
         for row in rows:
             for part, path in enumerate(row.paths):
                 shape = decoder.leaves(spec)[path].shape
-                read = _reader(row, part, spec, stored)
+                read: Any = _reader(row, part, spec, stored)
                 place = here if shardings is None else places[path]
                 flat[path] = jax.make_array_from_callback(shape, place, read)
                 flat[path].block_until_ready()  # else the host holds every leaf at once
@@ -151,7 +167,9 @@ def _reader(
     stacked, seen = "{i}" in row.name, {}
 
     def one(name: str, index: Index) -> np.ndarray:
-        return read(stored[name].file.get_slice(name), index, part, shapes)
+        return read(
+            stored[name].file.get_slice(name), index, part, shapes, spec.head_dim
+        )
 
     def at(index: Index) -> np.ndarray:
         shape = ((spec.layers,) if stacked else ()) + shapes[part]
@@ -207,24 +225,26 @@ def save_params(
         raise errors.ConfigError(errors.unknown("dtype", dtype, EXPORT_DTYPES))
     assert source_dir is None or token_ids is None, "source_dir has its own token_ids"
     out = Path(out_dir)
-    copied, present = {"config.json": _config(spec, dtype, token_ids or {})}, ()
-    if source_dir is not None:
-        copied, present = _source(Path(source_dir), spec, dtype)
-    rows = rows_of(spec, present)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        weights = _write_weights(params, spec, rows, out, dtype, max_shard_bytes)
-        if jax.process_index() == 0:
-            _publish(out, weights, copied)
-    except (OSError, safetensors.SafetensorError) as error:
-        for file in out.glob(f"*{UNFINISHED}"):
-            file.unlink(missing_ok=True)
-        raise errors.WriteError(f"{out} cannot be written: {error}") from error
+    with contextlib.ExitStack() as stack:
+        copied, stored = {"config.json": _config(spec, dtype, token_ids or {})}, {}
+        if source_dir is not None:
+            copied = _source(Path(source_dir), spec, dtype)
+            stored = files.open_weights(Path(source_dir), stack)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            weights = _write_weights(params, spec, stored, out, dtype, max_shard_bytes)
+            if jax.process_index() == 0:
+                _publish(out, weights, copied)
+        except (OSError, safetensors.SafetensorError) as error:
+            for file in out.glob(f"*{UNFINISHED}"):
+                file.unlink(missing_ok=True)
+            raise errors.WriteError(f"{out} cannot be written: {error}") from error
 
 
 def _config(spec: DecoderSpec, dtype: str, token_ids: dict[str, int]) -> bytes:
     """Returns a `config.json` for a model that had none."""
     config = FAMILIES[spec.model_type].to_hf(spec)
+    config = scalar.classifier_config(config) if spec.scalar else config
     config |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     return _json(config | token_ids | {"dtype": dtype})
 
@@ -234,21 +254,21 @@ def _json(value: dict[str, Any]) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
 
-def _source(
-    folder: Path, spec: DecoderSpec, dtype: str
-) -> tuple[dict[str, bytes], list[str]]:
-    """Returns what is copied from the source folder, and the names of its tensors."""
+def _source(folder: Path, spec: DecoderSpec, dtype: str) -> dict[str, bytes]:
+    """Returns the small files that are copied from the source folder."""
     config = read_config(folder)
-    if spec_of(config) != spec:
+    read = scalar_spec_of if spec.scalar else spec_of
+    if read(config) != spec:
         raise errors.ModelError(f"{folder / 'config.json'} describes another model")
     names = {f.name for p in files.TOKENIZER_FILES for f in folder.glob(p)}
     names = {name for name in names if (folder / name).is_file()} | {"config.json"}
     copied = {name: (folder / name).read_bytes() for name in sorted(names)}
     stated = {k for k in ("dtype", "torch_dtype") if config.get(k) not in (None, dtype)}
-    if stated:  # else transformers would load the weights rounded to the stated dtype
-        copied["config.json"] = _json(config | dict.fromkeys(stated, dtype))
-    with contextlib.ExitStack() as stack:
-        return copied, list(files.open_weights(folder, stack))
+    new_head = spec.scalar and not scalar.is_classifier(config)
+    ours = scalar.classifier_config(config) if new_head else config
+    if stated or new_head:  # a wrong dtype would make transformers round the weights
+        copied["config.json"] = _json(ours | dict.fromkeys(stated, dtype))
+    return copied
 
 
 def _host(x: Array) -> np.ndarray:
@@ -269,7 +289,7 @@ def _tensors(
         for layer, name in enumerate(names_of(row, spec)):
             leaves = [flat[path] for path in row.paths]
             parts = [_host(leaf[layer] if stacked else leaf) for leaf in leaves]
-            yield name, OPS[row.op].join(parts)
+            yield name, OPS[row.op].join(parts, spec.head_dim)
 
 
 def _plan(sizes: dict[str, int], limit: int) -> list[list[str]]:
@@ -288,27 +308,41 @@ def _plan(sizes: dict[str, int], limit: int) -> list[list[str]]:
 def _write_weights(
     params: Params,
     spec: DecoderSpec,
-    rows: list[Row],
+    stored: dict[str, Stored],
     out: Path,
     dtype: str,
     limit: int,
 ) -> dict[str, bytes | None]:
     """Writes weights under temporary names, one file in memory at a time.
 
+    Args:
+      params: of the spec.
+      spec: of the decoder.
+      stored: the tensors of the source folder, whose spelling is kept and whose carried
+        tensors are copied; {} without one.
+      out: folder.
+      dtype: a key of `EXPORT_DTYPES`.
+      limit: bytes of one file.
+
     Returns:
       {file name: None}, and the index with its bytes if there are several files.
     """
-    kind = np.dtype(EXPORT_DTYPES[dtype])
+    kind, rows = np.dtype(EXPORT_DTYPES[dtype]), rows_of(spec, stored)
+    kept = FAMILIES[spec.model_type].carried
+    carried = {name: x for name, x in stored.items() if _matches(name, kept)}
     sizes = {}
     for row in rows:
         count = int(np.prod(OPS[row.op].shape(part_shapes(row, spec))))
         sizes |= dict.fromkeys(names_of(row, spec), count * kind.itemsize)
+    for name, tensor in carried.items():
+        sizes[name] = int(np.prod(tensor.shape)) * kind.itemsize
     groups = _plan(sizes, limit)
     names = [files.SINGLE]
     if len(groups) > 1:
         numbers = range(1, len(groups) + 1)
         names = [f"model-{n:05}-of-{len(groups):05}.safetensors" for n in numbers]
-    tensors = _tensors(params, spec, rows)
+    copies = ((name, x.file.get_tensor(name)) for name, x in carried.items())
+    tensors = itertools.chain(_tensors(params, spec, rows), copies)
     for file, group in zip(names, groups, strict=True):
         held = {}
         for name, tensor in itertools.islice(tensors, len(group)):

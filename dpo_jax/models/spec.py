@@ -11,8 +11,11 @@ from typing import Any, NamedTuple
 
 from dpo_jax import errors
 
-NORMS = ("rms", "layer")
-LAYOUTS = ("pre",)
+NORMS = ("rms", "rms_wide", "rms_plus_one", "layer")
+# how many norms a layer of each layout has
+LAYOUTS = {"pre": 2, "parallel": 2, "parallel_shared": 1, "sandwich": 4, "post": 2}
+QK_NORMS = ("", "head", "full")
+SCORE_WORK = 40  # of one attention score, in operations of a matrix product
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
 
 
@@ -21,18 +24,31 @@ class RopeScaling:
     """Stretches rotary wavelengths so that longer texts look like shorter ones.
 
     Attributes:
-      kind: `linear` divides every frequency; `llama3` divides the slow ones only.
-      factor: the divisor.
+      kind: a key of `rope.SCALINGS`.
+      factor: what frequencies are divided by; `longrope` does not use it.
       low_freq_factor: `llama3` divides wavelengths above original / this in full.
       high_freq_factor: `llama3` keeps wavelengths below original / this.
-      original_max_positions: tokens of context before stretching; `llama3` only.
+      original_max_positions: tokens of context before stretching; not for `linear`.
+      beta_fast: `yarn` keeps pairs of more turns than this in the original context.
+      beta_slow: `yarn` divides pairs of fewer turns in full.
+      truncate: `yarn` rounds the ends of its ramp to whole pairs.
+      attention_factor: cosines and sines are multiplied by it; `yarn` and `longrope`.
+      short_factors: `longrope`'s divisor of each pair for texts within the original
+        context.
+      long_factors: the same for longer texts.
     """
 
     kind: str
-    factor: float
+    factor: float = 1.0
     low_freq_factor: float = 0.0
     high_freq_factor: float = 0.0
     original_max_positions: int = 0
+    beta_fast: float = 0.0
+    beta_slow: float = 0.0
+    truncate: bool = True
+    attention_factor: float = 1.0
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +65,15 @@ class DecoderSpec:
       head_dim: features of a head.
       ff: hidden features of the MLP.
       max_positions: tokens of context; with `learned_positions` a hard limit.
-      norm: `rms` or `layer` (with bias).
+      norm: `rms`; `rms_wide`, which scales in float32 too; `rms_plus_one`, which
+        scales by 1 + w in float32; or `layer` (with bias).
       norm_eps: added to the variance.
-      layout: `pre`: x + attn(norm1(x)), then x + mlp(norm2(x)).
+      layout: how norms, attention and MLP are joined; a key of `blocks.LAYOUTS`:
+        pre              x + attn(n1(x)), then x + mlp(n2(x))
+        parallel         x + attn(n1(x)) + mlp(n2(x))
+        parallel_shared  x + attn(n1(x)) + mlp(n1(x))
+        sandwich         x + n2(attn(n1(x))), then x + n4(mlp(n3(x)))
+        post             x + n1(attn(x)), then x + n2(mlp(x))
       activation: `silu`, `gelu` (erf) or `gelu_tanh`.
       gated: act(gate(x))·up(x) instead of act(up(x)).
       qkv_bias: biases on the query, key and value projections.
@@ -60,7 +82,21 @@ class DecoderSpec:
       learned_positions: add a learned vector per position; no rotation then.
       rope_theta: base of the rotary wavelengths; 0 = no rotation.
       rope_scaling: how they are stretched; None = not.
+      rope_dim: features of a head that turn, the first ones; 0 = all.
+      rope_interleaved: pairs are (2i, 2i + 1), not (i, i + rope_dim / 2).
+      rope_theta_local: base in layers with a window, unscaled; 0 = as elsewhere.
+      rope_layers: whether each layer turns at all; () = all do.
+      qk_norm: norms queries and keys before they turn: '' not, `head` each head by
+        itself, `full` all heads together.
+      attn_scale: multiplies attention logits; 0 = head_dim^−½.
+      attn_softcap: bound of the attention logits; 0 = none.
+      windows: tokens that each layer's queries see, themselves included, 0 = all;
+        () = all, in every layer.
+      embed_scale: embeddings are multiplied by √width.
       tie: the head is the transposed embedding table.
+      head_bias: a bias on the logits, tied or not.
+      final_softcap: bound of the logits; 0 = none.
+      scalar: one score per token (a reward or value head) instead of logits.
     """
 
     model_type: str
@@ -83,7 +119,32 @@ class DecoderSpec:
     learned_positions: bool = False
     rope_theta: float = 0.0
     rope_scaling: RopeScaling | None = None
+    rope_dim: int = 0
+    rope_interleaved: bool = False
+    rope_theta_local: float = 0.0
+    rope_layers: tuple[bool, ...] = ()
+    qk_norm: str = ""
+    attn_scale: float = 0.0
+    attn_softcap: float = 0.0
+    windows: tuple[int, ...] = ()
+    embed_scale: bool = False
     tie: bool = False
+    head_bias: bool = False
+    final_softcap: float = 0.0
+    scalar: bool = False
+
+    @property
+    def even_tokens(self) -> float:
+        """Length of a row at which attention costs as much as the rest of a layer.
+
+        A score takes 4·E operations for its two products and `SCORE_WORK` for mask and
+        softmax, which no matrix unit runs.
+        """
+        query, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        attention = 2 * self.width * (query + keys)
+        mlp = (3 if self.gated else 2) * self.width * self.ff
+        per_key = self.heads * (4 * self.head_dim + SCORE_WORK)
+        return 2 * (attention + mlp) / per_key
 
 
 class Row(NamedTuple):
@@ -92,7 +153,7 @@ class Row(NamedTuple):
     Attributes:
       name: HF name; `{i}` stands for the layer.
       paths: places in the parameter tree; several where HF fuses tensors.
-      op: name of an invertible operation of `hf.OPS`.
+      op: name of an invertible operation of `tensors.OPS`.
     """
 
     name: str
@@ -109,14 +170,21 @@ class Family(NamedTuple):
       table: every tensor that some model of the family has; rows whose paths a spec
         does not have are left out.
       ignored: regexes of tensors that some checkpoints carry and nobody needs.
-      optional_prefix: what some checkpoints leave off every name.
+      spellings: groups of prefixes that mean the same; tables use the first of a group,
+        a checkpoint may use any.
+      carried: regexes of tensors that this decoder does not compute with, but that an
+        export copies from the folder the weights came from.
+      native_code: what `auto_map` may name, because transformers has it built in and
+        nothing is ever run from the folder.
     """
 
     from_hf: Callable[[dict[str, Any]], DecoderSpec]
     to_hf: Callable[[DecoderSpec], dict[str, Any]]
     table: tuple[Row, ...]
     ignored: tuple[str, ...] = ()
-    optional_prefix: str = ""
+    spellings: tuple[tuple[str, ...], ...] = ()
+    carried: tuple[str, ...] = ()
+    native_code: tuple[str, ...] = ()
 
 
 def faults(spec: DecoderSpec) -> list[str]:
@@ -128,19 +196,46 @@ def faults(spec: DecoderSpec) -> list[str]:
         for name in sizes
         if values[name] < 1
     ]
-    choices = {"norm": NORMS, "layout": LAYOUTS, "activation": ACTIVATIONS}
+    choices = {
+        "norm": NORMS,
+        "layout": LAYOUTS,
+        "activation": ACTIVATIONS,
+        "qk_norm": QK_NORMS,
+    }
     for name, known in choices.items():
         if values[name] not in known:
             found.append(errors.unknown(name, values[name], known))
     if spec.kv_heads > 0 and spec.heads % spec.kv_heads:
         found.append(f"kv_heads={spec.kv_heads} must divide heads={spec.heads}")
-    if spec.rope_theta and spec.head_dim % 2:
-        found.append(f"head_dim={spec.head_dim} must be even to be rotated")
     if spec.learned_positions == bool(spec.rope_theta):
         found.append("positions must be either learned or rotary (rope_theta > 0)")
     if spec.norm_eps <= 0 or spec.rope_theta < 0:
         eps, theta = spec.norm_eps, spec.rope_theta
         found.append(f"norm_eps={eps} and rope_theta={theta} must be positive")
+    for name in ("windows", "rope_layers"):
+        if values[name] and len(values[name]) != spec.layers:
+            given = len(values[name])
+            found.append(f"{name} has {given} entries for {spec.layers} layers")
+    return found + (_rope_faults(spec) if spec.rope_theta else [])
+
+
+def _rope_faults(spec: DecoderSpec) -> list[str]:
+    """Returns one sentence for each way in which heads cannot be turned."""
+    width, scaling = spec.rope_dim or spec.head_dim, spec.rope_scaling
+    name = "rope_dim" if spec.rope_dim else "head_dim"
+    found = []
+    if width % 2 or width > spec.head_dim:
+        head = f" and at most head_dim={spec.head_dim}" if spec.rope_dim else ""
+        found.append(f"{name}={width} must be even{head} to be rotated")
+    if scaling is None:
+        return found
+    if scaling.kind == "dynamic" and width < 4:
+        found.append(f"{name}={width} must be at least 4 for dynamic rope scaling")
+    if scaling.kind == "longrope":
+        for which in ("short_factors", "long_factors"):
+            given = len(vars(scaling)[which])
+            if given != width // 2:
+                found.append(f"longrope has {given} {which} for {width // 2} pairs")
     return found
 
 

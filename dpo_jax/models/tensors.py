@@ -27,11 +27,17 @@ class Op(NamedTuple):
       read: (HF slices, index into our part, which part, shapes of the parts) -> our
         part at the index.
       join: our parts -> the HF tensor.
+
+    `read` and `join` also take the features of a head, which one operation needs.
     """
 
     shape: Callable[[list[Shape]], Shape]
-    read: Callable[[Any, Index, int, list[Shape]], np.ndarray]
-    join: Callable[[list[np.ndarray]], np.ndarray]
+    read: Callable[[Any, Index, int, list[Shape], int], np.ndarray]
+    join: Callable[[list[np.ndarray], int], np.ndarray]
+
+
+# HF calls the head of every …ForSequenceClassification so.
+SCORE = Row("score.weight", ("score/kernel",), "T")
 
 
 def rows_of(spec: DecoderSpec, present: Iterable[str] = ()) -> list[Row]:
@@ -39,15 +45,22 @@ def rows_of(spec: DecoderSpec, present: Iterable[str] = ()) -> list[Row]:
 
     Args:
       spec: whose tensors.
-      present: names in a checkpoint; where none has the family's optional prefix, the
-        rows come without it.
+      present: names in a checkpoint, whose spelling of the family's prefixes the rows
+        then have.
     """
     family, present = FAMILIES[spec.model_type], list(present)
-    ours, prefix = decoder.leaves(spec), family.optional_prefix
-    rows = [row for row in family.table if row.paths[0] in ours]
-    if present and prefix and not any(name.startswith(prefix) for name in present):
-        rows = [row._replace(name=row.name.removeprefix(prefix)) for row in rows]
+    ours = decoder.leaves(spec)
+    rows = [row for row in (*family.table, SCORE) if row.paths[0] in ours]
+    for first, *others in family.spellings if present else ():
+        met = (p for p in (first, *others) if any(n.startswith(p) for n in present))
+        prefix = next(met, first)
+        rows = [row._replace(name=_respelled(row.name, first, prefix)) for row in rows]
     return rows
+
+
+def _respelled(name: str, prefix: str, other: str) -> str:
+    """Puts another prefix in the place of `prefix`, if the name has it."""
+    return other + name.removeprefix(prefix) if name.startswith(prefix) else name
 
 
 def names_of(row: Row, spec: DecoderSpec) -> list[str]:
@@ -82,22 +95,58 @@ def _shifted(index: Index, part: int, shapes: list[Shape]) -> Index:
     return (*index[:-1], slice(last.start + offset, last.stop + offset))
 
 
+def _fused_rows(shapes: list[Shape]) -> Shape:
+    """Returns the shape of an nn.Linear, or its bias, of parts with one input."""
+    return (sum(shape[-1] for shape in shapes), *shapes[0][:-1])
+
+
+def _read_heads(
+    hf: Any, index: Index, part: int, shapes: list[Shape], head_dim: int
+) -> np.ndarray:
+    """Reads the rows of the heads that the index touches, and picks its part."""
+    count, (start, stop) = len(shapes), (index[-1].start, index[-1].stop)
+    first, last = start // head_dim, -(-stop // head_dim)
+    rows = slice(first * count * head_dim, last * count * head_dim)
+    held = hf[(rows, *index[:-1])]
+    heads = held.reshape(last - first, count, head_dim, *held.shape[1:])[:, part]
+    flat = heads.reshape(-1, *held.shape[1:])
+    return flat[start - first * head_dim : stop - first * head_dim].T
+
+
+def _join_heads(parts: list[np.ndarray], head_dim: int) -> np.ndarray:
+    """Interleaves the heads of the parts."""
+    split = [p.T.reshape(-1, head_dim, *p.shape[:-1]) for p in parts]
+    return np.stack(split, axis=1).reshape(-1, *parts[0].shape[:-1])
+
+
 OPS: dict[str, Op] = {
     "id": Op(
         shape=lambda shapes: shapes[0],
-        read=lambda hf, index, part, shapes: hf[index],
-        join=lambda parts: parts[0],
+        read=lambda hf, index, part, shapes, head_dim: hf[index],
+        join=lambda parts, head_dim: parts[0],
     ),
     # nn.Linear keeps [out, in]
     "T": Op(
         shape=lambda shapes: shapes[0][::-1],
-        read=lambda hf, index, part, shapes: hf[index[::-1]].T,
-        join=lambda parts: parts[0].T,
+        read=lambda hf, index, part, shapes, head_dim: hf[index[::-1]].T,
+        join=lambda parts, head_dim: parts[0].T,
     ),
     # GPT-2's Conv1D keeps [in, q|k|v], its bias [q|k|v]
     "qkv_cols": Op(
         shape=lambda shapes: (*shapes[0][:-1], sum(shape[-1] for shape in shapes)),
-        read=lambda hf, index, part, shapes: hf[_shifted(index, part, shapes)],
-        join=lambda parts: np.concatenate(parts, axis=-1),
+        read=lambda hf, index, part, shapes, head_dim: hf[
+            _shifted(index, part, shapes)
+        ],
+        join=lambda parts, head_dim: np.concatenate(parts, axis=-1),
     ),
+    # nn.Linear of several projections side by side: Phi-3's [q; k; v] and [gate; up]
+    "rows": Op(
+        shape=_fused_rows,
+        read=lambda hf, index, part, shapes, head_dim: (
+            hf[_shifted(index, part, shapes)[::-1]].T
+        ),
+        join=lambda parts, head_dim: np.concatenate([p.T for p in parts]),
+    ),
+    # GPT-NeoX's nn.Linear holds q, k and v of head 0, then those of head 1, …
+    "qkv_heads": Op(shape=_fused_rows, read=_read_heads, join=_join_heads),
 }

@@ -1,5 +1,7 @@
 """Host rows to global arrays, and back."""
 
+from typing import Any
+
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
@@ -33,14 +35,14 @@ def host_part(mesh: Mesh) -> tuple[float, float]:
     return mine[0] / len(shards), (mine[-1] + 1) / len(shards)
 
 
-def to_global(local: object, sharding: NamedSharding) -> object:
+def to_global(local: Any, sharding: NamedSharding) -> Any:
     """Makes global arrays of this process's rows, for each leaf of a tree."""
     return jax.tree.map(
         lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), local
     )
 
 
-def to_host(tree: object) -> object:
+def to_host(tree: Any) -> Any:
     """Copies replicated device values to NumPy."""
     return jax.tree.map(np.asarray, jax.device_get(tree))
 

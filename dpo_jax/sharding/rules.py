@@ -8,6 +8,7 @@ their parameter, because a rule matches anywhere in the path.
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding
@@ -27,6 +28,7 @@ PARAM_RULES: Rules = (
     (r"norm\w*/(scale|bias)$", P()),
     (r"head/kernel$", P("fsdp", "tensor")),
     (r"head/bias$", P("tensor")),
+    (r"score/kernel$", P("fsdp", None)),
 )
 STATE_RULES: Rules = (
     *PARAM_RULES,
@@ -68,7 +70,7 @@ def fitting(spec: P, shape: Sequence[int], mesh: Mesh) -> P:
     return P(*(keep(n, axes) for n, axes in zip(shape, spec, strict=False)))
 
 
-def shardings(abstract: object, mesh: Mesh, rules: Rules) -> object:
+def shardings(abstract: Any, mesh: Mesh, rules: Rules) -> Any:
     """Gives every leaf its sharding.
 
     Args:
@@ -90,7 +92,7 @@ def shardings(abstract: object, mesh: Mesh, rules: Rules) -> object:
     return jax.tree_util.tree_map_with_path(one, abstract)
 
 
-def with_shardings(abstract: object, places: object) -> object:
+def with_shardings(abstract: Any, places: Any) -> Any:
     """Writes shardings into a tree of `jax.ShapeDtypeStruct`s."""
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(

@@ -55,12 +55,22 @@ def test_window_is_one_of_positions():
     assert seen == {1: [0, 1], 2: [1, 2], 3: [2, 3], 4: [1, 4], 6: [5, 6]}
 
 
-def numpy_attention(q, k, v, mask, scale):
+def test_a_traced_window_means_what_a_static_one_does():
+    everything = lib.forest_mask(DOCS, BRANCHES, POSITIONS, window=0)
+    narrow = jax.jit(lambda window: lib.within(everything, POSITIONS, window))
+    for window in (0, 1, 2, 3):
+        expected = lib.forest_mask(DOCS, BRANCHES, POSITIONS, window=window)
+        np.testing.assert_array_equal(narrow(window), expected)
+
+
+def numpy_attention(q, k, v, mask, scale, softcap=np.inf):
     """Averages in float64, one head at a time."""
     out = np.zeros(q.shape)
     group = q.shape[2] // k.shape[2]
     for h in range(q.shape[2]):
         logits = scale * np.einsum("bte,bse->bts", q[:, :, h], k[:, :, h // group])
+        if np.isfinite(softcap):
+            logits = softcap * np.tanh(logits / softcap)
         weights = np.exp(np.where(mask[:, 0], logits, -np.inf))
         weights /= weights.sum(-1, keepdims=True)
         out[:, :, h] = np.einsum("bts,bse->bte", weights, v[:, :, h // group])
@@ -83,13 +93,26 @@ def test_grouped_queries_agree_with_numpy():
     np.testing.assert_allclose(ours[:, real], theirs, atol=1e-6)
 
 
+def test_capped_logits_agree_with_numpy():
+    q, k, v = inputs()
+    mask = np.asarray(lib.forest_mask(DOCS, BRANCHES, POSITIONS, window=0))
+    ours = lib.attention(q, k, v, mask, scale=2.0, softcap=1.5, backend="xla")
+    free = lib.attention(q, k, v, mask, scale=2.0, backend="xla")
+    real = slice(0, 7)
+    q, k, v, mask = q[:, real], k[:, real], v[:, real], mask[..., :7, :7]
+    theirs = numpy_attention(q, k, v, mask, 2.0, softcap=1.5)
+    np.testing.assert_allclose(ours[:, real], theirs, atol=1e-6)
+    assert np.abs(ours - free).max() > 0.1
+
+
+@pytest.mark.parametrize("softcap", [0.0, 5.0])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_a_query_that_sees_nothing_is_finite_and_so_is_its_gradient(dtype):
+def test_a_query_that_sees_nothing_is_finite_and_so_is_its_gradient(dtype, softcap):
     q, k, v = (jnp.asarray(x, dtype) for x in inputs())
     mask = jnp.zeros((1, 1, 8, 8), bool)
 
     def total(q, k, v):
-        out = lib.attention(q, k, v, mask, scale=0.3, backend="xla")
+        out = lib.attention(q, k, v, mask, scale=0.3, softcap=softcap, backend="xla")
         return jnp.square(out.astype(jnp.float32)).sum()
 
     value, grads = jax.value_and_grad(total, argnums=(0, 1, 2))(q, k, v)

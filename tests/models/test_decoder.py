@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from family_cases import CONFIGS
 
 from dpo_jax import errors
 from dpo_jax.models import decoder as lib
+from dpo_jax.models import hf
 from dpo_jax.models import spec as spec_lib
 from dpo_jax.types import Batch
 
@@ -16,6 +18,7 @@ SPECS = {
     name: spec_lib.preset(name, vocab=50, max_positions=16)
     for name in ("tiny", "tiny_gpt2")
 }
+SPECS["gemma3"] = hf.spec_of(CONFIGS["gemma3_text"])  # its layers differ
 PROMPT, FIRST, SECOND, OTHER = [3, 1, 4], [1, 5], [9, 2, 6], [5, 3, 5, 8]
 
 
@@ -128,6 +131,17 @@ def test_gradients_are_finite_and_reach_every_leaf():
             assert np.isfinite(grad).all(), path
             if path != "layers/attn/k/bias":  # it moves all logits of a query alike
                 assert np.abs(grad).max() > 1e-6, path
+
+
+def test_layers_that_differ_are_one_compiled_layer():
+    spec, batch = SPECS["gemma3"], rows_batch([straight(PROMPT)])
+    run = lambda p: lib.Decoder(spec).apply({"params": p}, batch)[0]  # noqa: E731
+    equations = jax.make_jaxpr(run)(lib.abstract_params(spec)).eqns
+    scans = [e.params["length"] for e in equations if e.primitive.name == "scan"]
+    assert scans == [7]
+    assert len({*spec.windows}) == 2
+    products = [e for e in equations if e.primitive.name == "dot_general"]
+    assert not products  # all of them lie in the scanned layer
 
 
 def test_compute_dtype_and_the_constraint_reach_what_is_returned():

@@ -1,12 +1,12 @@
 """What a `config.json` says, in both spellings, and what is refused by name."""
 
-import math
+import json
 
-import numpy as np
 import pytest
+from family_cases import CASES, CONFIGS
 
 from dpo_jax import errors
-from dpo_jax.models import decoder, hf
+from dpo_jax.models import decoder, hf, tensors
 from dpo_jax.models.families import FAMILIES
 from dpo_jax.models.spec import RopeScaling
 
@@ -35,7 +35,6 @@ GPT2 = {
     "resid_pdrop": 0.1,
     "task_specific_params": {"text-generation": {"max_length": 50}},
 }
-CONFIGS = {"llama": LLAMA, "gpt2": GPT2}
 LLAMA3 = {
     "factor": 8.0,
     "low_freq_factor": 1.0,
@@ -94,7 +93,7 @@ def test_both_spellings_of_rope_mean_the_same(settings, expected):
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_type='yarn'"),
+        ({"rope_scaling": {"type": "yarm", "factor": 2.0}}, "did you mean 'yarn'"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "low_freq_factor"),
         (
             {"rope_scaling": {"type": "linear", "factor": 2.0, "beta": 3}},
@@ -107,24 +106,6 @@ def test_both_spellings_of_rope_mean_the_same(settings, expected):
 )
 def test_rope_settings_that_are_not_understood_are_refused(settings, text):
     assert text in refusal({**LLAMA, **settings})
-
-
-def test_llama3_scaling_of_frequencies_by_hand():
-    """E = 4, theta = 100: frequencies 1 and 0.1, wavelengths 2π ≈ 6.3 and 20π ≈ 62.8.
-
-    original = 64, low 1, high 4: wavelengths below 64/4 = 16 stay; 62.8 lies between 16
-    and 64, with (64/62.8 − 1)/(4 − 1) = 0.00620 of it kept and the rest divided by 8.
-    With original = 32 the second is longer than 32/1 and divided in full.
-    """
-    base = {**LLAMA, "head_dim": 4, "rope_theta": 100.0}
-    scaled = {"rope_type": "llama3", **LLAMA3}
-    frequencies = decoder.rope_frequencies(hf.spec_of({**base, "rope_scaling": scaled}))
-    kept = (64 / (20 * math.pi) - 1) / 3
-    expected = [1.0, 0.1 * (kept + (1 - kept) / 8)]
-    np.testing.assert_allclose(frequencies, expected, rtol=1e-5)
-    scaled = {**scaled, "original_max_position_embeddings": 32}
-    frequencies = decoder.rope_frequencies(hf.spec_of({**base, "rope_scaling": scaled}))
-    np.testing.assert_allclose(frequencies, [1.0, 0.0125], rtol=1e-5)
 
 
 def test_unknown_attributes_are_all_named_unless_they_are_off():
@@ -158,6 +139,108 @@ def test_gpt2_refuses_what_it_cannot_compute(name, value):
     assert name in refusal({**GPT2, name: value})
 
 
+@pytest.mark.parametrize(
+    ("family", "extra", "text"),
+    [
+        ("gemma", {"hidden_act": "silu"}, "contradict"),
+        ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional"),
+        ("gemma2", {"layer_types": ["full_attention"]}, "must name 2 layers"),
+        ("gemma2", {"sliding_window": -1}, "sliding_window=-1"),
+        ("gemma3_text", {"attn_logit_softcapping": 5.0}, "attn_logit_softcapping"),
+        (
+            "gemma3_text",
+            {
+                "rope_parameters": {
+                    "sliding_attention": {"rope_type": "linear", "factor": 2.0}
+                }
+            },
+            "must not be scaled",
+        ),
+        ("gemma3", {"text_config": None}, "text_config=None"),
+        ("gemma3", {"text_config": {"wings": 2}}, "wings=2"),
+        ("gpt_neox", {"rotary_pct": 0.5, "partial_rotary_factor": 1.0}, "contradicts"),
+        ("gpt_neox", {"num_attention_heads": 3}, "must divide hidden_size=32"),
+        ("gpt_neox", {"rotary_pct": 0.1}, "rope_dim=1 must be even"),
+        ("gptj", {"rotary_dim": None}, "rotary_dim=None"),
+        ("gptj", {"rotary_dim": 10}, "rope_dim=10 must be even and at most head_dim=8"),
+        ("mistral", {"layer_types": ["full_attention"] * 2}, "layer_types"),
+        ("olmo2", {"clip_qkv": 3.0}, "clip_qkv=3.0"),
+        (
+            "phi3",
+            {"rope_scaling": {"type": "linear", "factor": 2.0}},
+            "'linear' is not one of phi3",
+        ),
+        (
+            "phi3",
+            {
+                "rope_scaling": {
+                    "type": "su",
+                    "short_factor": [1.0],
+                    "long_factor": [1.0, 1.0, 1.0, -1.0],
+                }
+            },
+            "long_factor=[1.0, 1.0, 1.0, -1.0] must be a list of positive",
+        ),
+        (
+            "phi3",
+            {
+                "rope_scaling": {
+                    "type": "longrope",
+                    "short_factor": [1.0],
+                    "long_factor": [1.0] * 4,
+                }
+            },
+            "longrope has 1 short_factors for 4 pairs",
+        ),
+        ("phi3", {"full_attn_mod": 2}, "full_attn_mod=2"),
+        ("qwen2", {"layer_types": ["sliding_attention"] * 2}, "without a sliding"),
+        ("qwen2", {"max_window_layers": -1}, "max_window_layers=-1"),
+        ("qwen3", {"layer_types": ["linear_attention"] * 2}, "has linear_attention"),
+        ("smollm3", {"no_rope_layers": [1, 2, 0, 0]}, "no_rope_layers"),
+        (
+            "llama",
+            {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "head_dim": 2},
+            "head_dim=2 must be at least 4 for dynamic",
+        ),
+    ],
+)
+def test_every_family_refuses_what_it_cannot_compute(family, extra, text):
+    assert text in refusal(CONFIGS[family] | extra)
+
+
+def test_windows_and_ropes_travel_by_layer():
+    """Gemma 2 starts with a window, every sixth Gemma 3 has none, SmolLM 3 as said."""
+    assert hf.spec_of(CONFIGS["gemma2"]).windows == (5, 0)
+    assert hf.spec_of(CONFIGS["gemma3_text"]).windows == (5, 5, 5, 5, 5, 0, 5)
+    assert hf.spec_of(CONFIGS["mistral"]).windows == (5, 5)
+    assert hf.spec_of(CONFIGS["smollm3"]).rope_layers == (True, True, True, False)
+    assert hf.spec_of(CASES["smollm3_yarn"][1]).windows == (0, 0, 0, 5)
+    assert hf.spec_of(CASES["qwen3_yarn"][1]).windows == (0, 5, 5)
+    assert hf.spec_of(CONFIGS["qwen3"]).windows == ()
+
+
+def test_gemma3_reads_both_spellings_and_what_published_files_leave_out():
+    new = {k: v for k, v in CONFIGS["gemma3_text"].items() if not k.startswith("rope")}
+    new["rope_parameters"] = {
+        "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    assert hf.spec_of(new) == hf.spec_of(CONFIGS["gemma3_text"])
+    text = {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    }
+    spec = hf.spec_of({"model_type": "gemma3", "text_config": text})
+    assert (spec.heads, spec.kv_heads, spec.head_dim) == (8, 4, 256)
+    assert (spec.rope_theta, spec.rope_theta_local) == (1e6, 1e4)
+    assert (spec.vocab, spec.attn_scale, spec.tie) == (262208, 1 / 16, True)
+    assert spec.windows[:6] == (1024,) * 5 + (0,)
+
+
 def test_missing_sizes_are_all_named():
     text = refusal({"model_type": "llama"})
     for name in ("vocab_size=None", "hidden_size=None", "rms_norm_eps=None"):
@@ -172,7 +255,8 @@ def test_sizes_that_do_not_fit_are_refused():
 
 def test_an_unknown_model_type_lists_the_known_ones():
     text = refusal({"model_type": "lama"})
-    assert "did you mean 'llama'? Known: gpt2, llama" in text
+    assert f"did you mean 'llama'? Known: {', '.join(sorted(FAMILIES))}" in text
+    assert len(FAMILIES) == 14
     assert "model_type=None" in refusal({})
 
 
@@ -181,36 +265,52 @@ def test_remote_code_is_refused_even_for_a_known_type():
     assert "refuses remote code" in text
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("variant", ["plain", "other"])
-def test_to_hf_is_read_back_to_the_same_spec(name, variant):
-    other = {
-        "llama": {
-            "rope_scaling": {"rope_type": "llama3", **LLAMA3},
-            "attention_bias": True,
-            "mlp_bias": True,
-            "tie_word_embeddings": True,
-            "head_dim": 16,
-            "hidden_act": "gelu_pytorch_tanh",
-        },
-        "gpt2": {
-            "n_inner": 40,
-            "activation_function": "gelu",
-            "tie_word_embeddings": False,
-        },
+def test_code_that_transformers_has_itself_is_no_remote_code():
+    """Phi's files name it; whatever stands in the folder is never run."""
+    native = {
+        "AutoConfig": "configuration_phi3.Phi3Config",
+        "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM",
     }
-    extra = other[name] if variant == "other" else {}
-    spec = hf.spec_of({**CONFIGS[name], **extra})
-    assert hf.spec_of(FAMILIES[name].to_hf(spec)) == spec
+    phi3 = CONFIGS["phi3"]
+    assert hf.spec_of(phi3 | {"auto_map": native}) == hf.spec_of(phi3)
+    assert "refuses remote code" in refusal({**LLAMA, "auto_map": native})
+    other = {"AutoModelForCausalLM": ["modeling_phi3.Evil", None]}
+    assert "refuses remote code" in refusal(phi3 | {"auto_map": native | other})
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_to_hf_is_read_back_to_the_same_spec(case):
+    family, config = CASES[case]
+    spec = hf.spec_of(config)
+    assert spec.model_type == family
+    written = json.loads(json.dumps(FAMILIES[family].to_hf(spec)))
+    assert hf.spec_of(written) == spec
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_row_has_a_place_in_some_tree_and_every_leaf_a_row(name):
     """The union of all biases, untied, covers the table; each leaf has one row."""
-    full = {
-        "llama": {"attention_bias": True, "mlp_bias": True},
-        "gpt2": {"tie_word_embeddings": False},
+    everything = {
+        "attn": {"attention_bias": True, "tie_word_embeddings": False},
+        "mlp": {"mlp_bias": True},
     }
-    spec = hf.spec_of({**CONFIGS[name], **full[name]})
-    paths = [path for row in FAMILIES[name].table for path in row.paths]
+    extra = {
+        "gptj": {},
+        "gpt2": {"tie_word_embeddings": False},
+        "llama": everything["attn"] | everything["mlp"],
+        "smollm3": everything["attn"] | everything["mlp"],
+    }.get(name, everything["attn"])
+    config = CONFIGS[name] | extra
+    if name == "gemma3":
+        config["text_config"] = config["text_config"] | {"attention_bias": True}
+        del config["attention_bias"]
+    if name in ("mistral", "phi3", "qwen2"):
+        del config["attention_bias"]
+    spec = hf.spec_of(config)
+    met = {path for row in FAMILIES[name].table for path in row.paths}
+    paths = [path for row in tensors.rows_of(spec) for path in row.paths]
     assert sorted(paths) == sorted(decoder.leaves(spec))
+    biases = {path for path in met - set(paths) if "/bias" in path}
+    assert met - set(paths) == biases  # rows of biases that a relative has
+    if extra.get("mlp_bias") or name in ("gptj", "gpt2", "gpt_neox", "phi3"):
+        assert not biases

@@ -1,4 +1,7 @@
-"""Folders in and out: parity with transformers, byte-identical export, refusals."""
+"""Folders in and out: shards, spellings, what is carried, what is refused.
+
+Parity with transformers is tested in `test_parity.py`.
+"""
 
 import dataclasses
 import json
@@ -8,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from family_cases import CONFIGS
+from family_cases import drawn as draw
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
@@ -15,65 +20,6 @@ from dpo_jax import errors
 from dpo_jax.models import decoder, hf
 from dpo_jax.models.spec import preset
 from dpo_jax.types import Batch
-
-LLAMA = {
-    "vocab_size": 60,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-GPT2 = {
-    "vocab_size": 60,
-    "n_embd": 32,
-    "n_layer": 3,
-    "n_head": 4,
-    "n_positions": 32,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 100.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 16,
-}
-LINEAR = {"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0}
-CASES = {
-    "llama": ("llama", {}),
-    "llama_tied_biased": (
-        "llama",
-        {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True},
-    ),
-    "llama_linear": ("llama", {"rope_parameters": LINEAR, "head_dim": 16}),
-    "llama_llama3": ("llama", {"rope_parameters": LLAMA3}),
-    "gpt2": ("gpt2", {}),
-    "gpt2_untied": ("gpt2", {"tie_word_embeddings": False, "n_inner": 40}),
-}
-
-
-def torch_model(case):
-    """Builds a float32 torch model whose every parameter is random."""
-    torch = pytest.importorskip("torch")
-    import transformers
-
-    kind, extra = CASES[case]
-    if kind == "llama":
-        config = transformers.LlamaConfig(**LLAMA, **extra)
-    else:
-        config = transformers.GPT2Config(**GPT2, **extra)
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return model
 
 
 def torch_logits(model, tokens):
@@ -99,35 +45,13 @@ def contents(folder):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("case", CASES)
-def test_logits_agree_and_the_export_is_byte_identical(case, tmp_path):
-    """40 tokens (32 for GPT-2) are past llama3's 16 original positions."""
-    source, out = tmp_path / "source", tmp_path / "out"
-    model = torch_model(case)
-    model.save_pretrained(source)
-    (source / "tokenizer.json").write_text('{"odd":  "spacing"}')
-    spec = hf.spec_of(hf.read_config(source))
-    params = hf.load_params(source, spec)
-    length = 40 if spec.model_type == "llama" else 32
-    tokens = np.random.default_rng(0).integers(0, 60, (2, length), np.int32)
-    expected = torch_logits(model, tokens)
-    np.testing.assert_allclose(
-        our_logits(params, spec, tokens), expected, atol=1e-4, rtol=0
-    )
-    hf.save_params(params, spec, out, source_dir=source)
-    assert contents(out) == contents(source)
-    again = type(model).from_pretrained(out).eval()
-    np.testing.assert_array_equal(torch_logits(again, tokens), expected)
-
-
-@pytest.mark.parity
 @pytest.mark.parametrize("name", ["tiny", "tiny_gpt2"])
 def test_transformers_loads_a_model_trained_from_scratch(name, tmp_path):
     pytest.importorskip("torch")
     import transformers
 
     spec = preset(name, vocab=60, max_positions=32)
-    params = decoder.init_params(spec, jax.random.key(0))
+    params = draw(spec)
     hf.save_params(params, spec, tmp_path, token_ids={"eos_token_id": 7})
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert model.config.eos_token_id == 7
@@ -142,7 +66,7 @@ SPEC = preset("tiny", vocab=64, max_positions=32)
 
 @pytest.fixture(scope="module")
 def drawn():
-    return jax.jit(decoder.init_params, static_argnums=0)(SPEC, jax.random.key(0))
+    return jax.tree.map(jnp.asarray, draw(SPEC))
 
 
 @pytest.fixture
@@ -217,17 +141,32 @@ def last_two(shape):
     return PartitionSpec(*[None] * (len(shape) - 2), "fsdp", "tensor")
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny_gpt2"])
+SHARDED = {
+    "tiny": preset("tiny", vocab=64, max_positions=32),
+    "tiny_gpt2": preset("tiny_gpt2", vocab=64, max_positions=32),
+    "phi3": hf.spec_of(CONFIGS["phi3"]),
+    "gpt_neox": hf.spec_of(CONFIGS["gpt_neox"]),
+}
+
+
+@pytest.mark.parametrize("name", SHARDED)
 def test_sharded_arrays_hold_the_same_and_are_saved_the_same(name, tmp_path):
-    """Covers transposed slices (Llama) and slices of fused columns (GPT-2)."""
-    spec = preset(name, vocab=64, max_positions=32)
-    drawn = jax.jit(decoder.init_params, static_argnums=0)(spec, jax.random.key(1))
+    """Covers transposed slices (Llama), of fused columns (GPT-2), rows (Phi-3), heads.
+
+    Four devices cut the two heads of NeoX in halves, and Phi-3's two kv heads.
+    """
+    spec = SHARDED[name]
+    drawn = draw(spec)
     hf.save_params(drawn, spec, tmp_path / "one")
     places = shardings(spec, last_two)
     loaded = hf.load_params(tmp_path / "one", spec, places)
     kernel = loaded["layers"]["attn"]["q"]["kernel"]
     assert kernel.sharding == places["layers"]["attn"]["q"]["kernel"]
-    assert kernel.addressable_shards[0].data.shape == (2, 32, 16)
+    assert kernel.addressable_shards[0].data.shape == (
+        spec.layers,
+        spec.width // 2,
+        spec.width // 4,
+    )
     assert_equal_trees(loaded, drawn)
     hf.save_params(loaded, spec, tmp_path / "two")
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
@@ -277,7 +216,7 @@ def test_a_tied_head_may_be_stored_if_it_equals_the_table(drawn, tmp_path):
 
 def test_gpt2_without_its_prefix_and_with_mask_buffers(tmp_path):
     spec = preset("tiny_gpt2", vocab=60, max_positions=32)
-    params = decoder.init_params(spec, jax.random.key(0))
+    params = draw(spec)
     hf.save_params(params, spec, tmp_path / "source")
     file = tmp_path / "source" / "model.safetensors"
     bare = {k.removeprefix("transformer."): v for k, v in load_file(file).items()}
@@ -286,6 +225,64 @@ def test_gpt2_without_its_prefix_and_with_mask_buffers(tmp_path):
     assert contents(tmp_path / "out") == contents(tmp_path / "source")
     save_file(bare | {"h.0.attn.bias": np.ones((1, 1, 8, 8), np.float32)}, file)
     assert_equal_trees(hf.load_params(tmp_path / "source", spec), params)
+
+
+@pytest.mark.parametrize(
+    ("family", "ours", "theirs"),
+    [
+        ("gpt_neox", "embed_out.", "lm_head."),
+        ("gemma3", "language_model.model.", "model.language_model."),
+        ("gemma3", "language_model.model.", "language_model."),
+    ],
+)
+def test_every_spelling_loads_and_is_kept(family, ours, theirs, tmp_path):
+    spec = hf.spec_of(CONFIGS[family])
+    params = draw(spec)
+    one, two, out = tmp_path / "one", tmp_path / "two", tmp_path / "out"
+    hf.save_params(params, spec, one)
+    tensors = load_file(one / "model.safetensors")
+    assert any(name.startswith(ours) for name in tensors)
+    renamed = {
+        theirs + name.removeprefix(ours) if name.startswith(ours) else name: tensor
+        for name, tensor in tensors.items()
+    }
+    two.mkdir()
+    shutil.copy(one / "config.json", two)
+    save_file(renamed, two / "model.safetensors", metadata={"format": "pt"})
+    assert_equal_trees(hf.load_params(two, spec), params)
+    hf.save_params(params, spec, out, source_dir=two)
+    assert contents(out) == contents(two)
+
+
+def test_a_vision_tower_is_carried_and_counted_in_the_files(tmp_path):
+    """It takes part in nothing but the export, in the export's dtype and files."""
+    spec = hf.spec_of(CONFIGS["gemma3"])
+    params = draw(spec)
+    hf.save_params(params, spec, tmp_path / "source")
+    tower = {
+        "vision_tower.vision_model.head.weight": np.full((9, 100), 0.1, np.float32),
+        "multi_modal_projector.mm_soft_emb_norm.weight": np.ones(3, np.float32),
+    }
+    edit(tmp_path / "source", lambda tensors: tensors.update(tower))
+    assert_equal_trees(hf.load_params(tmp_path / "source", spec), params)
+    hf.save_params(
+        params,
+        spec,
+        tmp_path / "out",
+        source_dir=tmp_path / "source",
+        dtype="bfloat16",
+        max_shard_bytes=4000,
+    )
+    files = sorted((tmp_path / "out").glob("*.safetensors"))
+    written = {name: x for file in files for name, x in load_file(file).items()}
+    assert len(files) > 3
+    for name, tensor in tower.items():
+        np.testing.assert_array_equal(written[name], tensor.astype(jnp.bfloat16))
+    index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text())
+    assert set(index["weight_map"]) == set(written)
+    hf.load_params(tmp_path / "out", spec)
+    hf.save_params(params, spec, tmp_path / "text")  # nothing to carry
+    assert hf.spec_of(hf.read_config(tmp_path / "text")) == spec
 
 
 def test_bfloat16_folders_load_and_export_as_what_they_declare(folder, tmp_path, drawn):

@@ -1,9 +1,69 @@
 """The HF dialects: one file and one row of the table for each `model_type`."""
 
-from dpo_jax.models.families import gpt2, llama
-from dpo_jax.models.spec import Family
+import itertools
+from typing import Any
+
+from dpo_jax import errors
+from dpo_jax.models.families import (
+    gemma,
+    gemma3,
+    gpt2,
+    gpt_neox,
+    gptj,
+    llama,
+    mistral,
+    olmo2,
+    phi3,
+    qwen,
+    smollm3,
+)
+from dpo_jax.models.spec import DecoderSpec, Family, faults
+
+
+def spec_of(config: dict[str, Any]) -> DecoderSpec:
+    """Says which decoder a `config.json` describes.
+
+    Raises:
+      ModelError: if it wants remote code, its `model_type` or an attribute is not
+        known, or its sizes do not fit.
+    """
+    name = config.get("model_type")
+    family = FAMILIES.get(name) if isinstance(name, str) else None
+    native = family.native_code if family else ()
+    if any(code not in native for code in _code(config)):
+        raise errors.ModelError(
+            f"config.json (model_type={name!r}) has auto_map: refuses remote code; use "
+            f"a model of one of the types: {', '.join(sorted(FAMILIES))}"
+        )
+    if family is None:
+        raise errors.ModelError(errors.unknown("model_type", name, FAMILIES))
+    spec = family.from_hf({k: v for k, v in config.items() if k != "auto_map"})
+    with errors.collected(errors.ModelError) as complaints:
+        complaints += [f"config.json: {fault}" for fault in faults(spec)]
+    return spec
+
+
+def _code(config: dict[str, Any]) -> list[str]:
+    """Returns what `auto_map` names."""
+    named = config.get("auto_map") or {}
+    values = named.values() if isinstance(named, dict) else [named]
+    lists = [value if isinstance(value, list) else [value] for value in values]
+    return [str(value) for value in itertools.chain(*lists) if value]
+
 
 FAMILIES: dict[str, Family] = {
+    "gemma": gemma.GEMMA,
+    "gemma2": gemma.GEMMA2,
+    "gemma3": gemma3.GEMMA3,
+    "gemma3_text": gemma3.GEMMA3_TEXT,
     "gpt2": gpt2.FAMILY,
+    "gpt_neox": gpt_neox.FAMILY,
+    "gptj": gptj.FAMILY,
     "llama": llama.FAMILY,
+    "mistral": mistral.FAMILY,
+    "olmo2": olmo2.FAMILY,
+    "phi3": phi3.FAMILY,
+    "qwen2": qwen.QWEN2,
+    "qwen3": qwen.QWEN3,
+    "smollm3": smollm3.FAMILY,
 }

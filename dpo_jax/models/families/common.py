@@ -1,10 +1,10 @@
-"""What families share when they read a `config.json`: fields, rope, the unknown."""
+"""What families share when they read a `config.json`: fields, the unknown."""
 
 from collections.abc import Collection
 from typing import Any
 
 from dpo_jax import errors
-from dpo_jax.models.spec import RopeScaling
+from dpo_jax.models.spec import Row
 
 Config = dict[str, Any]
 
@@ -39,17 +39,6 @@ INERT = frozenset(
 
 OFF = (None, False, {}, [], "")  # an unknown attribute with such a value is harmless
 
-_ROPE_KEYS: dict[str, dict[str, str]] = {
-    "default": {},
-    "linear": {"factor": "factor"},
-    "llama3": {
-        "factor": "factor",
-        "low_freq_factor": "low_freq_factor",
-        "high_freq_factor": "high_freq_factor",
-        "original_max_position_embeddings": "original_max_positions",
-    },
-}
-
 
 def number(
     config: Config,
@@ -68,7 +57,7 @@ def number(
       complaints: gets one sentence per fault.
       default: what an absent or null attribute means; None = it must be given.
     """
-    value = config.get(name)
+    value: Any = config.get(name)
     value = default if value is None else value
     right = isinstance(value, int) or (kind is float and isinstance(value, float))
     if right and not isinstance(value, bool) and value > 0:
@@ -104,51 +93,26 @@ def refuse_unknown(
             complaints.append(f"attribute {name}={value!r} is not supported; remove it")
 
 
-def rope(config: Config, complaints: list[str]) -> tuple[float, RopeScaling | None]:
-    """Reads theta and scaling in the old spelling or the new.
-
-    The old one has `rope_theta` and `rope_scaling` (`type` or `rope_type`), the new one
-    (transformers 5) both in `rope_parameters`.
-    """
-    settings = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(settings, dict):
-        complaints.append(f"rope settings {settings!r} must be an object")
-        settings = {}
-    settings = dict(settings)
-    if config.get("rope_parameters") and config.get("rope_scaling"):
-        complaints.append("rope_parameters and rope_scaling are both given; keep one")
-    outer, inner = config.get("rope_theta"), settings.pop("rope_theta", None)
-    if inner is not None and outer is not None and inner != outer:
-        complaints.append(f"rope_theta={outer} contradicts rope_parameters ({inner})")
-    given = {"rope_theta": outer if inner is None else inner}
-    theta = number(given, "rope_theta", float, complaints, default=1e4)
-    legacy = settings.pop("type", None)
-    kind = settings.pop("rope_type", legacy) or "default"
-    if kind not in _ROPE_KEYS:
-        complaints.append(errors.unknown("rope_type", kind, _ROPE_KEYS))
-        return theta, None
-    refuse_unknown(settings, _ROPE_KEYS[kind], complaints)
-    if kind == "default":
-        return theta, None
-    kinds = {"original_max_position_embeddings": int}
-    values = {
-        ours: number(settings, name, kinds.get(name, float), complaints)
-        for name, ours in _ROPE_KEYS[kind].items()
-    }
-    scaling = RopeScaling(kind, **values)
-    if kind == "llama3" and scaling.low_freq_factor >= scaling.high_freq_factor:
-        complaints.append("low_freq_factor must be below high_freq_factor")
-    return theta, scaling
+def window(config: Config, complaints: list[str], *, default: int) -> int:
+    """Reads `sliding_window`: absent = `default`, null = 0 = none."""
+    if "sliding_window" in config and config["sliding_window"] is None:
+        return 0
+    if not default and "sliding_window" not in config:
+        return 0
+    return number(config, "sliding_window", int, complaints, default=default)
 
 
-def rope_to_hf(theta: float, scaling: RopeScaling | None) -> Config:
-    """Writes theta and scaling in the old spelling, which every release reads."""
-    if scaling is None:
-        return {"rope_theta": theta, "rope_scaling": None}
-    values = vars(scaling)
-    keys = _ROPE_KEYS[scaling.kind].items()
-    settings = {name: values[ours] for name, ours in keys}
-    return {
-        "rope_theta": theta,
-        "rope_scaling": {"rope_type": scaling.kind, **settings},
-    }
+def vectors(name: str, path: str) -> tuple[Row, Row]:
+    """Returns the rows of a norm's scale and bias."""
+    return (
+        Row(f"{name}.weight", (f"{path}/scale",), "id"),
+        Row(f"{name}.bias", (f"{path}/bias",), "id"),
+    )
+
+
+def linear(name: str, path: str) -> tuple[Row, Row]:
+    """Returns the rows of an nn.Linear and of its bias."""
+    return (
+        Row(f"{name}.weight", (f"{path}/kernel",), "T"),
+        Row(f"{name}.bias", (f"{path}/bias",), "id"),
+    )

@@ -87,14 +87,6 @@ def to_hf(spec: DecoderSpec) -> common.Config:
 _QKV = ("layers/attn/q", "layers/attn/k", "layers/attn/v")
 
 
-def _vectors(name: str, path: str) -> tuple[Row, Row]:
-    """Returns the rows of a norm's scale and bias."""
-    return (
-        Row(f"{name}.weight", (f"{path}/scale",), "id"),
-        Row(f"{name}.bias", (f"{path}/bias",), "id"),
-    )
-
-
 def _conv1d(name: str, paths: tuple[str, ...], op: str) -> tuple[Row, Row]:
     """Returns the rows of a projection, stored [in, out], and of its bias."""
     hf = f"transformer.h.{{i}}.{name}"
@@ -107,13 +99,13 @@ def _conv1d(name: str, paths: tuple[str, ...], op: str) -> tuple[Row, Row]:
 TABLE = (
     Row("transformer.wte.weight", ("embed/tokens",), "id"),
     Row("transformer.wpe.weight", ("embed/positions",), "id"),
-    *_vectors("transformer.h.{i}.ln_1", "layers/norm1"),
+    *common.vectors("transformer.h.{i}.ln_1", "layers/norm1"),
     *_conv1d("attn.c_attn", _QKV, "qkv_cols"),
     *_conv1d("attn.c_proj", ("layers/attn/o",), "id"),
-    *_vectors("transformer.h.{i}.ln_2", "layers/norm2"),
+    *common.vectors("transformer.h.{i}.ln_2", "layers/norm2"),
     *_conv1d("mlp.c_fc", ("layers/mlp/up",), "id"),
     *_conv1d("mlp.c_proj", ("layers/mlp/down",), "id"),
-    *_vectors("transformer.ln_f", "final_norm"),
+    *common.vectors("transformer.ln_f", "final_norm"),
     Row("lm_head.weight", ("head/kernel",), "T"),
 )
 
@@ -122,5 +114,5 @@ FAMILY = Family(
     to_hf,
     TABLE,
     ignored=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),
-    optional_prefix="transformer.",
+    spellings=(("transformer.", ""),),
 )

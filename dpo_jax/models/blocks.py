@@ -1,0 +1,150 @@
+"""What one layer computes: norms, attention, MLP, and how they are joined.
+
+Parameters of one layer in, the residual stream out. This file knows nothing of scans,
+of the tree of a whole model or of files.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dpo_jax.models import attention as attention_lib
+from dpo_jax.models import rope as rope_lib
+from dpo_jax.models.spec import DecoderSpec
+
+Array = Any
+Tree = dict[str, Any]
+Map = Callable[[Array], Array]
+
+
+class Context(NamedTuple):
+    """What a layer sees beside its input.
+
+    Attributes:
+      mask: bool[B, 1, T, T], True = visible.
+      rope: cos and sin, f32[B, T, 1, pairs] each; None without rotary positions.
+    """
+
+    mask: Array
+    rope: tuple[Array, Array] | None
+
+
+def normalise(spec: DecoderSpec, w: Tree, x: Array) -> Array:
+    """Normalises the last axis in float32 and returns it in the dtype of `x`."""
+    wide = x.astype(jnp.float32)
+    if spec.norm == "layer":
+        wide = wide - wide.mean(-1, keepdims=True)
+    variance = jnp.square(wide).mean(-1, keepdims=True)
+    wide = wide * jax.lax.rsqrt(variance + spec.norm_eps)
+    if spec.norm == "layer":
+        return (wide * w["scale"] + w["bias"]).astype(x.dtype)
+    if spec.norm == "rms":
+        return wide.astype(x.dtype) * w["scale"].astype(x.dtype)
+    scale = w["scale"].astype(jnp.float32)
+    return (wide * (1 + scale if spec.norm == "rms_plus_one" else scale)).astype(
+        x.dtype
+    )
+
+
+def linear(w: Tree, x: Array) -> Array:
+    """Returns x·kernel (+ bias) in the dtype of `x`."""
+    y = x @ w["kernel"].astype(x.dtype)
+    return y + w["bias"].astype(x.dtype) if "bias" in w else y
+
+
+def self_attention(
+    spec: DecoderSpec, w: Tree, x: Array, context: Context, backend: str
+) -> Array:
+    """Attends within [B, T, D]."""
+
+    def heads(name: str) -> Array:  # [B, T, H or K, E]
+        y = linear(w[name], x)
+        if spec.qk_norm == "full" and name != "v":
+            y = normalise(spec, w[f"{name}_norm"], y)
+        y = y.reshape(*y.shape[:2], -1, spec.head_dim)
+        if spec.qk_norm == "head" and name != "v":
+            y = normalise(spec, w[f"{name}_norm"], y)
+        if context.rope is not None and name != "v":
+            y = rope_lib.rotate(y, *context.rope, interleaved=spec.rope_interleaved)
+        return y
+
+    y = attention_lib.attention(
+        heads("q"),
+        heads("k"),
+        heads("v"),
+        context.mask,
+        scale=spec.attn_scale or spec.head_dim**-0.5,
+        softcap=spec.attn_softcap,
+        backend=backend,
+    )
+    return linear(w["o"], y.reshape(*x.shape[:2], -1))
+
+
+def mlp(spec: DecoderSpec, w: Tree, x: Array) -> Array:
+    """Maps [B, T, D] through the hidden layer and back."""
+    act = ACTIVATIONS[spec.activation]
+    up = linear(w["up"], x)
+    return linear(w["down"], act(linear(w["gate"], x)) * up if spec.gated else act(up))
+
+
+def block(
+    spec: DecoderSpec, w: Tree, x: Array, context: Context, *, backend: str, pin: Map
+) -> Array:
+    """Runs one layer on [B, T, D].
+
+    Args:
+      spec: of the decoder.
+      w: parameters of this layer.
+      x: [B, T, D] residual stream.
+      context: mask and angles of this layer.
+      backend: a key of `attention.BACKENDS`.
+      pin: applied to the residual stream; where a mesh pins its sharding.
+    """
+    attend = lambda y: self_attention(spec, w["attn"], y, context, backend)  # noqa: E731
+    feed = lambda y: mlp(spec, w["mlp"], y)  # noqa: E731
+    norm = lambda n, y: normalise(spec, w[f"norm{n}"], y)  # noqa: E731
+    return LAYOUTS[spec.layout](x, attend, feed, norm, pin)
+
+
+def _pre(x: Array, attend: Map, feed: Map, norm: Callable, pin: Map) -> Array:
+    x = pin(x + attend(norm(1, x)))
+    return pin(x + feed(norm(2, x)))
+
+
+def _post(x: Array, attend: Map, feed: Map, norm: Callable, pin: Map) -> Array:
+    x = pin(x + norm(1, attend(x)))
+    return pin(x + norm(2, feed(x)))
+
+
+def _sandwich(x: Array, attend: Map, feed: Map, norm: Callable, pin: Map) -> Array:
+    x = pin(x + norm(2, attend(norm(1, x))))
+    return pin(x + norm(4, feed(norm(3, x))))
+
+
+def _parallel(x: Array, attend: Map, feed: Map, norm: Callable, pin: Map) -> Array:
+    return pin(x + attend(norm(1, x)) + feed(norm(2, x)))
+
+
+def _parallel_shared(
+    x: Array, attend: Map, feed: Map, norm: Callable, pin: Map
+) -> Array:
+    normed = norm(1, x)
+    return pin(x + attend(normed) + feed(normed))
+
+
+# Keys: spec.LAYOUTS, which says how many norms each has.
+LAYOUTS: dict[str, Callable[[Array, Map, Map, Callable, Map], Array]] = {
+    "parallel": _parallel,
+    "parallel_shared": _parallel_shared,
+    "post": _post,
+    "pre": _pre,
+    "sandwich": _sandwich,
+}
+
+ACTIVATIONS: dict[str, Map] = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+}

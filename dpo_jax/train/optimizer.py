@@ -134,8 +134,13 @@ def options(name: str) -> tuple[str, ...]:
 
 
 def direction(name: str, values: dict[str, float]) -> optax.GradientTransformation:
-    """Builds an optimizer from the options it uses; extra values are not read."""
-    return OPTIMIZERS[name](**{key: values[key] for key in options(name)})
+    """Builds an optimizer from the options it uses; extra values are not read.
+
+    Raises:
+      ConfigError: if the name is not known.
+    """
+    used = {key: values[key] for key in options(name)}
+    return OPTIMIZERS[name](**used)
 
 
 SCHEDULES: dict[str, Callable[[Array], Array]] = {

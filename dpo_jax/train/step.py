@@ -171,7 +171,8 @@ def train_step(
     old = (state.params, state.opt_state, state.stats)
     kept = jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
     metrics |= {"grad_norm": norm, "lr": lr, "ok": ok}
-    return TrainState(state.step + 1, *kept, state.key), metrics
+    params, opt_state, stats = kept
+    return TrainState(state.step + 1, params, opt_state, stats, state.key), metrics
 
 
 def compile_step(

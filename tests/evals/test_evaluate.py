@@ -1,0 +1,137 @@
+"""Metrics over a set do not depend on how it is cut into batches."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dpo_jax.data.loader import Loader, Settings, eval_steps
+from dpo_jax.evals import preference
+from dpo_jax.losses import LOSSES
+from dpo_jax.objectives import terms
+from dpo_jax.objectives.preference import Preference, gather_pairs
+from dpo_jax.types import Head, Record
+
+VOCAB, SIZE = 9, 7
+HYPER = {"beta": 0.3, "label_smoothing": 0.0}
+OPTIONS = {"divergence": "reverse_kl", "divergence_alpha": 1.0, "normalize": "sum"}
+TABLE, REF = np.random.default_rng(4).normal(size=(2, VOCAB, VOCAB)).astype(np.float32)
+
+
+def bigram(table, batch):
+    return jax.nn.one_hot(batch.tokens, VOCAB), Head(jnp.asarray(table), None)
+
+
+def dpo(pairs, hyper):
+    return LOSSES["dpo"].fn(pairs, **hyper, **OPTIONS)
+
+
+PLAIN = Preference(bigram, dpo, "pairs", 16)
+
+
+class Coupled(Preference):
+    """A loss that compares every pair with the whole set's mean margin."""
+
+    def loss(self, columns, stats, hyper):
+        pairs, mask = gather_pairs(columns)
+        margins = pairs.chosen - pairs.rejected
+        total, count = terms.masked_mean(margins, mask)
+        spread = jnp.square(margins - total / count)
+        return {"loss": terms.masked_mean(spread, mask)}, stats
+
+
+def records():
+    rng = np.random.default_rng(1)
+    ids = lambda: rng.integers(0, VOCAB, rng.integers(1, 7)).astype(np.int32)  # noqa: E731
+    return [Record(i, ids(), (ids(), ids())) for i in range(SIZE)]
+
+
+@functools.cache
+def score(objective):
+    return jax.jit(lambda table, batch: objective.score(table, batch, None))
+
+
+def evaluate(objective, pairs, layout, shards=1):
+    settings = Settings(pairs, 1, layout, 0, shards)
+    loads = Loader(records(), eval_steps(SIZE, pairs=pairs), settings)
+
+    def batches():
+        for step in range(len(loads)):
+            rows = jax.tree.map(lambda leaf: leaf[0], loads.batch_at(step))
+            stats = terms.token_stats(bigram, REF, rows, 16)
+            yield rows._replace(ref_token_logps=stats.logps)
+
+    return preference.evaluate(
+        TABLE, batches(), score=score(objective), objective=objective, hyper=HYPER
+    )
+
+
+def by_numpy():
+    """Margins of every record, one after the other."""
+    logps, ref = (
+        t - np.log(np.exp(t.astype(np.float64)).sum(-1, keepdims=True))
+        for t in (TABLE, REF)
+    )
+
+    def total(table, prompt, response):
+        chain = [prompt[-1], *response]
+        return sum(table[a, b] for a, b in zip(chain, chain[1:], strict=False))
+
+    own = np.array(
+        [[total(logps, r.prompt, s) for s in r.responses] for r in records()]
+    )
+    other = np.array(
+        [[total(ref, r.prompt, s) for s in r.responses] for r in records()]
+    )
+    return own, other
+
+
+CUTS = [
+    (SIZE, "padded", 1),
+    (1, "padded", 1),
+    (3, "packed", 4),
+    (2, "prefix_shared", 2),
+]
+
+
+@pytest.mark.parametrize("pairs, layout, shards", CUTS)
+def test_every_record_counts_once_however_the_set_is_cut(pairs, layout, shards):
+    """7 records in batches of 7, 1, 3 (the last of 1) and 2, against NumPy."""
+    got = evaluate(PLAIN, pairs, layout, shards)
+    own, other = by_numpy()
+    rewards = HYPER["beta"] * (own - other)
+    margins = rewards[:, 0] - rewards[:, 1]
+    lengths = np.array([[len(s) for s in r.responses] for r in records()])
+    want = {
+        "loss": np.log1p(np.exp(-margins)).mean(),
+        "rewards/margins": margins.mean(),
+        "rewards/accuracies": (margins > 0).mean(),
+        "rewards/chosen": rewards[:, 0].mean(),
+        "logps/chosen": own[:, 0].mean(),
+        "logps/ref_rejected": other[:, 1].mean(),
+        "lengths/chosen": lengths[:, 0].mean(),
+        "lengths/rejected": lengths[:, 1].mean(),
+        "displacement/chosen": (own - other)[:, 0].mean(),
+        "displacement/chosen_falling": ((own - other)[:, 0] < 0).mean(),
+    }
+    for name, value in want.items():
+        np.testing.assert_allclose(got[name], value, rtol=1e-5, err_msg=name)
+    assert got.keys() - want.keys() == {
+        "entropy",
+        "logps/rejected",
+        "logps/ref_chosen",
+        "rewards/rejected",
+    }
+
+
+@pytest.mark.parametrize("pairs, layout, shards", CUTS)
+def test_a_coupled_loss_couples_the_whole_set(pairs, layout, shards):
+    """The variance of the margins: batches of one would give 0."""
+    objective = Coupled(bigram, dpo, "pairs", 16)
+    got = evaluate(objective, pairs, layout, shards)
+    own, _ = by_numpy()
+    want = np.var(own[:, 0] - own[:, 1])
+    assert want > 0.5
+    np.testing.assert_allclose(got["loss"], want, rtol=1e-5)

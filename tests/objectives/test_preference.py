@@ -1,0 +1,235 @@
+"""Pairs gathered and metrics averaged, by hand; what is masked counts exactly 0."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dpo_jax.data import layouts
+from dpo_jax.losses import LOSSES, find, options
+from dpo_jax.objectives import preference, terms
+from dpo_jax.objectives.preference import Preference
+from dpo_jax.objectives.sft import Sft
+from dpo_jax.types import Columns, Head, Record
+
+STATIC = {"divergence": "reverse_kl", "divergence_alpha": 1.0, "normalize": "sum"}
+BETA = 0.5
+HYPER = {"beta": jnp.float32(BETA), "label_smoothing": jnp.float32(0.0)}
+VOCAB = 7
+
+# Two rows of two slots: (chosen, rejected) = slots (0, 1), (3, 2); one empty place.
+COLUMNS = Columns(
+    logps=jnp.float32([[-1.0, -4.0], [-3.0, -2.0]]),
+    ref_logps=jnp.float32([[-2.0, -3.0], [-3.5, -1.0]]),
+    lengths=jnp.float32([[2, 4], [3, 5]]),
+    entropy=jnp.float32([[2, 4], [6, 2]]),
+    pairs=jnp.array([[[0, 1], [-1, -1]], [[3, 2], [-1, -1]]]),
+)
+
+
+@functools.cache
+def objective(name="dpo", apply=None):
+    loss = find(name, LOSSES)
+    given = {**STATIC, "beta": BETA, "label_smoothing": 0.0}
+    fixed = {key: given[key] for key in options(loss)}
+    pair_loss = lambda pairs, hyper: loss.fn(pairs, **fixed)  # noqa: E731
+    return Preference(apply, pair_loss, loss.per, 4)
+
+
+def means(sums):
+    return {name: float(total / count) for name, (total, count) in sums.items()}
+
+
+def bigram(params, batch):
+    """A model of three lines: the next token depends on the token alone."""
+    return jax.nn.one_hot(batch.tokens, VOCAB), Head(params, None)
+
+
+def rows(records, layout="prefix_shared", spare=0):
+    lengths = [layouts.lengths_of(record) for record in records]
+    row_tokens = layouts.longest_document(layout, lengths)
+    plan = layouts.LAYOUTS[layout](lengths, row_tokens)
+    shape = layouts.measure(plan, lengths, row_tokens)
+    return layouts.fill(plan, records, shape._replace(rows=shape.rows + spare))
+
+
+def record(index, *parts):
+    prompt, *responses = (np.array(part, np.int32) for part in parts)
+    return Record(index, prompt, tuple(responses))
+
+
+RECORDS = [
+    record(0, [1, 2], [3, 4, 5], [6]),
+    record(1, [2], [5, 5], [1, 3, 4]),
+    record(2, [6, 1, 3], [2], [4, 2]),
+]
+TABLE = jnp.asarray(np.random.default_rng(0).normal(size=(VOCAB, VOCAB)), jnp.float32)
+REF = jnp.asarray(np.random.default_rng(1).normal(size=(VOCAB, VOCAB)), jnp.float32)
+
+
+@jax.jit
+def annotated(batch):
+    stats = terms.token_stats(bigram, REF, batch, 4)
+    return batch._replace(ref_token_logps=stats.logps)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def graded(fit, table, batch):
+    """Returns (mean loss, sums), and the gradient of the mean."""
+
+    def mean(table):
+        sums, _ = fit.loss(fit.score(table, batch, None), {}, HYPER)
+        return sums["loss"][0] / sums["loss"][1], sums
+
+    return jax.value_and_grad(mean, has_aux=True)(table)
+
+
+def test_pairs_are_gathered_across_rows():
+    pairs, mask = preference.gather_pairs(COLUMNS)
+    assert mask.tolist() == [True, False, True, False]
+    np.testing.assert_array_equal(pairs.chosen, [-1, 0, -2, 0])
+    np.testing.assert_array_equal(pairs.rejected, [-4, 0, -3, 0])
+    np.testing.assert_array_equal(pairs.ref_chosen, [-2, 0, -1, 0])
+    np.testing.assert_array_equal(pairs.ref_rejected, [-3, 0, -3.5, 0])
+    np.testing.assert_array_equal(pairs.chosen_lengths, [2, 0, 5, 0])
+    np.testing.assert_array_equal(pairs.rejected_lengths, [4, 0, 3, 0])
+
+
+def test_metrics_by_hand():
+    """a = (1, −1), b = (−1, .5); δ = (2, −1.5); losses log(1 + e^−1), log(1 + e^.75).
+
+    14 response tokens with 14 nats of entropy.
+    """
+    sums, stats = objective().loss(COLUMNS, {}, HYPER)
+    assert stats == {}
+    want = {
+        "loss": (np.log1p(np.exp(-1)) + np.log1p(np.exp(0.75))) / 2,
+        "entropy": 1.0,
+        "logps/chosen": -1.5,
+        "logps/rejected": -3.5,
+        "logps/ref_chosen": -1.5,
+        "logps/ref_rejected": -3.25,
+        "lengths/chosen": 3.5,
+        "lengths/rejected": 3.5,
+        "rewards/chosen": 0.0,
+        "rewards/rejected": -0.125,
+        "rewards/margins": 0.125,
+        "rewards/accuracies": 0.5,
+        "displacement/chosen": 0.0,
+        "displacement/chosen_falling": 0.5,
+    }
+    got = means(sums)
+    assert got.keys() == want.keys()
+    for name, value in want.items():
+        np.testing.assert_allclose(got[name], value, rtol=1e-6, err_msg=name)
+
+
+def test_without_a_reference_its_metrics_are_missing():
+    """Rewards are then β × log-prob; the reference counts as 0."""
+    sums, _ = objective("sft").loss(COLUMNS._replace(ref_logps=None), {}, HYPER)
+    got = means(sums)
+    assert not any("ref" in name or "displacement" in name for name in got)
+    np.testing.assert_allclose(got["rewards/chosen"], BETA * -1.5)
+    np.testing.assert_allclose(got["rewards/margins"], BETA * 2.0)
+
+
+def test_rewards_do_not_depend_on_the_loss():
+    named = {
+        name: objective(name).loss(COLUMNS, {}, HYPER)[0]
+        for name in ("dpo", "ipo", "hinge", "sft")
+    }
+    for sums in named.values():
+        np.testing.assert_allclose(means(sums)["rewards/margins"], 0.125)
+
+
+def test_sft_is_a_mean_over_chosen_tokens():
+    """(1 + 2) nats over 2 + 5 tokens."""
+    sums, _ = objective("sft").loss(COLUMNS, {}, HYPER)
+    np.testing.assert_allclose(means(sums)["loss"], 3 / 7, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_masked_pairs_contribute_exactly_nothing(name):
+    """Neither value nor gradient, whatever stands in the slots that no pair names."""
+    fit = objective(name)
+    pairs = jnp.array([[[0, 1], [-1, -1]], [[-1, -1], [-1, -1]]])
+
+    @jax.jit
+    def total(other):
+        logps = COLUMNS.logps.at[1].set(other)
+        sums, _ = fit.loss(COLUMNS._replace(logps=logps, pairs=pairs), {}, HYPER)
+        return sums["loss"][0]
+
+    gathered, _ = preference.gather_pairs(COLUMNS)
+    alone = fit.pair_loss(jax.tree.map(lambda x: x[:1], gathered), HYPER)
+    for other in (0.0, 1e4, -1e4, np.inf, np.nan):
+        np.testing.assert_allclose(total(jnp.full(2, other)), alone[0], rtol=1e-6)
+        assert not np.asarray(jax.grad(total)(jnp.full(2, other))).any()
+
+
+def test_the_reference_gets_no_gradient():
+    def total(ref):
+        sums, _ = objective().loss(COLUMNS._replace(ref_logps=ref), {}, HYPER)
+        return sums["loss"][0]
+
+    assert not np.asarray(jax.grad(total)(COLUMNS.ref_logps)).any()
+
+
+@pytest.mark.parametrize("layout", sorted(layouts.LAYOUTS))
+@pytest.mark.parametrize("spare", [0, 2])
+def test_layouts_and_empty_rows_change_nothing(layout, spare):
+    """Loss, metrics and gradients of a model, against one response a row."""
+    fit = objective(apply=bigram)
+    padded = annotated(rows(RECORDS, "padded"))
+    (_, want), want_grads = graded(fit, TABLE, padded)
+    (_, got), got_grads = graded(fit, TABLE, annotated(rows(RECORDS, layout, spare)))
+    np.testing.assert_allclose(got_grads, want_grads, atol=1e-6)
+    assert got["loss"][1] == 3
+    for name, value in means(want).items():
+        np.testing.assert_allclose(means(got)[name], value, rtol=1e-5, err_msg=name)
+
+
+def test_log_probs_of_a_bigram_model_by_numpy():
+    """Sums log softmax(table[previous])[next] along each response."""
+    logps = np.asarray(jax.nn.log_softmax(TABLE))
+    batch = rows(RECORDS)
+    columns = objective(apply=bigram).score(TABLE, batch, None)
+    pairs, mask = preference.gather_pairs(columns)
+    found = {}
+    for place, (chosen, _) in enumerate(batch.pairs.reshape(-1, 2)):
+        if chosen >= 0:
+            index = batch.ids.reshape(-1)[chosen]
+            found[index] = (pairs.chosen[place], pairs.rejected[place])
+    for entry in RECORDS:
+        for response, got in zip(entry.responses, found[entry.index], strict=True):
+            chain = [entry.prompt[-1], *response]
+            want = sum(logps[a, b] for a, b in zip(chain, chain[1:], strict=False))
+            np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name, want", [("dpo", np.log(2)), ("hinge", 1.0)])
+def test_the_first_loss_where_policy_and_reference_are_equal(name, want):
+    """ln 2 to 1e-6: δ is exactly 0."""
+    batch = rows(RECORDS)
+    own = terms.token_stats(bigram, TABLE, batch, 4).logps
+    fit = objective(name, bigram)
+    columns = fit.score(TABLE, batch._replace(ref_token_logps=own), None)
+    got = means(fit.loss(columns, {}, HYPER)[0])
+    assert abs(got["loss"] - want) < 1e-6
+    assert got["rewards/margins"] == got["displacement/chosen"] == 0.0
+
+
+def test_preferred_fine_tuning_is_sft_on_the_chosen():
+    """Loss and gradient of pairs under `sft` equal those of completions."""
+    completions = [r._replace(responses=r.responses[:1]) for r in RECORDS]
+
+    sft, preferred = Sft(bigram, 4), objective("sft", bigram)
+    (one, sums), slope = graded(sft, TABLE, rows(completions, "packed"))
+    (two, _), other = graded(preferred, TABLE, rows(RECORDS))
+    np.testing.assert_allclose(one, two, rtol=1e-6)
+    np.testing.assert_allclose(slope, other, atol=1e-7)
+    got = means(sums)
+    assert got["lengths/chosen"] == 2.0  # 3, 2 and 1 tokens
+    np.testing.assert_allclose(got["logps/chosen"] * 3, -one * 6, rtol=1e-6)

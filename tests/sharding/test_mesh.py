@@ -1,0 +1,109 @@
+"""Meshes, rules and arrays on eight fake devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from dpo_jax.errors import DeviceError
+from dpo_jax.models.decoder import abstract_params
+from dpo_jax.models.spec import preset
+from dpo_jax.sharding import arrays, mesh, rules
+from dpo_jax.train import optimizer, step
+
+
+def test_the_rest_of_the_devices():
+    assert mesh.mesh_sizes(-1, 2, 2, devices=8) == (2, 2, 2)
+    assert mesh.mesh_sizes(2, -1, 1, devices=8) == (2, 4, 1)
+    assert mesh.mesh_sizes(8, 1, 1, devices=8) == (8, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "sizes, message",
+    [
+        ((-1, -1, 1), "mesh.data=-1, mesh.fsdp=-1.*one of them may be -1"),
+        ((0, 1, 1), "mesh.data=0.*at least 1"),
+        ((-2, 1, 1), "mesh.data=-2.*at least 1"),
+        ((16, 1, 1), "multiple of 16 devices, there are 8"),
+        ((2, 2, 1), "multiple of 4 devices, there are 8"),
+        ((-1, 3, 1), "multiple of 3 devices, there are 8"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(sizes, message):
+    with pytest.raises(DeviceError, match=message):
+        mesh.mesh_sizes(*sizes, devices=8)
+
+
+def test_rows_lie_over_data_and_fsdp():
+    built = mesh.make_mesh(2, 2, -1)
+    assert dict(built.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert mesh.row_shards(built) == 4
+    assert arrays.row_sharding(built, leading=1).spec == P(None, ("data", "fsdp"))
+    assert arrays.host_part(built) == (0.0, 1.0)
+
+
+def test_global_arrays_hold_the_rows_in_order_and_come_back():
+    built = mesh.make_mesh(4, 1, 2)
+    rows = np.arange(24).reshape(1, 8, 3)
+    whole = arrays.to_global({"x": rows}, arrays.row_sharding(built, leading=1))["x"]
+    assert {shard.data.shape for shard in whole.addressable_shards} == {(1, 2, 3)}
+    np.testing.assert_array_equal(whole, rows)
+    out = jax.jit(jnp.sum, out_shardings=arrays.replicated(built))(whole)
+    assert arrays.to_host(out) == rows.sum()
+
+
+def test_activations_stay_spread_by_rows():
+    built = mesh.make_mesh(2, 4, 1)
+    with jax.set_mesh(built):
+        out = jax.jit(arrays.constrain_rows)(jnp.ones((8, 2)))
+    assert out.sharding.spec[0] == ("data", "fsdp")
+
+
+STATE = {
+    "tiny": preset("tiny", vocab=64, max_positions=16),
+    "tiny_gpt2": preset("tiny_gpt2", vocab=64, max_positions=16),
+}
+
+
+@pytest.mark.parametrize("name", STATE)
+@pytest.mark.parametrize("optimizer_name", sorted(optimizer.OPTIMIZERS))
+def test_every_leaf_of_a_state_has_a_place(name, optimizer_name):
+    """The moments of a parameter lie where it lies; counts lie everywhere."""
+    options = {"b1": 0.9, "b2": 0.99, "eps": 1e-8, "decay": 0.9, "weight_decay": 0.0}
+    tx = optimizer.direction(optimizer_name, options)
+    make = lambda params: step.init_state(params, tx, seed=0)  # noqa: E731
+    abstract = jax.eval_shape(make, abstract_params(STATE[name]))
+    places = rules.shardings(abstract, mesh.make_mesh(2, 2, 2), rules.STATE_RULES)
+    leaves = jax.tree.leaves_with_path(places)
+    assert len(leaves) == len(jax.tree.leaves(abstract))
+    specs = {rules.path_name(path): place.spec for path, place in leaves}
+    assert specs["params/layers/attn/q/kernel"] == P(None, "fsdp", "tensor")
+    assert specs["params/layers/mlp/down/kernel"] == P(None, "tensor", "fsdp")
+    assert specs["step"] == P()
+    if optimizer_name == "adamw":
+        moments = [n for n in specs if n.endswith("/mu/layers/attn/q/kernel")]
+        assert [specs[n] for n in moments] == [P(None, "fsdp", "tensor")]
+
+
+def test_odd_sizes_are_replicated():
+    built = mesh.make_mesh(1, 4, 2)
+    assert rules.fitting(P("tensor", "fsdp"), (6, 8), built) == P("tensor", "fsdp")
+    assert rules.fitting(P("tensor", "fsdp"), (7, 8), built) == P(None, "fsdp")
+    assert rules.fitting(P("tensor", "fsdp"), (8, 6), built) == P("tensor", None)
+    assert rules.fitting(P("tensor", "fsdp"), (8,), built) == P()
+
+
+def test_the_first_rule_wins_and_an_unmatched_leaf_is_an_error():
+    table = ((r"kernel$", P("fsdp")), (r"q/kernel$", P("tensor")))
+    assert rules.spec_of("attn/q/kernel", table) == P("fsdp")
+    with pytest.raises(DeviceError, match="no sharding rule matches 'odd/leaf'"):
+        rules.shardings({"odd": {"leaf": jnp.ones(3)}}, mesh.make_mesh(8, 1, 1), table)
+
+
+def test_abstract_leaves_carry_their_places():
+    built = mesh.make_mesh(8, 1, 1)
+    abstract = {"embed": {"tokens": jax.ShapeDtypeStruct((16, 8), jnp.float32)}}
+    places = rules.shardings(abstract, built, rules.PARAM_RULES)
+    leaf = rules.with_shardings(abstract, places)["embed"]["tokens"]
+    assert leaf.shape == (16, 8) and leaf.sharding == places["embed"]["tokens"]

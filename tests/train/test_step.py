@@ -1,0 +1,236 @@
+"""One step with stubs: accumulation, clipping, the non-finite gate, donation."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from dpo_jax.train import optimizer, step
+from dpo_jax.types import Batch, Columns
+
+HYPER = {"lr": jnp.float32(0.1), "target": jnp.float32(1.0)}
+
+
+class Fit:
+    """Least squares: predictions w·x + b of the tokens x where docs > 0."""
+
+    def score(self, params, batch, key):
+        values = params["w"] * batch.tokens + params["b"]
+        noise = jax.random.uniform(key, values.shape)
+        return Columns(values, None, batch.docs, noise, batch.pairs)
+
+    def loss(self, columns, stats, hyper):
+        mask = columns.lengths > 0
+        count = mask.sum().astype(jnp.float32)
+        error = jnp.where(mask, jnp.square(columns.logps - hyper["target"]), 0.0)
+        sums = {
+            "loss": (error.sum(), count),
+            "noise": (columns.entropy.sum(), jnp.float32(mask.size)),
+        }
+        return sums, {name: seen + count for name, seen in stats.items()}
+
+
+class Root(Fit):
+    """√|w|, whose gradient at w = 0 is not finite although the loss is."""
+
+    def loss(self, columns, stats, hyper):
+        total = jnp.sqrt(jnp.abs(columns.logps)).sum()
+        return {"loss": (total, jnp.float32(1.0))}, {k: v + 1 for k, v in stats.items()}
+
+
+def batch_of(tokens, docs):
+    tokens, docs = (jnp.asarray(x, jnp.int32) for x in (tokens, docs))
+    parts, rows, _ = tokens.shape
+    none = jnp.zeros((parts, rows, 0), jnp.int32)
+    pairs = jnp.full((parts, rows, 1, 2), -1)
+    return Batch(tokens, tokens, docs, docs, none, none, none, none, none, pairs=pairs)
+
+
+FIT, DIRECTION = Fit(), optimizer.sgd()
+ADAMW = optimizer.adamw(b1=0.9, b2=0.9, eps=1e-8, weight_decay=0.1)
+
+
+def state_of(w=1.0, b=0.0, tx=DIRECTION):
+    params = {"w": jnp.float32(w), "b": jnp.float32(b)}
+    state = step.init_state(params, tx, seed=3)
+    return state._replace(stats={"seen": jnp.float32(0)})
+
+
+@functools.partial(jax.jit, static_argnames=("objective", "tx", "lr_factor", "clip"))
+def take(
+    state,
+    batch,
+    hyper=HYPER,
+    *,
+    objective=FIT,
+    tx=DIRECTION,
+    lr_factor=optimizer.constant,
+    clip=0.0,
+):
+    return step.train_step(
+        state,
+        batch,
+        hyper,
+        objective=objective,
+        tx=tx,
+        lr_factor=lr_factor,
+        clip_norm=clip,
+        microbatches=batch.tokens.shape[0],
+    )
+
+
+ONE = batch_of([[[2, 3, 9]]], [[[1, 1, 0]]])  # the 9 does not count
+
+
+def test_a_step_by_hand():
+    """w = 1: errors 1, 2; loss 2.5; ∂w = (2·1·2 + 2·2·3)/2 = 8, ∂b = 3."""
+    state, metrics = take(state_of(), ONE)
+    np.testing.assert_allclose(metrics["loss"], 2.5)
+    np.testing.assert_allclose(metrics["grad_norm"], np.sqrt(73), rtol=1e-6)
+    np.testing.assert_allclose(state.params["w"], 1 - 0.1 * 8, rtol=1e-6)
+    np.testing.assert_allclose(state.params["b"], -0.1 * 3, rtol=1e-6)
+    assert metrics["ok"] and state.step == 1 and state.stats["seen"] == 2
+
+
+def test_the_schedule_scales_the_rate_and_is_logged():
+    falling = lambda step: 0.5 / (step + 1)  # noqa: E731
+    half, metrics = take(state_of(), ONE, lr_factor=falling)
+    np.testing.assert_allclose(metrics["lr"], 0.05)
+    np.testing.assert_allclose(half.params["w"], 1 - 0.05 * 8, rtol=1e-6)
+    _, metrics = take(half, ONE, lr_factor=falling)
+    np.testing.assert_allclose(metrics["lr"], 0.025)
+
+
+def test_clipping_by_hand():
+    """Norm √73 is cut to 1, as torch does: a factor 1/(norm + 1e-6)."""
+    state, metrics = take(state_of(), ONE, clip=1.0)
+    np.testing.assert_allclose(metrics["grad_norm"], np.sqrt(73), rtol=1e-6)
+    np.testing.assert_allclose(
+        state.params["w"], 1 - 0.1 * 8 / (np.sqrt(73) + 1e-6), rtol=1e-6
+    )
+    loose, _ = take(state_of(), ONE, clip=100.0)
+    np.testing.assert_allclose(loose.params["w"], 1 - 0.1 * 8, rtol=1e-6)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("limit", [0.5, 100.0])
+def test_clipping_equals_torch(limit):
+    torch = pytest.importorskip("torch")
+    values = {"a": np.float32([3.0, -4.0]), "b": np.float32([[12.0]])}
+    tensors = [torch.zeros(v.shape) for v in values.values()]
+    for tensor, value in zip(tensors, values.values(), strict=True):
+        tensor.grad = torch.tensor(value)
+    norm = torch.nn.utils.clip_grad_norm_(tensors, limit)
+    assert float(norm) == float(optax.global_norm(values)) == 13.0
+    got = step.clip(values, optax.global_norm(values), limit)
+    for tensor, name in zip(tensors, values, strict=True):
+        np.testing.assert_allclose(got[name], tensor.grad.numpy(), rtol=1e-6)
+
+
+RAGGED = [  # 8 rows whose counts are 3, 1, 0, 2, 3, 0, 0, 1: halves of 6 and 4
+    [1, 1, 1], [0, 1, 0], [0, 0, 0], [1, 0, 1],
+    [1, 1, 1], [0, 0, 0], [0, 0, 0], [0, 0, 1],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("parts", [2, 4, 8])
+def test_microbatches_change_nothing(parts):
+    """The mean is over the whole step's count, though no two parts hold the same."""
+    tokens = np.random.default_rng(0).integers(-5, 6, (8, 3))
+    split = lambda x, n: np.reshape(x, (n, 8 // n, 3))  # noqa: E731
+    whole = batch_of(split(tokens, 1), split(RAGGED, 1))
+    cut = batch_of(split(tokens, parts), split(RAGGED, parts))
+    want, wanted = take(state_of(0.7, 0.2), whole)
+    got, metrics = take(state_of(0.7, 0.2), cut)
+    for name in ("w", "b"):
+        np.testing.assert_allclose(got.params[name], want.params[name], rtol=1e-6)
+    np.testing.assert_allclose(metrics["loss"], wanted["loss"], rtol=1e-6)
+    np.testing.assert_allclose(metrics["grad_norm"], wanted["grad_norm"], rtol=1e-6)
+    assert got.stats["seen"] == want.stats["seen"] == 10
+
+
+def test_gradients_are_of_the_global_mean():
+    """Against NumPy: 2/n Σ (w·x + b − t)·x over what counts."""
+    tokens = np.random.default_rng(1).integers(-5, 6, (4, 2, 3))
+    docs = np.reshape(RAGGED, (4, 2, 3))
+    grads, sums, _ = step.accumulate(
+        Fit(),
+        {"w": jnp.float32(0.3), "b": jnp.float32(-0.1)},
+        {},
+        batch_of(tokens, docs),
+        jax.random.key(0),
+        HYPER,
+        microbatches=4,
+    )
+    error = np.where(docs > 0, 0.3 * tokens - 0.1 - 1.0, 0.0)
+    np.testing.assert_allclose(grads["w"], 2 * (error * tokens).sum() / 10, rtol=1e-5)
+    np.testing.assert_allclose(grads["b"], 2 * error.sum() / 10, rtol=1e-5)
+    np.testing.assert_allclose(sums["loss"][0], np.square(error).sum(), rtol=1e-5)
+    assert sums["loss"][1] == 10
+
+
+def test_an_empty_batch_moves_nothing():
+    state, metrics = take(state_of(), batch_of([[[2, 3]]], [[[0, 0]]]))
+    assert metrics["loss"] == 0 and metrics["ok"]
+    assert state.params["w"] == 1.0 and state.params["b"] == 0.0
+
+
+@pytest.mark.parametrize(
+    "objective, start, target",
+    [(FIT, 1.0, np.nan), (FIT, 1.0, np.inf), (Root(), 0.0, 1.0)],
+    ids=["nan loss", "infinite loss", "infinite gradient"],
+)
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_step_that_is_not_finite_changes_nothing(objective, start, target, parts):
+    before, _ = take(state_of(0.5, tx=ADAMW), ONE, tx=ADAMW)
+    before = before._replace(
+        params={"w": jnp.float32(start), "b": jnp.float32(0)},
+        stats={"seen": jnp.float32(7)},
+    )
+    bad = batch_of([[[2, 3, 9]]] * parts, [[[1, 1, 0]]] * parts)
+    hyper = HYPER | {"target": jnp.float32(target)}
+    after, metrics = take(before, bad, hyper, objective=objective, tx=ADAMW, clip=1.0)
+    assert not metrics["ok"]
+    assert after.step == before.step + 1
+    for field in ("params", "opt_state", "stats", "key"):
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            getattr(after, field),
+            getattr(before, field),
+        )
+
+
+def test_steps_and_microbatches_draw_their_own_numbers():
+    four = batch_of([[[1]]] * 4, [[[1]]] * 4)
+    state, first = take(state_of(), four)
+    again, same = take(state_of(), four)
+    _, second = take(state, four)
+    assert first["noise"] == same["noise"] != second["noise"]
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), 0)
+    draws = [jax.random.uniform(jax.random.fold_in(key, i)) for i in range(4)]
+    np.testing.assert_allclose(first["noise"], np.mean(draws), rtol=1e-6)
+
+
+def test_one_compilation_serves_a_sweep_and_donates_the_state():
+    mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
+    everywhere = NamedSharding(mesh, P())
+    compiled = step.compile_step(
+        functools.partial(take.__wrapped__, clip=1.0),
+        state_shardings=everywhere,
+        batch_sharding=everywhere,
+        scalar=everywhere,
+    )
+    losses = []
+    for target in (1.0, 2.0, 3.0):
+        state = jax.device_put(state_of(), everywhere)
+        hyper = HYPER | {"target": jnp.float32(target)}
+        new, metrics = compiled(state, ONE, hyper)
+        assert state.params["w"].is_deleted() and not new.params["w"].is_deleted()
+        losses.append(float(metrics["loss"]))
+    np.testing.assert_allclose(losses, [2.5, 0.5, 0.5])
+    assert compiled._cache_size() == 1

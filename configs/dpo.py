@@ -13,16 +13,14 @@ The first loss is ln 2 = 0.6931472, because policy and reference start equal. Th
 project has not been timed on an accelerator; hours will stand here once measured.
 """
 
-from ml_collections import ConfigDict
-
 from configs import parts
-from dpo_jax.config import parse_arg
+from dpo_jax.config import Config, parse_arg
 from dpo_jax.errors import ConfigError, unknown
 
 PRESETS = ("paper_default", "reference_repo")
 
 
-def get_config(arg: str | None = None) -> ConfigDict:
+def get_config(arg: str | None = None) -> Config:
     """Returns the configuration of a preset; see the module's docstring."""
     preset = parse_arg(arg, preset="paper_default")["preset"]
     if preset not in PRESETS:

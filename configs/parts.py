@@ -6,10 +6,12 @@ or "chosen for you" where a comment says so.
 
 from ml_collections import ConfigDict
 
+from dpo_jax.config import Config
 
-def base() -> ConfigDict:
+
+def base() -> Config:
     """Returns every key with its default; not yet locked."""
-    config = ConfigDict()
+    config: Config = ConfigDict()
     config.seed = 0
     config.objective = "preference"  # or 'sft': likelihood of every response
     config.train = train()
@@ -38,7 +40,7 @@ def base() -> ConfigDict:
     return config
 
 
-def train() -> ConfigDict:
+def train() -> Config:
     """Length of the run."""
     return ConfigDict(
         {
@@ -49,7 +51,7 @@ def train() -> ConfigDict:
     )
 
 
-def model() -> ConfigDict:
+def model() -> Config:
     """The policy."""
     return ConfigDict(
         {
@@ -64,7 +66,7 @@ def model() -> ConfigDict:
     )
 
 
-def ref() -> ConfigDict:
+def ref() -> Config:
     """The reference."""
     return ConfigDict(
         {
@@ -76,7 +78,7 @@ def ref() -> ConfigDict:
     )
 
 
-def data() -> ConfigDict:
+def data() -> Config:
     """Where rows come from and how they become tokens."""
     return ConfigDict(
         {
@@ -100,7 +102,7 @@ def data() -> ConfigDict:
     )
 
 
-def loss() -> ConfigDict:
+def loss() -> Config:
     """Options of the losses; one that the chosen loss does not use is an error."""
     return ConfigDict(
         {
@@ -114,7 +116,7 @@ def loss() -> ConfigDict:
     )
 
 
-def optimizer() -> ConfigDict:
+def optimizer() -> Config:
     """Options of the optimizers, under the same rule."""
     return ConfigDict(
         {

@@ -9,14 +9,12 @@ figure 2 (left) of arXiv:2305.18290. By itself the file is 40 steps of DPO on a 
 model.
 """
 
-from ml_collections import ConfigDict
-
 from configs import parts
-from dpo_jax.config import parse_arg
+from dpo_jax.config import Config, parse_arg
 from dpo_jax.errors import ConfigError, unknown
 
 
-def get_config(arg: str | None = None) -> ConfigDict:
+def get_config(arg: str | None = None) -> Config:
     """Returns the configuration of a stage.
 
     Args:
@@ -39,7 +37,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     return config.lock()
 
 
-def sft(config: ConfigDict) -> None:
+def sft(config: Config) -> None:
     """Learns the grammar."""
     config.objective = "sft"
     config.loss.name = "sft"
@@ -53,7 +51,7 @@ def sft(config: ConfigDict) -> None:
     config.optimizer.warmup_steps = 10
 
 
-def dpo(config: ConfigDict) -> None:
+def dpo(config: Config) -> None:
     """Learns which of two continuations is the kinder review."""
     config.data.limit = 10_000
     config.batch.pairs = 64

@@ -9,13 +9,12 @@ response tokens, in nats. This project has not been timed on an accelerator; hou
 stand here once measured.
 """
 
-from ml_collections import ConfigDict
-
 from configs import parts
+from dpo_jax.config import Config
 from dpo_jax.errors import ConfigError
 
 
-def get_config(arg: str | None = None) -> ConfigDict:
+def get_config(arg: str | None = None) -> Config:
     """Returns the configuration; takes no argument."""
     if arg:
         raise ConfigError(f"configs/sft.py takes no argument, got {arg!r}")

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from dpo_jax import __version__
 from dpo_jax import config as config_lib
+from dpo_jax.config import Config
 from dpo_jax.data.loader import Loader
 from dpo_jax.errors import ConfigError, ModelError, RunFolderError
 from dpo_jax.losses import LOSSES, Loss
@@ -73,20 +74,22 @@ def quiet(step: int, last: int, values: dict[str, float]) -> None:
     """Shows no progress."""
 
 
-def prepare(config: ConfigDict, loss: Loss, built: Mesh) -> Parts:
+def prepare(config: Config, loss: Loss, built: Mesh) -> Parts:
     """Reads the data and the model's description, and wires the step."""
     tokenizer = data_wiring.load_tokenizer(config)
     folder, spec = model_wiring.find_model(config, tokenizer)
     model = model_wiring.make_model(config, folder, spec)
+    model_wiring.check_loadable(model, built)
+    model_wiring.reference_model(config, model, built)  # refused before data is read
     data = data_wiring.load_data(config, tokenizer)
     steps = data_wiring.total_steps(config, len(data.train))
-    train, held_out = data_wiring.make_loaders(config, data, built, steps)
+    train, held_out = data_wiring.make_loaders(config, data, spec, built, steps)
     trainer = training.make_trainer(config, loss, model, built, steps)
     return Parts(built, data, steps, model, trainer, train, held_out)
 
 
 def run(
-    config: ConfigDict,
+    config: Config,
     workdir: os.PathLike | str,
     *,
     losses: checks.LossTable = LOSSES,
@@ -112,7 +115,8 @@ def run(
     with jax.set_mesh(built):
         parts = prepare(config, loss, built)
         finished = runfolder.read_json(workdir, "results.json")
-        if finished.get("step") == parts.steps and not fork:
+        whole = runfolder.is_whole(workdir)
+        if finished.get("step") == parts.steps and whole and not fork:
             return Summary(
                 parts.steps,
                 parts.steps,
@@ -128,7 +132,7 @@ def run(
 class Launch(NamedTuple):
     """One launch of a run: what was asked for, and who is to be asked or told."""
 
-    config: ConfigDict
+    config: Config
     workdir: os.PathLike | str
     parts: Parts
     stop: Callable[[int], bool]
@@ -166,8 +170,14 @@ def resume(checkpoints: Checkpoints, parts: Parts) -> tuple[int, TrainState]:
     """Restores the newest verified step, or starts over, and says which."""
     newest = checkpoints.newest_verified()
     if newest is None:
-        logging.info("starting from step 0")
+        logging.warning("no checkpoint was committed here: starting from step 0")
         return 0, parts.trainer.init()
+    if newest > parts.steps:
+        raise RunFolderError(
+            f"the newest checkpoint is of step {newest}, beyond the last step "
+            f"{parts.steps} of this configuration; raise train.steps or choose "
+            "another --workdir"
+        )
     state, meta = checkpoints.restore(newest, parts.trainer.abstract)
     here = dict(parts.mesh.shape)
     if meta["mesh"] != here:
@@ -231,7 +241,7 @@ def _nowhere(step: int, split: str, values: dict[str, Any]) -> None:
 
 
 def _measure(
-    config: ConfigDict, parts: Parts, reference: Reference | None
+    config: Config, parts: Parts, reference: Reference | None
 ) -> tuple[Callable[[Params], dict[str, float]] | None, list[evaluation.Sampled]]:
     """Builds the evaluation of a state, and a list that keeps its last rollouts."""
     evaluate = sample = None
@@ -254,7 +264,7 @@ def _measure(
     return (None if evaluate is None and sample is None else measure), last
 
 
-def run_config(workdir: os.PathLike | str) -> ConfigDict:
+def run_config(workdir: os.PathLike | str) -> Config:
     """Reads the configuration of a run folder.
 
     Raises:
@@ -274,8 +284,8 @@ def trained_params(
     Raises:
       ModelError: if the run has no checkpoint.
     """
-    section = {"every_steps": 0, "keep": 1}
-    checkpoints = Checkpoints(epath.Path(workdir) / "checkpoints", **section)
+    folder = epath.Path(workdir) / "checkpoints"
+    checkpoints = Checkpoints(folder, every_steps=0, keep=1)
     newest = checkpoints.newest_verified()
     if newest is None:
         raise ModelError(f"{workdir} has no committed checkpoint; train first")
@@ -286,7 +296,7 @@ def trained_params(
 
 
 def evaluate(
-    config: ConfigDict,
+    config: Config,
     workdir: os.PathLike | str,
     *,
     losses: checks.LossTable = LOSSES,

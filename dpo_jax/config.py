@@ -5,6 +5,7 @@ read here and in `build.py` only; everything below takes plain arguments.
 """
 
 import ast
+import difflib
 import hashlib
 import json
 import math
@@ -13,7 +14,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dpo_jax.errors import ConfigError, unknown
+from dpo_jax.errors import ConfigError, collected, unknown
+
+Config = Any  # an `ml_collections.ConfigDict`: its attributes are its keys
 
 RELAUNCH = (
     "mesh.",
@@ -62,7 +65,7 @@ def _typed(name: str, text: str, default: Any) -> Any:
     return value
 
 
-def flat(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(config: Config | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Flattens to {`section.key`: value}, tuples as lists, as JSON has them."""
     out: dict[str, Any] = {}
     for key, value in config.items():
@@ -74,12 +77,42 @@ def flat(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, 
     return out
 
 
-def to_json(config: ConfigDict) -> str:
+def unknown_keys(config: Config, given: Iterable[str]) -> list[str]:
+    """Complains of keys that a configuration does not have.
+
+    Args:
+      config: with every key it may have.
+      given: `section.key` as someone typed them.
+    """
+    keys = list(flat(config))
+    homes = {key.rpartition(".")[2]: key for key in keys} | {key: key for key in keys}
+    found = []
+    for name in given:
+        section = [key for key in keys if key.startswith(name + ".")]
+        if section:
+            found.append(
+                f"config.{name} is a section; set a key of it: {_list(section)}"
+            )
+        elif name not in keys:
+            near = difflib.get_close_matches(name, homes, n=1)
+            near += difflib.get_close_matches(name.rpartition(".")[2], homes, n=1)
+            hint = f"; did you mean 'config.{homes[near[0]]}'?" if near else "."
+            peers = [k for k in keys if k.rpartition(".")[0] == name.rpartition(".")[0]]
+            tops = peers if "." in name and peers else list(config)
+            found.append(f"config.{name} is not known{hint} Known: {_list(tops)}")
+    return found
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))
+
+
+def to_json(config: Config) -> str:
     """Writes a configuration as JSON text, keys sorted."""
     return json.dumps(config.to_dict(), indent=1, sort_keys=True) + "\n"
 
 
-def fingerprint(config: ConfigDict) -> str:
+def fingerprint(config: Config) -> str:
     """Returns 16 hex digits that change with every key that `--fork` guards."""
     guarded = {k: v for k, v in flat(config).items() if not k.startswith(RELAUNCH)}
     text = json.dumps(guarded, sort_keys=True)
@@ -129,6 +162,7 @@ def unused_options(
 Range = tuple[float, float, bool]  # lowest, highest, whether the lowest is allowed
 
 RANGES: dict[str, Range] = {
+    "seed": (0, 2**32, True),
     "loss.beta": (0.0, math.inf, False),
     "loss.label_smoothing": (0.0, 0.5, True),
     "optimizer.lr": (0.0, math.inf, True),
@@ -170,7 +204,7 @@ CHOICES: dict[str, Sequence[str]] = {
 }
 
 
-def check_values(config: ConfigDict) -> list[str]:
+def check_values(config: Config) -> list[str]:
     """Complains of numbers out of range and of names that are not known."""
     values = flat(config)
     complaints = [
@@ -191,7 +225,7 @@ def check_values(config: ConfigDict) -> list[str]:
     return complaints
 
 
-def check_combinations(config: ConfigDict) -> list[str]:
+def check_combinations(config: Config) -> list[str]:
     """Complains of keys that contradict each other."""
     found = []
     if not config.train.steps and not config.train.epochs:
@@ -205,6 +239,15 @@ def check_combinations(config: ConfigDict) -> list[str]:
             f"data.max_prompt_tokens={config.data.max_prompt_tokens} leaves no room "
             f"for a response within data.max_tokens={config.data.max_tokens}"
         )
+    if config.checkpoint.keep_best and (
+        not (config.eval.every_steps and config.checkpoint.every_steps)
+        or config.checkpoint.every_steps % config.eval.every_steps
+    ):
+        found.append(
+            f"checkpoint.keep_best={config.checkpoint.keep_best!r} compares evaluated "
+            f"states; make checkpoint.every_steps={config.checkpoint.every_steps} a "
+            f"multiple of eval.every_steps={config.eval.every_steps}, both > 0"
+        )
     if config.ref.mode == "none" and (config.ref.path or config.ref.dtype):
         found.append("ref.path and ref.dtype are not used by ref.mode='none'")
     if config.objective == "sft":
@@ -215,12 +258,11 @@ def check_combinations(config: ConfigDict) -> list[str]:
     return found
 
 
-def check(config: ConfigDict) -> None:
+def check(config: Config) -> None:
     """Checks a configuration on its own, before any file or device is looked at.
 
     Raises:
       ConfigError: naming all faults together.
     """
-    complaints = check_values(config) or check_combinations(config)
-    if complaints:
-        raise ConfigError(" · ".join(complaints))
+    with collected(ConfigError) as complaints:
+        complaints += check_values(config) or check_combinations(config)

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from dpo_jax import build
+from dpo_jax.config import Config
 from dpo_jax.data.loader import Loader, Settings
 from dpo_jax.errors import DataError
 from dpo_jax.losses import LOSSES
@@ -59,7 +59,7 @@ class Score:
     entropy: float
 
 
-def tokenized(config: ConfigDict, index: int) -> Shown:
+def tokenized(config: Config, index: int) -> Shown:
     """Tokenizes one row of data.train as training does.
 
     Args:
@@ -95,7 +95,7 @@ def tokenized(config: ConfigDict, index: int) -> Shown:
     return Shown(found[0], tokenizer, lost[0], sum(lost[1:]))
 
 
-def _uncut(config: ConfigDict, tokenizer: Any, index: int) -> Record:
+def _uncut(config: Config, tokenizer: Any, index: int) -> Record:
     """Tokenizes the same row with no limit on its length."""
     with config.copy_and_resolve_references().unlocked() as own:
         own.data.eval = ""
@@ -134,7 +134,7 @@ def _ids(ids: np.ndarray) -> str:
 
 
 def explain(
-    config: ConfigDict, row: Shown, workdir: os.PathLike | str | None
+    config: Config, row: Shown, workdir: os.PathLike | str | None
 ) -> list[Score]:
     """Scores every response token of a row under policy and reference.
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dpo_jax.errors import (
     EXIT_INTERNAL,
     EXIT_PREEMPTED,
+    MAX_LINE,
     ConfigError,
     Preempted,
     UserError,
@@ -25,7 +26,6 @@ VERBS = {
     "export": "write a run's policy as a Hugging Face folder",
     "report": "write report.html of one or more runs",
 }
-NO_TRACEBACK = (UserError, KeyboardInterrupt)
 
 
 def usage() -> str:
@@ -56,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Preempted as event:
         sys.stderr.write(f"{event}; relaunch to go on\n")
         return EXIT_PREEMPTED
+    except SystemExit as event:  # --help
+        return int(event.code or 0)
     except KeyboardInterrupt:
         return 130
     except Exception as error:  # the top of the process
@@ -77,9 +79,10 @@ def report_error(error: Exception, arguments: Sequence[str]) -> int:
     if isinstance(error, UserError):
         sys.stderr.write(one_line(error) + "\n")
         return error.code
-    line = one_line(RuntimeError(f"{type(error).__name__}: {error}"))
     where = f" (traceback: {kept})" if kept else "; --debug shows the traceback"
-    sys.stderr.write(f"{line[:800]}{where}\n")
+    line = one_line(RuntimeError(f"{type(error).__name__}: {error}")).encode()
+    room = MAX_LINE - len(where.encode())
+    sys.stderr.write(line[:room].decode(errors="ignore") + where + "\n")
     return EXIT_INTERNAL
 
 

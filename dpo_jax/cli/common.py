@@ -1,22 +1,31 @@
 """Flags, jax settings and logging that the verbs share."""
 
+import importlib.util
 import os
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from dpo_jax.errors import ConfigError, UserError, unknown
+from dpo_jax.config import Config, flat, unknown_keys
+from dpo_jax.errors import ConfigError, UserError, collected, unknown
 from dpo_jax.train import runfolder
 
+Flags = Any  # absl FlagValues: `values[name].value`
 Define = Callable[[flags.FlagValues], None]
 
+HELP = {"--help", "-h", "-help", "--helpfull"}
+CONFIG_HELP = (
+    "  --config: FILE.py[:ARG], the configuration\n"
+    "  --config.KEY=VALUE: overrides a key of it; the keys stand in configs/parts.py\n"
+)
 
-def parse(
-    arguments: Sequence[str], *, config: bool, define: Define
-) -> flags.FlagValues:
+
+def parse(arguments: Sequence[str], *, config: bool, define: Define) -> Flags:
     """Parses a verb's flags.
 
     Args:
@@ -26,16 +35,24 @@ def parse(
 
     Raises:
       ConfigError: naming the flag or key, with the nearest known one.
+      SystemExit: after printing the flags, where `--help` is among the arguments.
     """
     values = flags.FlagValues()
     flags.DEFINE_bool(
         "debug", False, "print tracebacks; check for NaN", flag_values=values
     )
     define(values)
+    if HELP.intersection(arguments):
+        also = CONFIG_HELP if config else ""
+        sys.stdout.write(f"flags:\n{also}{values.get_help()}\n")
+        raise SystemExit(0)
     argv = ["dpo_jax", *arguments]
     if config:
-        config_flags.DEFINE_config_file(
-            "config", lock_config=True, flag_values=values, sys_argv=argv
+        named, argv = _split_config(argv)
+        loaded = load_config(named)
+        _check_keys(loaded, argv)
+        config_flags.DEFINE_config_dict(
+            "config", loaded, lock_config=True, flag_values=values, sys_argv=argv
         )
     try:
         left = values(argv)
@@ -43,14 +60,10 @@ def parse(
         raise ConfigError(
             unknown("flag", f"--{error.flagname}", _names(values))
         ) from error
-    except UserError:
-        raise
-    except Exception as error:  # absl wraps what a config file raises
-        raise ConfigError(_explain(error, arguments)) from error
+    except flags.Error as error:
+        raise ConfigError(_explain(error, values)) from error
     if len(left) > 1:
         raise ConfigError(f"{left[1]!r} is not a flag; flags are --name=value")
-    if config and values["config"].value is None:
-        raise ConfigError("--config is missing; give e.g. --config=configs/dpo.py")
     return values
 
 
@@ -58,21 +71,76 @@ def _names(values: flags.FlagValues) -> list[str]:
     return [f"--{name}" for name in values if not name.startswith("config.")]
 
 
-def _explain(error: BaseException, arguments: Sequence[str]) -> str:
-    """Turns absl's and ml_collections' errors into one line that names the key."""
-    cause = error
-    while not isinstance(cause, UserError) and cause.__cause__ is not None:
-        cause = cause.__cause__
-    if isinstance(cause, UserError):
-        return str(cause)
-    text = " ".join(str(error).split())
-    key = re.search(r"\"?(\w+)\"? is not|Key \"?(\w+)\"?", text)
-    given = [a.split("=")[0] for a in arguments if a.startswith("--config.")]
-    named = [g for g in given if key and g.endswith(key[1] or key[2])] or given
-    return f"{', '.join(named) or '--config'}: {text}"
+def _split_config(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """Takes `--config=FILE[:ARG]` out of the arguments."""
+    named, rest, words = "", [], iter(argv)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag in ("--config", "-config"):
+            named = value if equals else next(words, "")
+        else:
+            rest.append(word)
+    return named, rest
 
 
-def required(values: flags.FlagValues, name: str) -> str:
+def load_config(named: str) -> Config:
+    """Runs `get_config` of a Python file.
+
+    Args:
+      named: `FILE` or `FILE:ARG`.
+
+    Raises:
+      ConfigError: if there is no such file or it gives no ConfigDict.
+    """
+    file, _, argument = named.partition(":")
+    if not file:
+        raise ConfigError("--config is missing; give e.g. --config=configs/dpo.py")
+    if not (Path(file).is_file() and file.endswith(".py")):
+        raise ConfigError(f"--config={file}: there is no such Python file")
+    spec = importlib.util.spec_from_file_location("config_file", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        loaded = module.get_config(argument) if argument else module.get_config()
+    except UserError:
+        raise
+    except Exception as error:  # whatever a user's file may raise
+        what = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"--config={named} cannot be loaded ({what})") from error
+    if not isinstance(loaded, ConfigDict):
+        kind = type(loaded).__name__
+        raise ConfigError(f"--config={named} gives a {kind}; return a ConfigDict")
+    return loaded
+
+
+def _check_keys(config: Config, argv: Sequence[str]) -> None:
+    """Refuses overrides of keys that the configuration does not have.
+
+    Raises:
+      ConfigError: naming all of them, each with the nearest key.
+    """
+    given = [a.lstrip("-").partition("=")[0] for a in argv if a.startswith("-")]
+    names = [name.removeprefix("no") for name in given]
+    keys = [name.partition(".")[2] for name in names if name.startswith("config.")]
+    with collected(ConfigError) as complaints:
+        complaints += unknown_keys(config, keys)
+
+
+def _explain(error: flags.Error, values: flags.FlagValues) -> str:
+    """Turns absl's complaint of a value into one that names key, value and type."""
+    found = re.match(r"flag --([\w.]+)=(.*): ", str(error), re.DOTALL)
+    if found is None:
+        return " ".join(str(error).split())
+    name, text = found.groups()
+    kind = values[name].flag_type()
+    if name.startswith("config."):
+        kept = flat(values["config"].value)[name.partition(".")[2]]
+        kind = f"{type(kept).__name__}; it is {kept!r} by default"
+    return f"--{name}={text.split(': ')[0]!r} is not of type {kind}"
+
+
+def required(values: Flags, name: str) -> str:
     """Returns a flag that must be given.
 
     Raises:
@@ -84,7 +152,7 @@ def required(values: flags.FlagValues, name: str) -> str:
     return value
 
 
-def setup_jax(config: ConfigDict, *, debug: bool) -> None:
+def setup_jax(config: Config, *, debug: bool) -> None:
     """Sets what jax needs before its first use: precision, compile cache, checks.
 
     Float32 models multiply in float32 everywhere, also on devices whose default is
@@ -104,6 +172,8 @@ def setup_jax(config: ConfigDict, *, debug: bool) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     devices = os.environ.get("DPO_JAX_CPU_DEVICES")
     if devices:
+        if not (devices.isdecimal() and int(devices)):
+            raise ConfigError(f"DPO_JAX_CPU_DEVICES={devices!r} must be an integer ≥ 1")
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", int(devices))
     if os.environ.get("DPO_JAX_DISTRIBUTED"):

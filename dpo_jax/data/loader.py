@@ -9,6 +9,7 @@ else. All sizes are chosen from the plan of the whole run, on every host alike.
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import grain
 import numpy as np
@@ -234,6 +235,12 @@ class Loader:
         return iter(steps.to_iter_dataset(options))
 
 
+def _position(order: grain.MapDataset, at: int) -> int:
+    found = order[at]
+    assert found is not None  # nothing is filtered
+    return int(found)
+
+
 def train_steps(
     size: int, *, pairs: int, steps: int, seed: int, shuffle: bool
 ) -> list[list[int]]:
@@ -247,7 +254,8 @@ def train_steps(
       shuffle: False = in order, epoch after epoch.
     """
     order = epochs(size, seed=seed, shuffle=shuffle)
-    return [[int(order[s * pairs + i]) for i in range(pairs)] for s in range(steps)]
+    flat = (_position(order, at) for at in range(steps * pairs))
+    return [list(islice(flat, pairs)) for _ in range(steps)]
 
 
 def eval_steps(size: int, *, pairs: int) -> list[list[int]]:

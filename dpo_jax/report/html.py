@@ -5,6 +5,7 @@ Everything that comes from a run is text and is escaped; nothing is fetched.
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +36,7 @@ class Chart(NamedTuple):
     svg: str
 
 
-def write_report(folders: list[os.PathLike | str], out: os.PathLike | str) -> None:
+def write_report(folders: Sequence[os.PathLike | str], out: os.PathLike | str) -> None:
     """Writes `report.html` about the runs in `folders`.
 
     Args:

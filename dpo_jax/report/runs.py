@@ -3,6 +3,7 @@
 import json
 import os
 import unicodedata
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeGuard
 
 from etils import epath
@@ -54,7 +55,7 @@ def load(folder: os.PathLike | str) -> Run:
     )
 
 
-def load_all(folders: list[os.PathLike | str]) -> list[Run]:
+def load_all(folders: Sequence[os.PathLike | str]) -> list[Run]:
     """Reads several run folders; their names differ in the end.
 
     Raises:

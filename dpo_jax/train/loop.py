@@ -38,7 +38,7 @@ class Parts:
       facts: step -> what the host knows of its batch: `tokens`, `pairs`, `flops`
         as a share of what the devices do in a second, and values to log as they are.
       evaluate: `state -> values`; None = no evaluation.
-      save: `(step, state, eval values)`, asynchronous.
+      save: `(step, state, values of an evaluation of that state or {})`, asynchronous.
       wait: waits until the last save is committed.
       log: `(step, split, values)`.
       progress: `(step, values)`, for a person at a terminal.
@@ -123,7 +123,13 @@ class Meter:
                 f"{self._skipped} steps in a row are not finite, last {step}, {where}; "
                 f"the budget of train.on_nonfinite='skip' is {MAX_SKIPS}"
             )
-        logging.warning("step %d is not finite, %s; skipped", step, where)
+        logging.warning(
+            "step %d is not finite, %s; skipped %d, of at most %d in a row",
+            step,
+            where,
+            self._skipped,
+            MAX_SKIPS,
+        )
 
 
 def run(
@@ -165,14 +171,15 @@ def run(
         state, metrics = parts.step(state, batch)
         meter.push(step, metrics, waited)
         stopping = parts.stop(step) and step < last
+        measured: dict[str, float] = {}
         if parts.evaluate is not None and _due(step, cadence.evaluate, last):
             meter.flush()
-            results = parts.evaluate(state)
+            results = measured = parts.evaluate(state)
             parts.log(step, "eval", results)
             meter.restart_clock()
         if stopping or _due(step, cadence.checkpoint, last):
             meter.flush()
-            parts.save(step, state, results)
+            parts.save(step, state, measured)
             meter.restart_clock()
         if stopping:
             parts.wait()

@@ -60,7 +60,7 @@ class MetricsLog:
             else:
                 self._events = SummaryWriter(
                     os.fspath(epath.Path(folder) / "tensorboard"),
-                    purge_step=resume_step + 1 if resume_step else None,
+                    purge_step=resume_step + 1 if resume_step else 0,
                 )
             self._lines = keep_until(old, resume_step)
             self._replace()
@@ -96,10 +96,18 @@ class MetricsLog:
                     self._events.add_scalar(f"{split}/{name}", value, step)
 
     def sync(self) -> None:
-        """Forces the lines to disk, as before a checkpoint."""
-        if self._file is not None:
+        """Forces the lines to disk, as before a checkpoint.
+
+        Raises:
+          WriteError: if the disk does not take them.
+        """
+        if self._file is None:
+            return
+        try:
             self._file.flush()
             os.fsync(self._file.fileno())
+        except OSError as error:
+            raise WriteError(f"cannot write {self._path}: {error}") from error
 
     def close(self) -> None:
         """Closes the files."""

@@ -58,6 +58,11 @@ def read_json(workdir: os.PathLike | str, name: str) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
+def is_whole(folder: Path) -> bool:
+    """Tells whether the report stands, which is written last (and on disks only)."""
+    return not is_local(folder) or (epath.Path(folder) / "report.html").exists()
+
+
 def check_same(folder: Path, new: dict[str, Any], *, fork: bool) -> None:
     """Refuses a configuration that differs from the folder's where it may not.
 
@@ -164,7 +169,7 @@ def write_config(folder: Path, text: str) -> None:
 
 def write_error(folder: Path, error: BaseException) -> str | None:
     """Keeps a traceback under errors/; returns its path, or None if even that fails."""
-    stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S")
+    stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S.%f")
     name = f"errors/{stamp}-{os.getpid()}.txt"
     try:
         write_text(folder, name, "".join(traceback.format_exception(error)))

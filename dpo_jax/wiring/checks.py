@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from dpo_jax import config as config_lib
+from dpo_jax.config import Config
 from dpo_jax.data import sources
-from dpo_jax.errors import ConfigError, DeviceError
+from dpo_jax.errors import ConfigError, DeviceError, collected, unknown
 from dpo_jax.losses import Loss, LossFn, find, options, pairwise
 from dpo_jax.sharding import mesh
 from dpo_jax.train import optimizer
@@ -16,49 +16,65 @@ from dpo_jax.train import optimizer
 LossTable = Mapping[str, Loss | LossFn]
 
 
-def check(config: ConfigDict, losses: LossTable) -> Loss:
+def check(config: Config, losses: LossTable) -> Loss:
     """Checks a configuration on its own and finds its loss.
 
     Raises:
       ConfigError: naming the faults together.
     """
     config_lib.check(config)
-    row = find(config.loss.name, losses)
-    defaults = default_options(config)
+    with collected(ConfigError) as complaints:
+        if config.loss.name not in losses:
+            complaints.append(unknown("loss.name", config.loss.name, losses))
+        else:
+            complaints += loss_faults(config, find(config.loss.name, losses))
+        complaints += optimizer_faults(config)
+        if config.eval.rollouts:
+            complaints += rollout_faults(config)
+    return find(config.loss.name, losses)
+
+
+def loss_faults(config: Config, row: Loss) -> list[str]:
+    """Complains of options that the loss lacks, does not know or does not use."""
     used = {*options(row), "name"}
     if config.ref.mode != "none" or config.objective == "preference":
         used.add("beta")  # of the metrics `rewards/*`
+    by = f"loss.name={config.loss.name!r}"
+    defaults = default_options(config)["loss"]
+    found = config_lib.unused_options("loss", config.loss, defaults, used, by)
     if row.reference and config.ref.mode == "none":
-        raise ConfigError(
-            f"loss.name={config.loss.name!r} needs a reference; set ref.mode='live'"
-        )
-    by_loss = f"loss.name={config.loss.name!r}"
-    faults = config_lib.unused_options(
-        "loss", config.loss, defaults["loss"], used, by_loss
-    )
-    by = f"optimizer.name={config.optimizer.name!r}"
-    always = {"name", "lr", "warmup_steps", "schedule", "clip"}
-    faults += config_lib.unused_options(
-        "optimizer",
-        config.optimizer,
-        defaults["optimizer"],
-        always | set(optimizer.options(config.optimizer.name)),
-        by,
-    )
-    if faults:
-        raise ConfigError(" · ".join(faults))
+        found.append(f"{by} needs a reference; set ref.mode='live'")
     if "divergence" in used:
-        pairwise.check_choices(
-            divergence=config.loss.divergence,
-            divergence_alpha=config.loss.divergence_alpha,
-            normalize=config.loss.normalize,
-        )
-    if config.eval.rollouts:
-        check_rollouts(config)
-    return row
+        try:
+            pairwise.check_choices(
+                divergence=config.loss.divergence,
+                divergence_alpha=config.loss.divergence_alpha,
+                normalize=config.loss.normalize,
+            )
+        except ConfigError as error:
+            found.append(str(error))
+    return found
 
 
-def default_options(config: ConfigDict) -> dict[str, dict[str, Any]]:
+def optimizer_faults(config: Config) -> list[str]:
+    """Complains of names that are not known and of options that are not used."""
+    found, section = [], config.optimizer
+    if section.schedule not in optimizer.SCHEDULES:
+        known = optimizer.SCHEDULES
+        found.append(unknown("optimizer.schedule", section.schedule, known))
+    if section.name not in optimizer.OPTIMIZERS:
+        return [*found, unknown("optimizer.name", section.name, optimizer.OPTIMIZERS)]
+    always = {"name", "lr", "warmup_steps", "schedule", "clip"}
+    return found + config_lib.unused_options(
+        "optimizer",
+        section,
+        default_options(config)["optimizer"],
+        always | set(optimizer.options(section.name)),
+        f"optimizer.name={section.name!r}",
+    )
+
+
+def default_options(config: Config) -> dict[str, dict[str, Any]]:
     """Returns what each option means when it is off, for those a loss may not use."""
     off = {
         "beta": 0.1,
@@ -73,23 +89,21 @@ def default_options(config: ConfigDict) -> dict[str, dict[str, Any]]:
     return {"loss": loss, "optimizer": optimizer_off}
 
 
-def check_rollouts(config: ConfigDict) -> None:
-    """Refuses rollouts without a true reward or without a reference.
-
-    Raises:
-      ConfigError: naming the key.
-    """
+def rollout_faults(config: Config) -> list[str]:
+    """Complains of rollouts without a true reward or without a reference."""
+    found = []
     if config.data.eval not in sources.JUDGED:
         known = ", ".join(sources.JUDGED)
-        raise ConfigError(
+        found.append(
             f"eval.rollouts={config.eval.rollouts} needs a data.eval with a true "
             f"reward ({known}), not {config.data.eval!r}"
         )
     if config.ref.mode == "none":
-        raise ConfigError("eval.rollouts needs a reference; set ref.mode='live' or 0")
+        found.append("eval.rollouts needs a reference; set ref.mode='live' or 0")
+    return found
 
 
-def make_mesh(config: ConfigDict) -> Mesh:
+def make_mesh(config: Config) -> Mesh:
     """Lays out the devices and checks that the batch fits them.
 
     Raises:

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
+from dpo_jax.config import Config
 from dpo_jax.data import loader as loader_lib
 from dpo_jax.data import prepare, sources, tokenize
 from dpo_jax.data.loader import Loader
-from dpo_jax.errors import ConfigError
+from dpo_jax.errors import ConfigError, DataError, UserError
+from dpo_jax.models import files
+from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.sharding import arrays, mesh
 from dpo_jax.types import Batch, Record
 
@@ -25,15 +27,18 @@ class Data(NamedTuple):
     report: dict[str, Any]
 
 
-def load_tokenizer(config: ConfigDict) -> Any:
+def load_tokenizer(config: Config) -> Any:
     """Loads the tokenizer: of tokenizer.path, the model, or the source itself.
 
     Raises:
       ConfigError: if none of them has one.
+      ModelError: if model.path does not exist, or its tokenizer cannot be used.
     """
-    path = config.tokenizer.path or config.model.path
-    if path:
-        return tokenize.load_tokenizer(path, config.model.revision)
+    if config.tokenizer.path:
+        return tokenize.load_tokenizer(config.tokenizer.path)
+    if config.model.path:
+        folder = files.resolve(config.model.path, config.model.revision)
+        return tokenize.load_tokenizer(str(folder))
     if config.data.train in sources.TOKENIZERS:
         return sources.TOKENIZERS[config.data.train]()
     raise ConfigError(
@@ -42,7 +47,7 @@ def load_tokenizer(config: ConfigDict) -> Any:
     )
 
 
-def load_data(config: ConfigDict, tokenizer: Any) -> Data:
+def load_data(config: Config, tokenizer: Any) -> Data:
     """Reads and tokenizes the training and evaluation rows.
 
     Raises:
@@ -66,7 +71,7 @@ def load_data(config: ConfigDict, tokenizer: Any) -> Data:
     return Data(tokenizer, train.records, held_out, report)
 
 
-def total_steps(config: ConfigDict, records: int) -> int:
+def total_steps(config: Config, records: int) -> int:
     """Counts the optimizer steps of a run; a last short batch is not taken."""
     if config.train.steps:
         return config.train.steps
@@ -80,7 +85,7 @@ def total_steps(config: ConfigDict, records: int) -> int:
 
 
 def make_loaders(
-    config: ConfigDict, data: Data, built: Mesh, steps: int
+    config: Config, data: Data, spec: DecoderSpec, built: Mesh, steps: int
 ) -> tuple[Loader, Loader | None]:
     """Plans the training steps, and the evaluation that takes each record once."""
     settings = loader_lib.Settings(
@@ -89,6 +94,7 @@ def make_loaders(
         layout=config.data.layout,
         row_tokens=config.data.row_tokens,
         shards=mesh.row_shards(built),
+        even_tokens=spec.even_tokens,
         mine=arrays.host_part(built),
     )
     order = loader_lib.train_steps(
@@ -108,7 +114,21 @@ def make_loaders(
 
 
 def global_batches(loads: Loader, built: Mesh, start: int) -> Iterator[Batch]:
-    """Yields batches as global arrays, filled ahead by threads."""
+    """Yields batches as global arrays, filled ahead by threads.
+
+    Raises:
+      DataError: naming the step and its rows, if one cannot be made.
+    """
     place = arrays.row_sharding(built, leading=1)
-    for batch in loads.iterate(start, threads=2, ahead=4):
+    batches = loads.iterate(start, threads=2, ahead=4)
+    for step in range(start, len(loads)):
+        try:
+            batch = next(batches)
+        except UserError:
+            raise
+        except Exception as error:  # whatever reading or laying out a row may raise
+            raise DataError(
+                f"the batch of step {step + 1} cannot be made "
+                f"({type(error).__name__}: {error}); its rows: {loads.ids_at(step)}"
+            ) from error
         yield arrays.to_global(batch, place)

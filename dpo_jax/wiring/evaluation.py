@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
+from dpo_jax.config import Config
 from dpo_jax.data import sources, tokenize
 from dpo_jax.data.loader import Loader
 from dpo_jax.data.records import RawRow
@@ -59,7 +59,7 @@ class Sampled(NamedTuple):
 
 
 def make_rollouts(
-    config: ConfigDict, policy: Model, reference: Reference, tokenizer: Any
+    config: Config, policy: Model, reference: Reference, tokenizer: Any
 ) -> Callable[[Params], Sampled]:
     """Builds `params -> Sampled` on the prompts of a source with a true reward."""
     judged = sources.JUDGED[config.data.eval]
@@ -99,7 +99,7 @@ def make_rollouts(
     return sample
 
 
-def encode_prompt(config: ConfigDict, tokenizer: Any, text: str) -> Any:
+def encode_prompt(config: Config, tokenizer: Any, text: str) -> Any:
     """Encodes a prompt as training does."""
     row = RawRow("prompt", text, ("",), 0)
     template = tokenize.read_chat_template(config.data.chat_template)

@@ -1,6 +1,7 @@
 """The policy and the reference: which folder, which spec, where their weights lie."""
 
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,8 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
+from dpo_jax.config import Config
 from dpo_jax.data import tokenize
 from dpo_jax.errors import ConfigError, DeviceError
 from dpo_jax.models import files, hf
@@ -17,7 +18,7 @@ from dpo_jax.models.decoder import Decoder, abstract_params, init_params
 from dpo_jax.models.spec import DecoderSpec, preset
 from dpo_jax.sharding import arrays, rules
 from dpo_jax.train import annotate
-from dpo_jax.types import ApplyFn, Array, Params
+from dpo_jax.types import ApplyFn, Array, Batch, Head, Params
 
 
 class Model(NamedTuple):
@@ -36,7 +37,7 @@ class Model(NamedTuple):
     apply_anywhere: ApplyFn
 
 
-def find_model(config: ConfigDict, tokenizer: Any) -> tuple[Path | None, DecoderSpec]:
+def find_model(config: Config, tokenizer: Any) -> tuple[Path | None, DecoderSpec]:
     """Finds the policy's folder and spec, or draws them up from a preset.
 
     Raises:
@@ -59,7 +60,7 @@ def find_model(config: ConfigDict, tokenizer: Any) -> tuple[Path | None, Decoder
 
 
 def make_model(
-    config: ConfigDict, folder: Path | None, spec: DecoderSpec, *, dtype: str = ""
+    config: Config, folder: Path | None, spec: DecoderSpec, *, dtype: str = ""
 ) -> Model:
     """Builds a decoder; its weights come later.
 
@@ -68,16 +69,7 @@ def make_model(
       folder: where the weights will come from; None = drawn.
       spec: what to build.
       dtype: of the computation; '' = model.dtype.
-
-    Raises:
-      DeviceError: if heads do not divide over the mesh.
     """
-    tensor = config.mesh.tensor
-    if tensor > 1 and (spec.heads % tensor or spec.kv_heads % tensor):
-        raise DeviceError(
-            f"mesh.tensor={tensor} does not divide {spec.heads} heads and "
-            f"{spec.kv_heads} kv heads; use a common divisor of both"
-        )
 
     def decoder(constrain: Callable[[Array], Array]) -> ApplyFn:
         module = Decoder(
@@ -85,11 +77,36 @@ def make_model(
             dtype=jnp.dtype(dtype or config.model.dtype),
             remat=config.model.remat,
             attention=config.model.attention,
+            length=config.data.max_tokens,
             constrain=constrain,
         )
-        return lambda params, batch: module.apply({"params": params}, batch)
+
+        def apply(params: Params, batch: Batch) -> tuple[Array, Head]:
+            hidden, head = module.apply({"params": params}, batch)
+            return hidden, head  # pyright: ignore (flax types both as one union)
+
+        return apply
 
     return Model(spec, folder, decoder(arrays.constrain_rows), decoder(lambda x: x))
+
+
+def check_loadable(model: Model, built: Mesh) -> None:
+    """Refuses a model that the mesh or its own folder cannot give, before loading it.
+
+    Raises:
+      DeviceError: if heads do not divide over the mesh.
+      ModelError: if weights cannot be read, or are not those of its `config.json`.
+    """
+    tensor, spec = built.shape["tensor"], model.spec
+    shared = math.gcd(spec.heads, spec.kv_heads)
+    if shared % tensor:
+        fits = [str(n) for n in range(1, shared + 1) if shared % n == 0]
+        raise DeviceError(
+            f"mesh.tensor={tensor} does not divide {spec.heads} heads and "
+            f"{spec.kv_heads} kv heads; use {' or '.join(fits)}"
+        )
+    if model.folder is not None:
+        hf.check_weights(model.folder, spec)
 
 
 def load_params(model: Model, built: Mesh, dtype: str, *, seed: int) -> Params:
@@ -112,11 +129,12 @@ class Reference(NamedTuple):
     annotate: annotate.Annotate
 
 
-def make_reference(config: ConfigDict, policy: Model, built: Mesh) -> Reference | None:
-    """Loads the reference, in its own arrays and dtype; None without one.
+def reference_model(config: Config, policy: Model, built: Mesh) -> Model | None:
+    """Builds the reference's decoder; its weights come later. None without one.
 
     Raises:
-      ModelError: if its table does not fit the policy's.
+      ModelError: if it cannot be used, or its table does not fit the policy's.
+      DeviceError: if its heads do not divide over the mesh.
     """
     if config.ref.mode == "none":
         return None
@@ -127,6 +145,20 @@ def make_reference(config: ConfigDict, policy: Model, built: Mesh) -> Reference 
         tokenize.check_ids(policy.spec.vocab - 1, spec.vocab)
     dtype = config.ref.dtype or config.model.dtype
     model = make_model(config, folder, spec, dtype=dtype)
+    check_loadable(model, built)
+    return model
+
+
+def make_reference(config: Config, policy: Model, built: Mesh) -> Reference | None:
+    """Loads the reference, in its own arrays and dtype; None without one.
+
+    Raises:
+      ModelError: as `reference_model`.
+    """
+    model = reference_model(config, policy, built)
+    if model is None:
+        return None
+    dtype = config.ref.dtype or config.model.dtype
     params = load_params(model, built, dtype, seed=config.seed)
     score = functools.partial(
         annotate.ref_token_logps, apply=model.apply, chunk=config.model.logits_chunk

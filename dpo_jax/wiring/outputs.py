@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
+from dpo_jax.config import Config
 from dpo_jax.models import hf
 from dpo_jax.report import html
 from dpo_jax.train import runfolder
@@ -29,7 +29,7 @@ def export(
     model: Model,
     params: Params,
     tokenizer: Any,
-    config: ConfigDict,
+    config: Config,
     workdir: os.PathLike | str,
     *,
     out: os.PathLike | str | None = None,
@@ -67,7 +67,7 @@ def leave_behind(
     results: dict[str, Any],
     sampled: evaluation.Sampled | None,
 ) -> None:
-    """Writes samples.json, results.json and report.html; results.json comes last."""
+    """Writes samples.json, results.json and, last, report.html: the run is whole."""
     if sampled is not None:
         shown = evaluation.side_by_side(sampled, SHOWN_SAMPLES)
         runfolder.write_text(

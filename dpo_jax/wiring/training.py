@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
+from dpo_jax.config import Config
 from dpo_jax.data.loader import Loader
 from dpo_jax.losses import Loss, options
 from dpo_jax.models.decoder import abstract_params
@@ -41,7 +41,7 @@ class Trainer(NamedTuple):
 
 
 def make_trainer(
-    config: ConfigDict, loss: Loss, model: Model, built: Mesh, steps: int
+    config: Config, loss: Loss, model: Model, built: Mesh, steps: int
 ) -> Trainer:
     """Wires model, loss and optimizer into a step over the mesh."""
     tx = optimizer.direction(config.optimizer.name, config.optimizer.to_dict())
@@ -83,7 +83,7 @@ def make_trainer(
     )
 
 
-def make_objective(config: ConfigDict, loss: Loss, apply: ApplyFn) -> Objective:
+def make_objective(config: Config, loss: Loss, apply: ApplyFn) -> Objective:
     """Builds what is minimised; float options come from `hyper`, others are fixed."""
     chunk = config.model.logits_chunk
     if config.objective == "sft":
@@ -103,7 +103,7 @@ def is_traced(name: str, value: Any) -> bool:
     return isinstance(value, float) and name != "divergence_alpha"
 
 
-def hyper(config: ConfigDict) -> dict[str, jax.Array]:
+def hyper(config: Config) -> dict[str, jax.Array]:
     """Collects the float hyper-parameters as arrays."""
     values = {k: v for k, v in config.loss.items() if is_traced(k, v)}
     values["lr"] = config.optimizer.lr
@@ -120,7 +120,7 @@ def state_places(
 
 
 def facts(
-    config: ConfigDict, spec: DecoderSpec, loads: Loader, number: int
+    config: Config, spec: DecoderSpec, loads: Loader, number: int
 ) -> dict[str, float]:
     """Tells the loop what the host knows of a step's batch.
 

@@ -1,0 +1,187 @@
+"""The verbs, called in this process: usage, exports, evaluations, reports."""
+
+import json
+from pathlib import Path
+
+import jax
+import pytest
+
+from dpo_jax import build, cli
+from dpo_jax.cli import common
+from dpo_jax.cli import train as train_verb
+from dpo_jax.errors import ConfigError, DataError
+
+ROOT = Path(__file__).parent.parent.parent
+CONFIG = "--config=configs/quickstart.py"
+SMALL = [
+    "--config.train.steps=3",
+    "--config.batch.pairs=8",
+    "--config.data.limit=64",
+    "--config.eval.rollouts=4",
+    "--config.data.max_tokens=24",
+]
+SETTINGS = (
+    "jax_default_matmul_precision",
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def settings():
+    """Runs where `configs` lies; gives the other tests back jax's settings."""
+    before = {name: getattr(jax.config, name) for name in SETTINGS}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setenv("DPO_JAX_COMPILE_CACHE", before["jax_compilation_cache_dir"])
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished run of three steps, and what `train` printed."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        printed = []
+        patch.setattr("sys.stdout.write", printed.append)
+        code = cli.main(["dpo_jax", "train", CONFIG, f"--workdir={run}", *SMALL])
+    return code, "".join(printed), run
+
+
+def call(capsys, *arguments):
+    capsys.readouterr()
+    code = cli.main(["dpo_jax", *map(str, arguments)])
+    return code, *capsys.readouterr()
+
+
+def last_eval(run):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+    return [row for row in rows if row["split"] == "eval"][-1]
+
+
+def test_usage_lists_the_verbs(capsys):
+    code, out, _ = call(capsys, "--help")
+    assert code == 0 and all(verb in out for verb in cli.VERBS)
+    assert cli.main(["dpo_jax"]) == 2
+    assert "usage: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_explains_its_flags(capsys, verb):
+    code, out, err = call(capsys, verb, "--help")
+    assert code == 0 and "--" in out and not err
+    code, _, err = call(capsys, verb, CONFIG, "--nosuch=1")
+    assert code == 2 and err.startswith("error[2]: ") and err.count("\n") == 1
+
+
+def test_debug_prints_the_traceback(capsys):
+    assert call(capsys, "train", CONFIG)[2].count("\n") == 1
+    err = call(capsys, "train", CONFIG, "--debug")[2]
+    assert "Traceback" in err and err.endswith("error[2]: --workdir is missing\n")
+
+
+def test_bug_of_our_own_is_70_with_the_path_of_its_traceback(capsys, tmp_path):
+    flags = ["--debug=0", f"--workdir={tmp_path}"]
+    assert cli.report_error(AssertionError("ü" * 3000), flags) == 70
+    err = capsys.readouterr().err
+    (kept,) = (tmp_path / "errors").iterdir()
+    assert err.startswith("error[70]: AssertionError: ü")
+    assert err.endswith(f"(traceback: {kept})\n") and len(err.encode()) <= 1001
+    assert cli.report_error(KeyError("x"), ["--workdir", f"{tmp_path}/a"]) == 70
+    assert f"{tmp_path}/a/errors/" in capsys.readouterr().err
+    assert cli.report_error(KeyError("x"), []) == 70
+    assert "--debug shows the traceback" in capsys.readouterr().err
+
+
+def test_config_is_loaded_with_its_argument_and_overrides():
+    values = common.parse(
+        ["--config", "configs/quickstart.py:steps=7", "--config.loss.beta", "2"],
+        config=True,
+        define=lambda values: None,
+    )
+    config = values["config"].value
+    assert (config.train.steps, config.loss.beta) == (7, 2.0)
+    assert config.is_locked and not values["debug"].value
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "eight", "1.5"])
+def test_device_count_must_be_one(monkeypatch, text):
+    monkeypatch.setenv("DPO_JAX_CPU_DEVICES", text)
+    with pytest.raises(ConfigError, match=f"DPO_JAX_CPU_DEVICES='{text}'"):
+        common.setup_jax(common.load_config("configs/dpo.py"), debug=False)
+
+
+def test_train_prints_what_it_ended_with(trained):
+    code, out, run = trained
+    assert code == 0
+    assert out.startswith("finished 3 steps\n")
+    assert "data.train: 64 of 64 rows; dropped 0" in out
+    assert f"eval {'loss':<28} {last_eval(run)['loss']:.4f}" in out
+    assert "before (reference)" in out and f"policy: {run}/export" in out
+    names = {"config.json", "metrics.jsonl", "checkpoints", "export", "report.html"}
+    names |= {"data.json", "log.txt", "results.json", "samples.json", "tensorboard"}
+    assert names <= {path.name for path in run.iterdir()}
+    assert not (run / "errors").exists()
+
+
+def test_evaluate_finds_what_the_run_found(capsys, trained, tmp_path):
+    run, out = trained[2], tmp_path / "found.json"
+    flags = [f"--workdir={run}", f"--out={out}", *SMALL]
+    code, printed, _ = call(capsys, "evaluate", CONFIG, *flags)
+    assert code == 0 and printed.startswith(f"step 3 of {run}\n")
+    found, wanted = json.loads(out.read_text()), last_eval(run)
+    assert found["step"] == 3
+    assert found["values"].keys() == wanted.keys() - {"step", "split"}
+    for name, value in found["values"].items():
+        assert value == pytest.approx(wanted[name], rel=1e-6, abs=1e-6), name
+
+
+def test_evaluate_needs_a_run(capsys, tmp_path):
+    flags = [f"--workdir={tmp_path}", *SMALL]
+    code, _, err = call(capsys, "evaluate", CONFIG, *flags)
+    assert code == 4 and "no committed checkpoint; train first" in err
+
+
+def test_export_writes_the_folder_that_the_run_wrote(capsys, trained, tmp_path):
+    run, out = trained[2], tmp_path / "out"
+    code, printed, _ = call(capsys, "export", f"--workdir={run}", f"--out={out}")
+    assert code == 0 and printed == f"{out}\n"
+    found = {path.name: path.read_bytes() for path in out.iterdir()}
+    wanted = {path.name: path.read_bytes() for path in (run / "export").iterdir()}
+    assert found == wanted and "model.safetensors" in found
+
+
+def test_export_refuses_what_is_no_run_and_unknown_dtypes(capsys, trained, tmp_path):
+    flags = [f"--workdir={tmp_path}", f"--out={tmp_path}/out"]
+    code, _, err = call(capsys, "export", *flags)
+    assert code == 8 and "holds no run: config.json is missing" in err
+    flags = [f"--workdir={trained[2]}", f"--out={tmp_path}/out", "--dtype=float23"]
+    code, _, err = call(capsys, "export", *flags)
+    assert code == 2 and "did you mean 'float32'" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_report_of_a_run(capsys, trained, tmp_path):
+    out = tmp_path / "page.html"
+    code, printed, _ = call(capsys, "report", trained[2], f"--out={out}")
+    assert code == 0 and printed == f"{out}\n"
+    page = out.read_text()
+    assert "before (reference)" in page and "<svg" in page
+    code, _, err = call(capsys, "report", f"--out={out}")
+    assert code == 2 and "at least one run folder" in err
+    code, _, err = call(capsys, "report", tmp_path / "none")
+    assert code == DataError.code and f"{tmp_path}/none" in err
+
+
+def test_summary_of_a_finished_run():
+    data = {"train": {"kept": 9, "read": 10, "summary": "dropped 1 (1 empty)"}}
+    summary = build.Summary(40, 40, True, {"loss": 0.5}, {}, data)
+    text = train_verb.summary_text(summary, "R")
+    assert text.startswith("already complete: 40 steps in R\n")
+    assert "data.train: 9 of 10 rows; dropped 1 (1 empty)\n" in text
+    resumed = summary._replace(already_complete=False, resumed_from=30)
+    assert "finished 40 steps, resumed from 30\n" in train_verb.summary_text(
+        resumed, "R"
+    )

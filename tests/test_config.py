@@ -1,0 +1,180 @@
+"""Configurations: arguments, unknown keys, checks, fingerprints, comparisons."""
+
+import json
+import math
+
+import pytest
+
+from configs import dpo, parts
+from dpo_jax import config as config_lib
+from dpo_jax.errors import ConfigError
+
+CHANGED = {"data.train": "rows.jsonl", "model.path": "M"}
+
+
+def configured(**changed):
+    config = dpo.get_config()
+    named = {key.replace("__", "."): value for key, value in changed.items()}
+    config.update_from_flattened_dict({**CHANGED, **named})
+    return config
+
+
+def test_parse_arg_keeps_the_types_of_the_defaults():
+    parse = config_lib.parse_arg
+    assert parse(None, steps=4) == parse("", steps=4) == {"steps": 4}
+    found = parse("steps=7,lr=2,name=a=b,fast", steps=1, lr=0.5, name="", fast=False)
+    assert found == {"steps": 7, "lr": 2.0, "name": "a=b", "fast": True}
+    assert isinstance(found["lr"], float)
+
+
+@pytest.mark.parametrize(
+    "arg, words",
+    [
+        ("stps=1", "'stps' is not known; did you mean 'steps'"),
+        ("steps=1.5", "steps='1.5' is not of type int"),
+        ("steps=True", "not of type int"),
+        ("fast=2", "fast='2' is not of type bool"),
+        ("lr=__import__('os')", "not of type float"),
+    ],
+)
+def test_parse_arg_refuses(arg, words):
+    with pytest.raises(ConfigError, match=words.replace("(", r"\(")):
+        config_lib.parse_arg(arg, steps=1, lr=0.5, fast=False)
+
+
+def test_flat_and_json_agree_on_tuples():
+    nested = {"a": {"b": (1, 2)}, "c": 3}
+    assert config_lib.flat(nested) == {"a.b": [1, 2], "c": 3}
+    read = json.loads(config_lib.to_json(configured()))
+    assert config_lib.changes(read, configured().to_dict()) == []
+
+
+def test_changes_lists_what_a_relaunch_may_not_change():
+    old, new = configured(), configured(loss__beta=0.2, seed=3, mesh__fsdp=2)
+    assert config_lib.changes(old, new) == ["loss.beta: 0.1 → 0.2", "seed: 0 → 3"]
+    assert config_lib.changes({"a": 1}, {"b": 2}) == ["a: 1 → None", "b: None → 2"]
+
+
+FREE = {
+    "mesh__data": 2,
+    "batch__microbatches": 4,
+    "log__every_steps": 9,
+    "eval__every_steps": 9,
+    "checkpoint__keep": 9,
+    "model__remat": "block",
+    "model__attention": "other",
+}
+
+
+@pytest.mark.parametrize("key", FREE)
+def test_fingerprint_is_blind_to_what_may_change(key):
+    same = configured(**{key: FREE[key]})
+    assert config_lib.fingerprint(same) == config_lib.fingerprint(configured())
+    assert config_lib.changes(configured(), same) == []
+
+
+def test_fingerprint_changes_with_every_guarded_key():
+    """One key after the other is changed to a value of its own type."""
+    base = configured()
+    seen = {config_lib.fingerprint(base)}
+    for key, value in config_lib.flat(base).items():
+        if key.startswith(config_lib.RELAUNCH):
+            continue
+        other = (not value) if isinstance(value, bool) else value + type(value)("1")
+        changed = configured()
+        changed.update_from_flattened_dict({key: other})
+        assert config_lib.changes(base, changed) == [f"{key}: {value!r} → {other!r}"]
+        seen.add(config_lib.fingerprint(changed))
+    guarded = [
+        k for k in config_lib.flat(base) if not k.startswith(config_lib.RELAUNCH)
+    ]
+    assert len(seen) == len(guarded) + 1 and all(len(mark) == 16 for mark in seen)
+
+
+def test_unknown_keys_name_the_nearest_in_or_out_of_their_section():
+    told = config_lib.unknown_keys(configured(), ["loss.beta", "bta", "loss.bta"])
+    assert len(told) == 2
+    assert told[0].startswith(
+        "config.bta is not known; did you mean 'config.loss.beta'"
+    )
+    assert "Known: batch, checkpoint, data" in told[0]
+    assert told[1].startswith(
+        "config.loss.bta is not known; did you mean 'config.loss.b"
+    )
+    assert "Known: loss.beta, loss.divergence," in told[1]
+    (far,) = config_lib.unknown_keys(configured(), ["zzzzz"])
+    assert far.startswith("config.zzzzz is not known. Known: ")
+    (section,) = config_lib.unknown_keys(configured(), ["mesh"])
+    assert section == (
+        "config.mesh is a section; set a key of it: mesh.data, mesh.fsdp, mesh.tensor"
+    )
+
+
+def test_unused_options_are_those_that_differ_and_are_not_read():
+    values, defaults = {"a": 1, "b": 2, "c": 3}, {"a": 0, "b": 0, "c": 3}
+    told = config_lib.unused_options("loss", values, defaults, ["a"], "loss.name='x'")
+    assert told == [
+        "loss.b=2 is not used by loss.name='x'; leave it at 0 (used: a)",
+    ]
+
+
+def test_every_checked_key_exists():
+    keys = set(config_lib.flat(parts.base()))
+    assert set(config_lib.RANGES) <= keys and set(config_lib.CHOICES) <= keys
+
+
+@pytest.mark.parametrize("key", config_lib.RANGES)
+def test_ranges_hold_at_their_ends(key):
+    """Bounds, NaN and infinities, through `check_values` on a real configuration."""
+    low, high, closed = config_lib.RANGES[key]
+    config = configured()
+    kind = type(config_lib.flat(config)[key])
+
+    def complains(value):
+        with config.unlocked():
+            section, _, name = key.rpartition(".")
+            node = config[section] if section else config
+            with node.ignore_type():
+                node[name] = value
+        return any(key in told for told in config_lib.check_values(config))
+
+    assert complains(kind(low)) != closed
+    assert complains(low - 1) and complains(math.nan) and complains(math.inf)
+    if high != math.inf:
+        assert complains(kind(high))
+
+
+@pytest.mark.parametrize("key", config_lib.CHOICES)
+def test_choices_are_checked_and_hold_the_default(key):
+    assert config_lib.flat(parts.base())[key] in config_lib.CHOICES[key]
+    config = configured()
+    config.update_from_flattened_dict({key: "no such"})
+    told = config_lib.check_values(config)
+    assert len(told) == 1 and told[0].startswith(f"{key}='no such' is not known")
+
+
+@pytest.mark.parametrize(
+    "changed, words",
+    [
+        ({"train__epochs": 0.0}, "train.steps=0 and train.epochs=0"),
+        ({"model__preset": "tiny"}, "exactly one of model.path"),
+        ({"data__train": ""}, "data.train is empty"),
+        ({"data__max_prompt_tokens": 512}, "leaves no room"),
+        ({"ref__mode": "none", "ref__path": "R"}, "not used by ref.mode='none'"),
+        ({"objective": "sft"}, "loss.name='dpo' needs objective='preference'.* · "),
+        ({"checkpoint__keep_best": "loss"}, "multiple of eval.every_steps=0"),
+        (
+            {"checkpoint__keep_best": "loss", "eval__every_steps": 300},
+            "checkpoint.every_steps=500 a multiple of eval.every_steps=300",
+        ),
+    ],
+)
+def test_combinations_are_refused(changed, words):
+    with pytest.raises(ConfigError, match=words):
+        config_lib.check(configured(**changed))
+
+
+def test_good_configurations_pass():
+    config_lib.check(configured())
+    good = {"checkpoint__keep_best": "loss", "eval__every_steps": 250}
+    config_lib.check(configured(**good))

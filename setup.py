@@ -45,9 +45,12 @@ setuptools.setup(
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
         "gcs": ["gcsfs", "etils[epath-gcs]"],
+        "lora": ["qwix"],
+        "ray": ["ray"],
+        "judge": ["openai"],
         "track": ["wandb"],
         "test": TEST,
-        "parity": ["torch==2.13.0"],
+        "parity": ["torch==2.13.0", "trl"],
         "lint": ["ruff", "pyright"],
     },
 )

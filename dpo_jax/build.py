@@ -13,27 +13,22 @@ from typing import Any, NamedTuple
 import jax
 from absl import logging
 from etils import epath
-from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from dpo_jax import __version__
 from dpo_jax import config as config_lib
 from dpo_jax.config import Config
-from dpo_jax.data.loader import Loader
-from dpo_jax.errors import ConfigError, ModelError, RunFolderError
-from dpo_jax.losses import LOSSES, Loss
-from dpo_jax.models.decoder import abstract_params
-from dpo_jax.sharding import arrays, rules
+from dpo_jax.errors import ConfigError
+from dpo_jax.losses import LOSSES
+from dpo_jax.sharding import arrays
 from dpo_jax.train import loop, runfolder, signals
 from dpo_jax.train.checkpoint import Checkpoints
 from dpo_jax.train.metrics import MetricsLog
 from dpo_jax.types import Params, TrainState
-from dpo_jax.wiring import checks, evaluation, outputs, training
+from dpo_jax.wiring import checks, evaluation, outputs, restoring, training
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
-from dpo_jax.wiring.data import Data
-from dpo_jax.wiring.model import Model, Reference
-from dpo_jax.wiring.training import Trainer
+from dpo_jax.wiring.model import Reference
+from dpo_jax.wiring.parts import Parts, prepare
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -58,34 +53,8 @@ class Summary(NamedTuple):
     data: dict[str, Any]
 
 
-class Parts(NamedTuple):
-    """All that a run is made of, checked, nothing compiled yet."""
-
-    mesh: Mesh
-    data: Data
-    steps: int
-    model: Model
-    trainer: Trainer
-    train: Loader
-    eval: Loader | None
-
-
 def quiet(step: int, last: int, values: dict[str, float]) -> None:
     """Shows no progress."""
-
-
-def prepare(config: Config, loss: Loss, built: Mesh) -> Parts:
-    """Reads the data and the model's description, and wires the step."""
-    tokenizer = data_wiring.load_tokenizer(config)
-    folder, spec = model_wiring.find_model(config, tokenizer)
-    model = model_wiring.make_model(config, folder, spec)
-    model_wiring.check_loadable(model, built)
-    model_wiring.reference_model(config, model, built)  # refused before data is read
-    data = data_wiring.load_data(config, tokenizer)
-    steps = data_wiring.total_steps(config, len(data.train))
-    train, held_out = data_wiring.make_loaders(config, data, spec, built, steps)
-    trainer = training.make_trainer(config, loss, model, built, steps)
-    return Parts(built, data, steps, model, trainer, train, held_out)
 
 
 def run(
@@ -126,7 +95,7 @@ def run(
                 parts.data.report,
             )
         with runfolder.claim(workdir), signals.stop_requests() as stop:
-            return _train(Launch(config, workdir, parts, stop, progress))
+            return _train(Launch(config, workdir, parts, stop, progress, fork))
 
 
 class Launch(NamedTuple):
@@ -137,6 +106,7 @@ class Launch(NamedTuple):
     parts: Parts
     stop: Callable[[int], bool]
     progress: Progress
+    fork: bool
 
 
 def _train(launch: Launch) -> Summary:
@@ -149,7 +119,7 @@ def _train(launch: Launch) -> Summary:
         keep_best=config.checkpoint.keep_best,
     )
     with checkpoints:
-        first, state = resume(checkpoints, parts)
+        first, state = restoring.resume(checkpoints, parts, fork=launch.fork)
         if jax.process_index() == 0:
             runfolder.write_config(workdir, config_lib.to_json(config))
             report = json.dumps(parts.data.report, indent=1)
@@ -166,26 +136,6 @@ def _train(launch: Launch) -> Summary:
     return Summary(parts.steps, first, False, values, results, parts.data.report)
 
 
-def resume(checkpoints: Checkpoints, parts: Parts) -> tuple[int, TrainState]:
-    """Restores the newest verified step, or starts over, and says which."""
-    newest = checkpoints.newest_verified()
-    if newest is None:
-        logging.warning("no checkpoint was committed here: starting from step 0")
-        return 0, parts.trainer.init()
-    if newest > parts.steps:
-        raise RunFolderError(
-            f"the newest checkpoint is of step {newest}, beyond the last step "
-            f"{parts.steps} of this configuration; raise train.steps or choose "
-            "another --workdir"
-        )
-    state, meta = checkpoints.restore(newest, parts.trainer.abstract)
-    here = dict(parts.mesh.shape)
-    if meta["mesh"] != here:
-        logging.warning("mesh changed: %s → %s", meta["mesh"], here)
-    logging.info("resumed from step %d", newest)
-    return newest, state
-
-
 def _loop(
     launch: Launch, checkpoints: Checkpoints, first: int, state: TrainState
 ) -> tuple[TrainState, dict[str, float], evaluation.Sampled | None]:
@@ -199,7 +149,11 @@ def _loop(
     def save(step: int, state: TrainState, values: dict[str, float]) -> None:
         if log is not None:
             log.sync()
-        meta = {"mesh": dict(parts.mesh.shape), "version": __version__}
+        meta = {
+            "mesh": dict(parts.mesh.shape),
+            "version": __version__,
+            "data": parts.data.fingerprint,
+        }
         checkpoints.save(step, state, meta, values)
 
     functions = loop.Parts(
@@ -264,37 +218,6 @@ def _measure(
     return (None if evaluate is None and sample is None else measure), last
 
 
-def run_config(workdir: os.PathLike | str) -> Config:
-    """Reads the configuration of a run folder.
-
-    Raises:
-      RunFolderError: if it has none.
-    """
-    found = runfolder.read_config(workdir)
-    if found is None:
-        raise RunFolderError(f"{workdir} holds no run: config.json is missing")
-    return ConfigDict(found).lock()
-
-
-def trained_params(
-    workdir: os.PathLike | str, model: Model, built: Mesh
-) -> tuple[int, Params]:
-    """Restores the newest verified parameters of a run.
-
-    Raises:
-      ModelError: if the run has no checkpoint.
-    """
-    folder = epath.Path(workdir) / "checkpoints"
-    checkpoints = Checkpoints(folder, every_steps=0, keep=1)
-    newest = checkpoints.newest_verified()
-    if newest is None:
-        raise ModelError(f"{workdir} has no committed checkpoint; train first")
-    abstract = abstract_params(model.spec)
-    places = rules.shardings(abstract, built, rules.PARAM_RULES)
-    wanted = rules.with_shardings(abstract, places)
-    return newest, checkpoints.restore_params(newest, wanted)
-
-
 def evaluate(
     config: Config,
     workdir: os.PathLike | str,
@@ -306,7 +229,7 @@ def evaluate(
     built = checks.make_mesh(config)
     with jax.set_mesh(built):
         parts = prepare(config, loss, built)
-        step, params = trained_params(workdir, parts.model, built)
+        step, params = restoring.trained_params(workdir, parts.model, built)
         reference = model_wiring.make_reference(config, parts.model, built)
         measure, sampled = _measure(config, parts, reference)
         if measure is None:
@@ -318,13 +241,13 @@ def evaluate(
 
 def export_run(workdir: os.PathLike | str, out: os.PathLike | str, dtype: str) -> Path:
     """Exports the newest checkpoint of a run as an HF folder."""
-    config = run_config(workdir)
+    config = restoring.run_config(workdir)
     built = checks.make_mesh(config)
     with jax.set_mesh(built):
         tokenizer = data_wiring.load_tokenizer(config)
         folder, spec = model_wiring.find_model(config, tokenizer)
         model = model_wiring.make_model(config, folder, spec)
-        _, params = trained_params(workdir, model, built)
+        _, params = restoring.trained_params(workdir, model, built)
         return outputs.export(
             model, params, tokenizer, config, workdir, out=out, dtype=dtype
         )

@@ -75,13 +75,19 @@ class Preempted(Exception):  # noqa: N818 (it is an event, not an error)
 def one_line(error: BaseException) -> str:
     """Returns `error[CODE]: …` on one line of at most `MAX_LINE` bytes."""
     code = error.code if isinstance(error, UserError) else EXIT_INTERNAL
-    text = " ".join(str(error).split())
-    text = text.encode("unicode_escape").decode("ascii") if "\x1b" in text else text
+    text = "".join(map(_printable, " ".join(str(error).split())))
     line = f"error[{code}]: {text}"
     encoded = line.encode()
     if len(encoded) <= MAX_LINE:
         return line
     return encoded[: MAX_LINE - 4].decode(errors="ignore") + " …"
+
+
+def _printable(character: str) -> str:
+    """Escapes what could move a terminal's cursor or change its colours."""
+    if character.isprintable():
+        return character
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def unknown(field: str, value: object, known: Iterable[str]) -> str:

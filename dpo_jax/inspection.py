@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dpo_jax import build
 from dpo_jax.config import Config
 from dpo_jax.data.loader import Loader, Settings
 from dpo_jax.errors import DataError
@@ -19,7 +18,7 @@ from dpo_jax.losses import LOSSES
 from dpo_jax.objectives import terms
 from dpo_jax.sharding import arrays, mesh
 from dpo_jax.types import Batch, Record
-from dpo_jax.wiring import checks
+from dpo_jax.wiring import checks, restoring
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
 
@@ -155,7 +154,7 @@ def explain(
         if workdir is None:
             params = model_wiring.load_params(model, built, "float32", seed=config.seed)
         else:
-            _, params = build.trained_params(workdir, model, built)
+            _, params = restoring.trained_params(workdir, model, built)
         if reference is not None:
             batch = reference.annotate(batch)
         rows = jax.tree.map(lambda leaf: leaf[0], batch)

@@ -38,6 +38,8 @@ def test_one_line_is_at_most_a_kilobyte(letter):
 def test_one_line_carries_no_escape_to_the_terminal():
     line = errors.one_line(errors.DataError("row \x1b[31mred\x1b[0m"))
     assert line == r"error[3]: row \x1b[31mred\x1b[0m"
+    bell = errors.one_line(errors.DataError("a\x07b\x9bc"))
+    assert bell == r"error[3]: a\x07b\x9bc"
 
 
 def test_unknown_names_the_nearest_and_all():

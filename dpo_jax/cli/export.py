@@ -23,8 +23,9 @@ def main(arguments: Sequence[str]) -> int:
     out = common.required(values, "out")
     common.setup_logging()
     from dpo_jax import build
+    from dpo_jax.wiring import restoring
 
-    common.setup_jax(build.run_config(workdir), debug=values["debug"].value)
+    common.setup_jax(restoring.run_config(workdir), debug=values["debug"].value)
     folder = build.export_run(workdir, out, values["dtype"].value)
     sys.stdout.write(f"{folder}\n")
     return 0

@@ -51,7 +51,9 @@ def write_report(folders: Sequence[os.PathLike | str], out: os.PathLike | str) -
     path = epath.Path(out)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(page.encode())
+        partial = path.with_name(path.name + ".part")
+        partial.write_bytes(page.encode())
+        partial.replace(path)
     except OSError as error:
         raise WriteError(
             f"--out={path} cannot be written: {error.strerror or error}; "

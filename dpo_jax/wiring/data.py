@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from jax.sharding import Mesh
 
 from dpo_jax.config import Config
@@ -19,12 +21,21 @@ from dpo_jax.types import Batch, Record
 
 
 class Data(NamedTuple):
-    """Tokenized records and the account of them."""
+    """Tokenized records and the account of them.
+
+    Attributes:
+      tokenizer: that made them.
+      train: records to train on.
+      eval: records to evaluate on; [] without data.eval.
+      report: what data.json holds.
+      fingerprint: changes with any token of `train`, or their order.
+    """
 
     tokenizer: Any
     train: list[Record]
     eval: list[Record]
     report: dict[str, Any]
+    fingerprint: str
 
 
 def load_tokenizer(config: Config) -> Any:
@@ -68,7 +79,19 @@ def load_data(config: Config, tokenizer: Any) -> Data:
     held_out: list[Record] = []
     if section.eval:
         held_out, report["eval"] = read(section.eval, split="eval")
-    return Data(tokenizer, train.records, held_out, report)
+    mark = fingerprint(train.records)
+    return Data(tokenizer, train.records, held_out, report, mark)
+
+
+def fingerprint(records: Sequence[Record]) -> str:
+    """Returns 16 hex digits of all ids, with their places and boundaries."""
+    digest = hashlib.sha256()
+    for record in records:
+        lengths = [len(part) for part in (record.prompt, *record.responses)]
+        digest.update(np.array([record.index, *lengths], np.int64).tobytes())
+        for part in (record.prompt, *record.responses):
+            digest.update(np.asarray(part, np.int32).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def total_steps(config: Config, records: int) -> int:

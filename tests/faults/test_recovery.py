@@ -1,11 +1,13 @@
 """Killed, stopped and corrupted runs go on as if nothing had happened, or refuse."""
 
+import gzip
 import json
 import random
 import re
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -248,6 +250,22 @@ def test_stopped_behind_the_last_save_only_the_end_is_repeated(
 
 
 @pytest.mark.faults
+def test_changed_rows_under_the_same_name_are_noticed(runs, straight, tmp_path):
+    """A resumed run would train on other examples in the same steps."""
+    run, rows = tmp_path / "run", tmp_path / "rows.jsonl"
+    lines = gzip.decompress(Path(runs.rows["data.train"]).read_bytes()).decode()
+    rows.write_text(lines)
+    stop = at_step(6, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Preempted):
+        runs.here(run, progress=stop, data__train=str(rows))
+    rows.write_text("".join(reversed(lines.splitlines(keepends=True))))
+    with pytest.raises(RunFolderError, match="data.train changed since step 7.*--fork"):
+        runs.here(run, data__train=str(rows))
+    rows.write_text(lines)
+    assert runs.here(run, data__train=str(rows)).resumed_from == 7
+    runs.assert_equal(run, straight)
+
+
 def test_fork_goes_on_with_another_loss_and_keeps_the_old_config(
     runs, straight, tmp_path
 ):

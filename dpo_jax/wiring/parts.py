@@ -1,0 +1,41 @@
+"""All that a run is made of, in the order in which it can be refused."""
+
+from typing import NamedTuple
+
+from jax.sharding import Mesh
+
+from dpo_jax.config import Config
+from dpo_jax.data.loader import Loader
+from dpo_jax.losses import Loss
+from dpo_jax.wiring import data as data_wiring
+from dpo_jax.wiring import model as model_wiring
+from dpo_jax.wiring import training
+from dpo_jax.wiring.data import Data
+from dpo_jax.wiring.model import Model
+from dpo_jax.wiring.training import Trainer
+
+
+class Parts(NamedTuple):
+    """All that a run is made of, checked, nothing compiled yet."""
+
+    mesh: Mesh
+    data: Data
+    steps: int
+    model: Model
+    trainer: Trainer
+    train: Loader
+    eval: Loader | None
+
+
+def prepare(config: Config, loss: Loss, built: Mesh) -> Parts:
+    """Reads the data and the model's description, and wires the step."""
+    tokenizer = data_wiring.load_tokenizer(config)
+    folder, spec = model_wiring.find_model(config, tokenizer)
+    model = model_wiring.make_model(config, folder, spec)
+    model_wiring.check_loadable(model, built)
+    model_wiring.reference_model(config, model, built)  # refused before data is read
+    data = data_wiring.load_data(config, tokenizer)
+    steps = data_wiring.total_steps(config, len(data.train))
+    train, held_out = data_wiring.make_loaders(config, data, spec, built, steps)
+    trainer = training.make_trainer(config, loss, model, built, steps)
+    return Parts(built, data, steps, model, trainer, train, held_out)

@@ -1,0 +1,77 @@
+"""What a run folder holds already: its configuration, its state, its parameters."""
+
+import os
+
+from absl import logging
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from dpo_jax.config import Config
+from dpo_jax.errors import ModelError, RunFolderError
+from dpo_jax.models.decoder import abstract_params
+from dpo_jax.sharding import rules
+from dpo_jax.train import runfolder
+from dpo_jax.train.checkpoint import Checkpoints
+from dpo_jax.types import Params, TrainState
+from dpo_jax.wiring.model import Model
+from dpo_jax.wiring.parts import Parts
+
+
+def resume(
+    checkpoints: Checkpoints, parts: Parts, *, fork: bool
+) -> tuple[int, TrainState]:
+    """Restores the newest verified step, or starts over, and says which."""
+    newest = checkpoints.newest_verified()
+    if newest is None:
+        logging.warning("no checkpoint was committed here: starting from step 0")
+        return 0, parts.trainer.init()
+    if newest > parts.steps:
+        raise RunFolderError(
+            f"the newest checkpoint is of step {newest}, beyond the last step "
+            f"{parts.steps} of this configuration; raise train.steps or choose "
+            "another --workdir"
+        )
+    state, meta = checkpoints.restore(newest, parts.trainer.abstract)
+    if meta["data"] != parts.data.fingerprint and not fork:
+        raise RunFolderError(
+            f"data.train changed since step {newest} of this run (its tokens' "
+            f"fingerprint was {meta['data']}, is {parts.data.fingerprint}); restore "
+            "the data, choose another --workdir, or --fork to go on with the new rows"
+        )
+    here = dict(parts.mesh.shape)
+    if meta["mesh"] != here:
+        logging.warning("mesh changed: %s → %s", meta["mesh"], here)
+    logging.info("resumed from step %d", newest)
+    return newest, state
+
+
+def run_config(workdir: os.PathLike | str) -> Config:
+    """Reads the configuration of a run folder.
+
+    Raises:
+      RunFolderError: if it has none.
+    """
+    found = runfolder.read_config(workdir)
+    if found is None:
+        raise RunFolderError(f"{workdir} holds no run: config.json is missing")
+    return ConfigDict(found).lock()
+
+
+def trained_params(
+    workdir: os.PathLike | str, model: Model, built: Mesh
+) -> tuple[int, Params]:
+    """Restores the newest verified parameters of a run.
+
+    Raises:
+      ModelError: if the run has no checkpoint.
+    """
+    folder = epath.Path(workdir) / "checkpoints"
+    checkpoints = Checkpoints(folder, every_steps=0, keep=1)
+    newest = checkpoints.newest_verified()
+    if newest is None:
+        raise ModelError(f"{workdir} has no committed checkpoint; train first")
+    abstract = abstract_params(model.spec)
+    places = rules.shardings(abstract, built, rules.PARAM_RULES)
+    wanted = rules.with_shardings(abstract, places)
+    return newest, checkpoints.restore_params(newest, wanted)

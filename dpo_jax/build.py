@@ -7,7 +7,6 @@ refused is refused before the run folder is touched or anything compiles.
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +23,7 @@ from dpo_jax.train import loop, runfolder, signals
 from dpo_jax.train.checkpoint import Checkpoints
 from dpo_jax.train.metrics import MetricsLog
 from dpo_jax.types import Params, TrainState
-from dpo_jax.wiring import checks, evaluation, outputs, restoring, training
+from dpo_jax.wiring import card, checks, evaluation, outputs, restoring, training
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring.model import Reference
@@ -95,7 +94,7 @@ def run(
                 parts.data.report,
             )
         with runfolder.claim(workdir), signals.stop_requests() as stop:
-            return _train(Launch(config, workdir, parts, stop, progress, fork))
+            return _train(Launch(config, workdir, parts, stop, progress, fork, losses))
 
 
 class Launch(NamedTuple):
@@ -107,6 +106,7 @@ class Launch(NamedTuple):
     stop: Callable[[int], bool]
     progress: Progress
     fork: bool
+    losses: checks.LossTable
 
 
 def _train(launch: Launch) -> Summary:
@@ -129,7 +129,14 @@ def _train(launch: Launch) -> Summary:
         shapes = dict(parts.train.compiled_shapes())
         logging.info("compiles %d step shapes {rows: steps}: %s", len(shapes), shapes)
         state, values, sampled = _loop(launch, checkpoints, first, state)
-    outputs.export(parts.model, state.params, parts.data.tokenizer, config, workdir)
+    outputs.export(
+        parts.model,
+        state.params,
+        parts.data.tokenizer,
+        epath.Path(workdir) / "export",
+        card=card.model_card(config, parts.steps, launch.losses),
+        own_tokenizer=bool(config.tokenizer.path),
+    )
     results = {} if sampled is None else evaluation.before_and_after(sampled)
     if jax.process_index() == 0:
         outputs.leave_behind(workdir, parts.steps, values, results, sampled)
@@ -239,7 +246,13 @@ def evaluate(
     return Summary(step, step, False, values, results, parts.data.report)
 
 
-def export_run(workdir: os.PathLike | str, out: os.PathLike | str, dtype: str) -> Path:
+def export_run(
+    workdir: os.PathLike | str,
+    out: os.PathLike | str,
+    *,
+    dtype: str,
+    losses: checks.LossTable = LOSSES,
+) -> None:
     """Exports the newest checkpoint of a run as an HF folder."""
     config = restoring.run_config(workdir)
     built = checks.make_mesh(config)
@@ -247,7 +260,13 @@ def export_run(workdir: os.PathLike | str, out: os.PathLike | str, dtype: str) -
         tokenizer = data_wiring.load_tokenizer(config)
         folder, spec = model_wiring.find_model(config, tokenizer)
         model = model_wiring.make_model(config, folder, spec)
-        _, params = restoring.trained_params(workdir, model, built)
-        return outputs.export(
-            model, params, tokenizer, config, workdir, out=out, dtype=dtype
+        step, params = restoring.trained_params(workdir, model, built)
+        outputs.export(
+            model,
+            params,
+            tokenizer,
+            out,
+            card=card.model_card(config, step, losses),
+            own_tokenizer=bool(config.tokenizer.path),
+            dtype=dtype,
         )

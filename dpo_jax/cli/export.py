@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import flags
 
@@ -17,15 +18,21 @@ def main(arguments: Sequence[str]) -> int:
         flags.DEFINE_string(
             "dtype", "float32", "of the weights written", flag_values=values
         )
+        flags.DEFINE_string(
+            "push", "", "owner/name on the hub to upload to", flag_values=values
+        )
 
     values = common.parse(arguments, config=False, define=define)
     workdir = common.required(values, "workdir")
     out = common.required(values, "out")
     common.setup_logging()
     from dpo_jax import build
-    from dpo_jax.wiring import restoring
+    from dpo_jax.wiring import outputs, restoring
 
     common.setup_jax(restoring.run_config(workdir), debug=values["debug"].value)
-    folder = build.export_run(workdir, out, values["dtype"].value)
-    sys.stdout.write(f"{folder}\n")
+    build.export_run(workdir, out, dtype=values["dtype"].value)
+    sys.stdout.write(f"{out}\n")
+    if values["push"].value:
+        address = outputs.push(Path(out), values["push"].value)
+        sys.stdout.write(f"{address}\n")
     return 0

@@ -2,12 +2,14 @@
 
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 
-from dpo_jax.config import Config
+from dpo_jax.errors import WriteError
 from dpo_jax.models import hf
 from dpo_jax.report import html
 from dpo_jax.train import runfolder
@@ -29,26 +31,73 @@ def export(
     model: Model,
     params: Params,
     tokenizer: Any,
-    config: Config,
-    workdir: os.PathLike | str,
+    target: os.PathLike | str,
     *,
-    out: os.PathLike | str | None = None,
+    card: str,
+    own_tokenizer: bool,
     dtype: str = "float32",
-) -> Path:
-    """Writes the HF folder of a policy, its tokenizer included."""
-    folder = Path(out) if out is not None else Path(workdir) / "export"
-    hf.save_params(
-        params,
-        model.spec,
-        folder,
-        source_dir=model.folder,
-        dtype=dtype,
-        token_ids=None if model.folder else token_ids(tokenizer),
-    )
-    own = not model.folder or config.tokenizer.path
-    if own and jax.process_index() == 0:
-        tokenizer.save_pretrained(folder)
-    return folder
+) -> None:
+    """Writes the HF folder of a policy, with its tokenizer and a model card.
+
+    Args:
+      model: whose parameters they are.
+      params: on any devices.
+      tokenizer: saved where the model's folder does not hold it.
+      target: the folder to write; may be `gs://…`.
+      card: text of its README.md.
+      own_tokenizer: whether the tokenizer is another than the model folder's.
+      dtype: of the weights written.
+    """
+    local = runfolder.is_local(target)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(target) if local else Path(scratch)
+        hf.save_params(
+            params,
+            model.spec,
+            folder,
+            source_dir=model.folder,
+            dtype=dtype,
+            token_ids=None if model.folder else token_ids(tokenizer),
+        )
+        if jax.process_index() == 0:
+            if own_tokenizer or not model.folder:
+                tokenizer.save_pretrained(folder)
+            (folder / "README.md").write_text(card)
+            if not local:
+                upload(folder, target)
+
+
+def upload(folder: Path, target: os.PathLike | str) -> None:
+    """Copies the files of a local folder to an object store's."""
+    there = epath.Path(target)
+    there.mkdir(parents=True, exist_ok=True)
+    for file in folder.iterdir():
+        (there / file.name).write_bytes(file.read_bytes())
+
+
+def push(folder: Path, repository: str) -> str:
+    """Uploads an export to the hub; returns its address.
+
+    Args:
+      folder: the HF folder.
+      repository: `owner/name`, made if need be; private unless it exists.
+
+    Raises:
+      WriteError: if the hub does not take it.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi()
+        address = api.create_repo(repository, private=True, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=folder)
+    except Exception as error:  # the hub's client has no common base class
+        raise WriteError(
+            f"--push={repository}: the hub did not take it "
+            f"({type(error).__name__}: {error}); log in with `hf auth login`, or copy "
+            f"{folder} by hand"
+        ) from error
+    return str(address)
 
 
 def token_ids(tokenizer: Any) -> dict[str, int]:

@@ -93,7 +93,11 @@ def run(
                 finished,
                 parts.data.report,
             )
-        with runfolder.claim(workdir), signals.stop_requests() as stop:
+        first = jax.process_index() == 0
+        with (
+            runfolder.claim(workdir, first=first),
+            signals.stop_requests() as stop,
+        ):
             return _train(Launch(config, workdir, parts, stop, progress, fork, losses))
 
 

@@ -157,7 +157,8 @@ def setup_jax(config: Config, *, debug: bool) -> None:
 
     Float32 models multiply in float32 everywhere, also on devices whose default is
     bfloat16. The compile cache is $DPO_JAX_COMPILE_CACHE, or under the user's cache.
-    `DPO_JAX_CPU_DEVICES=8` makes that many fake devices of a CPU.
+    `DPO_JAX_CPU_DEVICES=8` makes that many fake devices of a CPU;
+    `DPO_JAX_DISTRIBUTED` is for several processes, see `join_processes`.
     """
     import jax
 
@@ -176,8 +177,32 @@ def setup_jax(config: Config, *, debug: bool) -> None:
             raise ConfigError(f"DPO_JAX_CPU_DEVICES={devices!r} must be an integer ≥ 1")
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", int(devices))
-    if os.environ.get("DPO_JAX_DISTRIBUTED"):
+    join_processes(os.environ.get("DPO_JAX_DISTRIBUTED", ""))
+
+
+def join_processes(named: str) -> None:
+    """Joins the processes of a run.
+
+    Args:
+      named: '' = this process is alone; `auto` = jax finds the others (TPU pods, SLURM,
+        Open MPI); or `HOST:PORT,COUNT,INDEX`.
+
+    Raises:
+      ConfigError: if it is none of these.
+    """
+    import jax
+
+    if not named:
+        return
+    if named == "auto":
         jax.distributed.initialize()
+        return
+    found = re.fullmatch(r"([^,]+:\d+),(\d+),(\d+)", named)
+    if found is None:
+        raise ConfigError(
+            f"DPO_JAX_DISTRIBUTED={named!r} is not 'auto' or HOST:PORT,COUNT,INDEX"
+        )
+    jax.distributed.initialize(found[1], int(found[2]), int(found[3]))
 
 
 def setup_logging() -> None:

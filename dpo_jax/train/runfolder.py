@@ -92,14 +92,18 @@ def check_same(folder: Path, new: dict[str, Any], *, fork: bool) -> None:
 
 
 @contextlib.contextmanager
-def claim(folder: Path) -> Iterator[None]:
+def claim(folder: Path, *, first: bool) -> Iterator[None]:
     """Makes the folder and holds its lock; log.txt is written while it is held.
+
+    Args:
+      folder: the run folder; object stores have no locks.
+      first: whether this is the first process of the run, which acts for all.
 
     Raises:
       RunFolderError: if a live process holds the lock, with its pid, host and start.
       WriteError: if the folder cannot be made.
     """
-    if not is_local(folder):
+    if not is_local(folder) or not first:
         yield
         return
     try:

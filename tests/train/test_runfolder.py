@@ -18,7 +18,7 @@ def test_nothing_is_made_before_the_claim(tmp_path):
     run = tmp_path / "run"
     runfolder.check_same(run, OLD, fork=False)
     assert runfolder.read_config(run) is None and not run.exists()
-    with runfolder.claim(run):
+    with runfolder.claim(run, first=True):
         assert run.is_dir()
 
 
@@ -60,24 +60,24 @@ def test_broken_configuration_is_named(tmp_path):
 def test_claim_refuses_a_second_owner_and_names_the_first(tmp_path):
     """flock acts between open files, so one process can stand for two."""
     words = rf"in use by pid {os.getpid()} on .* since 20\d\d-"
-    with runfolder.claim(tmp_path):
+    with runfolder.claim(tmp_path, first=True):
         with pytest.raises(RunFolderError, match=words):
-            with runfolder.claim(tmp_path):
+            with runfolder.claim(tmp_path, first=True):
                 raise AssertionError("claimed twice")
     assert (tmp_path / ".lock").read_text() == ""
-    with runfolder.claim(tmp_path):
+    with runfolder.claim(tmp_path, first=True):
         pass
 
 
 def test_claim_takes_over_the_lock_of_a_dead_owner(tmp_path, caplog):
     (tmp_path / ".lock").write_text("pid 99999 on there since 2020-01-01")
-    with caplog.at_level("WARNING", logger="absl"), runfolder.claim(tmp_path):
+    with caplog.at_level("WARNING", logger="absl"), runfolder.claim(tmp_path, first=True):
         assert f"pid {os.getpid()}" in (tmp_path / ".lock").read_text()
     assert "took over stale lock of pid 99999 on there since 2020-01-01" in caplog.text
 
 
 def test_claim_ends_with_an_exception_too(tmp_path):
-    with pytest.raises(ZeroDivisionError), runfolder.claim(tmp_path):
+    with pytest.raises(ZeroDivisionError), runfolder.claim(tmp_path, first=True):
         raise ZeroDivisionError
     with open(tmp_path / ".lock") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -91,7 +91,7 @@ def test_log_holds_what_is_ours_while_it_is_claimed(tmp_path):
         logger.handle(logger.makeRecord("absl", level, path, 1, text, (), None))
 
     ours, theirs = "/x/dpo_jax/build.py", "/x/orbax/y.py"
-    with runfolder.claim(tmp_path):
+    with runfolder.claim(tmp_path, first=True):
         say("one", ours)
         say("two", theirs)
         say("three", theirs, std_logging.WARNING)
@@ -103,7 +103,7 @@ def test_log_holds_what_is_ours_while_it_is_claimed(tmp_path):
 def test_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(WriteError, match="cannot make the run folder .*file/run"):
-        with runfolder.claim(tmp_path / "file" / "run"):
+        with runfolder.claim(tmp_path / "file" / "run", first=True):
             raise AssertionError("made a folder in a file")
 
 

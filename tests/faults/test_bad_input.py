@@ -290,7 +290,7 @@ def test_live_run_is_refused(refuse, runs, tmp_path):
     run.mkdir()
     owner = (
         "import sys, time\nfrom dpo_jax.train import runfolder\n"
-        "with runfolder.claim(sys.argv[1]):\n  print('held', flush=True)\n"
+        "with runfolder.claim(sys.argv[1], first=True):\n  print('held', flush=True)\n"
         "  sys.stdin.read()"
     )
     command = [sys.executable, "-c", owner, str(run)]

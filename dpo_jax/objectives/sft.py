@@ -23,8 +23,7 @@ class Sft:
     def score(self, params: Params, batch: Batch, key: Array) -> Columns:
         """Scores a microbatch's responses."""
         del key
-        stats = terms.token_stats(self.apply, params, batch, self.chunk)
-        return terms.columns(stats, batch)
+        return terms.score(self.apply, params, batch, self.chunk)
 
     def loss(
         self, columns: Columns, stats: dict[str, Array], hyper: dict[str, Array]

@@ -30,6 +30,11 @@ def columns(stats: TokenStats, batch: Batch) -> Columns:
     )
 
 
+def score(apply: ApplyFn, params: Params, batch: Batch, chunk: int) -> Columns:
+    """Runs a model on rows and sums what it says over their responses."""
+    return columns(token_stats(apply, params, batch, chunk), batch)
+
+
 def masked_mean(values: Array, mask: Array) -> tuple[Array, Array]:
     """Returns (sum, count) of the values that count; f32[N], bool[N]."""
     return jnp.where(mask, values, 0.0).sum(), mask.sum().astype(jnp.float32)

@@ -58,6 +58,7 @@ def dpo(config: Config) -> None:
     config.loss.beta = 1.0
     config.optimizer.lr = 3e-4
     config.optimizer.warmup_steps = 20
+    config.eval.every_steps = 50
     config.eval.rollouts = 512
 
 

@@ -22,6 +22,7 @@ from dpo_jax.errors import (
 VERBS = {
     "train": "train a policy, or go on training it, in a run folder",
     "show": "show a row as the model sees it: ids, text, mask, boundary, truncation",
+    "sample": "continue prompts with one or several policies, side by side",
     "evaluate": "evaluate the newest checkpoint of a run",
     "export": "write a run's policy as a Hugging Face folder",
     "report": "write report.html of one or more runs",
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if len(arguments) > 1 else ConfigError.code
     verb, rest = arguments[1], arguments[2:]
     sys.path.insert(0, os.getcwd())  # where `configs` lies
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # of no PyTorch
     try:
         if verb not in VERBS:
             raise ConfigError(unknown("verb", verb, VERBS))

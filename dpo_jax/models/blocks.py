@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from dpo_jax.models import attention as attention_lib
+from dpo_jax.models import cache as cache_lib
 from dpo_jax.models import rope as rope_lib
+from dpo_jax.models.cache import Kept
 from dpo_jax.models.spec import DecoderSpec
 
 Array = Any
@@ -19,16 +21,30 @@ Tree = dict[str, Any]
 Map = Callable[[Array], Array]
 
 
+class Past(NamedTuple):
+    """What a layer kept of the tokens before, where it reads one token at a time.
+
+    Attributes:
+      kept: [B, K, S, E] keys and values.
+      positions: i32[B] of the new tokens.
+    """
+
+    kept: Kept
+    positions: Array
+
+
 class Context(NamedTuple):
     """What a layer sees beside its input.
 
     Attributes:
-      mask: bool[B, 1, T, T], True = visible.
+      mask: bool[B, 1, T, S], True = visible; S = T without a past.
       rope: cos and sin, f32[B, T, 1, pairs] each; None without rotary positions.
+      past: of the tokens before; None where the rows hold all that is seen.
     """
 
     mask: Array
     rope: tuple[Array, Array] | None
+    past: Past | None = None
 
 
 def normalise(spec: DecoderSpec, w: Tree, x: Array) -> Array:
@@ -56,8 +72,11 @@ def linear(w: Tree, x: Array) -> Array:
 
 def self_attention(
     spec: DecoderSpec, w: Tree, x: Array, context: Context, backend: str
-) -> Array:
-    """Attends within [B, T, D]."""
+) -> tuple[Array, Kept]:
+    """Attends within [B, T, D], or to the past; also returns keys and values.
+
+    They are [B, T, K, E], or with a past the [B, K, S, E] that now holds them too.
+    """
 
     def heads(name: str) -> Array:  # [B, T, H or K, E]
         y = linear(w[name], x)
@@ -70,16 +89,20 @@ def self_attention(
             y = rope_lib.rotate(y, *context.rope, interleaved=spec.rope_interleaved)
         return y
 
+    kept = seen = Kept(heads("k"), heads("v"))
+    if context.past is not None:
+        kept = cache_lib.put(context.past.kept, seen, context.past.positions)
+        seen = cache_lib.as_rows(kept)
     y = attention_lib.attention(
         heads("q"),
-        heads("k"),
-        heads("v"),
+        seen.keys,
+        seen.values,
         context.mask,
         scale=spec.attn_scale or spec.head_dim**-0.5,
         softcap=spec.attn_softcap,
         backend=backend,
     )
-    return linear(w["o"], y.reshape(*x.shape[:2], -1))
+    return linear(w["o"], y.reshape(*x.shape[:2], -1)), kept
 
 
 def mlp(spec: DecoderSpec, w: Tree, x: Array) -> Array:
@@ -91,7 +114,7 @@ def mlp(spec: DecoderSpec, w: Tree, x: Array) -> Array:
 
 def block(
     spec: DecoderSpec, w: Tree, x: Array, context: Context, *, backend: str, pin: Map
-) -> Array:
+) -> tuple[Array, Kept]:
     """Runs one layer on [B, T, D].
 
     Args:
@@ -101,11 +124,22 @@ def block(
       context: mask and angles of this layer.
       backend: a key of `attention.BACKENDS`.
       pin: applied to the residual stream; where a mesh pins its sharding.
+
+    Returns:
+      [B, T, D], and the keys and values of `self_attention`.
     """
-    attend = lambda y: self_attention(spec, w["attn"], y, context, backend)  # noqa: E731
+    kept = []
+
+    def attend(y: Array) -> Array:  # once in every layout
+        y, own = self_attention(spec, w["attn"], y, context, backend)
+        kept.append(own)
+        return y
+
     feed = lambda y: mlp(spec, w["mlp"], y)  # noqa: E731
     norm = lambda n, y: normalise(spec, w[f"norm{n}"], y)  # noqa: E731
-    return LAYOUTS[spec.layout](x, attend, feed, norm, pin)
+    x = LAYOUTS[spec.layout](x, attend, feed, norm, pin)
+    (own,) = kept
+    return x, own
 
 
 def _pre(x: Array, attend: Map, feed: Map, norm: Callable, pin: Map) -> Array:

@@ -33,6 +33,7 @@ from dpo_jax import errors
 from dpo_jax.models import attention as attention_lib
 from dpo_jax.models import blocks
 from dpo_jax.models import rope as rope_lib
+from dpo_jax.models.cache import Kept
 from dpo_jax.models.spec import LAYOUTS, DecoderSpec
 from dpo_jax.types import Batch, Head, Params
 
@@ -235,18 +236,41 @@ class Decoder(nn.Module):
           [B, T, D] after the final norm, and the head; both in the compute dtype. The
           head of a scalar spec is [D, 1].
         """
-        chex.assert_rank([batch.tokens, batch.positions, batch.docs, batch.branches], 2)
-        w, spec = self._params(), self.spec
-        x = w["embed"]["tokens"][batch.tokens].astype(self.dtype)  # [B, T, D]
-        if spec.embed_scale:
-            x = x * jnp.asarray(spec.width**0.5, self.dtype)
-        if spec.learned_positions:
-            x = x + w["embed"]["positions"][batch.positions].astype(self.dtype)
-        x = self._blocks(w["layers"], self.constrain(x), batch)
-        x = blocks.normalise(spec, w["final_norm"], x)
-        return self.constrain(x), self._head(w)
+        hidden, head, _ = self.forward(self._params(), batch, keep=lambda kept: None)
+        return hidden, head
 
-    def _head(self, w: Tree) -> Head:
+    @nn.nowrap
+    def forward(
+        self, w: Tree, batch: Batch, *, keep: Callable[[Kept], Any]
+    ) -> tuple[Array, Head, Any]:
+        """Computes what `__call__` returns from given parameters.
+
+        Args:
+          w: the tree of the module docstring.
+          batch: as in `__call__`.
+          keep: what is kept of each layer's keys and values.
+
+        Returns:
+          Hidden states, the head, and what was kept, stacked over the layers.
+        """
+        chex.assert_rank([batch.tokens, batch.positions, batch.docs, batch.branches], 2)
+        x = self.embed(w, batch.tokens, batch.positions)
+        x, kept = self._blocks(w["layers"], self.constrain(x), batch, keep)
+        x = blocks.normalise(self.spec, w["final_norm"], x)
+        return self.constrain(x), self.head(w), kept
+
+    @nn.nowrap
+    def embed(self, w: Tree, tokens: Array, positions: Array) -> Array:
+        """Looks up i32[B, T] ids at i32[B, T] positions: [B, T, D]."""
+        x = w["embed"]["tokens"][tokens].astype(self.dtype)
+        if self.spec.embed_scale:
+            x = x * jnp.asarray(self.spec.width**0.5, self.dtype)
+        if self.spec.learned_positions:
+            x = x + w["embed"]["positions"][positions].astype(self.dtype)
+        return x
+
+    @nn.nowrap
+    def head(self, w: Tree) -> Head:
         """Returns the head in the compute dtype."""
         if self.spec.scalar:
             return Head(w["score"]["kernel"].astype(self.dtype), None)
@@ -261,7 +285,10 @@ class Decoder(nn.Module):
         names = abstract_params(self.spec)
         return {name: self.param(name, start, name) for name in names}
 
-    def _blocks(self, layers: Tree, x: Array, batch: Batch) -> Array:
+    @nn.nowrap
+    def _blocks(
+        self, layers: Tree, x: Array, batch: Batch, keep: Callable[[Kept], Any]
+    ) -> tuple[Array, Any]:
         """Scans the block over the layers.
 
         What varies from layer to layer is scanned with the weights, so that one layer
@@ -284,13 +311,14 @@ class Decoder(nn.Module):
         first = Layer(int(each.window[0]), each.pairs[0], each.magnitude[0])
         shared = context(first) if alike else None
 
-        def block(x: Array, xs: tuple[Tree, Layer]) -> tuple[Array, None]:
+        def block(x: Array, xs: tuple[Tree, Layer]) -> tuple[Array, Any]:
             w, layer = xs
             seen = shared if shared is not None else context(layer)
             backend, pin = self.attention, self.constrain
-            return blocks.block(spec, w, x, seen, backend=backend, pin=pin), None
+            x, kept = blocks.block(spec, w, x, seen, backend=backend, pin=pin)
+            return x, keep(kept)
 
-        return jax.lax.scan(REMATS[self.remat](block), x, (layers, each))[0]
+        return jax.lax.scan(REMATS[self.remat](block), x, (layers, each))
 
 
 def _keep(block: Callable) -> Callable:

@@ -1,25 +1,124 @@
-"""How the next token is picked from logits."""
+"""How the next token is picked from the logits of one row.
+
+Truncations set logits to −∞. They act in the order of `sampler`, each on what the one
+before has left, as in Hugging Face's `generate`. None of them sorts the vocabulary: the
+threshold is looked for instead.
+"""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+from dpo_jax.errors import ConfigError, collected
 from dpo_jax.types import Array
 
-Pick = Callable[[Array, Array], Array]
+Pick = Callable[[Array, Array], Array]  # f32[V] logits, PRNG key -> i32[] id
+Warp = Callable[[Array], Array]  # f32[V] -> f32[V]
+
+BITS_OF_ONE = 0x3F800000  # float32 1.0 as an integer; floats ≥ 0 order like theirs
 
 
 def greedy(logits: Array, key: Array) -> Array:
-    """Picks the likeliest token: f32[B, V] -> i32[B]."""
+    """Picks the likeliest token, the first of equals."""
     del key
     return jnp.argmax(logits, axis=-1)
 
 
 def temperature(value: float) -> Pick:
     """Makes a picker that samples from softmax(logits / value); value > 0."""
+    return sampler(temperature=value)
+
+
+def sampler(
+    *, temperature: float, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+) -> Pick:
+    """Makes a picker that samples from a tempered and truncated softmax.
+
+    The token is the one with the largest logit + Gumbel noise, noise by id: where two
+    computations of the logits differ by rounding, so can tokens only if the best two
+    sums are that close.
+
+    Args:
+      temperature: logits are divided by it; 0 = greedy.
+      top_k: the k likeliest are kept; 0 = all.
+      top_p: the fewest likeliest of at least this mass are kept; 1 = all.
+      min_p: what is at least this times as likely as the likeliest is kept; 0 = all.
+
+    Raises:
+      ConfigError: if a value is out of range, or greedy is truncated.
+    """
+    with collected(ConfigError) as complaints:
+        complaints += faults(temperature, top_k, top_p, min_p)
+    if temperature == 0:
+        return greedy
+    warps: list[Warp] = [lambda logits: logits / temperature]
+    if top_k:
+        warps.append(lambda logits: keep_top_k(logits, top_k))
+    if top_p < 1:
+        warps.append(lambda logits: keep_top_p(logits, top_p))
+    if min_p:
+        warps.append(lambda logits: keep_min_p(logits, min_p))
 
     def pick(logits: Array, key: Array) -> Array:
-        return jax.random.categorical(key, logits / value, axis=-1)
+        for warp in warps:
+            logits = warp(logits)
+        return jax.random.categorical(key, logits, axis=-1)
 
     return pick
+
+
+def faults(temperature: float, top_k: int, top_p: float, min_p: float) -> list[str]:
+    """Returns one sentence for each value that makes no sense."""
+    found = []
+    if not 0 <= temperature < float("inf"):
+        found.append(f"temperature={temperature} must be ≥ 0 and finite; 0 = greedy")
+    if top_k < 0:
+        found.append(f"top_k={top_k} must be ≥ 0; 0 = off")
+    if not 0 < top_p <= 1:
+        found.append(f"top_p={top_p} must lie in (0, 1]; 1 = off")
+    if not 0 <= min_p <= 1:
+        found.append(f"min_p={min_p} must lie in [0, 1]; 0 = off")
+    if temperature == 0 and (top_k, top_p, min_p) != (0, 1.0, 0.0):
+        found.append(
+            "top_k, top_p and min_p are not used by temperature=0 (greedy); leave them "
+            "at 0, 1 and 0, or raise the temperature"
+        )
+    return found
+
+
+def keep_top_k(logits: Array, k: int) -> Array:
+    """Keeps the k largest of f32[V]; those that equal the smallest of them, too."""
+    least = jax.lax.top_k(logits, min(k, logits.shape[-1]))[0][-1]
+    return jnp.where(logits >= least, logits, -jnp.inf)
+
+
+def keep_top_p(logits: Array, p: float) -> Array:
+    """Keeps the fewest likeliest tokens whose probabilities add up to at least p.
+
+    The least probability kept is the largest threshold that leaves a mass of p; it is
+    found by bisection over the bits of a float32. Tokens that equal it are kept.
+
+    Source: arXiv:1904.09751 section 3.1.
+    """
+    probs = jax.nn.softmax(logits, axis=-1).astype(jnp.float32)
+
+    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds  # mass(low) ≥ p > mass(high)
+        middle = low + (high - low) // 2
+        threshold = jax.lax.bitcast_convert_type(middle, jnp.float32)
+        enough = jnp.where(probs >= threshold, probs, 0.0).sum() >= p
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    start = (jnp.int32(0), jnp.int32(BITS_OF_ONE + 1))
+    low, _ = jax.lax.fori_loop(0, 31, halve, start)
+    least = jax.lax.bitcast_convert_type(low, jnp.float32)
+    return jnp.where(probs >= least, logits, -jnp.inf)
+
+
+def keep_min_p(logits: Array, p: float) -> Array:
+    """Keeps tokens at least p times as likely as the likeliest of f32[V].
+
+    Source: arXiv:2407.01082 section 3.
+    """
+    return jnp.where(logits >= logits.max() + jnp.log(p), logits, -jnp.inf)

@@ -5,17 +5,18 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from dpo_jax.config import Config
-from dpo_jax.data import sources, tokenize
+from dpo_jax.data import sources
 from dpo_jax.data.loader import Loader
-from dpo_jax.data.records import RawRow
 from dpo_jax.evals import preference, rollout
 from dpo_jax.evals.rollout import Rollout
 from dpo_jax.sampling import generate, pick
 from dpo_jax.sharding import arrays
-from dpo_jax.types import ApplyFn, Batch, Columns, Params
+from dpo_jax.types import Batch, Columns, Params
+from dpo_jax.wiring import generation
 from dpo_jax.wiring.data import global_batches
 from dpo_jax.wiring.model import Model, Reference
 from dpo_jax.wiring.training import Trainer
@@ -64,22 +65,30 @@ def make_rollouts(
     """Builds `params -> Sampled` on the prompts of a source with a true reward."""
     judged = sources.JUDGED[config.data.eval]
     texts = judged.prompts(config.seed, config.eval.rollouts, split="eval")
-    prompts = [encode_prompt(config, tokenizer, text) for text in texts]
+    prompts = [generation.encode(config, tokenizer, text) for text in texts]
 
     def judge(index: int, completion: str) -> float:
         return judged.reward(texts[index].split(), completion.split())
 
-    def sampler(apply: ApplyFn) -> rollout.SampleFn:
+    def sampler(model: Model, dtype: str) -> rollout.SampleFn:
+        decoding = generation.make_decoding(
+            model.spec,
+            dtype=dtype,
+            attention=config.model.attention,
+            length=config.data.max_tokens,  # as `apply` has it
+            constrain=lambda x: x,
+        )
         return functools.partial(
             generate.generate,
-            apply=apply,
+            model=decoding,
             max_new_tokens=config.data.max_tokens - config.data.max_prompt_tokens,
             pick=pick.temperature(1.0),
-            eos=tokenizer.eos_token_id,
+            stops=np.array([tokenizer.eos_token_id], np.int32),
         )
 
-    def run(params: Params, apply: ApplyFn) -> Rollout:
-        return rollout_of(params, apply=apply, sample=sampler(apply))
+    def run(params: Params, model: Model, dtype: str) -> Rollout:
+        sample = sampler(model, dtype)
+        return rollout_of(params, apply=model.apply_anywhere, sample=sample)
 
     rollout_of = functools.partial(
         rollout.rollout,
@@ -91,22 +100,13 @@ def make_rollouts(
         reward=judge,
         rows=generate.rows,
     )
-    before = run(reference.params, reference.model.apply_anywhere)
+    of_ref = config.ref.dtype or config.model.dtype
+    before = run(reference.params, reference.model, of_ref)
 
     def sample(params: Params) -> Sampled:
-        return Sampled(texts, run(params, policy.apply_anywhere), before)
+        return Sampled(texts, run(params, policy, config.model.dtype), before)
 
     return sample
-
-
-def encode_prompt(config: Config, tokenizer: Any, text: str) -> Any:
-    """Encodes a prompt as training does."""
-    row = RawRow("prompt", text, ("",), 0)
-    template = tokenize.read_chat_template(config.data.chat_template)
-    record = tokenize.encode(
-        row, tokenizer, join=config.data.join, chat_template=template
-    )
-    return record.prompt
 
 
 def rollout_metrics(sampled: Sampled) -> dict[str, float]:

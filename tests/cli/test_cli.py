@@ -185,3 +185,55 @@ def test_summary_of_a_finished_run():
     assert "finished 40 steps, resumed from 30\n" in train_verb.summary_text(
         resumed, "R"
     )
+
+
+def test_sample_lays_policies_side_by_side(capsys, trained, tmp_path):
+    """The run and what it exported are one policy, so they say the same."""
+    run, out = trained[2], tmp_path / "samples.jsonl"
+    names = [str(run), f"{run}/export"]
+    flags = [f"--workdir={run}", f"--model={names[1]}", f"--out={out}", "--limit=3"]
+    flags += ["--n=2", "--max_new_tokens=12", "--top_k=20", "--batch=8", "--stop=."]
+    code, printed, err = call(capsys, "sample", CONFIG, *flags)
+    assert code == 0, err
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["policy"] for row in rows] == 3 * (2 * names[:1] + 2 * names[1:])
+    for at in range(0, 12, 4):
+        for first, second in zip(rows[at : at + 2], rows[at + 2 : at + 4], strict=True):
+            assert first["tokens"] == second["tokens"]
+            assert first["prompt"] == second["prompt"] and first["text"] in printed
+            assert first["logps"] == pytest.approx(second["logps"], abs=1e-4)
+            assert len(first["tokens"]) == len(first["logps"]) <= 12
+            assert "." not in first["text"]
+    assert len({tuple(row["tokens"]) for row in rows}) > 2
+
+
+def test_sample_takes_prompts_of_a_file(capsys, trained, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "the movie was"}\n{"prompt": "i loved"}\n')
+    flags = [f"--workdir={trained[2]}", f"--prompts={file}", "--temperature=0"]
+    flags += ["--max_new_tokens=12", "--batch=8"]
+    code, printed, err = call(capsys, "sample", CONFIG, *flags)
+    assert code == 0, err
+    assert "[0] 'the movie was'\n" in printed and "[1] 'i loved'\n" in printed
+    file.write_text('{"text": "the movie was"}\n')
+    code, _, err = call(capsys, "sample", CONFIG, *flags)
+    assert code == DataError.code and f"{file}:1: `prompt` must be" in err
+
+
+def test_sample_refuses_what_makes_no_sense(capsys, trained, tmp_path):
+    code, _, err = call(capsys, "sample", CONFIG)
+    assert code == 2 and "give --workdir=RUN or --model=FOLDER" in err
+    code, _, err = call(
+        capsys, "sample", CONFIG, f"--workdir={trained[2]},{trained[2]}"
+    )
+    assert code == 2 and "name something twice" in err
+    flags = [f"--workdir={trained[2]}", "--n=0", "--top_p=2", "--stop="]
+    code, _, err = call(capsys, "sample", CONFIG, *flags)
+    assert code == 2 and "--n=0 must be ≥ 1" in err and "--top_p=2.0" in err
+    assert "--stop='' is empty" in err
+    code, _, err = call(capsys, "sample", CONFIG, flags[0], "--batch=3")
+    assert (
+        code == 5 and "--batch=3 is not a multiple of the 8 data shards; use 8" in err
+    )
+    code, _, err = call(capsys, "sample", CONFIG, f"--workdir={tmp_path}")
+    assert code == 8 and "holds no run" in err

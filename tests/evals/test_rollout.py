@@ -10,7 +10,7 @@ import numpy as np
 from dpo_jax import exact
 from dpo_jax.evals import rollout
 from dpo_jax.sampling import pick
-from dpo_jax.sampling.generate import generate, rows
+from dpo_jax.sampling.generate import Decoding, generate, rows
 from dpo_jax.types import Head, Samples
 
 VOCAB, NEW, EOS = 3, 3, 2
@@ -20,6 +20,19 @@ POLICY, REF = TABLES
 
 def bigram(table, batch):
     return jax.nn.one_hot(batch.tokens, VOCAB), Head(jnp.asarray(table), None)
+
+
+def after(table, tokens):
+    return jax.nn.one_hot(tokens, VOCAB), Head(jnp.asarray(table), None), ()
+
+
+DECODING = Decoding(
+    ready=lambda table: table,
+    prefill=lambda table, batch, lengths, tokens: after(
+        table, batch.tokens[jnp.arange(len(lengths)), lengths - 1]
+    ),
+    step=lambda table, tokens, positions, cache: after(table, tokens),
+)
 
 
 def continuations():
@@ -87,10 +100,10 @@ def test_its_expectation_is_the_enumerated_kl():
 def roll(policy, ref, prompts, seed=0):
     sample = functools.partial(
         generate,
-        apply=bigram,
+        model=DECODING,
         max_new_tokens=NEW,
         pick=pick.temperature(1.0),
-        eos=EOS,
+        stops=np.array([EOS]),
     )
     return rollout.rollout(
         policy,

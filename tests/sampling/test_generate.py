@@ -12,14 +12,20 @@ from dpo_jax.data import layouts
 from dpo_jax.models.decoder import Decoder, init_params
 from dpo_jax.models.spec import preset
 from dpo_jax.sampling import pick
-from dpo_jax.sampling.generate import generate, rows
+from dpo_jax.sampling.generate import Decoding, generate, rows
 from dpo_jax.types import Head, Record
+from dpo_jax.wiring.generation import make_decoding
 
 VOCAB, NEW, NEVER = 32, 6, -1
 SPEC = preset("tiny", vocab=VOCAB, max_positions=32)
 PROMPTS = [[5, 9, 2], [7], [3, 3, 8, 30, 11]]
 LENGTHS = np.array([len(p) for p in PROMPTS], np.int32)
 WARM = pick.temperature(1.0)
+
+
+DECODING = make_decoding(
+    SPEC, dtype="float32", attention="xla", length=0, constrain=lambda x: x
+)
 
 
 def apply(params, batch):
@@ -47,10 +53,10 @@ def run(params, prompts, lengths, key, eos, *, how, new):
         prompts,
         lengths,
         key,
-        apply=apply,
+        model=DECODING,
         max_new_tokens=new,
         pick=how,
-        eos=eos,
+        stops=jnp.array([eos]),
     )
 
 
@@ -155,10 +161,22 @@ def test_samples_follow_the_distribution():
         jnp.zeros((20_000, 1), jnp.int32),
         jnp.ones(20_000, jnp.int32),
         jax.random.key(0),
-        apply=lambda t, batch: (jax.nn.one_hot(batch.tokens, 3), Head(t, None)),
+        model=Decoding(
+            ready=lambda t: t,
+            prefill=lambda t, batch, lengths, tokens: (
+                jax.nn.one_hot(batch.tokens[:, 0], 3),
+                Head(t, None),
+                (),
+            ),
+            step=lambda t, tokens, positions, cache: (
+                jax.nn.one_hot(tokens, 3),
+                Head(t, None),
+                (),
+            ),
+        ),
         max_new_tokens=1,
         pick=WARM,
-        eos=NEVER,
+        stops=np.zeros(0, np.int32),
     )
     shares = np.bincount(found.tokens[:, 0], minlength=3) / 20_000
     errors = np.sqrt(chances * (1 - chances) / 20_000)

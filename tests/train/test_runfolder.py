@@ -71,7 +71,8 @@ def test_claim_refuses_a_second_owner_and_names_the_first(tmp_path):
 
 def test_claim_takes_over_the_lock_of_a_dead_owner(tmp_path, caplog):
     (tmp_path / ".lock").write_text("pid 99999 on there since 2020-01-01")
-    with caplog.at_level("WARNING", logger="absl"), runfolder.claim(tmp_path, first=True):
+    caplog.set_level("WARNING", logger="absl")
+    with runfolder.claim(tmp_path, first=True):
         assert f"pid {os.getpid()}" in (tmp_path / ".lock").read_text()
     assert "took over stale lock of pid 99999 on there since 2020-01-01" in caplog.text
 

@@ -1,0 +1,119 @@
+"""`sample`: continues prompts with the policies of runs or of HF folders."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from absl import flags
+
+from dpo_jax.cli import common
+from dpo_jax.errors import ConfigError, WriteError
+
+
+def define(values: flags.FlagValues) -> None:
+    """Adds the verb's flags."""
+
+    def text(name: str, default: str, what: str) -> None:
+        flags.DEFINE_string(name, default, what, flag_values=values)
+
+    def whole(name: str, default: int, what: str) -> None:
+        flags.DEFINE_integer(name, default, what, flag_values=values)
+
+    def number(name: str, default: float, what: str) -> None:
+        flags.DEFINE_float(name, default, what, flag_values=values)
+
+    text("workdir", "", "run folders, separated by commas")
+    text("model", "", "HF folders or hub ids, separated by commas")
+    text("prompts", "", "a JSONL file of rows with `prompt`; default: data.eval")
+    text("out", "", "a JSONL file to write: prompt, text, tokens, logps")
+    whole("limit", 0, "prompts to take, from the first; 0 = all")
+    whole("n", 1, "continuations of each prompt")
+    whole("max_new_tokens", 128, "tokens of a continuation, at most")
+    number("temperature", 1.0, "0 = greedy")
+    whole("top_k", 0, "keep the k likeliest tokens; 0 = all")
+    number("top_p", 1.0, "keep the fewest likeliest tokens of this mass; 1 = all")
+    number("min_p", 0.0, "keep tokens this times as likely as the likeliest; 0 = all")
+    whole("seed", 0, "of the noise")
+    whole("batch", 32, "rows that run together")
+    flags.DEFINE_multi_string(
+        "stop", [], "ends a continuation; may be repeated", flag_values=values
+    )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the verb; returns the exit code."""
+    values = common.parse(arguments, config=True, define=define)
+    config = values["config"].value
+    runs, folders = (_names(values[name].value) for name in ("workdir", "model"))
+    names = [*runs, *folders]
+    if not names:
+        raise ConfigError("nothing to sample: give --workdir=RUN or --model=FOLDER")
+    if len(set(names)) < len(names):
+        raise ConfigError("--workdir and --model name something twice; name it once")
+    common.setup_logging()
+    from dpo_jax.wiring import generation, sampled
+
+    policies = [sampled.policy_of_run(config, name) for name in runs]
+    policies += [sampled.policy_of_folder(config, name) for name in folders]
+    exact = [p.config for p in policies if p.config.model.dtype == "float32"]
+    common.setup_jax([*exact, config][0], debug=values["debug"].value)
+    asked = {name: values[name].value for name in generation.Request._fields}
+    request = generation.Request(**asked | {"stop": tuple(asked["stop"])})
+    answers = sampled.sample(config, request, policies)
+    import jax
+
+    if jax.process_index() == 0:
+        if values["out"].value:
+            write_rows(values["out"].value, rows(answers))
+        sys.stdout.write(side_by_side(answers))
+    return 0
+
+
+def _names(listed: str) -> list[str]:
+    return [name for name in listed.split(",") if name]
+
+
+def rows(answers: Any) -> Iterator[dict[str, Any]]:
+    """Yields what the JSONL file holds: one object a continuation."""
+    for index, prompt in enumerate(answers.prompts):
+        for name, completions in answers.completions.items():
+            for number, found in enumerate(completions[index]):
+                yield {
+                    "policy": name,
+                    "index": index,
+                    "sample": number,
+                    "prompt": prompt,
+                    **found._asdict(),
+                }
+
+
+def write_rows(path: str, found: Iterator[dict[str, Any]]) -> None:
+    """Writes a JSONL file.
+
+    Raises:
+      WriteError: if it cannot be written.
+    """
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            for row in found:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise WriteError(f"--out={path!r} cannot be written: {error}") from error
+
+
+def side_by_side(answers: Any) -> str:
+    """Renders each prompt with what every policy made of it, for a terminal."""
+    width = max(map(len, answers.completions))
+    lines = []
+    for index, prompt in enumerate(answers.prompts):
+        shown = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+        lines.append(f"[{index}] {shown!r}")
+        samples = [of[index] for of in answers.completions.values()]
+        for together in zip(*samples, strict=True):
+            for name, found in zip(answers.completions, together, strict=True):
+                lines.append(
+                    f"  {name:<{width}}  {sum(found.logps):9.2f}  {found.text!r}"
+                )
+    head = f"  {'policy':<{width}}  {'log-prob':>9}  continuation"
+    return "\n".join([head, *lines]) + "\n"

@@ -1,0 +1,113 @@
+"""The decoder one token at a time: a pass over the prompts, then steps over a cache.
+
+The layer is that of `blocks`, the same as in training; only what it may look at
+differs. Nothing is trained here: weights are cast and split by layer once, so that a
+step reads each of them once and copies none. This file knows nothing of how tokens are
+picked.
+"""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from dpo_jax.models import blocks, cache
+from dpo_jax.models import rope as rope_lib
+from dpo_jax.models.cache import Cache
+from dpo_jax.models.decoder import Decoder, Layer, layers_of
+from dpo_jax.types import Batch, Head, Params
+
+Array = Any
+Weights = dict[str, Any]
+
+
+def ready(module: Decoder, params: Params) -> Weights:
+    """Casts weights to the compute dtype and splits them by layer.
+
+    Norms stay float32, in which they are computed. This is a second copy of the layers,
+    in the compute dtype.
+
+    Args:
+      module: the decoder.
+      params: its float32 masters.
+
+    Returns:
+      The tree of the parameters, `layers` a tuple of L trees.
+    """
+
+    def cast(path: tuple, leaf: Array) -> Array:
+        norm = any("norm" in str(key) for key in path)
+        return leaf if norm else leaf.astype(module.dtype)
+
+    w = dict(jax.tree_util.tree_map_with_path(cast, params))
+    layers = w["layers"]
+    w["layers"] = tuple(
+        jax.tree.map(lambda leaf: leaf[i], layers)  # noqa: B023 (used at once)
+        for i in range(module.spec.layers)
+    )
+    return w
+
+
+def prefill(
+    module: Decoder, params: Params, batch: Batch, lengths: Array, *, tokens: int
+) -> tuple[Array, Head, Cache]:
+    """Runs over whole prompts and keeps their keys and values.
+
+    Args:
+      module: the decoder.
+      params: its float32 masters.
+      batch: one left-aligned document a row.
+      lengths: i32[B] tokens of each, ≥ 1.
+      tokens: of the longest text that will follow, prompt included.
+
+    Returns:
+      [B, D] hidden states of the last tokens, the head, and the cache.
+    """
+    chex.assert_rank([batch.tokens, lengths], [2, 1])
+    hidden, head, fresh = module.forward(params, batch, keep=lambda kept: kept)
+    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    filled = tuple(
+        cache.fill(jax.tree.map(lambda leaf: leaf[i], fresh), lengths, slots)  # noqa: B023
+        for i, slots in enumerate(cache.slots_of(module.spec, tokens))
+    )
+    return last, head, filled
+
+
+def step(
+    module: Decoder, w: Weights, tokens: Array, positions: Array, cached: Cache
+) -> tuple[Array, Head, Cache]:
+    """Reads one more token of each row.
+
+    Args:
+      module: the decoder.
+      w: from `ready`.
+      tokens: i32[B] ids.
+      positions: i32[B] of these tokens.
+      cached: keys and values of all tokens before.
+
+    Returns:
+      [B, D] hidden states, the head, and the cache with these tokens in it.
+    """
+    chex.assert_rank([tokens, positions], 1)
+    spec, at = module.spec, positions[:, None]
+    x = module.embed(w, tokens[:, None], at)  # [B, 1, D]
+    each = layers_of(spec, module.length or spec.max_positions)
+    kept = []
+    for i, old in enumerate(cached):
+        layer = Layer(*(field[i] for field in each))
+        seen = cache.held(positions, old.keys.shape[2]) >= 0
+        context = blocks.Context(
+            seen[:, None, None, :],
+            rope_lib.table(at, layer.pairs, layer.magnitude)
+            if spec.rope_theta
+            else None,
+            blocks.Past(old, positions),
+        )
+        backend, pin = module.attention, module.constrain
+        x, new = blocks.block(
+            spec, w["layers"][i], x, context, backend=backend, pin=pin
+        )
+        kept.append(new)
+    x = blocks.normalise(spec, w["final_norm"], x)
+    return module.constrain(x)[:, 0], module.head(w), tuple(kept)

@@ -1,0 +1,80 @@
+"""Truncations against sorting in NumPy, and frequencies against the softmax."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dpo_jax.errors import ConfigError
+from dpo_jax.sampling import pick
+
+LOGITS = np.log(np.array([0.4, 0.05, 0.3, 0.15, 0.1], np.float32))
+DRAWS = 20_000
+
+
+def kept(warp, value, logits=LOGITS):
+    return np.flatnonzero(np.isfinite(warp(jnp.asarray(logits), value))).tolist()
+
+
+def test_truncations_by_hand():
+    assert kept(pick.keep_top_k, 2) == [0, 2]
+    assert kept(pick.keep_top_k, 9) == [0, 1, 2, 3, 4]
+    assert kept(pick.keep_top_p, 0.39) == [0]
+    assert kept(pick.keep_top_p, 0.41) == [0, 2]
+    assert kept(pick.keep_top_p, 0.84) == [0, 2, 3]
+    assert kept(pick.keep_top_p, 0.96) == [0, 1, 2, 3, 4]
+    assert kept(pick.keep_min_p, 0.3) == [0, 2, 3]
+    assert kept(pick.keep_min_p, 1.0) == [0]
+
+
+@pytest.mark.parametrize("p", [1e-6, 0.1, 0.5, 0.9, 0.99])
+def test_the_nucleus_is_that_of_a_sort(p):
+    logits = 3 * np.random.default_rng(0).normal(size=2000).astype(np.float32)
+    probs = np.exp(logits.astype(np.float64))
+    probs /= probs.sum()
+    order = np.argsort(-probs)
+    count = np.searchsorted(np.cumsum(probs[order]), p) + 1
+    assert kept(pick.keep_top_p, p, logits) == sorted(order[:count].tolist())
+
+
+CASES = {
+    "plain": ({"temperature": 1.0}, [0, 1, 2, 3, 4]),
+    "hot": ({"temperature": 2.0}, [0, 1, 2, 3, 4]),
+    "cold": ({"temperature": 0.5}, [0, 1, 2, 3, 4]),
+    "top_k": ({"temperature": 1.0, "top_k": 3}, [0, 2, 3]),
+    "top_p": ({"temperature": 1.0, "top_p": 0.8}, [0, 2, 3]),
+    "min_p": ({"temperature": 1.0, "min_p": 0.2}, [0, 2, 3, 4]),
+    # .15 after √: p^½ normalised is .29 .10 .25 .18 .15; of four .33 .29 .20 .17
+    "all": (
+        {"temperature": 2.0, "top_k": 4, "top_p": 0.8, "min_p": 0.1},
+        [0, 2, 3],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_frequencies_follow_the_truncated_softmax(name):
+    """Chi-square of 20,000 draws below its 99.9 % quantile (18.5 at 4 degrees)."""
+    options, tokens = CASES[name]
+    keys = jax.random.split(jax.random.key(7), DRAWS)
+    draw = jax.jit(jax.vmap(functools.partial(pick.sampler(**options), LOGITS)))
+    counts = np.bincount(np.asarray(draw(keys)), minlength=5)
+    weights = np.zeros(5)
+    weights[tokens] = np.exp(LOGITS[tokens] / options["temperature"])
+    expected = DRAWS * weights / weights.sum()
+    assert not counts[expected == 0].any()
+    some = expected > 0
+    chi_square = ((counts - expected)[some] ** 2 / expected[some]).sum()
+    assert chi_square < {2: 13.8, 3: 16.3, 4: 18.5}[some.sum() - 1]
+
+
+def test_values_that_make_no_sense_are_refused_together():
+    with pytest.raises(ConfigError) as caught:
+        pick.sampler(temperature=-1.0, top_k=-2, top_p=0.0, min_p=1.5)
+    for name in ("temperature=-1.0", "top_k=-2", "top_p=0.0", "min_p=1.5"):
+        assert name in str(caught.value)
+    with pytest.raises(ConfigError, match="not used by temperature=0"):
+        pick.sampler(temperature=0.0, top_k=5)
+    assert pick.sampler(temperature=0.0) is pick.greedy

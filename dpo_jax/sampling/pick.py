@@ -16,8 +16,6 @@ from dpo_jax.types import Array
 Pick = Callable[[Array, Array], Array]  # f32[V] logits, PRNG key -> i32[] id
 Warp = Callable[[Array], Array]  # f32[V] -> f32[V]
 
-BITS_OF_ONE = 0x3F800000  # float32 1.0 as an integer; floats ≥ 0 order like theirs
-
 
 def greedy(logits: Array, key: Array) -> Array:
     """Picks the likeliest token, the first of equals."""
@@ -89,31 +87,44 @@ def faults(temperature: float, top_k: int, top_p: float, min_p: float) -> list[s
 
 def keep_top_k(logits: Array, k: int) -> Array:
     """Keeps the k largest of f32[V]; those that equal the smallest of them, too."""
-    least = jax.lax.top_k(logits, min(k, logits.shape[-1]))[0][-1]
-    return jnp.where(logits >= least, logits, -jnp.inf)
+    k = min(k, logits.shape[-1])
+    return _keep_least(logits, lambda kept: kept.sum() >= k)
 
 
 def keep_top_p(logits: Array, p: float) -> Array:
-    """Keeps the fewest likeliest tokens whose probabilities add up to at least p.
+    """Keeps the fewest likeliest of f32[V] whose probabilities add up to at least p.
 
-    The least probability kept is the largest threshold that leaves a mass of p; it is
-    found by bisection over the bits of a float32. Tokens that equal it are kept.
+    Tokens that equal the least likely of them are kept, too.
 
     Source: arXiv:1904.09751 section 3.1.
     """
-    probs = jax.nn.softmax(logits, axis=-1).astype(jnp.float32)
+    probs = jax.nn.softmax(logits, axis=-1)
+    return _keep_least(logits, lambda kept: jnp.where(kept, probs, 0.0).sum() >= p)
+
+
+def _keep_least(logits: Array, enough: Callable[[Array], Array]) -> Array:
+    """Keeps the fewest largest of f32[V] that are enough.
+
+    The threshold is found by bisection over the integers that order as floats do: 32
+    passes over the logits, where a sort of a large vocabulary costs several times more.
+
+    Args:
+      logits: f32[V].
+      enough: bool[V] of what is kept -> bool[]; if it holds, it holds for more.
+    """
+    bits = jax.lax.bitcast_convert_type(logits.astype(jnp.float32), jnp.int32)
+    order = jnp.where(bits < 0, bits ^ jnp.iinfo(jnp.int32).max, bits)
 
     def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bounds  # mass(low) ≥ p > mass(high)
-        middle = low + (high - low) // 2
-        threshold = jax.lax.bitcast_convert_type(middle, jnp.float32)
-        enough = jnp.where(probs >= threshold, probs, 0.0).sum() >= p
-        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+        low, high = bounds  # from `low` on it is enough, from `high` on it is not
+        middle = (low & high) + ((low ^ high) >> 1)  # their mean, without overflow
+        good = enough(order >= middle)
+        return jnp.where(good, middle, low), jnp.where(good, high, middle)
 
-    start = (jnp.int32(0), jnp.int32(BITS_OF_ONE + 1))
-    low, _ = jax.lax.fori_loop(0, 31, halve, start)
-    least = jax.lax.bitcast_convert_type(low, jnp.float32)
-    return jnp.where(probs >= least, logits, -jnp.inf)
+    limits = jnp.iinfo(jnp.int32)
+    start = (jnp.int32(limits.min), jnp.int32(limits.max))
+    least, _ = jax.lax.fori_loop(0, 32, halve, start)
+    return jnp.where(order >= least, logits, -jnp.inf)
 
 
 def keep_min_p(logits: Array, p: float) -> Array:

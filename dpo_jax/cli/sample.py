@@ -58,8 +58,11 @@ def main(arguments: Sequence[str]) -> int:
     policies += [sampled.policy_of_folder(config, name) for name in folders]
     exact = [p.config for p in policies if p.config.model.dtype == "float32"]
     common.setup_jax([*exact, config][0], debug=values["debug"].value)
-    asked = {name: values[name].value for name in generation.Request._fields}
-    request = generation.Request(**asked | {"stop": tuple(asked["stop"])})
+    asked: dict[str, Any] = {
+        name: values[name].value for name in generation.Request._fields
+    }
+    asked["stop"] = tuple(asked["stop"])
+    request = generation.Request(**asked)
     answers = sampled.sample(config, request, policies)
     import jax
 

@@ -199,7 +199,7 @@ def _run(
         state = engine.advance(weights, state, until, mark)
         samples, done = jax.device_get(engine.read(state))
         for at in np.flatnonzero(~done) if strings else ():
-            tokens = _tokens(samples, at)
+            tokens = _tokens(samples, int(at))
             halted[at] = cut(tokens, decode, strings).found
         if (done | halted).all():
             break

@@ -52,14 +52,14 @@ def policy_of_run(config: Config, workdir: str) -> Policy:
     Raises:
       RunFolderError: if there is no run.
     """
-    own = ConfigDict(restoring.run_config(workdir).to_dict())
+    own: Config = ConfigDict(restoring.run_config(workdir).to_dict())
     own.mesh = config.mesh
     return Policy(workdir, own.lock(), workdir)
 
 
 def policy_of_folder(config: Config, path: str) -> Policy:
     """Describes the model of an HF folder or hub id."""
-    own = ConfigDict(config.to_dict())
+    own: Config = ConfigDict(config.to_dict())
     own.model.path, own.model.preset = path, ""
     return Policy(path, own.lock(), None)
 

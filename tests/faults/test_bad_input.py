@@ -81,7 +81,10 @@ CONFIG_FAULTS = {
     "divergence": (["--config.loss.divergence=rev"], ["loss.divergence='rev'"]),
     "no flag": (["--wrkdir=x"], ["'--wrkdir'", "did you mean '--workdir'"]),
     "stray": (["stray"], ["'stray' is not a flag", "--name=value"]),
-    "keep_best": (["--config.checkpoint.keep_best=loss"], ["eval.every_steps=0"]),
+    "keep_best": (
+        ["--config.checkpoint.keep_best=loss", "--config.eval.every_steps=0"],
+        ["eval.every_steps=0"],
+    ),
 }
 
 

@@ -94,6 +94,22 @@ class TokenStats(NamedTuple):
     entropy: Array
 
 
+class TokenPlaces(NamedTuple):
+    """Where each scored token stands in its response; [B, C] each, any at padding.
+
+    Attributes:
+      index: i32 position in its response, from 0.
+      rank: i32 its place in a random order of its response, one order a pair and step.
+      length: f32 tokens of its response.
+      partner: f32 tokens of the response that it is compared with; 0 = none.
+    """
+
+    index: Array
+    rank: Array
+    length: Array
+    partner: Array
+
+
 class Columns(NamedTuple):
     """What an objective's loss sees of a (micro)batch.
 
@@ -113,7 +129,22 @@ class Columns(NamedTuple):
 
 
 class PairLogps(NamedTuple):
-    """Summed log-probs (nats) and lengths (tokens) of N pairs; f32[N] each."""
+    """What a loss sees of N pairs; f32[N] each, None where nobody asked for it.
+
+    Attributes:
+      chosen: log-prob of the chosen response under the policy, nats, summed.
+      rejected: of the rejected response.
+      ref_chosen: of the chosen response under the reference, no gradient.
+      ref_rejected: of the rejected response.
+      chosen_lengths: tokens.
+      rejected_lengths: tokens.
+      mask: bool[N], False where there is no pair; None = all count. Read by losses that
+        couple the batch; for the others the caller masks.
+      chosen_ratings: the data's own score of the chosen response.
+      rejected_ratings: of the rejected response.
+      chosen_kls: Σ_t KL(ref‖policy) along the chosen response, nats.
+      rejected_kls: along the rejected response.
+    """
 
     chosen: Array
     rejected: Array
@@ -121,6 +152,54 @@ class PairLogps(NamedTuple):
     ref_rejected: Array
     chosen_lengths: Array
     rejected_lengths: Array
+    mask: Array | None = None
+    chosen_ratings: Array | None = None
+    rejected_ratings: Array | None = None
+    chosen_kls: Array | None = None
+    rejected_kls: Array | None = None
+
+
+class SingleLogps(NamedTuple):
+    """Responses judged one by one; f32[N] each.
+
+    Attributes:
+      logps: log-prob under the policy, nats, summed.
+      ref_logps: under the reference, no gradient.
+      labels: i32[N] 1 = desirable, −1 = undesirable, 0 = another prompt's response,
+        there for KTO's estimate of the KL only.
+      mask: bool[N], False where there is no response.
+    """
+
+    logps: Array
+    ref_logps: Array
+    labels: Array
+    mask: Array
+
+
+class ListLogps(NamedTuple):
+    """N rankings of up to K responses, best first.
+
+    Attributes:
+      ratios: f32[N, K] log π/ref, nats.
+      mask: bool[N, K], False behind the end of a shorter ranking.
+    """
+
+    ratios: Array
+    mask: Array
+
+
+class PairScores(NamedTuple):
+    """A reward model's scores of N pairs; f32[N] each.
+
+    Attributes:
+      chosen: score of the chosen response.
+      rejected: of the rejected response.
+      margins: by how much they should differ at least; zeros where the data says none.
+    """
+
+    chosen: Array
+    rejected: Array
+    margins: Array
 
 
 class TrainState(NamedTuple):

@@ -1,44 +1,84 @@
 """Pure functions of log-probs, and one table of their names.
 
-A loss takes a `PairLogps` of N pairs and keyword-only options, and returns f32[N]
-unreduced: its options are exactly its keyword-only parameters, so the configuration can
-refuse an option that the chosen loss does not use. This room knows nothing of models,
-data or optimizers.
+A loss takes a record of N pairs (or single responses, or rankings: see `Loss.takes`)
+and keyword-only options, and returns f32[N] unreduced: its options are exactly its
+keyword-only parameters, so the configuration can refuse an option that the chosen loss
+does not use. This room knows nothing of models, data or optimizers.
 """
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dpo_jax.errors import ConfigError, unknown
 from dpo_jax.losses import pairwise, supervised
 from dpo_jax.types import Array
 
 LossFn = Callable[..., Array]
+Stats = dict[str, Array]
+
+
+class Running(NamedTuple):
+    """Statistics that a loss keeps from step to step.
+
+    They stand in the train state and in checkpoints. A step first updates them with its
+    whole batch, then computes the loss with the new ones, which get no gradient.
+
+    Attributes:
+      start: name -> value before the first step; the loss function takes each name as a
+        keyword-only parameter.
+      update: `(record, stats, **options) -> stats`, pure.
+    """
+
+    start: Mapping[str, float]
+    update: Callable[..., Stats]
 
 
 class Loss(NamedTuple):
     """A row of the table.
 
     Attributes:
-      fn: `(PairLogps, **options) -> f32[N]`.
+      fn: `(record, **options) -> f32[N]`.
       formula: as in the README's table.
       source: where it was published.
       reference: whether the value depends on the reference.
-      per: what the sum over pairs is divided by: `pairs` or `chosen_tokens`.
+      takes: the record: `pairs` (PairLogps), `singles` (SingleLogps), `lists`
+        (ListLogps) or `scores` (PairScores).
+      per: what the sum is divided by: `pairs`, `chosen_tokens`, `singles`, `lists`.
+      usual: options of the usual setting that differ from the configuration's defaults.
+      couples: whether an element depends on other elements of the batch.
+      columns: optional fields of the record that it reads: `ratings`, `kls`.
+      token_weights: weights of its own on the tokens, a name of `tokens.WEIGHTS`; ''
+        for none. The options of that function are options of the loss.
+      running: statistics it keeps; None for none.
     """
 
     fn: LossFn
     formula: str = ""
     source: str = ""
     reference: bool = True
+    takes: str = "pairs"
     per: str = "pairs"
+    usual: Mapping[str, Any] = {}
+    couples: bool = False
+    columns: tuple[str, ...] = ()
+    token_weights: str = ""
+    running: Running | None = None
+
+
+def keywords(function: Callable) -> list[str]:
+    """Names the keyword-only parameters of a function, in order."""
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
 
 
 def options(loss: Loss) -> tuple[str, ...]:
     """Names the options that a loss uses, in order."""
-    parameters = inspect.signature(loss.fn).parameters.values()
-    return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+    names = keywords(loss.fn)
+    if loss.running is not None:
+        own = [name for name in names if name not in loss.running.start]
+        names = own + keywords(loss.running.update)
+    return tuple(dict.fromkeys(names))
 
 
 def find(name: str, table: Mapping[str, Loss | LossFn]) -> Loss:

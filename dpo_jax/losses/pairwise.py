@@ -66,7 +66,7 @@ def delta(
 
     Source: arXiv:2309.16240 (f-divergences); TRL `sigmoid_norm` (`mean`).
     """
-    chex.assert_equal_shape(list(logps))
+    chex.assert_equal_shape(list(logps[:6]))
     score = DIVERGENCES[divergence]
     chosen = score(logps.chosen - logps.ref_chosen, divergence_alpha)
     rejected = score(logps.rejected - logps.ref_rejected, divergence_alpha)

@@ -13,7 +13,7 @@ def base() -> Config:
     """Returns every key with its default; not yet locked."""
     config: Config = ConfigDict()
     config.seed = 0
-    config.objective = "preference"  # or 'sft': likelihood of every response
+    config.objective = "preference"  # or 'sft', 'unpaired', 'ranking', 'reward'
     config.train = train()
     config.model = model()
     config.ref = ref()
@@ -74,6 +74,8 @@ def ref() -> Config:
             "revision": "",
             "mode": "live",  # or 'none'
             "dtype": "",  # of its weights and computation; '' = model.dtype
+            "sync_every_steps": 0,  # > 0: it follows the policy (TR-DPO); 0 = frozen
+            "sync_mix": 0.6,  # ref ← (1 − mix)·ref + mix·policy; 1 = copy
         }
     )
 

@@ -19,10 +19,10 @@ from dpo_jax.config import Config
 from dpo_jax.errors import ConfigError
 from dpo_jax.losses import LOSSES
 from dpo_jax.sharding import arrays
-from dpo_jax.train import loop, runfolder, signals
+from dpo_jax.train import annotate, loop, runfolder, signals
 from dpo_jax.train.checkpoint import Checkpoints
 from dpo_jax.train.metrics import MetricsLog
-from dpo_jax.types import Params, TrainState
+from dpo_jax.types import TrainState
 from dpo_jax.wiring import card, checks, evaluation, outputs, restoring, training
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
@@ -77,11 +77,11 @@ def run(
       UserError: what a user can mend, before anything compiles.
       Preempted: after a signal, with the state committed.
     """
-    loss = checks.check(config, losses)
+    rows = checks.check(config, losses)
     built = checks.make_mesh(config)
     runfolder.check_same(workdir, json.loads(config_lib.to_json(config)), fork=fork)
     with jax.set_mesh(built):
-        parts = prepare(config, loss, built)
+        parts = prepare(config, rows, built)
         finished = runfolder.read_json(workdir, "results.json")
         whole = runfolder.is_whole(workdir)
         if finished.get("step") == parts.steps and whole and not fork:
@@ -152,8 +152,10 @@ def _loop(
 ) -> tuple[TrainState, dict[str, float], evaluation.Sampled | None]:
     """Hands the loop its functions; returns the last values and rollouts as well."""
     config, workdir, parts = launch.config, launch.workdir, launch.parts
-    reference = model_wiring.make_reference(config, parts.model, parts.mesh)
-    annotate = (lambda batch: batch) if reference is None else reference.annotate
+    reference = parts.reference(config)
+    ask, head = annotate.nothing, {}
+    if reference is not None:
+        ask, head = reference.annotate, reference.head
     measure, sampled = _measure(config, parts, reference)
     log = MetricsLog(workdir, resume_step=first) if jax.process_index() == 0 else None
 
@@ -168,10 +170,12 @@ def _loop(
         checkpoints.save(step, state, meta, values)
 
     functions = loop.Parts(
-        step=lambda state, batch: parts.trainer.step(state, annotate(batch)),
+        step=lambda state, batch: parts.trainer.step(
+            state, ask(state.ref, batch), head
+        ),
         batches=data_wiring.global_batches(parts.train, parts.mesh, first),
         facts=lambda step: training.facts(config, parts.model.spec, parts.train, step),
-        evaluate=None if measure is None else lambda state: measure(state.params),
+        evaluate=measure,
         save=save,
         wait=checkpoints.wait,
         log=_nowhere if log is None else log.write,
@@ -207,7 +211,7 @@ def _nowhere(step: int, split: str, values: dict[str, Any]) -> None:
 
 def _measure(
     config: Config, parts: Parts, reference: Reference | None
-) -> tuple[Callable[[Params], dict[str, float]] | None, list[evaluation.Sampled]]:
+) -> tuple[Callable[[TrainState], dict[str, float]] | None, list[evaluation.Sampled]]:
     """Builds the evaluation of a state, and a list that keeps its last rollouts."""
     evaluate = sample = None
     if parts.eval is not None:
@@ -219,10 +223,10 @@ def _measure(
         sample = evaluation.make_rollouts(config, parts.model, reference, tokenizer)
     last: list[evaluation.Sampled] = []
 
-    def measure(params: Params) -> dict[str, float]:
-        values = {} if evaluate is None else evaluate(params)
+    def measure(state: TrainState) -> dict[str, float]:
+        values = {} if evaluate is None else evaluate(state)
         if sample is not None:
-            last[:] = [sample(params)]
+            last[:] = [sample(state.params)]
             values |= evaluation.rollout_metrics(last[0])
         return values
 
@@ -236,16 +240,15 @@ def evaluate(
     losses: checks.LossTable = LOSSES,
 ) -> Summary:
     """Evaluates the newest checkpoint of a run on data.eval, and by rollouts."""
-    loss = checks.check(config, losses)
+    rows = checks.check(config, losses)
     built = checks.make_mesh(config)
     with jax.set_mesh(built):
-        parts = prepare(config, loss, built)
-        step, params = restoring.trained_params(workdir, parts.model, built)
-        reference = model_wiring.make_reference(config, parts.model, built)
-        measure, sampled = _measure(config, parts, reference)
+        parts = prepare(config, rows, built)
+        state = restoring.trained_state(workdir, parts)
+        measure, sampled = _measure(config, parts, parts.reference(config))
         if measure is None:
             raise ConfigError("nothing to evaluate: data.eval is empty")
-        values = measure(params)
+        values, step = measure(state), int(state.step)
     results = evaluation.before_and_after(sampled[0]) if sampled else {}
     return Summary(step, step, False, values, results, parts.data.report)
 

@@ -161,10 +161,14 @@ def unused_options(
 
 Range = tuple[float, float, bool]  # lowest, highest, whether the lowest is allowed
 
+SYNC_MIX = 0.6  # the default of ref.sync_mix, arXiv:2404.09656
+WITHOUT_REFERENCE = ("sft", "reward")  # objectives
 RANGES: dict[str, Range] = {
     "seed": (0, 2**32, True),
     "loss.beta": (0.0, math.inf, False),
     "loss.label_smoothing": (0.0, 0.5, True),
+    "ref.sync_every_steps": (0, math.inf, True),
+    "ref.sync_mix": (0.0, 1.0 + 1e-9, False),
     "optimizer.lr": (0.0, math.inf, True),
     "optimizer.warmup_steps": (0, math.inf, True),
     "optimizer.weight_decay": (0.0, math.inf, True),
@@ -189,7 +193,7 @@ RANGES: dict[str, Range] = {
     "log.every_steps": (1, math.inf, True),
 }
 CHOICES: dict[str, Sequence[str]] = {
-    "objective": ("preference", "sft"),
+    "objective": ("preference", "sft", "unpaired", "ranking", "reward"),
     "train.on_nonfinite": ("halt", "skip"),
     "model.dtype": ("float32", "bfloat16", "float16"),
     "model.remat": ("none", "block"),
@@ -248,13 +252,31 @@ def check_combinations(config: Config) -> list[str]:
             f"states; make checkpoint.every_steps={config.checkpoint.every_steps} a "
             f"multiple of eval.every_steps={config.eval.every_steps}, both > 0"
         )
-    if config.ref.mode == "none" and (config.ref.path or config.ref.dtype):
-        found.append("ref.path and ref.dtype are not used by ref.mode='none'")
-    if config.objective == "sft":
-        if config.loss.name != "sft":
-            found.append(f"loss.name={config.loss.name!r} needs objective='preference'")
-        if config.ref.mode != "none":
-            found.append("objective='sft' uses no reference; set ref.mode='none'")
+    if config.objective in WITHOUT_REFERENCE and config.ref.mode != "none":
+        found.append(
+            f"objective={config.objective!r} uses no reference; set ref.mode='none'"
+        )
+    return found + reference_combinations(config.ref)
+
+
+def reference_combinations(ref: Config) -> list[str]:
+    """Complains of keys of the reference that nothing reads."""
+    found = []
+    if ref.mode == "none" and (ref.path or ref.dtype or ref.sync_every_steps):
+        found.append(
+            "ref.path, ref.dtype and ref.sync_every_steps are not used by "
+            "ref.mode='none'"
+        )
+    if ref.sync_every_steps and ref.dtype:
+        found.append(
+            f"ref.dtype={ref.dtype!r} is not used by a reference that follows the "
+            "policy (ref.sync_every_steps > 0): its weights are float32 masters"
+        )
+    if not ref.sync_every_steps and ref.sync_mix != SYNC_MIX:
+        found.append(
+            f"ref.sync_mix={ref.sync_mix} is not used by ref.sync_every_steps=0; leave "
+            f"it at {SYNC_MIX}"
+        )
     return found
 
 

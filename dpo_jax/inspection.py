@@ -156,7 +156,7 @@ def explain(
         else:
             _, params = restoring.trained_params(workdir, model, built)
         if reference is not None:
-            batch = reference.annotate(batch)
+            batch = reference.annotate(None, batch)
         rows = jax.tree.map(lambda leaf: leaf[0], batch)
         stats = jax.jit(
             lambda params, rows: terms.token_stats(

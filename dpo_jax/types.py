@@ -111,21 +111,35 @@ class TokenPlaces(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """What an objective's loss sees of a (micro)batch.
+    """What an objective's loss sees of a (micro)batch; None where nobody asked for it.
 
     Attributes:
-      logps: f32[B, R] nats, summed over each response.
-      ref_logps: f32[B, R] nats, the reference's, no gradient; None without one.
       lengths: f32[B, R] tokens of each response; 0 = empty slot.
-      entropy: f32[B, R] nats, summed over each response, no gradient.
       pairs: i32[B, M, 2] as in `Batch`.
+      logps: f32[B, R] nats, (weighted) sum over each response.
+      ref_logps: f32[B, R] nats, the reference's under the same weights, no gradient.
+      entropy: f32[B, R] nats, summed over each response, no gradient.
+      correct: f32[B, R] tokens of each response that the policy thinks likeliest.
+      certainty: f32[B, R] mean over each response of log p − log Σ_v p_v², no gradient.
+      kls: f32[B, R] nats, Σ_t KL(ref‖policy) along each response.
+      scores: f32[B, R] of a reward model.
+      ratings: f32[B, R] as in `Batch`.
+      labels: i32[B, R] as in `Batch`.
+      groups: i32[B, M, K] as in `Batch`.
     """
 
-    logps: Array
-    ref_logps: Array | None
     lengths: Array
-    entropy: Array
     pairs: Array
+    logps: Array | None = None
+    ref_logps: Array | None = None
+    entropy: Array | None = None
+    correct: Array | None = None
+    certainty: Array | None = None
+    kls: Array | None = None
+    scores: Array | None = None
+    ratings: Array | None = None
+    labels: Array | None = None
+    groups: Array | None = None
 
 
 class PairLogps(NamedTuple):
@@ -211,6 +225,7 @@ class TrainState(NamedTuple):
       opt_state: the optax state.
       stats: running statistics of the objective; {} where it has none.
       key: u32[2] raw PRNG key data of the run; steps fold their number into it.
+      ref: parameters of a reference that follows the policy; None where it is frozen.
     """
 
     step: Array
@@ -218,6 +233,7 @@ class TrainState(NamedTuple):
     opt_state: Any
     stats: dict[str, Array]
     key: Array
+    ref: Params | None = None
 
 
 class Samples(NamedTuple):
@@ -245,15 +261,38 @@ class ApplyFn(Protocol):
         ...
 
 
-class Objective(Protocol):
-    """What is minimised: scores per microbatch, a loss over what was scored."""
+Stats = dict[str, Array]  # running statistics of an objective
+Hyper = dict[str, Array]  # float hyper-parameters, and arrays that a run holds constant
+Counts = dict[str, Array]  # what losses divide by: `pairs`, `chosen_tokens`, …
 
-    def score(self, params: Params, batch: Batch, key: Array) -> Columns:
-        """Runs the model on a microbatch."""
+
+class Objective(Protocol):
+    """What is minimised: scores per microbatch, a loss over what was scored.
+
+    Attributes:
+      couples: whether the loss of a part depends on the rest of the batch, so that it
+        can only be taken over all microbatches at once.
+    """
+
+    couples: bool
+
+    def counts(self, batch: Batch) -> Counts:
+        """Counts from the masks of a microbatch what its loss will be divided by."""
+        ...
+
+    def score(self, params: Params, batch: Batch, key: Array, hyper: Hyper) -> Columns:
+        """Runs the model on a microbatch; anything random is keyed by `Batch.ids`."""
+        ...
+
+    def update(self, columns: Columns, stats: Stats, hyper: Hyper) -> Stats:
+        """Takes the columns of a whole step into the running statistics."""
         ...
 
     def loss(
-        self, columns: Columns, stats: dict[str, Array], hyper: dict[str, Array]
-    ) -> tuple[Sums, dict[str, Array]]:
-        """Returns {name: (sum, count)} with the key `loss`, and new statistics."""
+        self, columns: Columns, stats: Stats, hyper: Hyper, counts: Counts
+    ) -> tuple[Array, Sums]:
+        """Returns this part's share of the mean loss, and {name: (sum, count)}.
+
+        Shares add up to the loss of the step, because `counts` are the whole step's.
+        """
         ...

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterable
 
+import jax
 import numpy as np
 
-from dpo_jax.types import Batch, Columns, Objective, Params
+from dpo_jax import columns
+from dpo_jax.types import Batch, Columns, Counts, Hyper, Objective, Params, Stats
 
-ScoreFn = Callable[[Params, Batch], Columns]
+ScoreFn = Callable[[Params, Batch], tuple[Columns, Counts]]
 
 
 def evaluate(
@@ -15,42 +17,46 @@ def evaluate(
     *,
     score: ScoreFn,
     objective: Objective,
-    hyper: dict,
+    stats: Stats,
+    hyper: Hyper,
+    extras: Callable[[Columns], dict[str, float]],
 ) -> dict[str, float]:
     """Scores all batches, then computes the loss once over the set.
 
     Losses that couple the batch thus couple the whole set, and the result does not
-    depend on how the set was cut into batches.
+    depend on how the set was cut into batches. Running statistics are those of the
+    training; evaluation does not move them.
 
     Args:
       params: the policy's.
       batches: annotated microbatches that hold each record once.
-      score: jitted `objective.score`, its result on every host.
+      score: jitted `objective.score` and `objective.counts`, results on every host.
       objective: whose `loss` is computed.
+      stats: running statistics as training left them.
       hyper: float hyper-parameters.
+      extras: metrics of the whole set that are no means.
 
     Returns:
       {metric: mean}.
     """
     parts: list[Columns] = []
+    totals: dict[str, float] = {}
     slots = 0
     for batch in batches:
-        part = Columns(
-            *(None if x is None else np.asarray(x) for x in score(params, batch))
-        )
-        pairs = np.where(part.pairs >= 0, part.pairs + slots, -1)
-        slots += part.logps.size
-        parts.append(_flat(part._replace(pairs=pairs)))
-    whole = Columns(*(_join(values) for values in zip(*parts, strict=True)))
-    sums, _ = objective.loss(whole, {}, hyper)
-    return {name: float(s) / max(float(n), 1.0) for name, (s, n) in sums.items()}
+        part, counts = jax.device_get(score(params, batch))
+        lead = jax.tree.map(lambda leaf: leaf[None], part)
+        parts.append(columns.flat(lead, slots))
+        slots += part.lengths.size
+        for name, count in counts.items():
+            totals[name] = totals.get(name, 0.0) + float(count)
+    whole = columns.concatenate(parts)
+    counted = {name: np.float32(total) for name, total in totals.items()}
+    loss, sums = objective.loss(whole, stats, hyper, counted)
+    means = {name: float(s) / max(float(n), 1.0) for name, (s, n) in sums.items()}
+    return {"loss": float(loss), **means, **extras(whole)}
 
 
-def _flat(part: Columns) -> Columns:
-    """Lays rows out as one slot each, so that batches of any R join."""
-    values = [None if x is None else x.reshape(-1, 1) for x in part[:-1]]
-    return Columns(*values, pairs=part.pairs.reshape(-1, 1, 2))
-
-
-def _join(values: tuple) -> np.ndarray | None:
-    return None if values[0] is None else np.concatenate(values)
+def no_extras(whole: Columns) -> dict[str, float]:
+    """Adds nothing."""
+    del whole
+    return {}

@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from dpo_jax.objectives import terms
-from dpo_jax.types import ApplyFn, Array, Batch, Columns, Params, Sums
+from dpo_jax.types import Array, Batch, Columns, Counts, Hyper, Params, Stats, Sums
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,29 +13,33 @@ class Sft:
     """Token-mean cross-entropy of all responses of the batch.
 
     Attributes:
-      apply: the policy.
-      chunk: scored tokens per row whose logits are held at a time.
+      scorer: of the responses.
     """
 
-    apply: ApplyFn
-    chunk: int
+    scorer: terms.Scorer
+    couples: bool = False
 
-    def score(self, params: Params, batch: Batch, key: Array) -> Columns:
+    def counts(self, batch: Batch) -> Counts:
+        """Counts tokens."""
+        return terms.counts(batch)
+
+    def score(self, params: Params, batch: Batch, key: Array, hyper: Hyper) -> Columns:
         """Scores a microbatch's responses."""
-        del key
-        return terms.score(self.apply, params, batch, self.chunk)
+        return self.scorer(params, batch, key, hyper)
+
+    def update(self, columns: Columns, stats: Stats, hyper: Hyper) -> Stats:
+        """Keeps nothing."""
+        del columns, hyper
+        return stats
 
     def loss(
-        self, columns: Columns, stats: dict[str, Array], hyper: dict[str, Array]
-    ) -> tuple[Sums, dict[str, Array]]:
-        """Returns `loss` over tokens, and means over responses."""
-        del hyper
+        self, columns: Columns, stats: Stats, hyper: Hyper, counts: Counts
+    ) -> tuple[Array, Sums]:
+        """Returns the loss over tokens, and means over responses."""
+        del stats, hyper
+        assert columns.logps is not None
         filled = columns.lengths > 0
-        tokens = columns.lengths.sum()
-        sums: Sums = {
-            "loss": (-columns.logps.sum(), tokens),
-            "logps/chosen": terms.masked_mean(columns.logps, filled),
-            "lengths/chosen": (tokens, filled.sum().astype(jnp.float32)),
-            **terms.entropy(columns),
-        }
-        return sums, stats
+        value = -columns.logps.sum() / jnp.maximum(counts["tokens"], 1.0)
+        means = {"logps/chosen": columns.logps, "lengths/chosen": columns.lengths}
+        sums = terms.masked_means(means, filled) | terms.token_metrics(columns)
+        return value, sums

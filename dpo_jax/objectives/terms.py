@@ -1,38 +1,155 @@
 """What the objectives share: a microbatch scored, and metrics that its columns give."""
 
+import dataclasses
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
 
 from dpo_jax import logps
-from dpo_jax.types import ApplyFn, Array, Batch, Columns, Params, Sums, TokenStats
+from dpo_jax.types import (
+    ApplyFn,
+    Array,
+    Batch,
+    Columns,
+    Counts,
+    Head,
+    Hyper,
+    Params,
+    Sums,
+    TokenPlaces,
+    TokenStats,
+)
+
+Weigh = Callable[[TokenPlaces, Hyper], Array]  # f32[B, C] weights of the tokens
 
 
-def token_stats(apply: ApplyFn, params: Params, batch: Batch, chunk: int) -> TokenStats:
+@dataclasses.dataclass(frozen=True)
+class Scorer:
+    """Scores the responses of a microbatch: `Objective.score`.
+
+    Attributes:
+      apply: the policy.
+      chunk: scored tokens per row whose logits are held at a time.
+      weigh: weights of the tokens in a response's sum, which the reference shares; None
+        = every token counts once.
+      ref_head: the reference's head, for losses that need its whole distribution beside
+        `Batch.ref_states`; None for all others.
+      certain: whether `Columns.certainty` is asked for.
+    """
+
+    apply: ApplyFn
+    chunk: int
+    weigh: Weigh | None = None
+    ref_head: Callable[[Hyper], Head] | None = None
+    certain: bool = False
+
+    def __call__(
+        self, params: Params, batch: Batch, key: Array, hyper: Hyper
+    ) -> Columns:
+        """Runs the model on rows and sums what it says over their responses."""
+        ref = None
+        if self.ref_head is not None:
+            ref = (batch.ref_states, self.ref_head(hyper))
+        stats = token_stats(self.apply, params, batch, self.chunk, ref)
+        weights = None
+        if self.weigh is not None:
+            weights = self.weigh(places(batch, key), hyper)
+        found = columns(stats, batch, weights)
+        if not self.certain:
+            return found
+        lengths = jnp.maximum(found.lengths, 1.0)
+        sure = jax.lax.stop_gradient(stats.logps) - stats.collision
+        return found._replace(certainty=total(sure, batch) / lengths)
+
+
+def token_stats(
+    apply: ApplyFn,
+    params: Params,
+    batch: Batch,
+    chunk: int,
+    ref: tuple[Array, Head] | None = None,
+) -> TokenStats:
     """Runs a model on rows and scores their listed tokens, f32[B, C] each."""
     hidden, head = apply(params, batch)
-    return logps.token_logps(hidden, head, batch.parents, batch.targets, chunk=chunk)
-
-
-def columns(stats: TokenStats, batch: Batch) -> Columns:
-    """Sums token statistics over the responses of a microbatch."""
-    num_slots = batch.ends.shape[-1]
-    ones = jnp.ones_like(stats.logps)
-
-    def total(values: Array) -> Array:
-        return logps.response_logps(values, ones, batch.slots, num_slots)
-
-    reference = batch.ref_token_logps
-    return Columns(
-        logps=total(stats.logps),
-        ref_logps=None if reference is None else total(reference),
-        lengths=logps.response_lengths(batch.slots, num_slots),
-        entropy=total(stats.entropy),
-        pairs=batch.pairs,
+    return logps.token_logps(
+        hidden, head, batch.parents, batch.targets, chunk=chunk, ref=ref
     )
 
 
-def score(apply: ApplyFn, params: Params, batch: Batch, chunk: int) -> Columns:
-    """Runs a model on rows and sums what it says over their responses."""
-    return columns(token_stats(apply, params, batch, chunk), batch)
+def total(values: Array, batch: Batch, weights: Array | None = None) -> Array:
+    """Sums f32[B, C] over the responses of a microbatch: f32[B, R]."""
+    ones = jnp.ones_like(values) if weights is None else weights
+    return logps.response_logps(values, ones, batch.slots, batch.ends.shape[-1])
+
+
+def columns(stats: TokenStats, batch: Batch, weights: Array | None = None) -> Columns:
+    """Sums token statistics over the responses of a microbatch."""
+    reference = batch.ref_token_logps
+    if reference is not None:
+        reference = jax.lax.stop_gradient(total(reference, batch, weights))
+    return Columns(
+        lengths=logps.response_lengths(batch.slots, batch.ends.shape[-1]),
+        pairs=batch.pairs,
+        logps=total(stats.logps, batch, weights),
+        ref_logps=reference,
+        entropy=total(stats.entropy, batch),
+        correct=total(stats.correct, batch),
+        kls=None if stats.kl is None else total(stats.kl, batch),
+        ratings=batch.ratings,
+        labels=batch.labels,
+        groups=batch.groups,
+    )
+
+
+def places(batch: Batch, key: Array) -> TokenPlaces:
+    """Says where each scored token stands in its response.
+
+    Args:
+      batch: a microbatch, every response in at most one comparison.
+      key: of the step; a response's random order is keyed by its record's id, so that
+        it depends on neither layout, mesh nor microbatch.
+    """
+    slots, num_slots = batch.slots, batch.ends.shape[-1]
+    filled = jnp.minimum(slots, num_slots - 1)
+    lengths = logps.response_lengths(slots, num_slots)
+    index = jax.vmap(_index)(slots)
+    noise = jax.vmap(_noise, in_axes=(None, 0, 0))(
+        key, jnp.take_along_axis(batch.ids, filled, axis=1), index
+    )
+    order = jnp.lexsort((noise, slots), axis=-1)  # noise orders within a slot
+    rank = jnp.argsort(order, axis=-1) - jax.vmap(_first)(slots)
+    first, second = batch.pairs.reshape(-1, 2).T
+    flat = lengths.reshape(-1)
+    beyond = flat.size  # of comparisons that are none
+    partner = (
+        jnp.zeros(beyond, lengths.dtype)
+        .at[jnp.where(first < 0, beyond, first)]
+        .set(flat[second], mode="drop")
+        .at[jnp.where(second < 0, beyond, second)]
+        .set(flat[first], mode="drop")
+        .reshape(lengths.shape)
+    )
+    own = lambda values: jnp.take_along_axis(values, filled, axis=1)  # noqa: E731
+    return TokenPlaces(index, rank, own(lengths), own(partner))
+
+
+def _first(slots: Array) -> Array:
+    """Returns for each entry of a row's list where its response starts: i32[C]."""
+    return jnp.searchsorted(slots, slots, side="left")
+
+
+def _index(slots: Array) -> Array:
+    return jnp.arange(slots.shape[0]) - _first(slots)
+
+
+def _noise(key: Array, ids: Array, index: Array) -> Array:
+    """Draws f32[C] by record and place in the response."""
+
+    def one(name: Array, at: Array) -> Array:
+        return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, name), at))
+
+    return jax.vmap(one)(ids, index)
 
 
 def masked_mean(values: Array, mask: Array) -> tuple[Array, Array]:
@@ -40,6 +157,33 @@ def masked_mean(values: Array, mask: Array) -> tuple[Array, Array]:
     return jnp.where(mask, values, 0.0).sum(), mask.sum().astype(jnp.float32)
 
 
-def entropy(columns: Columns) -> Sums:
-    """Averages the entropy over all response tokens."""
-    return {"entropy": (columns.entropy.sum(), columns.lengths.sum())}
+def masked_means(means: dict[str, Array], mask: Array) -> Sums:
+    """Returns {name: (sum, count)} of values under one mask."""
+    return {name: masked_mean(values, mask) for name, values in means.items()}
+
+
+def token_metrics(columns: Columns) -> Sums:
+    """Averages entropy and accuracy over all response tokens."""
+    assert columns.entropy is not None and columns.correct is not None
+    tokens = columns.lengths.sum()
+    return {
+        "entropy": (columns.entropy.sum(), tokens),
+        "mean_token_accuracy": (columns.correct.sum(), tokens),
+    }
+
+
+def counts(batch: Batch) -> Counts:
+    """Counts from a microbatch's masks all that a loss may be divided by."""
+    lengths = logps.response_lengths(batch.slots, batch.ends.shape[-1])
+    index = batch.pairs.reshape(-1, 2)
+    chosen = jnp.where(index[:, 0] >= 0, lengths.reshape(-1)[index[:, 0]], 0.0)
+    found = {
+        "pairs": (index[:, 0] >= 0).sum(),
+        "chosen_tokens": chosen.sum(),
+        "tokens": lengths.sum(),
+    }
+    if batch.labels is not None:
+        found["singles"] = (batch.labels != 0).sum()
+    if batch.groups is not None:
+        found["lists"] = (batch.groups[..., 0] >= 0).sum()
+    return {name: value.astype(jnp.float32) for name, value in found.items()}

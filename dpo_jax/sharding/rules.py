@@ -70,6 +70,15 @@ def fitting(spec: P, shape: Sequence[int], mesh: Mesh) -> P:
     return P(*(keep(n, axes) for n, axes in zip(shape, spec, strict=False)))
 
 
+def place(name: str, shape: Sequence[int], mesh: Mesh, rules: Rules) -> NamedSharding:
+    """Gives one array its sharding.
+
+    Raises:
+      DeviceError: if no rule matches its name.
+    """
+    return NamedSharding(mesh, fitting(spec_of(name, rules), shape, mesh))
+
+
 def shardings(abstract: Any, mesh: Mesh, rules: Rules) -> Any:
     """Gives every leaf its sharding.
 
@@ -86,8 +95,7 @@ def shardings(abstract: Any, mesh: Mesh, rules: Rules) -> Any:
     """
 
     def one(path: Sequence[object], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-        spec = spec_of(path_name(path), rules)
-        return NamedSharding(mesh, fitting(spec, leaf.shape, mesh))
+        return place(path_name(path), leaf.shape, mesh, rules)
 
     return jax.tree_util.tree_map_with_path(one, abstract)
 

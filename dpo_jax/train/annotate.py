@@ -1,4 +1,4 @@
-"""Adds columns to a batch before the step: the reference's log-probs.
+"""Adds columns to a batch before the step: what the reference says of it.
 
 Reference parameters are arguments of the jitted function, never closed over and never
 aliased with the donated policy.
@@ -7,16 +7,17 @@ aliased with the donated policy.
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from dpo_jax import logps
 from dpo_jax.types import ApplyFn, Array, Batch, Params
 
-Annotate = Callable[[Batch], Batch]
+Fields = dict[str, Array]  # fields of `Batch` -> their values
+Ask = Callable[[Params, Batch], Fields]
+Annotate = Callable[[Params | None, Batch], Batch]
 
 
-def ref_token_logps(
-    params: Params, batch: Batch, *, apply: ApplyFn, chunk: int
-) -> Array:
+def token_logps(params: Params, batch: Batch, *, apply: ApplyFn, chunk: int) -> Fields:
     """Scores each microbatch under the reference.
 
     Args:
@@ -26,7 +27,7 @@ def ref_token_logps(
       chunk: scored tokens per row whose logits are held at a time.
 
     Returns:
-      f32[microbatches, B, C] nats.
+      `ref_token_logps` f32[microbatches, B, C] nats.
     """
 
     def one(rows: Batch) -> Array:
@@ -34,18 +35,45 @@ def ref_token_logps(
         stats = logps.token_logps(hidden, head, rows.parents, rows.targets, chunk=chunk)
         return stats.logps
 
-    return jax.lax.map(one, batch)
+    return {"ref_token_logps": jax.lax.map(one, batch)}
 
 
-def nothing(batch: Batch) -> Batch:
+def token_logps_and_states(
+    params: Params, batch: Batch, *, apply: ApplyFn, chunk: int
+) -> Fields:
+    """Does as `token_logps`, and keeps the hidden states that its head would read.
+
+    For losses that need the reference's whole distribution.
+
+    Returns:
+      `ref_token_logps`, and `ref_states` [microbatches, B, C, D].
+    """
+
+    def one(rows: Batch) -> tuple[Array, Array]:
+        hidden, head = apply(params, rows)
+        stats = logps.token_logps(hidden, head, rows.parents, rows.targets, chunk=chunk)
+        states = jnp.take_along_axis(hidden, rows.parents[..., None], axis=1)
+        return stats.logps, states
+
+    scored, states = jax.lax.map(one, batch)
+    return {"ref_token_logps": scored, "ref_states": states}
+
+
+def nothing(ref: Params | None, batch: Batch) -> Batch:
     """Leaves the batch as it is, where there is no reference."""
+    del ref
     return batch
 
 
-def reference(score: Callable[[Params, Batch], Array], params: Params) -> Annotate:
-    """Makes an annotator of a jitted `ref_token_logps` and the frozen parameters."""
+def reference(ask: Ask, frozen: Params) -> Annotate:
+    """Makes an annotator that asks the frozen parameters, or those of the train state.
 
-    def annotate(batch: Batch) -> Batch:
-        return batch._replace(ref_token_logps=score(params, batch))
+    Args:
+      ask: jitted `token_logps` or `token_logps_and_states`.
+      frozen: parameters of a reference that does not move.
+    """
+
+    def annotate(ref: Params | None, batch: Batch) -> Batch:
+        return batch._replace(**ask(frozen if ref is None else ref, batch))
 
     return annotate

@@ -7,111 +7,172 @@ is, nor whether a reference exists.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from dpo_jax import columns as columns_lib
 from dpo_jax.train.optimizer import Schedule
-from dpo_jax.types import Array, Batch, Objective, Params, Sums, TrainState
+from dpo_jax.types import (
+    Array,
+    Batch,
+    Columns,
+    Hyper,
+    Objective,
+    Params,
+    Stats,
+    Sums,
+    TrainState,
+)
 
-Hyper = dict[str, Array]
 Metrics = dict[str, Array]
 StepFn = Callable[[TrainState, Batch, Hyper], tuple[TrainState, Metrics]]
+Sync = Callable[[Params, Params, Array], Params]  # (ref, policy, step) -> ref
+Found = tuple[Array, Sums, Stats]  # loss, sums and counts, new statistics
 
 
 def init_state(
-    params: Params, tx: optax.GradientTransformation, *, seed: int
+    params: Params,
+    tx: optax.GradientTransformation,
+    *,
+    seed: int,
+    stats: Stats | None = None,
+    ref: Params | None = None,
 ) -> TrainState:
-    """Makes the state before the first step."""
+    """Makes the state before the first step.
+
+    Args:
+      params: float32 masters.
+      tx: direction of descent.
+      seed: of the run.
+      stats: the objective's running statistics before the first step; None = {}.
+      ref: a reference that will follow the policy; None where it is frozen.
+    """
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=tx.init(params),
-        stats={},
+        stats=stats or {},
         key=jax.random.key_data(jax.random.key(seed)),
+        ref=ref,
     )
-
-
-def microbatch_grads(
-    objective: Objective,
-    params: Params,
-    stats: dict[str, Array],
-    batch: Batch,
-    key: Array,
-    hyper: Hyper,
-) -> tuple[Params, Sums, dict[str, Array]]:
-    """Differentiates one microbatch's loss sum.
-
-    Returns:
-      Gradients of the sum (not the mean), the sums and counts, new statistics.
-    """
-
-    def total(params: Params) -> tuple[Array, tuple[Sums, dict[str, Array]]]:
-        columns = objective.score(params, batch, key)
-        sums, new_stats = objective.loss(columns, stats, hyper)
-        return sums["loss"][0], (sums, new_stats)
-
-    grads, (sums, new_stats) = jax.grad(total, has_aux=True)(params)
-    return grads, sums, new_stats
 
 
 def accumulate(
     objective: Objective,
     params: Params,
-    stats: dict[str, Array],
+    stats: Stats,
     batch: Batch,
     key: Array,
     hyper: Hyper,
     *,
     microbatches: int,
-) -> tuple[Params, Sums, dict[str, Array]]:
-    """Adds gradients, sums and counts over the microbatches.
+) -> tuple[Params, Found]:
+    """Differentiates the loss of a whole step, microbatch by microbatch.
 
-    The count that divides the loss does not depend on the parameters, so dividing once
-    at the end gives the gradient of the global mean, however ragged the parts.
+    What divides the loss is known from the masks beforehand, so the shares of the parts
+    add up to the global mean, however ragged they are. Where a loss couples the batch,
+    the parts are scored first, and the loss over all of them gives each part the
+    cotangents to pull back: two passes, as in GradCache (arXiv:2101.06983).
 
     Args:
       objective: scores and loss.
       params: float32 masters.
       stats: running statistics.
       batch: with a leading axis of microbatches.
-      key: of this step; parts fold their number into it.
+      key: of this step.
       hyper: float hyper-parameters.
       microbatches: length of the leading axis.
 
     Returns:
-      (gradients of the mean loss, sums and counts of the step, new statistics).
+      The gradient of the loss; the loss, sums and counts, new statistics.
     """
+    counts = jax.tree.map(lambda n: n.sum(0), jax.vmap(objective.counts)(batch))
 
-    def part(index: Array, stats: dict[str, Array], rows: Batch) -> tuple:
-        folded = jax.random.fold_in(key, index)
-        return microbatch_grads(objective, params, stats, rows, folded, hyper)
+    def score(params: Params, rows: Batch) -> Columns:
+        return objective.score(params, rows, key, hyper)
+
+    def finish(columns: Columns) -> tuple[Array, Found]:
+        new = objective.update(columns, stats, hyper)
+        loss, sums = objective.loss(columns, new, hyper, counts)
+        return loss, (loss, sums, new)
 
     if microbatches == 1:
         rows = jax.tree.map(lambda leaf: leaf[0], batch)
-        grads, sums, stats = part(jnp.zeros((), jnp.int32), stats, rows)
-    else:
-        grads, sums, stats = _scan_parts(part, params, stats, batch, microbatches)
-    count = jnp.maximum(sums["loss"][1], 1.0)
-    return jax.tree.map(lambda g: g / count, grads), sums, stats
+        return _whole(score, finish, params, rows)
+    if objective.couples:
+        return _in_two_passes(score, finish, params, batch)
+    grads, (loss, sums) = _in_parts(score, finish, params, batch)
+    return grads, (loss, sums, stats)
 
 
-def _scan_parts(
-    part: Callable, params: Params, stats: dict[str, Array], batch: Batch, parts: int
-) -> tuple[Params, Sums, dict[str, Array]]:
-    first = jax.tree.map(lambda leaf: leaf[0], batch)
-    shapes = jax.eval_shape(part, jnp.zeros((), jnp.int32), stats, first)
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[:2])
+Score = Callable[[Params, Batch], Columns]
+Finish = Callable[[Columns], tuple[Array, Found]]
 
-    def body(carry: tuple, xs: tuple) -> tuple[tuple, None]:
-        totals, stats = carry
-        *found, stats = part(xs[0], stats, xs[1])
-        return (jax.tree.map(jnp.add, totals, tuple(found)), stats), None
 
-    carry, _ = jax.lax.scan(body, (zeros, stats), (jnp.arange(parts), batch))
-    (grads, sums), stats = carry
-    return grads, sums, stats
+def _whole(
+    score: Score, finish: Finish, params: Params, rows: Batch
+) -> tuple[Params, Found]:
+    """Takes one part in one pass."""
+    return jax.grad(lambda params: finish(score(params, rows)), has_aux=True)(params)
+
+
+def _in_parts(
+    score: Score, finish: Finish, params: Params, batch: Batch
+) -> tuple[Params, tuple[Array, Sums]]:
+    """Adds up the parts of a loss that does not couple them."""
+
+    def one(rows: Batch) -> tuple[Params, tuple[Array, Sums]]:
+        grads, (loss, sums, _) = _whole(score, finish, params, rows)
+        return grads, (loss, sums)
+
+    return added(one, batch)
+
+
+def _in_two_passes(
+    score: Score, finish: Finish, params: Params, batch: Batch
+) -> tuple[Params, Found]:
+    """Scores all parts, takes the loss of them all, pulls back through each."""
+    parts = jax.lax.map(lambda rows: score(params, rows), batch)
+    values, rest = floats_apart(parts)
+    cotangents, found = jax.grad(
+        lambda values: finish(columns_lib.flat(rest(values))), has_aux=True
+    )(values)
+
+    def one(part: tuple[Batch, list[Array]]) -> Params:
+        rows, cotangent = part
+        again = lambda params: floats_apart(score(params, rows))[0]  # noqa: E731
+        return jax.vjp(again, params)[1](cotangent)[0]
+
+    return added(one, (batch, cotangents)), found
+
+
+def floats_apart(tree: Any) -> tuple[list[Array], Callable[[list[Array]], Any]]:
+    """Takes the float leaves out of a tree; the function puts others in their place."""
+    leaves, shape = jax.tree.flatten(tree)
+    at = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+
+    def rest(values: list[Array]) -> Any:
+        whole = list(leaves)
+        for i, value in zip(at, values, strict=True):
+            whole[i] = value
+        return jax.tree.unflatten(shape, whole)
+
+    return [leaves[i] for i in at], rest
+
+
+def added(function: Callable, parts: Any) -> Any:
+    """Sums the trees that a function makes of each part, one part at a time."""
+    first = jax.tree.map(lambda leaf: leaf[0], parts)
+    shapes = jax.eval_shape(function, first)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+    def body(total: Any, part: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, function(part)), None
+
+    return jax.lax.scan(body, zeros, parts)[0]
 
 
 def clip(grads: Params, norm: Array, limit: float) -> Params:
@@ -132,6 +193,7 @@ def train_step(
     lr_factor: Schedule,
     clip_norm: float,
     microbatches: int,
+    sync: Sync | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Takes one optimizer step.
 
@@ -144,13 +206,14 @@ def train_step(
       lr_factor: step -> factor on `hyper['lr']`.
       clip_norm: bound on the global gradient norm; 0 = none.
       microbatches: length of the batch's leading axis.
+      sync: how the reference follows the policy; None where it is frozen.
 
     Returns:
       The new state, and means over the global batch with `grad_norm` (before
       clipping), `lr` and `ok`. Where `ok` is False, only the step number moved on.
     """
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-    grads, sums, stats = accumulate(
+    grads, (loss, sums, stats) = accumulate(
         objective,
         state.params,
         state.stats,
@@ -166,17 +229,41 @@ def train_step(
         clip(grads, norm, clip_norm), state.opt_state, state.params
     )
     params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
-    ok = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
-    new = (params, opt_state, stats)
-    old = (state.params, state.opt_state, state.stats)
+    ref = state.ref if sync is None else sync(state.ref, params, state.step + 1)
+    ok = jnp.isfinite(loss) & jnp.isfinite(norm)
+    new = (params, opt_state, stats, ref)
+    old = (state.params, state.opt_state, state.stats, state.ref)
     kept = jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
-    metrics |= {"grad_norm": norm, "lr": lr, "ok": ok}
-    params, opt_state, stats = kept
-    return TrainState(state.step + 1, params, opt_state, stats, state.key), metrics
+    metrics |= {"loss": loss, "grad_norm": norm, "lr": lr, "ok": ok}
+    params, opt_state, stats, ref = kept
+    return TrainState(state.step + 1, params, opt_state, stats, state.key, ref), metrics
+
+
+def follow(
+    ref: Params, policy: Params, step: Array, *, every: int, mix: Array
+) -> Params:
+    """Moves the reference towards the policy after every so many updates.
+
+    Args:
+      ref: float32 parameters of the reference.
+      policy: after update number `step`.
+      step: i32[] updates taken.
+      every: updates between moves.
+      mix: ref ← (1 − mix)·ref + mix·policy; 1 copies the policy.
+
+    Source: TR-DPO, arXiv:2404.09656 (soft: mix < 1; hard: mix = 1).
+    """
+    share = jnp.where(step % every == 0, mix, 0.0)
+    return jax.tree.map(lambda r, p: (1 - share) * r + share * p, ref, policy)
 
 
 def compile_step(
-    step: StepFn, *, state_shardings: object, batch_sharding: object, scalar: object
+    step: StepFn,
+    *,
+    state_shardings: object,
+    batch_sharding: object,
+    hyper_shardings: object,
+    scalar: object,
 ) -> StepFn:
     """Jits a step over a mesh with explicit shardings, the state donated.
 
@@ -184,11 +271,12 @@ def compile_step(
       step: `(state, batch, hyper) -> (state, metrics)`.
       state_shardings: tree of `NamedSharding`s like the state.
       batch_sharding: of every leaf of the batch.
-      scalar: sharding of hyper-parameters and metrics.
+      hyper_shardings: of the hyper-parameters, one or a tree of them.
+      scalar: sharding of the metrics.
     """
     return jax.jit(
         step,
-        in_shardings=(state_shardings, batch_sharding, scalar),
+        in_shardings=(state_shardings, batch_sharding, hyper_shardings),
         out_shardings=(state_shardings, scalar),
         donate_argnums=(0,),
     )

@@ -1,49 +1,59 @@
 """A configuration against the tables of losses, optimizers, sources and devices."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from jax.sharding import Mesh
 
 from dpo_jax import config as config_lib
 from dpo_jax.config import Config
 from dpo_jax.data import sources
-from dpo_jax.errors import ConfigError, DeviceError, collected, unknown
-from dpo_jax.losses import Loss, LossFn, find, options, pairwise
+from dpo_jax.errors import ConfigError, DataError, DeviceError, collected, unknown
+from dpo_jax.losses import Loss, pairwise
 from dpo_jax.sharding import mesh
 from dpo_jax.train import optimizer
+from dpo_jax.wiring import objective
+from dpo_jax.wiring.data import Data
 
-LossTable = Mapping[str, Loss | LossFn]
+LossTable = objective.LossTable
 
 
-def check(config: Config, losses: LossTable) -> Loss:
-    """Checks a configuration on its own and finds its loss.
+def check(config: Config, losses: LossTable) -> tuple[Loss, ...]:
+    """Checks a configuration on its own and finds its losses.
 
     Raises:
       ConfigError: naming the faults together.
     """
     config_lib.check(config)
+    names = config.loss.name.split("+")
     with collected(ConfigError) as complaints:
-        if config.loss.name not in losses:
-            complaints.append(unknown("loss.name", config.loss.name, losses))
-        else:
-            complaints += loss_faults(config, find(config.loss.name, losses))
+        missing = [name for name in names if name not in losses]
+        complaints += [unknown("loss.name", name, losses) for name in missing]
+        if not missing:
+            complaints += loss_faults(config, objective.components(config, losses))
         complaints += optimizer_faults(config)
         if config.eval.rollouts:
             complaints += rollout_faults(config)
-    return find(config.loss.name, losses)
+    return objective.components(config, losses)
 
 
-def loss_faults(config: Config, row: Loss) -> list[str]:
-    """Complains of options that the loss lacks, does not know or does not use."""
-    used = {*options(row), "name"}
-    if config.ref.mode != "none" or config.objective == "preference":
-        used.add("beta")  # of the metrics `rewards/*`
+def loss_faults(config: Config, rows: tuple[Loss, ...]) -> list[str]:
+    """Complains of losses that do not go together, and of options they do not use."""
     by = f"loss.name={config.loss.name!r}"
-    defaults = default_options(config)["loss"]
-    found = config_lib.unused_options("loss", config.loss, defaults, used, by)
-    if row.reference and config.ref.mode == "none":
+    found = mixture_faults(config, rows) + kind_faults(config, rows)
+    if found:
+        return found
+    used = objective.used_options(config, rows)
+    found += config_lib.unused_options(
+        "loss", config.loss, config_lib.LOSS_OPTIONS, used, by
+    )
+    found += [
+        f"loss.{name}={config.loss[name]} must be > 0 for {by}"
+        for row in rows
+        for name in row.positive
+        if not config.loss[name] > 0
+    ]
+    if any(row.reference for row in rows) and config.ref.mode == "none":
         found.append(f"{by} needs a reference; set ref.mode='live'")
+    if any("kls" in row.columns for row in rows) and config.ref.sync_every_steps:
+        found.append(f"{by} needs a reference that stays; set ref.sync_every_steps=0")
     if "divergence" in used:
         try:
             pairwise.check_choices(
@@ -54,6 +64,57 @@ def loss_faults(config: Config, row: Loss) -> list[str]:
         except ConfigError as error:
             found.append(str(error))
     return found
+
+
+def mixture_faults(config: Config, rows: tuple[Loss, ...]) -> list[str]:
+    """Complains of mixtures whose parts or weights do not fit together."""
+    names, weights = config.loss.name.split("+"), config.loss.weights
+    found = []
+    if weights and len(weights) != len(rows):
+        found.append(
+            f"loss.weights={tuple(weights)} has {len(weights)} weights for the "
+            f"{len(rows)} losses of loss.name={config.loss.name!r}"
+        )
+    if len(rows) == 1:
+        return found
+    if len(set(names)) < len(names):
+        found.append(f"loss.name={config.loss.name!r} names a loss twice")
+    own = [n for n, row in zip(names, rows, strict=True) if row.token_weights]
+    if own:
+        found.append(
+            f"loss.name={config.loss.name!r}: {', '.join(own)} weighs tokens in its own "
+            "way and cannot be mixed"
+        )
+    return found
+
+
+def kind_faults(config: Config, rows: tuple[Loss, ...]) -> list[str]:
+    """Complains of losses that are not for the objective."""
+    names = config.loss.name.split("+")
+    found = []
+    for name, row in zip(names, rows, strict=True):
+        wanted = objective.TAKEN_BY[row.takes]
+        plain_sft = config.objective == "sft" and row.per == "chosen_tokens"
+        if config.objective != wanted and not plain_sft:
+            found.append(f"loss.name={name!r} needs objective={wanted!r}")
+    return found
+
+
+def check_data(config: Config, rows: tuple[Loss, ...], data: Data) -> None:
+    """Refuses data without the ratings that a loss needs.
+
+    Raises:
+      DataError: naming the columns.
+    """
+    if config.loss.margin != "data" and not any("ratings" in r.columns for r in rows):
+        return
+    with collected(DataError) as complaints:
+        for split, records in (("train", data.train), ("eval", data.eval)):
+            if not all(record.ratings for record in records):
+                complaints.append(
+                    f"data.{split} has no columns 'score_chosen' and 'score_rejected' "
+                    f"(or 'margin'), which loss.name={config.loss.name!r} reads"
+                )
 
 
 def optimizer_faults(config: Config) -> list[str]:
@@ -68,25 +129,19 @@ def optimizer_faults(config: Config) -> list[str]:
     return found + config_lib.unused_options(
         "optimizer",
         section,
-        default_options(config)["optimizer"],
+        OPTIMIZER_OFF,
         always | set(optimizer.options(section.name)),
         f"optimizer.name={section.name!r}",
     )
 
 
-def default_options(config: Config) -> dict[str, dict[str, Any]]:
-    """Returns what each option means when it is off, for those a loss may not use."""
-    off = {
-        "beta": 0.1,
-        "label_smoothing": 0.0,
-        "normalize": "sum",
-        "divergence": "reverse_kl",
-        "divergence_alpha": 1.0,
-    }
-    loss = {key: off.get(key, config.loss[key]) for key in config.loss}
-    optimizer_off = {"weight_decay": 0.0, "b1": 0.9, "b2": 0.999, "decay": 0.99}
-    optimizer_off["eps"] = 1e-8
-    return {"loss": loss, "optimizer": optimizer_off}
+OPTIMIZER_OFF = {  # what each option means when it is off
+    "weight_decay": 0.0,
+    "b1": 0.9,
+    "b2": 0.999,
+    "decay": 0.99,
+    "eps": 1e-8,
+}
 
 
 def rollout_faults(config: Config) -> list[str]:

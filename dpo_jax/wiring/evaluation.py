@@ -13,9 +13,10 @@ from dpo_jax.data import sources
 from dpo_jax.data.loader import Loader
 from dpo_jax.evals import preference, rollout
 from dpo_jax.evals.rollout import Rollout
+from dpo_jax.objectives import reward
 from dpo_jax.sampling import generate, pick
 from dpo_jax.sharding import arrays
-from dpo_jax.types import Batch, Columns, Params
+from dpo_jax.types import Batch, Columns, Counts, Hyper, Params, TrainState
 from dpo_jax.wiring import generation
 from dpo_jax.wiring.data import global_batches
 from dpo_jax.wiring.model import Model, Reference
@@ -26,29 +27,40 @@ ROLLOUT_SEED = 99  # one key for all policies: common random numbers
 
 def make_evaluate(
     trainer: Trainer, reference: Reference | None, loads: Loader, built: Mesh
-) -> Callable[[Params], dict[str, float]]:
-    """Builds `params -> metrics` over the evaluation set, every record once."""
-    key = jax.random.key(0)
+) -> Callable[[TrainState], dict[str, float]]:
+    """Builds `state -> metrics` over the evaluation set, every record once."""
+    key, objective = jax.random.key(0), trainer.objective
+    head = {} if reference is None else reference.head
 
-    def score(params: Params, batch: Batch) -> Columns:
+    def score(params: Params, batch: Batch, hyper: Hyper) -> tuple[Columns, Counts]:
         rows = jax.tree.map(lambda leaf: leaf[0], batch)
-        return trainer.objective.score(params, rows, key)
+        return objective.score(params, rows, key, hyper), objective.counts(rows)
 
     compiled = jax.jit(score, out_shardings=arrays.replicated(built))
 
-    def evaluate(params: Params) -> dict[str, float]:
+    def evaluate(state: TrainState) -> dict[str, float]:
         batches = global_batches(loads, built, 0)
         if reference is not None:
-            batches = map(reference.annotate, batches)
+            batches = (reference.annotate(state.ref, batch) for batch in batches)
         return preference.evaluate(
-            params,
+            state.params,
             batches,
-            score=compiled,
-            objective=trainer.objective,
+            score=lambda params, batch: compiled(params, batch, trainer.hyper | head),
+            objective=objective,
+            stats=jax.device_get(state.stats),
             hyper={name: float(value) for name, value in trainer.hyper.items()},
+            extras=EXTRAS.get(type(objective), preference.no_extras),
         )
 
     return evaluate
+
+
+def reward_extras(whole: Columns) -> dict[str, float]:
+    """Adds the calibration of a reward model."""
+    return {"scores/calibration_error": float(reward.calibration_error(whole))}
+
+
+EXTRAS = {reward.RewardModel: reward_extras}
 
 
 class Sampled(NamedTuple):

@@ -1,5 +1,6 @@
 """The policy and the reference: which folder, which spec, where their weights lie."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -8,17 +9,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from dpo_jax.config import Config
 from dpo_jax.data import tokenize
 from dpo_jax.errors import ConfigError, DeviceError
-from dpo_jax.models import files, hf
+from dpo_jax.models import files, hf, scalar
 from dpo_jax.models.decoder import Decoder, abstract_params, init_params
 from dpo_jax.models.spec import DecoderSpec, preset
 from dpo_jax.sharding import arrays, rules
 from dpo_jax.train import annotate
-from dpo_jax.types import ApplyFn, Array, Batch, Head, Params
+from dpo_jax.types import ApplyFn, Array, Batch, Head, Hyper, Params
 
 
 class Model(NamedTuple):
@@ -29,12 +30,14 @@ class Model(NamedTuple):
       folder: where its weights come from; None = drawn from the seed.
       apply: with activations spread by rows.
       apply_anywhere: without, for batches that no mesh divides.
+      head: parameters -> the map from hidden states to logits.
     """
 
     spec: DecoderSpec
     folder: Path | None
     apply: ApplyFn
     apply_anywhere: ApplyFn
+    head: Callable[[Params], Head]
 
 
 def find_model(config: Config, tokenizer: Any) -> tuple[Path | None, DecoderSpec]:
@@ -47,9 +50,10 @@ def find_model(config: Config, tokenizer: Any) -> tuple[Path | None, DecoderSpec
     if config.model.preset:
         longest = config.data.max_tokens
         spec = preset(config.model.preset, vocab=largest + 1, max_positions=longest)
-        return None, spec
+        return None, scalar.scalar_spec(spec) if config.objective == "reward" else spec
     folder = files.resolve(config.model.path, config.model.revision)
-    spec = hf.spec_of(files.read_config(folder))
+    read = hf.scalar_spec_of if config.objective == "reward" else hf.spec_of
+    spec = read(files.read_config(folder))
     tokenize.check_ids(largest, spec.vocab)
     if spec.learned_positions and config.data.max_tokens > spec.max_positions:
         raise ConfigError(
@@ -71,8 +75,8 @@ def make_model(
       dtype: of the computation; '' = model.dtype.
     """
 
-    def decoder(constrain: Callable[[Array], Array]) -> ApplyFn:
-        module = Decoder(
+    def decoder(constrain: Callable[[Array], Array]) -> Decoder:
+        return Decoder(
             spec,
             dtype=jnp.dtype(dtype or config.model.dtype),
             remat=config.model.remat,
@@ -81,13 +85,15 @@ def make_model(
             constrain=constrain,
         )
 
+    def apply_of(module: Decoder) -> ApplyFn:
         def apply(params: Params, batch: Batch) -> tuple[Array, Head]:
             hidden, head = module.apply({"params": params}, batch)
             return hidden, head  # pyright: ignore (flax types both as one union)
 
         return apply
 
-    return Model(spec, folder, decoder(arrays.constrain_rows), decoder(lambda x: x))
+    pinned, free = decoder(arrays.constrain_rows), decoder(lambda x: x)
+    return Model(spec, folder, apply_of(pinned), apply_of(free), pinned.head)
 
 
 def check_loadable(model: Model, built: Mesh) -> None:
@@ -106,27 +112,54 @@ def check_loadable(model: Model, built: Mesh) -> None:
             f"{spec.kv_heads} kv heads; use {' or '.join(fits)}"
         )
     if model.folder is not None:
-        hf.check_weights(model.folder, spec)
+        hf.check_weights(model.folder, stored_spec(model))
+
+
+def stored_spec(model: Model) -> DecoderSpec:
+    """Says what the folder of a model holds: a language model may lack its score."""
+    assert model.folder is not None
+    found = files.read_config(model.folder)
+    is_scalar = model.spec.scalar and scalar.is_classifier(found)
+    return dataclasses.replace(model.spec, scalar=is_scalar)
 
 
 def load_params(model: Model, built: Mesh, dtype: str, *, seed: int) -> Params:
-    """Streams weights into the mesh's shards, or draws them there."""
-    abstract = abstract_params(model.spec)
-    places = rules.shardings(abstract, built, rules.PARAM_RULES)
+    """Streams weights into the mesh's shards, or draws them there.
+
+    A scalar head that the folder does not have is drawn, too.
+    """
+    places = param_places(model.spec, built)
     if model.folder is None:
         draw = jax.jit(init_params, static_argnums=0, out_shardings=places)
         params = draw(model.spec, jax.random.key(seed))
     else:
-        params = hf.load_params(model.folder, model.spec, places)
+        stored = stored_spec(model)
+        params = hf.load_params(model.folder, stored, param_places(stored, built))
+        if stored != model.spec:
+            params = scalar.from_policy(params, model.spec, jax.random.key(seed))
+            params = jax.device_put(params, places)
     return jax.tree.map(lambda x: x.astype(dtype), params)
 
 
+def param_places(spec: DecoderSpec, built: Mesh) -> Any:
+    """Gives the sharding of every parameter."""
+    return rules.shardings(abstract_params(spec), built, rules.PARAM_RULES)
+
+
 class Reference(NamedTuple):
-    """The frozen reference and the annotator that asks it."""
+    """The reference and the annotator that asks it.
+
+    Attributes:
+      model: its decoder.
+      params: as it starts; a reference that follows the policy is in the train state.
+      annotate: `(reference of the train state or None, batch) -> batch`.
+      head: its head as hyper-parameters of the step; {} where no loss needs it.
+    """
 
     model: Model
     params: Params
     annotate: annotate.Annotate
+    head: Hyper
 
 
 def reference_model(config: Config, policy: Model, built: Mesh) -> Model | None:
@@ -149,8 +182,16 @@ def reference_model(config: Config, policy: Model, built: Mesh) -> Model | None:
     return model
 
 
-def make_reference(config: Config, policy: Model, built: Mesh) -> Reference | None:
+def make_reference(
+    config: Config, policy: Model, built: Mesh, *, whole: bool = False
+) -> Reference | None:
     """Loads the reference, in its own arrays and dtype; None without one.
+
+    Args:
+      config: of the run.
+      policy: whose folder it is by default.
+      built: the mesh.
+      whole: whether a loss needs its whole distribution.
 
     Raises:
       ModelError: as `reference_model`.
@@ -159,9 +200,41 @@ def make_reference(config: Config, policy: Model, built: Mesh) -> Reference | No
     if model is None:
         return None
     dtype = config.ref.dtype or config.model.dtype
+    if config.ref.sync_every_steps:
+        dtype = (
+            "float32"  # as the one in the train state: masters, moved in small steps
+        )
     params = load_params(model, built, dtype, seed=config.seed)
-    score = functools.partial(
-        annotate.ref_token_logps, apply=model.apply, chunk=config.model.logits_chunk
+    ask = functools.partial(
+        annotate.token_logps_and_states if whole else annotate.token_logps,
+        apply=model.apply,
+        chunk=config.model.logits_chunk,
     )
-    compiled = jax.jit(score, out_shardings=arrays.row_sharding(built, leading=1))
-    return Reference(model, params, annotate.reference(compiled, params))
+    compiled = jax.jit(ask, out_shardings=arrays.row_sharding(built, leading=1))
+    head = head_as_hyper(jax.jit(model.head)(params)) if whole else {}
+    return Reference(model, params, annotate.reference(compiled, params), head)
+
+
+REF_KERNEL, REF_BIAS = "ref_kernel", "ref_bias"  # keys of `Hyper`
+
+
+def head_as_hyper(head: Head) -> Hyper:
+    """Lays a reference's head among the hyper-parameters of the step."""
+    found = {REF_KERNEL: head.kernel}
+    return found if head.bias is None else found | {REF_BIAS: head.bias}
+
+
+def head_from_hyper(reference: Model) -> Callable[[Hyper], Head]:
+    """Takes the reference's head back from where `head_as_hyper` laid it."""
+    softcap = reference.spec.final_softcap
+    return lambda hyper: Head(hyper[REF_KERNEL], hyper.get(REF_BIAS), softcap)
+
+
+def head_places(reference: Model, built: Mesh) -> dict[str, NamedSharding]:
+    """Gives the sharding of each array of `head_as_hyper`."""
+    names = {REF_KERNEL: "head/kernel", REF_BIAS: "head/bias"}
+    head = jax.eval_shape(reference.head, abstract_params(reference.spec))
+    return {
+        key: rules.place(names[key], leaf.shape, built, rules.PARAM_RULES)
+        for key, leaf in head_as_hyper(head).items()
+    }

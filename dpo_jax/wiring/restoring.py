@@ -58,6 +58,25 @@ def run_config(workdir: os.PathLike | str) -> Config:
     return ConfigDict(found).lock()
 
 
+def trained_state(workdir: os.PathLike | str, parts: Parts) -> TrainState:
+    """Restores the newest verified state of a run.
+
+    Raises:
+      ModelError: if the run has no checkpoint.
+    """
+    checkpoints, newest = _newest(workdir)
+    return checkpoints.restore(newest, parts.trainer.abstract)[0]
+
+
+def _newest(workdir: os.PathLike | str) -> tuple[Checkpoints, int]:
+    folder = epath.Path(workdir) / "checkpoints"
+    checkpoints = Checkpoints(folder, every_steps=0, keep=1)
+    newest = checkpoints.newest_verified()
+    if newest is None:
+        raise ModelError(f"{workdir} has no committed checkpoint; train first")
+    return checkpoints, newest
+
+
 def trained_params(
     workdir: os.PathLike | str, model: Model, built: Mesh
 ) -> tuple[int, Params]:
@@ -66,11 +85,7 @@ def trained_params(
     Raises:
       ModelError: if the run has no checkpoint.
     """
-    folder = epath.Path(workdir) / "checkpoints"
-    checkpoints = Checkpoints(folder, every_steps=0, keep=1)
-    newest = checkpoints.newest_verified()
-    if newest is None:
-        raise ModelError(f"{workdir} has no committed checkpoint; train first")
+    checkpoints, newest = _newest(workdir)
     abstract = abstract_params(model.spec)
     places = rules.shardings(abstract, built, rules.PARAM_RULES)
     wanted = rules.with_shardings(abstract, places)

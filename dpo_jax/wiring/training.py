@@ -1,25 +1,27 @@
 """Objective, optimizer and compiled step."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 
 from dpo_jax.config import Config
 from dpo_jax.data.loader import Loader
-from dpo_jax.losses import Loss, options
+from dpo_jax.losses import Loss
 from dpo_jax.models.decoder import abstract_params
 from dpo_jax.models.spec import DecoderSpec
-from dpo_jax.objectives.preference import Preference
-from dpo_jax.objectives.sft import Sft
 from dpo_jax.sharding import arrays, rules
 from dpo_jax.train import optimizer, step, throughput
-from dpo_jax.types import ApplyFn, Batch, Objective, TrainState
-from dpo_jax.wiring.model import Model, load_params
+from dpo_jax.types import Batch, Hyper, Objective, TrainState
+from dpo_jax.wiring.model import (
+    Model,
+    head_from_hyper,
+    head_places,
+    load_params,
+)
+from dpo_jax.wiring.objective import hyper, make_objective, start_stats
 
 
 class Trainer(NamedTuple):
@@ -28,94 +30,95 @@ class Trainer(NamedTuple):
     Attributes:
       init: () -> the state before the first step.
       abstract: the state as `jax.ShapeDtypeStruct`s with shardings.
-      step: `(state, annotated batch) -> (state, metrics)`.
+      step: `(state, annotated batch, the reference's head) -> (state, metrics)`.
       objective: what is minimised.
       hyper: float hyper-parameters.
     """
 
     init: Callable[[], TrainState]
     abstract: TrainState
-    step: Callable[[TrainState, Batch], tuple[TrainState, step.Metrics]]
+    step: Callable[[TrainState, Batch, Hyper], tuple[TrainState, step.Metrics]]
     objective: Objective
-    hyper: dict[str, jax.Array]
+    hyper: Hyper
 
 
 def make_trainer(
-    config: Config, loss: Loss, model: Model, built: Mesh, steps: int
+    config: Config,
+    rows: tuple[Loss, ...],
+    model: Model,
+    reference: Model | None,
+    built: Mesh,
+    steps: int,
 ) -> Trainer:
     """Wires model, loss and optimizer into a step over the mesh."""
     tx = optimizer.direction(config.optimizer.name, config.optimizer.to_dict())
-    objective = make_objective(config, loss, model.apply)
-    factor = optimizer.schedule(
-        config.optimizer.schedule,
-        warmup_steps=config.optimizer.warmup_steps,
-        total_steps=steps,
+    whole = reference if any("kls" in row.columns for row in rows) else None
+    objective = make_objective(
+        config, rows, model.apply, None if whole is None else head_from_hyper(whole)
     )
+    follows = bool(config.ref.sync_every_steps)
     take = functools.partial(
         step.train_step,
         objective=objective,
         tx=tx,
-        lr_factor=factor,
+        lr_factor=optimizer.schedule(
+            config.optimizer.schedule,
+            warmup_steps=config.optimizer.warmup_steps,
+            total_steps=steps,
+        ),
         clip_norm=config.optimizer.clip,
         microbatches=config.batch.microbatches,
+        sync=follow(config) if follows else None,
     )
-    abstract, places = state_places(model.spec, tx, built, config.seed)
+    stats = start_stats(rows)
+    make = functools.partial(step.init_state, tx=tx, seed=config.seed, stats=stats)
+    abstract, places = state_places(model.spec, make, built, follows)
     scalar = arrays.replicated(built)
+    values = jax.device_put(hyper(config), scalar)
     compiled = step.compile_step(
         take,
         state_shardings=places,
         batch_sharding=arrays.row_sharding(built, leading=1),
+        hyper_shardings=dict.fromkeys(values, scalar)
+        | ({} if whole is None else head_places(whole, built)),
         scalar=scalar,
     )
-    values = jax.device_put(hyper(config), scalar)
 
     def init() -> TrainState:
-        params = load_params(model, built, "float32", seed=config.seed)
-        make = functools.partial(step.init_state, tx=tx, seed=config.seed)
-        return jax.jit(make, out_shardings=places, donate_argnums=0)(params)
+        load = functools.partial(load_params, built=built, seed=config.seed)
+        params = load(model, dtype="float32")
+        ref = load(reference, dtype="float32") if reference and follows else None
+        start = jax.jit(make, out_shardings=places, donate_argnames=("params", "ref"))
+        return start(params=params, ref=ref)
 
     return Trainer(
         init,
         rules.with_shardings(abstract, places),
-        lambda state, batch: compiled(state, batch, values),
+        lambda state, batch, head: compiled(state, batch, values | head),
         objective,
         values,
     )
 
 
-def make_objective(config: Config, loss: Loss, apply: ApplyFn) -> Objective:
-    """Builds what is minimised; float options come from `hyper`, others are fixed."""
-    chunk = config.model.logits_chunk
-    if config.objective == "sft":
-        return Sft(apply, chunk)
-    names = options(loss)
-    fixed = {n: config.loss[n] for n in names if not is_traced(n, config.loss[n])}
-    traced = [name for name in names if name not in fixed]
-
-    def pair_loss(pairs: Any, hyper: Mapping[str, Any]) -> Any:
-        return loss.fn(pairs, **fixed, **{name: hyper[name] for name in traced})
-
-    return Preference(apply, pair_loss, loss.per, chunk)
-
-
-def is_traced(name: str, value: Any) -> bool:
-    """Tells hyper-parameters that a sweep may change without compiling again."""
-    return isinstance(value, float) and name != "divergence_alpha"
-
-
-def hyper(config: Config) -> dict[str, jax.Array]:
-    """Collects the float hyper-parameters as arrays."""
-    values = {k: v for k, v in config.loss.items() if is_traced(k, v)}
-    values["lr"] = config.optimizer.lr
-    return {name: jnp.float32(value) for name, value in values.items()}
+def follow(config: Config) -> step.Sync:
+    """Builds the move of the reference towards the policy (TR-DPO)."""
+    every, mix = config.ref.sync_every_steps, config.ref.sync_mix
+    return functools.partial(step.follow, every=every, mix=mix)
 
 
 def state_places(
-    spec: DecoderSpec, tx: optax.GradientTransformation, built: Mesh, seed: int
+    spec: DecoderSpec, make: Callable[..., TrainState], built: Mesh, follows: bool
 ) -> tuple[TrainState, Any]:
-    """Returns the abstract train state and the sharding of each leaf."""
-    make = functools.partial(step.init_state, tx=tx, seed=seed)
-    abstract = jax.eval_shape(make, abstract_params(spec))
+    """Returns the abstract train state and the sharding of each leaf.
+
+    Args:
+      spec: of the policy.
+      make: `(params, ref=None) -> state`.
+      built: the mesh.
+      follows: whether the reference is part of the state.
+    """
+    params = abstract_params(spec)
+    abstract = jax.eval_shape(make, params, ref=params if follows else None)
     return abstract, rules.shardings(abstract, built, rules.STATE_RULES)
 
 

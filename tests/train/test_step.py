@@ -19,39 +19,70 @@ HYPER = {"lr": jnp.float32(0.1), "target": jnp.float32(1.0)}
 class Fit:
     """Least squares: predictions w·x + b of the tokens x where docs > 0."""
 
-    def score(self, params, batch, key):
-        values = params["w"] * batch.tokens + params["b"]
-        noise = jax.random.uniform(key, values.shape)
-        return Columns(values, None, batch.docs, noise, batch.pairs)
+    couples = False
 
-    def loss(self, columns, stats, hyper):
+    def counts(self, batch):
+        return {"scored": (batch.docs > 0).sum().astype(jnp.float32)}
+
+    def score(self, params, batch, key, hyper):
+        values = params["w"] * batch.tokens + params["b"]
+        noise = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, batch.ids[:, 0])
+        noise = jax.vmap(jax.random.uniform)(noise)[:, None]
+        entropy = jnp.broadcast_to(noise, values.shape)
+        return Columns(batch.docs, batch.pairs, values, entropy=entropy)
+
+    def update(self, columns, stats, hyper):
+        return stats
+
+    def loss(self, columns, stats, hyper, counts):
         mask = columns.lengths > 0
-        count = mask.sum().astype(jnp.float32)
         error = jnp.where(mask, jnp.square(columns.logps - hyper["target"]), 0.0)
         sums = {
-            "loss": (error.sum(), count),
+            "error": (error.sum(), mask.sum().astype(jnp.float32)),
             "noise": (columns.entropy.sum(), jnp.float32(mask.size)),
         }
-        return sums, {name: seen + count for name, seen in stats.items()}
+        return error.sum() / jnp.maximum(counts["scored"], 1.0), sums
+
+
+class Spread(Fit):
+    """The variance of the predictions, which no part can tell alone, and a count."""
+
+    couples = True
+
+    def update(self, columns, stats, hyper):
+        return {
+            name: seen + (columns.lengths > 0).sum() for name, seen in stats.items()
+        }
+
+    def loss(self, columns, stats, hyper, counts):
+        mask = columns.lengths > 0
+        mean = jnp.where(mask, columns.logps, 0.0).sum() / counts["scored"]
+        spread = jnp.where(mask, jnp.square(columns.logps - mean), 0.0)
+        return stats["seen"] * spread.sum() / counts["scored"], {}
 
 
 class Root(Fit):
     """√|w|, whose gradient at w = 0 is not finite although the loss is."""
 
-    def loss(self, columns, stats, hyper):
-        total = jnp.sqrt(jnp.abs(columns.logps)).sum()
-        return {"loss": (total, jnp.float32(1.0))}, {k: v + 1 for k, v in stats.items()}
+    couples = True
+
+    def update(self, columns, stats, hyper):
+        return {name: seen + 1 for name, seen in stats.items()}
+
+    def loss(self, columns, stats, hyper, counts):
+        return jnp.sqrt(jnp.abs(columns.logps)).sum(), {}
 
 
 def batch_of(tokens, docs):
     tokens, docs = (jnp.asarray(x, jnp.int32) for x in (tokens, docs))
     parts, rows, _ = tokens.shape
     none = jnp.zeros((parts, rows, 0), jnp.int32)
+    ids = jnp.arange(parts * rows).reshape(parts, rows, 1)
     pairs = jnp.full((parts, rows, 1, 2), -1)
-    return Batch(tokens, tokens, docs, docs, none, none, none, none, none, pairs=pairs)
+    return Batch(tokens, tokens, docs, docs, none, none, none, none, ids, pairs=pairs)
 
 
-FIT, DIRECTION = Fit(), optimizer.sgd()
+FIT, SPREAD, DIRECTION = Fit(), Spread(), optimizer.sgd()
 ADAMW = optimizer.adamw(b1=0.9, b2=0.9, eps=1e-8, weight_decay=0.1)
 
 
@@ -61,7 +92,10 @@ def state_of(w=1.0, b=0.0, tx=DIRECTION):
     return state._replace(stats={"seen": jnp.float32(0)})
 
 
-@functools.partial(jax.jit, static_argnames=("objective", "tx", "lr_factor", "clip"))
+STATIC = ("objective", "tx", "lr_factor", "clip", "sync")
+
+
+@functools.partial(jax.jit, static_argnames=STATIC)
 def take(
     state,
     batch,
@@ -71,6 +105,7 @@ def take(
     tx=DIRECTION,
     lr_factor=optimizer.constant,
     clip=0.0,
+    sync=None,
 ):
     return step.train_step(
         state,
@@ -81,6 +116,7 @@ def take(
         lr_factor=lr_factor,
         clip_norm=clip,
         microbatches=batch.tokens.shape[0],
+        sync=sync,
     )
 
 
@@ -94,7 +130,7 @@ def test_a_step_by_hand():
     np.testing.assert_allclose(metrics["grad_norm"], np.sqrt(73), rtol=1e-6)
     np.testing.assert_allclose(state.params["w"], 1 - 0.1 * 8, rtol=1e-6)
     np.testing.assert_allclose(state.params["b"], -0.1 * 3, rtol=1e-6)
-    assert metrics["ok"] and state.step == 1 and state.stats["seen"] == 2
+    assert metrics["ok"] and state.step == 1 and state.stats["seen"] == 0
 
 
 def test_the_schedule_scales_the_rate_and_is_logged():
@@ -138,27 +174,41 @@ RAGGED = [  # 8 rows whose counts are 3, 1, 0, 2, 3, 0, 0, 1: halves of 6 and 4
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("objective, seen", [(FIT, 0), (SPREAD, 10)])
 @pytest.mark.parametrize("parts", [2, 4, 8])
-def test_microbatches_change_nothing(parts):
+def test_microbatches_change_nothing(parts, objective, seen):
     """The mean is over the whole step's count, though no two parts hold the same."""
     tokens = np.random.default_rng(0).integers(-5, 6, (8, 3))
     split = lambda x, n: np.reshape(x, (n, 8 // n, 3))  # noqa: E731
     whole = batch_of(split(tokens, 1), split(RAGGED, 1))
     cut = batch_of(split(tokens, parts), split(RAGGED, parts))
-    want, wanted = take(state_of(0.7, 0.2), whole)
-    got, metrics = take(state_of(0.7, 0.2), cut)
+    want, wanted = take(state_of(0.7, 0.2), whole, objective=objective)
+    got, metrics = take(state_of(0.7, 0.2), cut, objective=objective)
     for name in ("w", "b"):
         np.testing.assert_allclose(got.params[name], want.params[name], rtol=1e-6)
     np.testing.assert_allclose(metrics["loss"], wanted["loss"], rtol=1e-6)
     np.testing.assert_allclose(metrics["grad_norm"], wanted["grad_norm"], rtol=1e-6)
-    assert got.stats["seen"] == want.stats["seen"] == 10
+    assert wanted["loss"] > 0.1 and want.params["w"] != np.float32(0.7)
+    assert got.stats["seen"] == want.stats["seen"] == seen
+
+
+def test_a_coupled_loss_by_numpy():
+    """Gradient of 10·Var(w·x): 20 w Var(x), whose b-part is 0."""
+    tokens = np.random.default_rng(0).integers(-5, 6, (2, 4, 3))
+    docs = np.reshape(RAGGED, (2, 4, 3))
+    state, metrics = take(state_of(0.7, 0.2), batch_of(tokens, docs), objective=SPREAD)
+    spread = np.var(tokens[docs > 0])
+    np.testing.assert_allclose(metrics["loss"], 10 * 0.49 * spread, rtol=1e-5)
+    want = 0.7 - 0.1 * 20 * 0.7 * spread
+    np.testing.assert_allclose(state.params["w"], want, rtol=1e-5)
+    np.testing.assert_allclose(state.params["b"], 0.2, atol=1e-5)
 
 
 def test_gradients_are_of_the_global_mean():
     """Against NumPy: 2/n Σ (w·x + b − t)·x over what counts."""
     tokens = np.random.default_rng(1).integers(-5, 6, (4, 2, 3))
     docs = np.reshape(RAGGED, (4, 2, 3))
-    grads, sums, _ = step.accumulate(
+    grads, (loss, sums, _) = step.accumulate(
         Fit(),
         {"w": jnp.float32(0.3), "b": jnp.float32(-0.1)},
         {},
@@ -170,8 +220,9 @@ def test_gradients_are_of_the_global_mean():
     error = np.where(docs > 0, 0.3 * tokens - 0.1 - 1.0, 0.0)
     np.testing.assert_allclose(grads["w"], 2 * (error * tokens).sum() / 10, rtol=1e-5)
     np.testing.assert_allclose(grads["b"], 2 * error.sum() / 10, rtol=1e-5)
-    np.testing.assert_allclose(sums["loss"][0], np.square(error).sum(), rtol=1e-5)
-    assert sums["loss"][1] == 10
+    np.testing.assert_allclose(loss, np.square(error).sum() / 10, rtol=1e-5)
+    np.testing.assert_allclose(sums["error"][0], np.square(error).sum(), rtol=1e-5)
+    assert sums["error"][1] == 10
 
 
 def test_an_empty_batch_moves_nothing():
@@ -205,15 +256,32 @@ def test_a_step_that_is_not_finite_changes_nothing(objective, start, target, par
         )
 
 
-def test_steps_and_microbatches_draw_their_own_numbers():
-    four = batch_of([[[1]]] * 4, [[[1]]] * 4)
-    state, first = take(state_of(), four)
-    again, same = take(state_of(), four)
-    _, second = take(state, four)
-    assert first["noise"] == same["noise"] != second["noise"]
+def test_noise_is_keyed_by_step_and_id_but_not_by_part():
+    four, one = ([[[1]]] * 4,) * 2, ([[[1]] * 4],) * 2
+    state, first = take(state_of(), batch_of(*four))
+    _, same = take(state_of(), batch_of(*one))
+    _, second = take(state, batch_of(*four))
+    np.testing.assert_allclose(first["noise"], same["noise"], rtol=1e-6)
+    assert first["noise"] != second["noise"]
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), 0)
     draws = [jax.random.uniform(jax.random.fold_in(key, i)) for i in range(4)]
     np.testing.assert_allclose(first["noise"], np.mean(draws), rtol=1e-6)
+
+
+@pytest.mark.parametrize("mix", [0.25, 1.0])
+def test_a_reference_follows_every_second_update(mix):
+    """ref ← (1 − mix)·ref + mix·policy after updates 2 and 4, as TR-DPO has it."""
+    sync = functools.partial(step.follow, every=2, mix=mix)
+    state = state_of()._replace(ref={"w": jnp.float32(5.0), "b": jnp.float32(-1.0)})
+    want = {"w": 5.0, "b": -1.0}
+    for number in range(1, 5):
+        state, _ = take(state, ONE, sync=sync)
+        if number % 2 == 0:
+            own = {name: float(value) for name, value in state.params.items()}
+            want = {n: (1 - mix) * want[n] + mix * own[n] for n in want}
+        for name, value in want.items():
+            np.testing.assert_allclose(state.ref[name], value, rtol=1e-6)
+    assert want["w"] != 5.0
 
 
 def test_one_compilation_serves_a_sweep_and_donates_the_state():
@@ -223,6 +291,7 @@ def test_one_compilation_serves_a_sweep_and_donates_the_state():
         functools.partial(take.__wrapped__, clip=1.0),
         state_shardings=everywhere,
         batch_sharding=everywhere,
+        hyper_shardings=everywhere,
         scalar=everywhere,
     )
     losses = []

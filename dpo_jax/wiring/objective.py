@@ -1,0 +1,192 @@
+"""The names in `loss.*` to what is minimised.
+
+A mixture `dpo+sft` is several rows of the loss table, weighted by `loss.weights`. Which
+record the rows take says which objective it is. Float options are traced, so that a
+sweep over them compiles once; the others are fixed.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dpo_jax.config import Config
+from dpo_jax.losses import Loss, LossFn, find, keywords, options
+from dpo_jax.losses.tokens import WEIGHTS
+from dpo_jax.objectives.preference import Preference, Term
+from dpo_jax.objectives.ranking import Ranking
+from dpo_jax.objectives.reward import RewardModel
+from dpo_jax.objectives.sft import Sft
+from dpo_jax.objectives.terms import Scorer, Weigh
+from dpo_jax.objectives.unpaired import Unpaired
+from dpo_jax.types import ApplyFn, Array, Head, Hyper, Objective, Stats
+
+LossTable = Mapping[str, Loss | LossFn]
+
+TAKEN_BY = {  # the record that a loss takes -> config.objective
+    "pairs": "preference",
+    "singles": "unpaired",
+    "lists": "ranking",
+    "scores": "reward",
+}
+KINDS = {  # config.objective -> kind of rows
+    "preference": "pairs",
+    "sft": "completions",
+    "unpaired": "singles",
+    "ranking": "rankings",
+    "reward": "pairs",
+}
+FIXED = ("divergence_alpha",)  # floats that choose a formula
+
+
+def components(config: Config, losses: LossTable) -> tuple[Loss, ...]:
+    """Looks up the rows of `loss.name`, one or several joined by `+`.
+
+    Raises:
+      ConfigError: if the table lacks one.
+    """
+    return tuple(find(name, losses) for name in config.loss.name.split("+"))
+
+
+def used_options(config: Config, rows: tuple[Loss, ...]) -> set[str]:
+    """Names the options of `loss.*` that a run reads.
+
+    `ld_alpha` and `weighting` act on any loss of pairs' summed log-ratios.
+    """
+    used = {"name"} | {name for row in rows for name in options(row)}
+    ratios = all(row.takes == "pairs" and row.reference for row in rows)
+    elementwise = not any(row.couples for row in rows)
+    if len(rows) > 1:
+        used.add("weights")
+    elif ratios and not rows[0].token_weights:
+        used.add("ld_alpha")
+    if ratios and elementwise:
+        used.add("weighting")
+    if config.objective == "reward":
+        used.add("margin")
+    elif config.ref.mode != "none" or config.objective == "preference":
+        used.add("beta")  # of the metrics `rewards/*`
+    return used
+
+
+def is_traced(name: str, value: Any) -> bool:
+    """Tells hyper-parameters that a sweep may change without compiling again."""
+    return isinstance(value, float) and name not in FIXED
+
+
+def hyper(config: Config) -> Hyper:
+    """Collects the float hyper-parameters as arrays."""
+    values = {k: v for k, v in config.loss.items() if is_traced(k, v)}
+    values["lr"] = config.optimizer.lr
+    return {name: jnp.float32(value) for name, value in values.items()}
+
+
+def bound(function: Callable[..., Any], config: Config) -> Callable[..., Any]:
+    """Gives a function of the table its options: `(record, hyper, **stats) -> …`."""
+    section = config.loss
+    names = [name for name in keywords(function) if name in section]
+    fixed = {n: section[n] for n in names if not is_traced(n, section[n])}
+    traced = [name for name in names if name not in fixed]
+
+    def call(record: Any, hyper: Hyper, **stats: Array) -> Any:
+        given = {name: hyper[name] for name in traced}
+        return function(record, **fixed, **given, **stats)
+
+    return call
+
+
+def term(row: Loss, config: Config, weight: float) -> Term:
+    """Binds a row of the table to the configuration."""
+    loss = bound(row.fn, config)
+    running = row.running
+    if running is None:
+        return Term(lambda record, stats, hyper: loss(record, hyper), row.per, weight)
+    names = [name for name in keywords(row.fn) if name in running.start]
+    follow = bound(running.update, config)
+
+    def of_stats(record: NamedTuple, stats: Stats, hyper: Hyper) -> Array:
+        return loss(record, hyper, **{name: stats[name] for name in names})
+
+    def update(record: NamedTuple, stats: Stats, hyper: Hyper) -> Stats:
+        own = {name: stats[name] for name in running.start}
+        return _update(follow, record, own, hyper)
+
+    return Term(of_stats, row.per, weight, update)
+
+
+def _update(follow: Callable, record: NamedTuple, own: Stats, hyper: Hyper) -> Stats:
+    return follow(record, hyper, stats=own)
+
+
+def start_stats(rows: tuple[Loss, ...]) -> Stats:
+    """Returns the running statistics before the first step; {} where none is kept."""
+    return {
+        name: jnp.float32(value)
+        for row in rows
+        if row.running is not None
+        for name, value in row.running.start.items()
+    }
+
+
+def weigh_tokens(row: Loss, config: Config) -> Weigh | None:
+    """Finds the weights of tokens in a response's sum; None = each counts once."""
+    name = row.token_weights
+    if not name and config.loss.ld_alpha != 1.0:
+        name = "ld"
+    return bound(WEIGHTS[name], config) if name else None
+
+
+def clamped(chosen: Array, rejected: Array) -> Array:
+    """Returns e^(m_w + m_l), at most 1: the official code of WPO."""
+    return jnp.minimum(plain(chosen, rejected), 1.0)
+
+
+def plain(chosen: Array, rejected: Array) -> Array:
+    """Returns e^(m_w + m_l), no gradient. Source: WPO, arXiv:2406.11827 eq. 6."""
+    return jax.lax.stop_gradient(jnp.exp(chosen + rejected))
+
+
+WEIGHTINGS: dict[str, Callable[[Array, Array], Array] | None] = {
+    "none": None,
+    "wpo": plain,
+    "wpo_clamped": clamped,
+}
+
+
+def make_objective(
+    config: Config,
+    rows: tuple[Loss, ...],
+    apply: ApplyFn,
+    ref_head: Callable[[Hyper], Head] | None,
+) -> Objective:
+    """Builds what is minimised.
+
+    Args:
+      config: of the run.
+      rows: from `components`.
+      apply: the policy.
+      ref_head: the reference's head, where a loss needs its whole distribution.
+    """
+    weights = config.loss.weights or (1.0,) * len(rows)
+    parts = tuple(
+        term(row, config, weight) for row, weight in zip(rows, weights, strict=True)
+    )
+    couples = any(row.couples or row.running is not None for row in rows)
+    if config.objective == "reward":
+        return RewardModel(apply, parts, config.loss.margin == "data", couples)
+    weighting = WEIGHTINGS[config.loss.weighting]
+    scorer = Scorer(
+        apply,
+        config.model.logits_chunk,
+        weigh_tokens(rows[0], config),
+        ref_head,
+        weighting is not None,
+    )
+    if config.objective == "sft":
+        return Sft(scorer)
+    if config.objective == "unpaired":
+        return Unpaired(scorer, parts, couples)
+    if config.objective == "ranking":
+        return Ranking(scorer, parts, couples)
+    return Preference(scorer, parts, couples, weighting)

@@ -88,10 +88,16 @@ class TokenStats(NamedTuple):
     Attributes:
       logps: log-probability of the target, nats.
       entropy: of the predictive distribution, nats; no gradient.
+      correct: 1 where the target is the likeliest token, else 0; no gradient.
+      collision: log Σ_v p_v², nats: log-probability that two draws agree; no gradient.
+      kl: KL(ref‖policy) over the vocabulary, nats; None where no reference was given.
     """
 
     logps: Array
     entropy: Array
+    correct: Array
+    collision: Array
+    kl: Array | None = None
 
 
 class TokenPlaces(NamedTuple):

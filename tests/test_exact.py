@@ -209,8 +209,8 @@ def test_dpo_recovers_the_optimum_over_sequences():
             return terms.columns(stats, batch)
 
         def loss(table):
-            pairs, mask = gather_pairs(logps(table))
-            assert mask.shape == probability.shape
+            pairs = gather_pairs(logps(table))
+            assert pairs.mask.shape == probability.shape
             return both_ways(pairs, probability, beta)
 
         table = jax.jit(lambda t: descend(loss, t, lr=0.1, steps=4000))(ref_table)

@@ -82,8 +82,8 @@ def mixture_faults(config: Config, rows: tuple[Loss, ...]) -> list[str]:
     own = [n for n, row in zip(names, rows, strict=True) if row.token_weights]
     if own:
         found.append(
-            f"loss.name={config.loss.name!r}: {', '.join(own)} weighs tokens in its own "
-            "way and cannot be mixed"
+            f"loss.name={config.loss.name!r}: {', '.join(own)} weighs tokens in its "
+            "own way and cannot be mixed"
         )
     return found
 

@@ -11,7 +11,7 @@ from dpo_jax.data.loader import Loader, Settings, eval_steps
 from dpo_jax.evals import preference
 from dpo_jax.losses import LOSSES
 from dpo_jax.objectives import terms
-from dpo_jax.objectives.preference import Preference, gather_pairs
+from dpo_jax.objectives.preference import Preference, Term, gather_pairs
 from dpo_jax.types import Head, Record
 
 VOCAB, SIZE = 9, 7
@@ -24,22 +24,24 @@ def bigram(table, batch):
     return jax.nn.one_hot(batch.tokens, VOCAB), Head(jnp.asarray(table), None)
 
 
-def dpo(pairs, hyper):
+def dpo(pairs, stats, hyper):
     return LOSSES["dpo"].fn(pairs, **hyper, **OPTIONS)
 
 
-PLAIN = Preference(bigram, dpo, "pairs", 16)
+SCORER, PARTS = terms.Scorer(bigram, 16), (Term(dpo, "pairs"),)
+PLAIN = Preference(SCORER, PARTS)
 
 
 class Coupled(Preference):
     """A loss that compares every pair with the whole set's mean margin."""
 
-    def loss(self, columns, stats, hyper):
-        pairs, mask = gather_pairs(columns)
+    def loss(self, columns, stats, hyper, counts):
+        pairs = gather_pairs(columns)
         margins = pairs.chosen - pairs.rejected
-        total, count = terms.masked_mean(margins, mask)
+        total, count = terms.masked_mean(margins, pairs.mask)
         spread = jnp.square(margins - total / count)
-        return {"loss": terms.masked_mean(spread, mask)}, stats
+        value = jnp.where(pairs.mask, spread, 0.0).sum() / counts["pairs"]
+        return value + stats["shift"], {}
 
 
 def records():
@@ -50,7 +52,10 @@ def records():
 
 @functools.cache
 def score(objective):
-    return jax.jit(lambda table, batch: objective.score(table, batch, None))
+    def both(table, batch):
+        return objective.score(table, batch, None, HYPER), objective.counts(batch)
+
+    return jax.jit(both)
 
 
 def evaluate(objective, pairs, layout, shards=1):
@@ -64,7 +69,13 @@ def evaluate(objective, pairs, layout, shards=1):
             yield rows._replace(ref_token_logps=stats.logps)
 
     return preference.evaluate(
-        TABLE, batches(), score=score(objective), objective=objective, hyper=HYPER
+        TABLE,
+        batches(),
+        score=score(objective),
+        objective=objective,
+        stats={"shift": 2.0},
+        hyper=HYPER,
+        extras=lambda whole: {"slots": float((whole.lengths > 0).sum())},
     )
 
 
@@ -115,11 +126,13 @@ def test_every_record_counts_once_however_the_set_is_cut(pairs, layout, shards):
         "lengths/rejected": lengths[:, 1].mean(),
         "displacement/chosen": (own - other)[:, 0].mean(),
         "displacement/chosen_falling": ((own - other)[:, 0] < 0).mean(),
+        "slots": 2 * SIZE,
     }
     for name, value in want.items():
         np.testing.assert_allclose(got[name], value, rtol=1e-5, err_msg=name)
     assert got.keys() - want.keys() == {
         "entropy",
+        "mean_token_accuracy",
         "logps/rejected",
         "logps/ref_chosen",
         "rewards/rejected",
@@ -129,9 +142,9 @@ def test_every_record_counts_once_however_the_set_is_cut(pairs, layout, shards):
 @pytest.mark.parametrize("pairs, layout, shards", CUTS)
 def test_a_coupled_loss_couples_the_whole_set(pairs, layout, shards):
     """The variance of the margins: batches of one would give 0."""
-    objective = Coupled(bigram, dpo, "pairs", 16)
+    objective = Coupled(SCORER, PARTS, couples=True)
     got = evaluate(objective, pairs, layout, shards)
     own, _ = by_numpy()
     want = np.var(own[:, 0] - own[:, 1])
     assert want > 0.5
-    np.testing.assert_allclose(got["loss"], want, rtol=1e-5)
+    np.testing.assert_allclose(got["loss"], want + 2.0, rtol=1e-5)

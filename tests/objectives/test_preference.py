@@ -10,8 +10,9 @@ import pytest
 from dpo_jax.data import layouts
 from dpo_jax.losses import LOSSES, find, options
 from dpo_jax.objectives import preference, terms
-from dpo_jax.objectives.preference import Preference
+from dpo_jax.objectives.preference import Preference, Term
 from dpo_jax.objectives.sft import Sft
+from dpo_jax.objectives.terms import Scorer
 from dpo_jax.types import Columns, Head, Record
 
 STATIC = {"divergence": "reverse_kl", "divergence_alpha": 1.0, "normalize": "sum"}
@@ -25,8 +26,12 @@ COLUMNS = Columns(
     ref_logps=jnp.float32([[-2.0, -3.0], [-3.5, -1.0]]),
     lengths=jnp.float32([[2, 4], [3, 5]]),
     entropy=jnp.float32([[2, 4], [6, 2]]),
+    correct=jnp.float32([[1, 4], [2, 0]]),
     pairs=jnp.array([[[0, 1], [-1, -1]], [[3, 2], [-1, -1]]]),
 )
+
+
+COUNTS = {"pairs": np.float32(2), "chosen_tokens": np.float32(7)}
 
 
 @functools.cache
@@ -34,12 +39,18 @@ def objective(name="dpo", apply=None):
     loss = find(name, LOSSES)
     given = {**STATIC, "beta": BETA, "label_smoothing": 0.0}
     fixed = {key: given[key] for key in options(loss)}
-    pair_loss = lambda pairs, hyper: loss.fn(pairs, **fixed)  # noqa: E731
-    return Preference(apply, pair_loss, loss.per, 4)
+    pair_loss = lambda pairs, stats, hyper: loss.fn(pairs, **fixed)  # noqa: E731
+    return Preference(Scorer(apply, 4), (Term(pair_loss, loss.per),))
 
 
 def means(sums):
     return {name: float(total / count) for name, (total, count) in sums.items()}
+
+
+def valued(name, columns=COLUMNS):
+    """Returns the loss and the metrics of columns."""
+    value, sums = objective(name).loss(columns, {}, HYPER, COUNTS)
+    return float(value), means(sums)
 
 
 def bigram(params, batch):
@@ -80,15 +91,15 @@ def graded(fit, table, batch):
     """Returns (mean loss, sums), and the gradient of the mean."""
 
     def mean(table):
-        sums, _ = fit.loss(fit.score(table, batch, None), {}, HYPER)
-        return sums["loss"][0] / sums["loss"][1], sums
+        columns = fit.score(table, batch, None, HYPER)
+        return fit.loss(columns, {}, HYPER, fit.counts(batch))
 
     return jax.value_and_grad(mean, has_aux=True)(table)
 
 
 def test_pairs_are_gathered_across_rows():
-    pairs, mask = preference.gather_pairs(COLUMNS)
-    assert mask.tolist() == [True, False, True, False]
+    pairs = preference.gather_pairs(COLUMNS)
+    assert pairs.mask.tolist() == [True, False, True, False]
     np.testing.assert_array_equal(pairs.chosen, [-1, 0, -2, 0])
     np.testing.assert_array_equal(pairs.rejected, [-4, 0, -3, 0])
     np.testing.assert_array_equal(pairs.ref_chosen, [-2, 0, -1, 0])
@@ -100,13 +111,15 @@ def test_pairs_are_gathered_across_rows():
 def test_metrics_by_hand():
     """a = (1, −1), b = (−1, .5); δ = (2, −1.5); losses log(1 + e^−1), log(1 + e^.75).
 
-    14 response tokens with 14 nats of entropy.
+    14 response tokens with 14 nats of entropy, 7 of them the likeliest.
     """
-    sums, stats = objective().loss(COLUMNS, {}, HYPER)
-    assert stats == {}
+    loss, got = valued("dpo")
+    want_loss = (np.log1p(np.exp(-1)) + np.log1p(np.exp(0.75))) / 2
+    np.testing.assert_allclose(loss, want_loss, rtol=1e-6)
+    assert objective().update(COLUMNS, {}, HYPER) == {}
     want = {
-        "loss": (np.log1p(np.exp(-1)) + np.log1p(np.exp(0.75))) / 2,
         "entropy": 1.0,
+        "mean_token_accuracy": 0.5,
         "logps/chosen": -1.5,
         "logps/rejected": -3.5,
         "logps/ref_chosen": -1.5,
@@ -120,7 +133,6 @@ def test_metrics_by_hand():
         "displacement/chosen": 0.0,
         "displacement/chosen_falling": 0.5,
     }
-    got = means(sums)
     assert got.keys() == want.keys()
     for name, value in want.items():
         np.testing.assert_allclose(got[name], value, rtol=1e-6, err_msg=name)
@@ -128,29 +140,23 @@ def test_metrics_by_hand():
 
 def test_without_a_reference_its_metrics_are_missing():
     """Rewards are then β × log-prob; the reference counts as 0."""
-    sums, _ = objective("sft").loss(COLUMNS._replace(ref_logps=None), {}, HYPER)
-    got = means(sums)
+    _, got = valued("sft", COLUMNS._replace(ref_logps=None))
     assert not any("ref" in name or "displacement" in name for name in got)
     np.testing.assert_allclose(got["rewards/chosen"], BETA * -1.5)
     np.testing.assert_allclose(got["rewards/margins"], BETA * 2.0)
 
 
 def test_rewards_do_not_depend_on_the_loss():
-    named = {
-        name: objective(name).loss(COLUMNS, {}, HYPER)[0]
-        for name in ("dpo", "ipo", "hinge", "sft")
-    }
-    for sums in named.values():
-        np.testing.assert_allclose(means(sums)["rewards/margins"], 0.125)
+    for name in ("dpo", "ipo", "hinge", "sft"):
+        np.testing.assert_allclose(valued(name)[1]["rewards/margins"], 0.125)
 
 
 def test_sft_is_a_mean_over_chosen_tokens():
     """(1 + 2) nats over 2 + 5 tokens."""
-    sums, _ = objective("sft").loss(COLUMNS, {}, HYPER)
-    np.testing.assert_allclose(means(sums)["loss"], 3 / 7, rtol=1e-6)
+    np.testing.assert_allclose(valued("sft")[0], 3 / 7, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", sorted(LOSSES))
+@pytest.mark.parametrize("name", ["dpo", "ipo", "hinge", "sft"])
 def test_masked_pairs_contribute_exactly_nothing(name):
     """Neither value nor gradient, whatever stands in the slots that no pair names."""
     fit = objective(name)
@@ -159,11 +165,12 @@ def test_masked_pairs_contribute_exactly_nothing(name):
     @jax.jit
     def total(other):
         logps = COLUMNS.logps.at[1].set(other)
-        sums, _ = fit.loss(COLUMNS._replace(logps=logps, pairs=pairs), {}, HYPER)
-        return sums["loss"][0]
+        columns = COLUMNS._replace(logps=logps, pairs=pairs)
+        counts = {"pairs": 1.0, "chosen_tokens": 1.0}
+        return fit.loss(columns, {}, HYPER, counts)[0]
 
-    gathered, _ = preference.gather_pairs(COLUMNS)
-    alone = fit.pair_loss(jax.tree.map(lambda x: x[:1], gathered), HYPER)
+    gathered = preference.gather_pairs(COLUMNS)
+    alone = fit.parts[0].fn(jax.tree.map(lambda x: x[:1], gathered), {}, HYPER)
     for other in (0.0, 1e4, -1e4, np.inf, np.nan):
         np.testing.assert_allclose(total(jnp.full(2, other)), alone[0], rtol=1e-6)
         assert not np.asarray(jax.grad(total)(jnp.full(2, other))).any()
@@ -171,8 +178,8 @@ def test_masked_pairs_contribute_exactly_nothing(name):
 
 def test_the_reference_gets_no_gradient():
     def total(ref):
-        sums, _ = objective().loss(COLUMNS._replace(ref_logps=ref), {}, HYPER)
-        return sums["loss"][0]
+        columns = COLUMNS._replace(ref_logps=ref)
+        return objective().loss(columns, {}, HYPER, COUNTS)[0]
 
     assert not np.asarray(jax.grad(total)(COLUMNS.ref_logps)).any()
 
@@ -183,10 +190,12 @@ def test_layouts_and_empty_rows_change_nothing(layout, spare):
     """Loss, metrics and gradients of a model, against one response a row."""
     fit = objective(apply=bigram)
     padded = annotated(rows(RECORDS, "padded"))
-    (_, want), want_grads = graded(fit, TABLE, padded)
-    (_, got), got_grads = graded(fit, TABLE, annotated(rows(RECORDS, layout, spare)))
+    (loss, want), want_grads = graded(fit, TABLE, padded)
+    batch = annotated(rows(RECORDS, layout, spare))
+    (same, got), got_grads = graded(fit, TABLE, batch)
     np.testing.assert_allclose(got_grads, want_grads, atol=1e-6)
-    assert got["loss"][1] == 3
+    np.testing.assert_allclose(same, loss, rtol=1e-6)
+    assert got["logps/chosen"][1] == fit.counts(batch)["pairs"] == 3
     for name, value in means(want).items():
         np.testing.assert_allclose(means(got)[name], value, rtol=1e-5, err_msg=name)
 
@@ -195,8 +204,8 @@ def test_log_probs_of_a_bigram_model_by_numpy():
     """Sums log softmax(table[previous])[next] along each response."""
     logps = np.asarray(jax.nn.log_softmax(TABLE))
     batch = rows(RECORDS)
-    columns = objective(apply=bigram).score(TABLE, batch, None)
-    pairs, mask = preference.gather_pairs(columns)
+    columns = objective(apply=bigram).score(TABLE, batch, None, HYPER)
+    pairs = preference.gather_pairs(columns)
     found = {}
     for place, (chosen, _) in enumerate(batch.pairs.reshape(-1, 2)):
         if chosen >= 0:
@@ -215,9 +224,10 @@ def test_the_first_loss_where_policy_and_reference_are_equal(name, want):
     batch = rows(RECORDS)
     own = terms.token_stats(bigram, TABLE, batch, 4).logps
     fit = objective(name, bigram)
-    columns = fit.score(TABLE, batch._replace(ref_token_logps=own), None)
-    got = means(fit.loss(columns, {}, HYPER)[0])
-    assert abs(got["loss"] - want) < 1e-6
+    columns = fit.score(TABLE, batch._replace(ref_token_logps=own), None, HYPER)
+    loss, sums = fit.loss(columns, {}, HYPER, fit.counts(batch))
+    got = means(sums)
+    assert abs(loss - want) < 1e-6
     assert got["rewards/margins"] == got["displacement/chosen"] == 0.0
 
 
@@ -225,7 +235,7 @@ def test_preferred_fine_tuning_is_sft_on_the_chosen():
     """Loss and gradient of pairs under `sft` equal those of completions."""
     completions = [r._replace(responses=r.responses[:1]) for r in RECORDS]
 
-    sft, preferred = Sft(bigram, 4), objective("sft", bigram)
+    sft, preferred = Sft(Scorer(bigram, 4)), objective("sft", bigram)
     (one, sums), slope = graded(sft, TABLE, rows(completions, "packed"))
     (two, _), other = graded(preferred, TABLE, rows(RECORDS))
     np.testing.assert_allclose(one, two, rtol=1e-6)

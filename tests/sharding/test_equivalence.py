@@ -20,7 +20,8 @@ from dpo_jax.data.loader import Loader, Settings, train_steps
 from dpo_jax.losses import LOSSES
 from dpo_jax.models.decoder import Decoder, abstract_params, init_params
 from dpo_jax.models.spec import preset
-from dpo_jax.objectives.preference import Preference
+from dpo_jax.objectives.preference import Preference, Term
+from dpo_jax.objectives.terms import Scorer
 from dpo_jax.sharding import arrays, mesh, rules
 from dpo_jax.train import annotate, optimizer, step
 from dpo_jax.types import Record
@@ -33,7 +34,7 @@ OPTIONS = {"divergence": "reverse_kl", "divergence_alpha": 1.0, "normalize": "su
 HYPER = {"beta": 0.1, "label_smoothing": 0.0, "lr": LR}
 
 
-def pair_loss(pairs, hyper):
+def pair_loss(pairs, stats, hyper):
     smoothing = hyper["label_smoothing"]
     options = {"beta": hyper["beta"], "label_smoothing": smoothing, **OPTIONS}
     return LOSSES["dpo"].fn(pairs, **options)
@@ -73,7 +74,7 @@ def compile_run(built, microbatches):
     apply = lambda params, batch: module.apply({"params": params}, batch)  # noqa: E731
     take = functools.partial(
         step.train_step,
-        objective=Preference(apply, pair_loss, "pairs", 8),
+        objective=Preference(Scorer(apply, 8), (Term(pair_loss, "pairs"),)),
         tx=keep_gradient(),
         lr_factor=optimizer.constant,
         clip_norm=0.0,
@@ -82,8 +83,8 @@ def compile_run(built, microbatches):
 
     def whole(state, asked, hyper):
         batch, ref_params = asked
-        scored = annotate.ref_token_logps(ref_params, batch, apply=apply, chunk=8)
-        return take(state, batch._replace(ref_token_logps=scored), hyper)
+        asked = annotate.token_logps(ref_params, batch, apply=apply, chunk=8)
+        return take(state, batch._replace(**asked), hyper)
 
     make = functools.partial(step.init_state, tx=keep_gradient(), seed=0)
     abstract = jax.eval_shape(make, abstract_params(SPEC))
@@ -93,6 +94,7 @@ def compile_run(built, microbatches):
         whole,
         state_shardings=places,
         batch_sharding=(rows, places.params),
+        hyper_shardings=arrays.replicated(built),
         scalar=arrays.replicated(built),
     )
 

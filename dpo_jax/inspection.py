@@ -5,22 +5,26 @@ trained on.
 """
 
 import dataclasses
+import math
 import os
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from dpo_jax.config import Config
 from dpo_jax.data.loader import Loader, Settings
-from dpo_jax.errors import DataError
-from dpo_jax.losses import LOSSES
+from dpo_jax.errors import ConfigError, DataError
+from dpo_jax.losses import LOSSES, Loss
 from dpo_jax.objectives import terms
 from dpo_jax.sharding import arrays, mesh
-from dpo_jax.types import Batch, Record
+from dpo_jax.types import Array, Batch, Hyper, Params, Record, TokenStats
 from dpo_jax.wiring import checks, restoring
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
+from dpo_jax.wiring import objective as objective_wiring
+from dpo_jax.wiring.model import Model, Reference
 
 
 class Shown(NamedTuple):
@@ -56,6 +60,18 @@ class Score:
     policy: float
     reference: float | None
     entropy: float
+
+
+class Explained(NamedTuple):
+    """What the tokens of a row add up to.
+
+    Attributes:
+      scores: of every response token, responses in order.
+      loss: of this row alone, as a first step would take it.
+    """
+
+    scores: list[Score]
+    loss: float
 
 
 def tokenized(config: Config, index: int) -> Shown:
@@ -109,7 +125,7 @@ def _uncut(config: Config, tokenizer: Any, index: int) -> Record:
 def as_text(row: Shown) -> str:
     """Renders ids, text, mask, boundary and truncation."""
     record, decode = row.record, row.tokenizer.decode
-    names = ("chosen", "rejected") if len(record.responses) == 2 else ("completion",)
+    names = names_of(record)
     counted = zip(names, record.responses, strict=True)
     sizes = ", ".join(f"{name} {len(ids)}" for name, ids in counted)
     prompt = f"prompt {len(record.prompt)} tokens (cut {row.prompt_cut})"
@@ -128,59 +144,97 @@ def as_text(row: Shown) -> str:
     return "\n".join(lines) + "\n"
 
 
+def names_of(record: Record) -> list[str]:
+    """Names the responses of a record."""
+    if record.ranked:
+        return [f"rank {i + 1}" for i in range(len(record.responses))]
+    return ["chosen", "rejected"] if len(record.responses) == 2 else ["completion"]
+
+
 def _ids(ids: np.ndarray) -> str:
     return " ".join(str(int(i)) for i in ids)
 
 
-def explain(
-    config: Config, row: Shown, workdir: os.PathLike | str | None
-) -> list[Score]:
+def explain(config: Config, row: Shown, workdir: os.PathLike | str | None) -> Explained:
     """Scores every response token of a row under policy and reference.
 
     Args:
       config: of the run.
       row: from `tokenized`.
       workdir: take the policy from this run's newest checkpoint; None = model.path.
+
+    Raises:
+      ConfigError: if the objective scores no tokens.
     """
+    if config.objective == "reward":
+        raise ConfigError(
+            "--explain shows the log-probs of tokens; objective='reward' has none"
+        )
+    rows = checks.check(config, LOSSES)
     built = mesh.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    shards = mesh.row_shards(built)
     with jax.set_mesh(built):
-        settings = Settings(1, 1, config.data.layout, 0, shards)
-        local = Loader([row.record], [[0]], settings).batch_at(0)
-        batch = arrays.to_global(local, arrays.row_sharding(built, leading=1))
         folder, spec = model_wiring.find_model(config, row.tokenizer)
         model = model_wiring.make_model(config, folder, spec)
-        reference = model_wiring.make_reference(config, model, built)
+        whole = objective_wiring.needs_whole_reference(rows)
+        reference = model_wiring.make_reference(config, model, built, whole=whole)
         if workdir is None:
             params = model_wiring.load_params(model, built, "float32", seed=config.seed)
         else:
             _, params = restoring.trained_params(workdir, model, built)
+        batch = one_row_batch(config, row.record, built)
+        head = {}
         if reference is not None:
-            batch = reference.annotate(None, batch)
+            batch, head = reference.annotate(None, batch), reference.head
+        return _explain(config, rows, model, reference, params, batch, head)
+
+
+def one_row_batch(config: Config, record: Record, built: Mesh) -> Batch:
+    """Lays one record out, alone, with a leading axis of one microbatch."""
+    settings = Settings(1, 1, config.data.layout, 0, mesh.row_shards(built))
+    local = Loader([record], [[0]], settings).batch_at(0)
+    return arrays.to_global(local, arrays.row_sharding(built, leading=1))
+
+
+def _explain(
+    config: Config,
+    losses: tuple[Loss, ...],
+    model: Model,
+    reference: Reference | None,
+    params: Params,
+    batch: Batch,
+    head: Hyper,
+) -> Explained:
+    ref_head = None
+    if reference is not None and head:
+        ref_head = model_wiring.head_from_hyper(reference.model)
+    objective = objective_wiring.make_objective(config, losses, model.apply, ref_head)
+    hyper = objective_wiring.hyper(config) | head
+
+    @jax.jit
+    def take(params: Params, batch: Batch) -> tuple[TokenStats, Array]:
         rows = jax.tree.map(lambda leaf: leaf[0], batch)
-        stats = jax.jit(
-            lambda params, rows: terms.token_stats(
-                model.apply, params, rows, config.model.logits_chunk
-            )
-        )(params, rows)
-        return list(_scores(jax.device_get(rows), jax.device_get(stats)))
+        chunk = config.model.logits_chunk
+        stats = terms.token_stats(model.apply, params, rows, chunk)
+        columns = objective.score(params, rows, jax.random.key(config.seed), hyper)
+        kept = objective.update(columns, objective_wiring.start_stats(losses), hyper)
+        loss, _ = objective.loss(columns, kept, hyper, objective.counts(rows))
+        return stats, loss
+
+    stats, loss = jax.device_get(take(params, batch))
+    rows = jax.tree.map(lambda leaf: leaf[0], jax.device_get(batch))
+    return Explained(list(_scores(rows, stats)), float(loss))
 
 
-def _scores(rows: Batch, stats: Any) -> list[Score]:
+def _scores(rows: Batch, stats: TokenStats) -> list[Score]:
     """Lists the scored tokens, responses in order."""
     slots = rows.ends.shape[1]
-    pairs = rows.pairs.reshape(-1, 2)
-    order = {
-        int(p): which
-        for pair in pairs[pairs[:, 0] >= 0]
-        for which, p in enumerate(pair)
-    }
+    branches = np.take_along_axis(rows.branches, rows.ends, axis=1)  # [B, R]
     found = []
     for b, c in zip(*np.nonzero(rows.slots < slots), strict=True):
         reference = rows.ref_token_logps
         found.append(
             Score(
-                response=order.get(int(b * slots + rows.slots[b, c]), 0),
+                response=int(branches[b, rows.slots[b, c]]) - 1,
                 target=int(rows.targets[b, c]),
                 policy=float(stats.logps[b, c]),
                 reference=None if reference is None else float(reference[b, c]),
@@ -190,23 +244,48 @@ def _scores(rows: Batch, stats: Any) -> list[Score]:
     return sorted(found, key=lambda score: score.response)
 
 
-def scores_as_text(row: Shown, scores: list[Score]) -> str:
-    """Renders scored tokens one a line, with the sums of each response."""
-    lines = [
-        f"{'response':<10}{'id':>8}  {'policy':>10}{'ref':>10}{'entropy':>10}  token"
-    ]
-    names = (
-        ("chosen", "rejected") if len(row.record.responses) == 2 else ("completion",)
-    )
-    for which, name in enumerate(names):
-        own = [score for score in scores if score.response == which]
+def explained_as_text(config: Config, row: Shown, found: Explained) -> str:
+    """Renders scored tokens one a line, the sums, and what the loss makes of them.
+
+    Of a pair with a reference: Δ, the difference of the summed log-ratios, and
+    σ(−βΔ), the weight of the pair in the gradient of DPO (arXiv:2305.18290 section 4).
+    """
+    columns = ("policy", "ref", "difference", "entropy")
+    head = "".join(f"{name:>12}" for name in columns)
+    lines = [f"{'response':<12}{'id':>8}{head}  token"]
+    sums = []
+    for which, name in enumerate(names_of(row.record)):
+        own = [score for score in found.scores if score.response == which]
         for score in own:
-            ref = "–" if score.reference is None else f"{score.reference:.4f}"
             token = row.tokenizer.decode([score.target])
-            lines.append(
-                f"{name:<10}{score.target:>8}  {score.policy:>10.4f}{ref:>10}"
-                f"{score.entropy:>10.4f}  {token!r}"
-            )
-        total = sum(score.policy for score in own)
-        lines.append(f"{name:<10}{'sum':>8}  {total:>10.4f}")
-    return "\n".join(lines) + "\n"
+            numbers = _cells(score.policy, score.reference)
+            entropy = f"{score.entropy:>12.4f}"
+            lines.append(f"{name:<12}{score.target:>8}{numbers}{entropy}  {token!r}")
+        policy = sum(score.policy for score in own)
+        known = [score.reference for score in own if score.reference is not None]
+        reference = sum(known) if known else None
+        lines.append(f"{name:<12}{'sum':>8}{_cells(policy, reference)}")
+        sums.append((policy, reference))
+    return "\n".join(lines + _verdict(config, sums, found.loss)) + "\n"
+
+
+def _cells(policy: float, reference: float | None) -> str:
+    if reference is None:
+        return f"{policy:>12.4f}{'–':>12}{'–':>12}"
+    return f"{policy:>12.4f}{reference:>12.4f}{policy - reference:>12.4f}"
+
+
+def _verdict(
+    config: Config, sums: list[tuple[float, float | None]], loss: float
+) -> list[str]:
+    """Says what the sums of a row come to."""
+    lines = []
+    ratios = [policy - ref for policy, ref in sums if ref is not None]
+    if config.objective == "preference" and len(ratios) == 2:
+        delta = ratios[0] - ratios[1]
+        weight = 1 / (1 + math.exp(min(config.loss.beta * delta, 700.0)))
+        lines += [
+            f"Δ = {ratios[0]:.4f} − {ratios[1]:.4f} = {delta:.4f} nats",
+            f"gradient weight σ(−βΔ) = {weight:.4f} at β = {config.loss.beta:g}",
+        ]
+    return [*lines, f"loss {config.loss.name} = {loss:.6f}"]

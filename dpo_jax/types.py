@@ -295,14 +295,15 @@ Counts = dict[str, Array]  # what losses divide by: `pairs`, `chosen_tokens`, â€
 
 
 class Objective(Protocol):
-    """What is minimised: scores per microbatch, a loss over what was scored.
+    """What is minimised: scores per microbatch, a loss over what was scored."""
 
-    Attributes:
-      couples: whether the loss of a part depends on the rest of the batch, so that it
-        can only be taken over all microbatches at once.
-    """
+    @property
+    def couples(self) -> bool:
+        """Whether the loss of a part depends on the rest of the batch.
 
-    couples: bool
+        Then it can only be taken over all microbatches at once.
+        """
+        ...
 
     def counts(self, batch: Batch) -> Counts:
         """Counts from the masks of a microbatch what its loss will be divided by."""

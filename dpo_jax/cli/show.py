@@ -17,7 +17,7 @@ def main(arguments: Sequence[str]) -> int:
         flags.DEFINE_bool(
             "explain",
             False,
-            "log-prob of every scored token, policy and reference",
+            "log-prob of every scored token, the sums, and the loss",
             flag_values=values,
         )
         flags.DEFINE_string(
@@ -32,8 +32,8 @@ def main(arguments: Sequence[str]) -> int:
     row = inspection.tokenized(config, index)
     sys.stdout.write(inspection.as_text(row))
     if values["explain"].value:
-        scores = inspection.explain(config, row, values["workdir"].value or None)
-        sys.stdout.write(inspection.scores_as_text(row, scores))
+        found = inspection.explain(config, row, values["workdir"].value or None)
+        sys.stdout.write(inspection.explained_as_text(config, row, found))
     elif values["workdir"].value:
         raise ConfigError("--workdir is not used without --explain")
     return 0

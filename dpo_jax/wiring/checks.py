@@ -52,7 +52,7 @@ def loss_faults(config: Config, rows: tuple[Loss, ...]) -> list[str]:
     ]
     if any(row.reference for row in rows) and config.ref.mode == "none":
         found.append(f"{by} needs a reference; set ref.mode='live'")
-    if any("kls" in row.columns for row in rows) and config.ref.sync_every_steps:
+    if objective.needs_whole_reference(rows) and config.ref.sync_every_steps:
         found.append(f"{by} needs a reference that stays; set ref.sync_every_steps=0")
     if "divergence" in used:
         try:

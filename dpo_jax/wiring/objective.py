@@ -49,6 +49,11 @@ def components(config: Config, losses: LossTable) -> tuple[Loss, ...]:
     return tuple(find(name, losses) for name in config.loss.name.split("+"))
 
 
+def needs_whole_reference(rows: tuple[Loss, ...]) -> bool:
+    """Says whether a loss reads the reference's whole distribution at each token."""
+    return any("kls" in row.columns for row in rows)
+
+
 def used_options(config: Config, rows: tuple[Loss, ...]) -> set[str]:
     """Names the options of `loss.*` that a run reads.
 
@@ -83,15 +88,15 @@ def hyper(config: Config) -> Hyper:
 
 
 def bound(function: Callable[..., Any], config: Config) -> Callable[..., Any]:
-    """Gives a function of the table its options: `(record, hyper, **stats) -> …`."""
+    """Gives a function of the table its options: `(record, hyper, **more) -> …`."""
     section = config.loss
     names = [name for name in keywords(function) if name in section]
     fixed = {n: section[n] for n in names if not is_traced(n, section[n])}
     traced = [name for name in names if name not in fixed]
 
-    def call(record: Any, hyper: Hyper, **stats: Array) -> Any:
+    def call(record: Any, hyper: Hyper, **more: Any) -> Any:
         given = {name: hyper[name] for name in traced}
-        return function(record, **fixed, **given, **stats)
+        return function(record, **fixed, **given, **more)
 
     return call
 
@@ -103,20 +108,16 @@ def term(row: Loss, config: Config, weight: float) -> Term:
     if running is None:
         return Term(lambda record, stats, hyper: loss(record, hyper), row.per, weight)
     names = [name for name in keywords(row.fn) if name in running.start]
-    follow = bound(running.update, config)
+    move = bound(running.update, config)
 
     def of_stats(record: NamedTuple, stats: Stats, hyper: Hyper) -> Array:
         return loss(record, hyper, **{name: stats[name] for name in names})
 
     def update(record: NamedTuple, stats: Stats, hyper: Hyper) -> Stats:
         own = {name: stats[name] for name in running.start}
-        return _update(follow, record, own, hyper)
+        return move(record, hyper, stats=own)
 
     return Term(of_stats, row.per, weight, update)
-
-
-def _update(follow: Callable, record: NamedTuple, own: Stats, hyper: Hyper) -> Stats:
-    return follow(record, hyper, stats=own)
 
 
 def start_stats(rows: tuple[Loss, ...]) -> Stats:

@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 from dpo_jax.config import Config
 from dpo_jax.data.loader import Loader
 from dpo_jax.losses import Loss
-from dpo_jax.wiring import checks, training
+from dpo_jax.wiring import checks, objective, training
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring.data import Data
@@ -29,7 +29,7 @@ class Parts(NamedTuple):
 
     def reference(self, config: Config) -> Reference | None:
         """Loads the reference, with its head where a loss needs it."""
-        whole = any("kls" in row.columns for row in self.rows)
+        whole = objective.needs_whole_reference(self.rows)
         return model_wiring.make_reference(config, self.model, self.mesh, whole=whole)
 
 

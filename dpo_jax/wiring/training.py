@@ -21,7 +21,12 @@ from dpo_jax.wiring.model import (
     head_places,
     load_params,
 )
-from dpo_jax.wiring.objective import hyper, make_objective, start_stats
+from dpo_jax.wiring.objective import (
+    hyper,
+    make_objective,
+    needs_whole_reference,
+    start_stats,
+)
 
 
 class Trainer(NamedTuple):
@@ -52,7 +57,7 @@ def make_trainer(
 ) -> Trainer:
     """Wires model, loss and optimizer into a step over the mesh."""
     tx = optimizer.direction(config.optimizer.name, config.optimizer.to_dict())
-    whole = reference if any("kls" in row.columns for row in rows) else None
+    whole = reference if needs_whole_reference(rows) else None
     objective = make_objective(
         config, rows, model.apply, None if whole is None else head_from_hyper(whole)
     )

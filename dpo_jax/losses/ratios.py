@@ -118,13 +118,26 @@ def r_dpo(logps: PairLogps, *, beta: Array, length_alpha: Array) -> Array:
     return -jax.nn.log_sigmoid(beta * (chosen - rejected) + longer)
 
 
+def kls(logps: PairLogps) -> tuple[Array, Array]:
+    """Returns (D_w, D_l), Σ_t KL(ref‖π) along each response, f32[N] nats."""
+    assert logps.chosen_kls is not None and logps.rejected_kls is not None
+    return logps.chosen_kls, logps.rejected_kls
+
+
+def rating_gap(logps: PairLogps) -> Array:
+    """Returns s_w − s_l, f32[N]."""
+    assert logps.chosen_ratings is not None and logps.rejected_ratings is not None
+    return logps.chosen_ratings - logps.rejected_ratings
+
+
 def tdpo1(logps: PairLogps, *, beta: Array) -> Array:
     """Computes −log σ(β[Δ − (D_l − D_w)]), D = Σ_t KL(ref‖π) along a response.
 
     Source: arXiv:2404.11999 (TDPO).
     """
     chosen, rejected = log_ratios(logps)
-    drift = logps.rejected_kls - logps.chosen_kls
+    chosen_kl, rejected_kl = kls(logps)
+    drift = rejected_kl - chosen_kl
     return -jax.nn.log_sigmoid(beta * (chosen - rejected - drift))
 
 
@@ -134,7 +147,8 @@ def tdpo2(logps: PairLogps, *, beta: Array, tdpo_alpha: Array) -> Array:
     Source: arXiv:2404.11999 (TDPO).
     """
     chosen, rejected = log_ratios(logps)
-    drift = logps.rejected_kls - jax.lax.stop_gradient(logps.chosen_kls)
+    chosen_kl, rejected_kl = kls(logps)
+    drift = rejected_kl - jax.lax.stop_gradient(chosen_kl)
     return -jax.nn.log_sigmoid(beta * (chosen - rejected - tdpo_alpha * drift))
 
 
@@ -146,8 +160,7 @@ def odpo(logps: PairLogps, *, beta: Array, odpo_alpha: Array) -> Array:
     Source: arXiv:2402.10571 (ODPO).
     """
     chosen, rejected = log_ratios(logps)
-    difference = logps.chosen_ratings - logps.rejected_ratings
-    offset = odpo_alpha * jnp.log(jnp.maximum(difference, MIN_RATING_GAP))
+    offset = odpo_alpha * jnp.log(jnp.maximum(rating_gap(logps), MIN_RATING_GAP))
     return -jax.nn.log_sigmoid(beta * (chosen - rejected) - offset)
 
 
@@ -158,7 +171,7 @@ def mmpo(logps: PairLogps, *, beta: Array, mmpo_gamma: Array) -> Array:
     """
     chosen, rejected = log_ratios(logps)
     logit = beta * (chosen - rejected)
-    belief = mmpo_gamma * (logps.chosen_ratings - logps.rejected_ratings)
+    belief = mmpo_gamma * rating_gap(logps)
     kept = jax.nn.sigmoid(belief) * jax.nn.log_sigmoid(logit)
     return -kept - jax.nn.sigmoid(-belief) * jax.nn.log_sigmoid(-logit)
 

@@ -1,8 +1,8 @@
 """Losses of responses that are judged one by one; they must see the global batch.
 
 r = log π − log ref of a response, summed over tokens. Responses that the mask leaves
-out influence nothing and get 0, and so do those of label 0, which serve `kto`'s estimate
-of the KL: the loss is the mean over labelled responses that count.
+out influence nothing and get 0. Those of label 0 get 0 too and serve `kto`'s estimate
+of the KL: the loss is the mean over the labelled responses that count.
 """
 
 import jax

@@ -27,19 +27,30 @@ class Record(NamedTuple):
       index: position of the row in its source; names it in logs and errors.
       prompt: i32[P] token ids, BOS included if the tokenizer puts one.
       responses: i32[…] token ids each, EOS included; (chosen, rejected) for a pair,
-        (completion,) for plain SFT.
+        (completion,) for plain SFT, best first for a ranking.
+      labels: of each response, 1 = desirable, −1 = undesirable, 0 = the response of
+        another prompt; () = not judged one by one.
+      ratings: the data's own score of each response; () = none.
+      comparisons: (better, worse) responses; () = the two of a plain pair, see
+        `layouts.compared`.
+      ranked: its responses are a ranking, best first.
     """
 
     index: int
     prompt: np.ndarray
     responses: tuple[np.ndarray, ...]
+    labels: tuple[int, ...] = ()
+    ratings: tuple[float, ...] = ()
+    comparisons: tuple[tuple[int, int], ...] = ()
+    ranked: bool = False
 
 
 class Batch(NamedTuple):
     """Rows of token forests and the list of what is scored in them.
 
     Arrays may carry a leading axis of microbatches. Padding: `docs` = 0,
-    `slots` = R, `pairs` = −1, `ids` = −1.
+    `slots` = R, `pairs` = −1, `ids` = −1, `groups` = −1, `labels` = 0. A field that the
+    kind of data does not have is None in every batch of a run.
 
     Attributes:
       tokens: i32[B, T] ids.
@@ -52,7 +63,14 @@ class Batch(NamedTuple):
       ends: i32[B, R] index in the row of the last token of each response.
       ids: i32[B, R] `Record.index` of each response.
       pairs: i32[B, M, 2] (chosen, rejected) as `row·R + slot` of the (micro)batch.
+      labels: i32[B, R] 1 = desirable, −1 = undesirable, 0 = the response of another
+        prompt (its `ids` are those of the prompt that it stands behind).
+      ratings: f32[B, R] the data's own score of each response; 0 at padding.
+      groups: i32[B, M, K] the responses of each ranking, best first, as in `pairs`; K
+        of the longest ranking, M of its own.
       ref_token_logps: f32[B, C] nats, the reference's; None until annotated.
+      ref_states: [B, C, D] hidden states of the reference at `parents`; None until
+        annotated, and where no loss needs the reference's whole distribution.
     """
 
     tokens: Array
@@ -65,7 +83,11 @@ class Batch(NamedTuple):
     ends: Array
     ids: Array
     pairs: Array
+    labels: Array | None = None
+    ratings: Array | None = None
+    groups: Array | None = None
     ref_token_logps: Array | None = None
+    ref_states: Array | None = None
 
 
 class Head(NamedTuple):

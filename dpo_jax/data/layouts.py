@@ -15,10 +15,19 @@ from dpo_jax.types import Batch, Record
 
 
 class Lengths(NamedTuple):
-    """Tokens of a record's prompt and of each of its responses."""
+    """What planning knows of a record.
+
+    Attributes:
+      prompt: tokens of its prompt.
+      responses: tokens of each of its responses.
+      comparisons: number of its comparisons.
+      group: number of its responses, if they are a ranking; else 0.
+    """
 
     prompt: int
     responses: tuple[int, ...]
+    comparisons: int = 0
+    group: int = 0
 
 
 class Document(NamedTuple):
@@ -38,18 +47,52 @@ Planner = Callable[[Sequence[Lengths], int], Rows]
 
 
 class Shape(NamedTuple):
-    """Static sizes of a batch: B, T, C, R and M of the dimension key."""
+    """Static facts of a batch: sizes, and which optional fields it has.
+
+    Attributes:
+      rows: B of the dimension key.
+      tokens: T.
+      scored: C.
+      slots: R.
+      comparisons: M of `pairs`.
+      rankings: M of `groups`.
+      group: K, responses of the longest ranking; 0 = there are no `groups`.
+      labelled: whether there are `labels`.
+      rated: whether there are `ratings`.
+    """
 
     rows: int
     tokens: int
     scored: int
     slots: int
     comparisons: int
+    rankings: int = 0
+    group: int = 0
+    labelled: bool = False
+    rated: bool = False
+
+
+def compared(record: Record) -> tuple[tuple[int, int], ...]:
+    """Lists (better, worse) responses: those named, or the two of a plain pair."""
+    plain = not (record.comparisons or record.labels) and len(record.responses) == 2
+    return ((0, 1),) if plain else record.comparisons
+
+
+def has_labels(records: Sequence[Record]) -> bool:
+    """Tells whether all responses are judged one by one; False of no records."""
+    return bool(records) and all(record.labels for record in records)
+
+
+def has_ratings(records: Sequence[Record]) -> bool:
+    """Tells whether all responses carry the data's own score; False of no records."""
+    return bool(records) and all(record.ratings for record in records)
 
 
 def lengths_of(record: Record) -> Lengths:
     """Measures a record."""
-    return Lengths(len(record.prompt), tuple(len(r) for r in record.responses))
+    responses = tuple(map(len, record.responses))
+    group = len(responses) if record.ranked else 0
+    return Lengths(len(record.prompt), responses, len(compared(record)), group)
 
 
 def size(document: Document, lengths: Sequence[Lengths]) -> int:
@@ -127,25 +170,32 @@ def longest_document(layout: str, lengths: Sequence[Lengths]) -> int:
     return max((size(document, lengths) for document in split(lengths)), default=0)
 
 
+def first_in(row: list[Document]) -> list[int]:
+    """Lists the records whose first response lies in a row."""
+    return [document.record for document in row if 0 in document.responses]
+
+
 def measure(rows: Rows, lengths: Sequence[Lengths], row_tokens: int) -> Shape:
-    """Finds the smallest shape that holds a plan."""
+    """Finds the smallest shape that holds a plan, without labels and ratings."""
 
     def scored(row: list[Document]) -> int:
         return sum(lengths[d.record].responses[r] for d in row for r in d.responses)
 
+    firsts = [[lengths[i] for i in first_in(row)] for row in rows]
     return Shape(
         rows=max(1, len(rows)),
         tokens=row_tokens,
         scored=max((scored(row) for row in rows), default=1),
         slots=max((sum(len(d.responses) for d in row) for row in rows), default=1),
-        comparisons=max((sum(0 in d.responses for d in row) for row in rows), default=1)
-        or 1,
+        comparisons=max([1, *(sum(r.comparisons for r in row) for row in firsts)]),
+        rankings=max([0, *(sum(r.group > 0 for r in row) for row in firsts)]),
+        group=max((record.group for record in lengths), default=0),
     )
 
 
 def empty(shape: Shape) -> Batch:
     """Makes rows without documents."""
-    rows, tokens, scored, slots, comparisons = shape
+    rows, tokens, scored, slots, comparisons = shape[:5]
 
     def full(value: int, *dims: int) -> np.ndarray:
         return np.full((rows, *dims), value, np.int32)
@@ -161,6 +211,9 @@ def empty(shape: Shape) -> Batch:
         ends=full(0, slots),
         ids=full(-1, slots),
         pairs=full(-1, comparisons, 2),
+        labels=full(0, slots) if shape.labelled else None,
+        ratings=np.zeros((rows, slots), np.float32) if shape.rated else None,
+        groups=full(-1, shape.rankings, shape.group) if shape.group else None,
     )
 
 
@@ -201,6 +254,10 @@ def _write_response(
     batch.slots[row, entries] = cursor.slot
     batch.ends[row, cursor.slot] = end - 1
     batch.ids[row, cursor.slot] = record.index
+    if batch.labels is not None:
+        batch.labels[row, cursor.slot] = record.labels[which]
+    if batch.ratings is not None:
+        batch.ratings[row, cursor.slot] = record.ratings[which]
     return Cursor(end, cursor.entry + length, cursor.slot + 1)
 
 
@@ -221,32 +278,55 @@ def fill(
     Args:
       rows: which documents lie where, of the whole microbatch.
       records: what `Document.record` counts in.
-      shape: static sizes, with `shape.rows` those of the whole microbatch; rows beyond
+      shape: static facts, with `shape.rows` those of the whole microbatch; rows beyond
         the plan stay empty.
       mine: the rows to write, for a host that holds some of them.
 
     Returns:
-      The rows of `mine` as i32 arrays. A record's (chosen, rejected) stand in `pairs`
-      of the row that holds its first response.
+      The rows of `mine` as arrays. A record's comparisons and its ranking stand in the
+      row that holds its first response, wherever the others lie.
     """
     indices = range(shape.rows)[mine]
     batch = empty(shape._replace(rows=len(indices)))
     places = _flat_slots(rows, shape.slots)
     for local, b in enumerate(indices):
-        cursor, comparison = Cursor(), 0
-        for doc, document in enumerate(rows[b] if b < len(rows) else (), start=1):
-            record = records[document.record]
-            prompt_end = _write_prompt(batch, local, cursor.token, record.prompt, doc)
-            cursor = cursor._replace(token=prompt_end)
-            for which in document.responses:
-                cursor = _write_response(
-                    batch, local, cursor, prompt_end, record, which
-                )
-            if 0 in document.responses and len(record.responses) == 2:
-                both = [places[document.record, which] for which in (0, 1)]
-                batch.pairs[local, comparison] = both
-                comparison += 1
+        row = rows[b] if b < len(rows) else []
+        _write_row(batch, local, row, records)
+        _write_comparisons(batch, local, first_in(row), records, places)
     return batch
+
+
+def _write_row(
+    batch: Batch, local: int, row: list[Document], records: Sequence[Record]
+) -> None:
+    cursor = Cursor()
+    for doc, document in enumerate(row, start=1):
+        record = records[document.record]
+        prompt_end = _write_prompt(batch, local, cursor.token, record.prompt, doc)
+        cursor = cursor._replace(token=prompt_end)
+        for which in document.responses:
+            cursor = _write_response(batch, local, cursor, prompt_end, record, which)
+
+
+def _write_comparisons(
+    batch: Batch,
+    local: int,
+    firsts: list[int],
+    records: Sequence[Record],
+    places: dict[tuple[int, int], int],
+) -> None:
+    pairs = [
+        (places[i, better], places[i, worse])
+        for i in firsts
+        for better, worse in compared(records[i])
+    ]
+    if pairs:
+        batch.pairs[local, : len(pairs)] = pairs
+    if batch.groups is not None:
+        ranked = [i for i in firsts if records[i].ranked]
+        for at, i in enumerate(ranked):
+            group = [places[i, r] for r in range(len(records[i].responses))]
+            batch.groups[local, at, : len(group)] = group
 
 
 LAYOUTS: dict[str, Planner] = {

@@ -8,8 +8,8 @@ else. All sizes are chosen from the plan of the whole run, on every host alike.
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, islice
 
 import grain
 import numpy as np
@@ -17,6 +17,8 @@ import numpy as np
 from dpo_jax.data import layouts
 from dpo_jax.data.layouts import Lengths, Shape
 from dpo_jax.types import Batch, Record
+
+Join = Callable[[Sequence[Record]], Sequence[Record]]
 
 QUANTILES = (1.0, 0.9, 0.5)  # of the rows that steps need: candidates for buckets
 WORTH_COMPILING = 0.1  # share of rows that a further bucket must save
@@ -128,6 +130,7 @@ class Loader:
         records: Sequence[Record],
         steps: Sequence[Sequence[int]],
         settings: Settings,
+        join: Join | None = None,
     ):
         """Plans.
 
@@ -135,21 +138,43 @@ class Loader:
           records: all records.
           steps: positions in `records` of each step's records.
           settings: how to lay them out.
+          join: what the records of one whole step become, in order, as many as they
+            were; None = they stay as they are. Lengths are taken afterwards.
         """
         self._records, self._steps, self._settings = records, steps, settings
-        self._lengths = [layouts.lengths_of(record) for record in records]
-        self.row_tokens = settings.row_tokens or self._cheapest_row_tokens()
+        self._join = join
+        self._lengths, every = self._measure_steps()
+        self.row_tokens = settings.row_tokens or self._cheapest_row_tokens(every)
         shapes = [self._shape(step, self.row_tokens) for step in range(len(steps))]
         self.buckets = row_buckets([shape.rows for shape in shapes], settings.shards)
         largest = Shape(*(max(sizes) for sizes in zip(*shapes, strict=True)))
         scored = round_up(largest.scored, SCORED_MULTIPLE)
-        self._largest = largest._replace(scored=scored)
+        self._largest = largest._replace(
+            scored=scored,
+            labelled=layouts.has_labels(records),
+            rated=layouts.has_ratings(records),
+        )
         self._rows = [self._bucket(shape.rows) for shape in shapes]
 
     def __len__(self) -> int:
         return len(self._steps)
 
-    def _cheapest_row_tokens(self) -> int:
+    def _measure_steps(self) -> tuple[list[list[Lengths]], list[Lengths]]:
+        """Returns the lengths of each step's records, and those that T must hold."""
+        if self._join is None:
+            every = [layouts.lengths_of(record) for record in self._records]
+            return [[every[m] for m in step] for step in self._steps], every
+        joined = [
+            [layouts.lengths_of(record) for record in self._joined(step)]
+            for step in range(len(self))
+        ]
+        return joined, list(chain.from_iterable(joined))
+
+    def _joined(self, step: int) -> Sequence[Record]:
+        own = [self._records[m] for m in self._steps[step]]
+        return own if self._join is None else self._join(own)
+
+    def _cheapest_row_tokens(self, lengths: Sequence[Lengths]) -> int:
         """Tries sizes of T on the first steps; takes the one with the least cost."""
         settings, probed = self._settings, range(min(len(self), PROBED_STEPS))
 
@@ -158,28 +183,27 @@ class Loader:
             most = round_up(max(counts, default=1), settings.shards)
             return row_cost(most, tokens, settings.even_tokens)
 
-        return min(row_token_choices(settings.layout, self._lengths), key=cost)
+        return min(row_token_choices(settings.layout, lengths), key=cost)
 
     def _bucket(self, rows: int) -> int:
         return next(bucket for bucket in self.buckets if bucket >= rows)
 
-    def _groups(self, step: int) -> list[list[int]]:
-        members = self._steps[step]
+    def _hands(self, step: int) -> list[list[int]]:
+        """Deals a step's records, by their place in it, to the microbatches."""
         sizes = [
-            self._lengths[m].prompt + sum(self._lengths[m].responses) for m in members
+            record.prompt + sum(record.responses) for record in self._lengths[step]
         ]
-        hands = deal(sizes, self._settings.microbatches)
-        return [[members[i] for i in hand] for hand in hands]
+        return deal(sizes, self._settings.microbatches)
 
     def _plan(
-        self, group: Sequence[int], row_tokens: int
+        self, step: int, hand: Sequence[int], row_tokens: int
     ) -> tuple[layouts.Rows, list[Lengths]]:
-        lengths = [self._lengths[m] for m in group]
+        lengths = [self._lengths[step][i] for i in hand]
         planner = layouts.LAYOUTS[self._settings.layout]
         return planner(lengths, row_tokens), lengths
 
     def _shape(self, step: int, row_tokens: int) -> Shape:
-        plans = [self._plan(group, row_tokens) for group in self._groups(step)]
+        plans = [self._plan(step, hand, row_tokens) for hand in self._hands(step)]
         shapes = [layouts.measure(*plan, row_tokens) for plan in plans]
         return Shape(*(max(sizes) for sizes in zip(*shapes, strict=True)))
 
@@ -194,8 +218,8 @@ class Loader:
     def facts(self, step: int) -> dict[str, float]:
         """Counts a step's records, tokens, scored tokens, and its share of padding."""
         shape, tokens, scored = self.shape_at(step), 0, 0
-        for group in self._groups(step):
-            rows, lengths = self._plan(group, self.row_tokens)
+        for hand in self._hands(step):
+            rows, lengths = self._plan(step, hand, self.row_tokens)
             tokens += sum(layouts.size(d, lengths) for row in rows for d in row)
             scored += sum(sum(record.responses) for record in lengths)
         places = shape.rows * shape.tokens * self._settings.microbatches
@@ -208,21 +232,18 @@ class Loader:
 
     def batch_at(self, step: int) -> Batch:
         """Fills this host's rows of a step, with a leading axis of microbatches."""
-        shape = self.shape_at(step)
+        shape, records = self.shape_at(step), self._joined(step)
         start, stop = (round(shape.rows * part) for part in self._settings.mine)
         filled = [
             layouts.fill(
-                self._plan(group, self.row_tokens)[0],
-                [self._records[m] for m in group],
+                self._plan(step, hand, self.row_tokens)[0],
+                [records[i] for i in hand],
                 shape,
                 slice(start, stop),
             )
-            for group in self._groups(step)
+            for hand in self._hands(step)
         ]
-        arrays = [
-            np.stack(parts) for parts in zip(*(f[:-1] for f in filled), strict=True)
-        ]
-        return Batch(*arrays)
+        return Batch(*map(_stack, zip(*filled, strict=True)))
 
     def ids_at(self, step: int) -> list[int]:
         """Lists `Record.index` of a step's records, in order."""
@@ -233,6 +254,13 @@ class Loader:
         steps = grain.MapDataset.range(start, len(self)).map(self.batch_at)
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
         return iter(steps.to_iter_dataset(options))
+
+
+def _stack(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    """Stacks one field of all microbatches, or leaves out one that none has."""
+    found = [part for part in parts if part is not None]
+    assert len(found) in (0, len(parts))  # all were filled to one shape
+    return np.stack(found) if found else None
 
 
 def _position(order: grain.MapDataset, at: int) -> int:

@@ -1,5 +1,6 @@
 """From a source's name to tokenized records, with an account of every row."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from dpo_jax.data import records, sources, tokenize
@@ -43,7 +44,8 @@ def prepare(
     Args:
       name: a file, a folder, a hub id or a source's name.
       split: `train` or `eval`.
-      kind: `pairs` or `completions`.
+      kind: `pairs`, `completions`, `singles` or `rankings`; see `records.validate`.
+        As singles, a pair is cut as a pair, then taken apart into two records.
       tokenizer: as `tokenize.load_tokenizer` returns.
       seed: of a generated source.
       options: the `data` section.
@@ -83,4 +85,22 @@ def prepare(
         "summary": f"{total.render()}; {cut.render()}",
         "cut": cut.as_dict(),
     }
+    if kind == "singles":
+        kept = [single for record in kept for single in _apart(record)]
+        report["labels"] = _labels(kept)
     return Prepared(kept, report)
+
+
+def _apart(record: Record) -> Iterator[Record]:
+    """Makes a record of each response, all with the prompt and index of their row."""
+    for which, response in enumerate(record.responses):
+        yield record._replace(
+            responses=(response,),
+            labels=record.labels[which : which + 1],
+            ratings=record.ratings[which : which + 1],
+        )
+
+
+def _labels(singles: list[Record]) -> dict[str, int]:
+    desirable = sum(record.labels == (1,) for record in singles)
+    return {"desirable": desirable, "undesirable": len(singles) - desirable}

@@ -1,22 +1,24 @@
-"""Checks rows of columns and brings them into one form, or says what is wrong.
+"""Checks rows and brings them into one form, or says what is wrong with which.
 
-Between the sources, which know files, and the tokenizer, which knows ids: this room
-knows column names, chats and transcripts. Nothing is repaired or guessed here; a row
-is kept as it is or refused with its place and reason.
+Between the sources, which know files, and the tokenizer, which knows ids. What a row
+of each kind holds is said in `kinds.py`. Nothing is repaired or guessed here; a row is
+kept as it is or refused with its place and reason.
 """
 
-import difflib
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
+from dpo_jax.data import columns
+from dpo_jax.data.columns import Message, Text
+from dpo_jax.data.kinds import KINDS, Parts
 from dpo_jax.data.sources.files import BadRow, Fields
-from dpo_jax.data.sources.hh import ASSISTANT, split_transcripts
+from dpo_jax.data.sources.hh import split_transcripts
 from dpo_jax.errors import ConfigError, DataError, unknown
 
-Message = dict[str, Any]
-Text = str | list[Message]
+__all__ = ["KINDS", "Counts", "Message", "RawRow", "Text", "settle", "validate"]
+
+Checked = tuple[str, Parts | BadRow]  # where, and what it is
 
 SHOWN_ROWS = 3  # bad rows named in one message
 SHOWN_CHARACTERS = 220  # of each of them
@@ -29,14 +31,20 @@ class RawRow(NamedTuple):
       where: `file:line` or `source[index]`.
       prompt: a string, or chat messages with `role` and `content`.
       responses: of the same type; (chosen, rejected) for a pair, (completion,) for
-        SFT.
+        SFT, best first for a ranking.
       index: position of the row in its source, bad rows counted too.
+      labels: as in `Parts`, and so are the others.
+      ratings: of each response, or ().
+      ranked: whether the responses are a ranking.
     """
 
     where: str
     prompt: Text
     responses: tuple[Text, ...]
     index: int
+    labels: tuple[int, ...] = ()
+    ratings: tuple[float, ...] = ()
+    ranked: bool = False
 
 
 class Counts(NamedTuple):
@@ -66,11 +74,14 @@ def validate(
 
     Args:
       rows: (where, columns) as the sources yield them.
-      kind: `pairs` keeps (chosen, rejected); `completions` keeps (completion,), and of
-        preference rows the chosen response (preferred-FT): such rows must pass as
-        pairs, so that both objectives see the same rows.
-      format: '' for `prompt` with `chosen` and `rejected` (or `completion`), strings
-        or chats; `hh` for transcripts.
+      kind: `pairs` keeps (chosen, rejected), with `score_chosen` and `score_rejected`
+        or a `margin` where the rows have them: all rows or none; `completions` keeps
+        (completion,); `singles` a completion with its `label`, true or false;
+        `rankings` keeps `responses` in the order of `ranking`, which lists their
+        places from 0, best first. Rows of pairs pass as every kind, if they pass as
+        pairs, so that all objectives see the same rows: the chosen response as a
+        completion (preferred-FT), both as singles, or as a ranking of two.
+      format: '' for columns of strings or chats; `hh` for transcripts.
       on_bad_row: `error` or `drop`.
 
     Returns:
@@ -81,19 +92,16 @@ def validate(
       ConfigError: if an option is not known.
     """
     _check_options(kind=kind, format=format, on_bad_row=on_bad_row)
-    kept: list[RawRow] = []
-    faults: list[tuple[str, BadRow]] = []
-    read = 0
-    for index, (where, fields) in enumerate(rows):
-        read += 1
-        try:
-            prompt, responses = _check(fields, KINDS[kind], FORMATS[format])
-        except BadRow as bad:
-            faults.append((where, bad))
-        else:
-            kept.append(RawRow(where, prompt, responses, index))
-    dropped = settle(faults, read=read, on_bad_row=on_bad_row)
-    return kept, Counts(read, len(kept), dropped)
+    checked = [(where, _check(fields, kind, format)) for where, fields in rows]
+    checked = _all_or_none_rated(checked)
+    faults = [(where, row) for where, row in checked if isinstance(row, BadRow)]
+    dropped = settle(faults, read=len(checked), on_bad_row=on_bad_row)
+    kept = [
+        RawRow(where, row.prompt, row.responses, index, *row[2:])
+        for index, (where, row) in enumerate(checked)
+        if _good(row)
+    ]
+    return kept, Counts(len(checked), len(kept), dropped)
 
 
 def settle(
@@ -142,155 +150,36 @@ def _check_options(*, kind: str, format: str, on_bad_row: str) -> None:
         raise ConfigError(unknown("data.on_bad_row", on_bad_row, ("error", "drop")))
 
 
-def _check(
-    fields: Fields | BadRow,
-    parts: Callable[[Fields], tuple[Text, tuple[Text, ...]]],
-    reformat: Callable[[Fields], Fields],
-) -> tuple[Text, tuple[Text, ...]]:
+def _check(fields: Fields | BadRow, kind: str, format: str) -> Parts | BadRow:
     if isinstance(fields, BadRow):
-        raise fields
-    for name, value in fields.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise BadRow("not finite", f"column {name!r} is {value}")
-    return parts(reformat(fields))
-
-
-def _pair(fields: Fields) -> tuple[Text, tuple[Text, ...]]:
-    """Takes a prompt, a chosen and a rejected response out of a row."""
-    if "prompt" not in fields and _are_chats(fields):
-        prompt, chosen, rejected = _shared_beginning(fields)
-    else:
-        chosen, rejected, prompt = _columns(fields, "chosen", "rejected", "prompt")
-        _check_roles(chosen=chosen, rejected=rejected)
-    _check_not_empty("prompt", prompt)
-    _check_not_empty("chosen", chosen)
-    _check_not_empty("rejected", rejected)
-    if chosen == rejected:
-        raise BadRow("identical", "columns 'chosen' and 'rejected' are identical")
-    return prompt, (chosen, rejected)
-
-
-def _completion(fields: Fields) -> tuple[Text, tuple[Text, ...]]:
-    """Takes a prompt and one response; an empty prompt string is plain text."""
-    if "completion" not in fields and "chosen" in fields:
-        prompt, responses = _pair(fields)
-        return prompt, responses[:1]
-    completion, prompt = _columns(fields, "completion", "prompt")
-    _check_roles(completion=completion)
-    if not isinstance(prompt, str):
-        _check_not_empty("prompt", prompt)
-    _check_not_empty("completion", completion)
-    return prompt, (completion,)
-
-
-def _columns(fields: Fields, *names: str) -> list[Text]:
-    """Reads columns that must all be strings or all be chats."""
-    texts = [_column(fields, name) for name in names]
-    if len({type(text) for text in texts}) > 1:
-        pairs = zip(names, texts, strict=True)
-        found = ", ".join(f"{name!r} is {_type(text)}" for name, text in pairs)
-        raise BadRow("wrong type", f"all must be strings or all messages, but {found}")
-    return texts
-
-
-def _column(fields: Fields, name: str) -> Text:
-    if name not in fields:
-        raise BadRow("missing column", _missing(fields, name))
-    value = fields[name]
-    if value is None:
-        raise BadRow("null", f"column {name!r} is null")
-    if isinstance(value, str):
-        return _check_unicode(name, value)
-    if isinstance(value, list):
-        return [_message(f"{name}[{i}]", message) for i, message in enumerate(value)]
-    raise BadRow(
-        "wrong type",
-        f"column {name!r} is {_type(value)}; a string or a list of messages is due",
-    )
-
-
-def _missing(fields: Fields, name: str) -> str:
-    columns = [str(column)[:40] for column in fields]
-    spare = [c for c in columns if c not in ("prompt", "chosen", "rejected")]
-    near = difflib.get_close_matches(name, spare, n=1, cutoff=0.6)
-    hint = f"; did you mean {near[0]!r}?" if near else ";"
-    if name == "prompt" and ASSISTANT in str(fields.get("chosen")):
-        hint = "; set data.format='hh' for transcripts;"
-    return f"column {name!r} is missing{hint} found: {', '.join(columns[:12])}"
-
-
-def _message(name: str, message: Any) -> Message:
-    """Checks a chat message; keys that are null are left out."""
-    if not isinstance(message, dict):
-        raise BadRow("wrong type", f"{name} is {_type(message)}; a message is due")
-    for key in ("role", "content"):
-        if message.get(key) is None:
-            state = "null" if key in message else "missing"
-            reason = "null" if key in message else "missing column"
-            raise BadRow(reason, f"key {key!r} of {name} is {state}")
-        if not isinstance(message[key], str):
-            found = _type(message[key])
-            raise BadRow("wrong type", f"key {key!r} of {name} is {found}, no string")
-        _check_unicode(name, message[key])
-    return {key: value for key, value in message.items() if value is not None}
-
-
-def _check_unicode(name: str, text: str) -> str:
+        return fields
     try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        detail = f"{name!r} holds half a character (surrogate) at {error.start + 1}"
-        raise BadRow("invalid UTF-8", detail) from error
-    return text
+        columns.check_finite(fields)
+        return KINDS[kind](FORMATS[format](fields))
+    except BadRow as bad:
+        return bad
 
 
-def _check_not_empty(name: str, text: Text) -> None:
-    whole = text if isinstance(text, str) else "".join(m["content"] for m in text)
-    if not whole.strip():
-        raise BadRow("empty", f"column {name!r} is empty")
+def _all_or_none_rated(checked: list[Checked]) -> list[Checked]:
+    """Refuses rows without a rating where others have one."""
+    rated = [where for where, row in checked if _good(row) and row.ratings]
+    if not rated:
+        return checked
+    detail = (
+        "columns 'score_chosen' and 'score_rejected' (or 'margin') are missing, but "
+        f"{rated[0]} has them"
+    )
+    lacking = BadRow("missing column", detail)
+    return [
+        (where, lacking if _good(row) and not row.ratings else row)
+        for where, row in checked
+    ]
 
 
-def _check_roles(**responses: Text) -> None:
-    """A chat's response starts where the template asks the assistant to speak."""
-    for name, chat in responses.items():
-        if isinstance(chat, list) and chat and chat[0]["role"] != "assistant":
-            raise BadRow(
-                "wrong role",
-                f"column {name!r} starts with role {chat[0]['role']!r}, not "
-                "'assistant'; whole chats are given without column 'prompt'",
-            )
+def _good(row: Parts | BadRow) -> TypeGuard[Parts]:
+    return isinstance(row, Parts)
 
 
-def _are_chats(fields: Fields) -> bool:
-    return isinstance(fields.get("chosen"), list)
-
-
-def _shared_beginning(fields: Fields) -> tuple[Text, Text, Text]:
-    """Splits two whole chats before their last assistant turn; both must agree."""
-    chosen, rejected = _columns(fields, "chosen", "rejected")
-    prompts, responses = [], []
-    for name, chat in (("chosen", chosen), ("rejected", rejected)):
-        if not chat:
-            raise BadRow("empty", f"column {name!r} is empty")
-        if chat[-1]["role"] != "assistant":  # pyright: ignore
-            raise BadRow("wrong role", f"column {name!r} does not end with 'assistant'")
-        prompts.append(chat[:-1])
-        responses.append(chat[-1:])
-    if prompts[0] != prompts[1]:
-        raise BadRow(
-            "mismatched", "'chosen' and 'rejected' differ before their last message"
-        )
-    return prompts[0], responses[0], responses[1]
-
-
-def _type(value: Any) -> str:
-    return type(value).__name__
-
-
-KINDS: dict[str, Callable[[Fields], tuple[Text, tuple[Text, ...]]]] = {
-    "pairs": _pair,
-    "completions": _completion,
-}
 FORMATS: dict[str, Callable[[Fields], Fields]] = {
     "": dict,
     "hh": split_transcripts,

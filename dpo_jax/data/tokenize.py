@@ -8,7 +8,7 @@ here, never from ids. This room knows tokenizers, but no arrays of a batch and n
 import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import chain
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -230,7 +230,9 @@ def _cut(
 
 def _record(row: RawRow, prompt: Ids, responses: Sequence[Ids]) -> Record:
     arrays = tuple(np.asarray(ids, np.int32) for ids in (prompt, *responses))
-    return Record(row.index, arrays[0], arrays[1:])
+    better = () if row.labels else tuple(combinations(range(len(responses)), 2))
+    judged = row.labels, row.ratings, better, row.ranked
+    return Record(row.index, arrays[0], arrays[1:], *judged)
 
 
 def _encode_all(

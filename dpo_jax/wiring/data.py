@@ -19,6 +19,8 @@ from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.sharding import arrays, mesh
 from dpo_jax.types import Batch, Record
 
+PLAIN = [((), (), (), False), ((), (), ((0, 1),), False)]  # judged by order alone
+
 
 class Data(NamedTuple):
     """Tokenized records and the account of them.
@@ -84,13 +86,16 @@ def load_data(config: Config, tokenizer: Any) -> Data:
 
 
 def fingerprint(records: Sequence[Record]) -> str:
-    """Returns 16 hex digits of all ids, with their places and boundaries."""
+    """Returns 16 hex digits of all ids and judgements, with places and boundaries."""
     digest = hashlib.sha256()
     for record in records:
         lengths = [len(part) for part in (record.prompt, *record.responses)]
         digest.update(np.array([record.index, *lengths], np.int64).tobytes())
         for part in (record.prompt, *record.responses):
             digest.update(np.asarray(part, np.int32).tobytes())
+        judged = (record.labels, record.ratings, record.comparisons, record.ranked)
+        if judged not in PLAIN:
+            digest.update(repr(judged).encode())
     return digest.hexdigest()[:16]
 
 
@@ -108,9 +113,23 @@ def total_steps(config: Config, records: int) -> int:
 
 
 def make_loaders(
-    config: Config, data: Data, spec: DecoderSpec, built: Mesh, steps: int
+    config: Config,
+    data: Data,
+    spec: DecoderSpec,
+    built: Mesh,
+    steps: int,
+    join: loader_lib.Join | None = None,
 ) -> tuple[Loader, Loader | None]:
-    """Plans the training steps, and the evaluation that takes each record once."""
+    """Plans the training steps, and the evaluation that takes each record once.
+
+    Args:
+      config: of the run.
+      data: its records.
+      spec: of the policy.
+      built: the mesh.
+      steps: of training.
+      join: see `Loader`; of training and evaluation alike.
+    """
     settings = loader_lib.Settings(
         pairs=config.batch.pairs,
         microbatches=config.batch.microbatches,
@@ -127,12 +146,12 @@ def make_loaders(
         seed=config.seed,
         shuffle=config.data.shuffle,
     )
-    train = Loader(data.train, order, settings)
+    train = Loader(data.train, order, settings, join)
     if not data.eval:
         return train, None
     order = loader_lib.eval_steps(len(data.eval), pairs=config.batch.pairs)
     return train, Loader(
-        data.eval, order, dataclasses.replace(settings, microbatches=1)
+        data.eval, order, dataclasses.replace(settings, microbatches=1), join
     )
 
 

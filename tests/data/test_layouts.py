@@ -1,5 +1,7 @@
 """Layouts by hand, and properties that hold for any lengths."""
 
+from itertools import combinations
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -7,7 +9,9 @@ from hypothesis import given, settings
 
 from dpo_jax.data import layouts
 from dpo_jax.data.layouts import Lengths, Shape
-from dpo_jax.types import Record
+from dpo_jax.types import Batch, Record
+
+REQUIRED = [name for name in Batch._fields if name not in Batch._field_defaults]
 
 
 def record(index, prompt, *responses):
@@ -70,7 +74,8 @@ def test_a_host_fills_only_its_rows_and_counts_slots_globally():
     shape = shape._replace(rows=8)
     whole = layouts.fill(rows, records, shape)
     halves = [layouts.fill(rows, records, shape, s) for s in (slice(0, 4), slice(4, 8))]
-    for a, b, c in zip(whole[:-1], halves[0][:-1], halves[1][:-1], strict=True):
+    for name in REQUIRED:
+        a, b, c = (getattr(each, name) for each in (whole, *halves))
         np.testing.assert_array_equal(a, np.concatenate([b, c]))
 
 
@@ -117,3 +122,98 @@ def test_every_response_is_scored_once_behind_its_own_prompt(sizes, layout, spar
         index = found[chosen][0]
         assert found[chosen] == (index, tuple(records[index].responses[0]))
         assert found[rejected] == (index, tuple(records[index].responses[1]))
+
+
+def ranking(index, prompt, *responses):
+    order = tuple(combinations(range(len(responses)), 2))
+    plain = record(index, prompt, *responses)
+    return plain._replace(comparisons=order, ranked=True)
+
+
+def test_padded_ranking_lies_in_three_rows_by_hand():
+    """One slot a row: the ranking's places are 0, 1, 2; the pair's are 3 and 4."""
+    records = [ranking(0, 2, 1, 1, 1), ranking(1, 1, 1, 1)]
+    _, shape, batch = rows_of("padded", records, 3)
+    assert shape == Shape(5, 3, 1, 1, comparisons=3, rankings=1, group=3)
+    none = [-1, -1, -1]
+    np.testing.assert_array_equal(
+        batch.groups, [[[0, 1, 2]], [none], [none], [[3, 4, -1]], [none]]
+    )
+    np.testing.assert_array_equal(batch.pairs[0], [[0, 1], [0, 2], [1, 2]])
+    np.testing.assert_array_equal(batch.pairs[3], [[3, 4], [-1, -1], [-1, -1]])
+    assert (batch.pairs[[1, 2, 4]] == -1).all()
+    assert batch.groups.dtype == batch.pairs.dtype == np.int32
+
+
+def test_two_rankings_share_a_row_by_hand():
+    """Sizes 5 and 3 in a row of 8, the longer first: slots 0–2 and 3–4."""
+    records = [ranking(0, 1, 1, 1), ranking(1, 2, 1, 1, 1)]
+    _, shape, batch = rows_of("prefix_shared", records, 8)
+    assert shape == Shape(1, 8, 5, 5, comparisons=4, rankings=2, group=3)
+    np.testing.assert_array_equal(batch.groups, [[[0, 1, 2], [3, 4, -1]]])
+    np.testing.assert_array_equal(batch.pairs, [[[0, 1], [0, 2], [1, 2], [3, 4]]])
+    np.testing.assert_array_equal(batch.branches, [[0, 0, 1, 2, 3, 0, 1, 2]])
+    np.testing.assert_array_equal(batch.parents, [[1, 1, 1, 5, 5]])
+
+
+def test_labels_and_ratings_stand_in_their_slots():
+    """A row of 5 with the document of 3 tokens, then that of 2; and an empty one."""
+    records = [
+        record(0, 1, 1)._replace(labels=(-1,), ratings=(0.5,)),
+        record(1, 1, 1, 1)._replace(labels=(1, 0), ratings=(2.5, 0.0)),
+    ]
+    rows, shape, bare = rows_of("prefix_shared", records, 5)
+    assert bare.labels is None and bare.ratings is None and bare.groups is None
+    assert shape.comparisons == 1 and (bare.pairs == -1).all()
+    shape = shape._replace(rows=2, labelled=True, rated=True)
+    batch = layouts.fill(rows, records, shape)
+    np.testing.assert_array_equal(batch.ids, [[1, 1, 0], [-1, -1, -1]])
+    np.testing.assert_array_equal(batch.labels, [[1, 0, -1], [0, 0, 0]])
+    np.testing.assert_array_equal(batch.ratings, [[2.5, 0.0, 0.5], [0, 0, 0]])
+    assert batch.labels.dtype == np.int32 and batch.ratings.dtype == np.float32
+
+
+def test_what_is_compared():
+    """Two responses without labels are a pair; else what is named, and no more."""
+    pair = record(0, 1, 1, 1)
+    assert layouts.compared(pair) == ((0, 1),)
+    assert layouts.compared(pair._replace(comparisons=((1, 0),))) == ((1, 0),)
+    assert layouts.compared(pair._replace(labels=(1, 0))) == ()
+    assert layouts.compared(record(0, 1, 1)) == layouts.compared(record(0, 1, 1, 1, 1))
+    assert layouts.compared(record(0, 1, 1)) == ()
+
+
+def test_a_run_has_labels_and_ratings_if_all_records_do():
+    bare, judged = record(0, 1, 1), record(1, 1, 1)._replace(labels=(1,), ratings=(0,))
+    for tell in (layouts.has_labels, layouts.has_ratings):
+        assert tell([judged, judged])
+        assert not tell([judged, bare]) and not tell([bare]) and not tell([])
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(
+        st.lists(st.integers(1, 6), min_size=3, max_size=5), min_size=1, max_size=5
+    ),
+    st.sampled_from(sorted(layouts.LAYOUTS)),
+    st.integers(0, 3),
+)
+def test_groups_and_pairs_name_the_responses_in_order(sizes, layout, spare):
+    """Reading targets back through `groups` gives each ranking; `pairs` its pairs."""
+    records = [ranking(i, *n) for i, n in enumerate(sizes)]
+    lengths = [layouts.lengths_of(r) for r in records]
+    row_tokens = layouts.longest_document(layout, lengths) + spare
+    _, shape, batch = rows_of(layout, records, row_tokens)
+    texts = {
+        b * shape.slots + s: tuple(batch.targets[b, batch.slots[b] == s])
+        for b in range(shape.rows)
+        for s in range(shape.slots)
+    }
+    expected = {tuple(tuple(r) for r in record.responses) for record in records}
+    groups = batch.groups.reshape(-1, shape.group)
+    found = [tuple(texts[at] for at in group if at >= 0) for group in groups]
+    assert {group for group in found if group} == expected
+    pairs = batch.pairs[batch.pairs[..., 0] >= 0]
+    assert sorted((texts[a], texts[b]) for a, b in pairs) == sorted(
+        pair for group in expected for pair in combinations(group, 2)
+    )

@@ -1,11 +1,17 @@
 """Batches as a function of the step."""
 
+import functools
+
 import numpy as np
 import pytest
 
 from dpo_jax.data import loader
 from dpo_jax.data.loader import Loader, Settings
-from dpo_jax.types import Record
+from dpo_jax.data.mismatch import mismatch
+from dpo_jax.types import Batch, Record
+
+REQUIRED = [name for name in Batch._fields if name not in Batch._field_defaults]
+OPTIONAL = [name for name in Batch._field_defaults if not name.startswith("ref_")]
 
 
 def records(n, seed=0):
@@ -68,7 +74,8 @@ def test_two_hosts_hold_the_two_halves():
     halves = [make(shards=2, mine=m) for m in ((0.0, 0.5), (0.5, 1.0))]
     batch = whole.batch_at(2)
     parts = [half.batch_at(2) for half in halves]
-    for a, b, c in zip(batch[:-1], parts[0][:-1], parts[1][:-1], strict=True):
+    for name in REQUIRED:
+        a, b, c = (getattr(each, name) for each in (batch, *parts))
         np.testing.assert_array_equal(a, np.concatenate([b, c], axis=1))
 
 
@@ -104,3 +111,115 @@ def test_a_bucket_must_be_worth_its_compilation():
     assert loader.row_buckets([10] * 6 + [19] * 4 + [20], 1) == (10, 20)
     assert loader.row_buckets([20, 21, 22], 1) == (22,)
     assert loader.row_buckets([3, 5, 9], 8) == (8, 16)
+
+
+KINDS = {
+    "singles": lambda r: r._replace(
+        responses=r.responses[:1], labels=(1 - 2 * (r.index % 2),)
+    ),
+    "rated": lambda r: r._replace(ratings=(r.index + 0.5, -1.0)),
+    "rankings": lambda r: r._replace(comparisons=((0, 1),), ranked=True),
+}
+FIELDS = {"singles": {"labels"}, "rated": {"ratings"}, "rankings": {"groups"}}
+FIRST = functools.partial(mismatch, max_tokens=20)
+
+
+def of_kind(kind, layout, microbatches, *, pairs=4, join=None, **kw):
+    rows = [KINDS[kind](r) for r in records(10)]
+    order = loader.eval_steps(10, pairs=pairs)
+    return Loader(rows, order, Settings(pairs, microbatches, layout, 0, 1, **kw), join)
+
+
+def seen(batch):
+    """Lists (ids, labels, ratings, targets) of all responses, in any order."""
+    found = []
+    for part, row, slot in np.argwhere(batch.ids >= 0):
+        scored = batch.slots[part, row] == slot
+        judged = [
+            None if field is None else field[part, row, slot].item()
+            for field in (batch.ids, batch.labels, batch.ratings)
+        ]
+        found.append((*judged, tuple(batch.targets[part, row][scored])))
+    return sorted(found, key=str)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layout", ["padded", "packed", "prefix_shared"])
+@pytest.mark.parametrize("microbatches", [1, 3])
+def test_optional_fields_are_there_in_every_batch_or_none(kind, layout, microbatches):
+    """The last step has 2 records, so that one of 3 microbatches stays empty."""
+    loads = of_kind(kind, layout, microbatches)
+    rows = [KINDS[kind](r) for r in records(10)]
+    for step in range(3):
+        batch = loads.batch_at(step)
+        there = {n for n in OPTIONAL if getattr(batch, n) is not None}
+        assert there == FIELDS[kind]
+        assert seen(batch) == sorted(
+            [
+                (
+                    r.index,
+                    r.labels[at] if r.labels else None,
+                    r.ratings[at] if r.ratings else None,
+                    tuple(response),
+                )
+                for r in rows[4 * step : 4 * step + 4]
+                for at, response in enumerate(r.responses)
+            ],
+            key=str,
+        )
+        assert (batch.pairs[..., 0] >= 0).sum() == (
+            0 if kind == "singles" else len(loads.ids_at(step))
+        )
+        if kind == "rankings":
+            groups = batch.groups.reshape(microbatches, -1, 2)
+            pairs = batch.pairs.reshape(microbatches, -1, 2)
+            assert [set(map(tuple, g)) for g in groups if (g >= 0).any()] == [
+                set(map(tuple, p)) for p in pairs if (p >= 0).any()
+            ]
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed", "prefix_shared"])
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_joined_records_are_those_of_the_whole_step(layout, microbatches):
+    """In every layout, the lender is the next record of the step, not of a part."""
+    loads = of_kind("singles", layout, microbatches, pairs=5, join=FIRST)
+    rows = [KINDS["singles"](r) for r in records(10)]
+    for step in range(2):
+        own = rows[5 * step : 5 * step + 5]
+        batch = loads.batch_at(step)
+        expected = [(r.index, r.labels[0], None, tuple(r.responses[0])) for r in own]
+        expected += [
+            (r.index, 0, None, tuple(own[(i + 1) % 5].responses[0]))
+            for i, r in enumerate(own)
+        ]
+        assert seen(batch) == sorted(expected, key=str)
+        facts = loads.facts(step)
+        assert facts["scored"] == (batch.slots < batch.ends.shape[-1]).sum()
+        assert facts["tokens"] == (batch.docs > 0).sum()
+        assert facts["pairs"] == 5
+
+
+def test_joined_lengths_decide_the_shapes():
+    """Documents of 10 + 10 tokens become 10 + 10 + 10: two a row of 48, no longer."""
+    rows = [
+        Record(i, np.ones(10, np.int32), (np.full(10, i, np.int32),), (1,))
+        for i in range(8)
+    ]
+    settings = Settings(4, 1, "prefix_shared", 48, 1)
+    order = loader.eval_steps(8, pairs=4)
+    assert Loader(rows, order, settings).batch_at(0).tokens.shape == (1, 2, 48)
+    joined = Loader(rows, order, settings, FIRST)
+    assert joined.batch_at(0).tokens.shape == (1, 4, 48)
+    chosen = Loader(rows, order, Settings(4, 1, "padded", 0, 1), FIRST)
+    assert chosen.row_tokens == 24 and chosen.batch_at(1).tokens.shape == (1, 8, 24)
+
+
+def test_two_hosts_share_out_joined_rows():
+    whole = of_kind("singles", "packed", 2, pairs=5, join=FIRST)
+    parts = [
+        of_kind("singles", "packed", 2, pairs=5, join=FIRST, mine=m).batch_at(1)
+        for m in ((0.0, 0.5), (0.5, 1.0))
+    ]
+    for name in (*REQUIRED, "labels"):
+        a, b, c = (getattr(each, name) for each in (whole.batch_at(1), *parts))
+        np.testing.assert_array_equal(a, np.concatenate([b, c], axis=1))

@@ -1,0 +1,176 @@
+"""Reads the columns of a row, or says what is wrong with them.
+
+This room knows what a text, a chat, a number, a label or an order looks like; which of
+them a row must have is said in `kinds.py`, what becomes of bad rows in `records.py`.
+Nothing is repaired or guessed.
+"""
+
+import difflib
+import math
+from typing import Any
+
+import numpy as np
+
+from dpo_jax.data.sources.files import BadRow, Fields
+from dpo_jax.data.sources.hh import ASSISTANT
+
+Message = dict[str, Any]
+Text = str | list[Message]
+
+KNOWN = {  # columns that mean something, and so are no misspelling of another
+    *("prompt", "chosen", "rejected", "score_chosen", "score_rejected", "margin"),
+    *("completion", "label", "responses", "ranking"),
+}
+LARGEST = float(np.finfo(np.float32).max)
+
+
+def value_of(fields: Fields, name: str) -> Any:
+    """Returns a column's value; BadRow if it is missing or null."""
+    if name not in fields:
+        raise BadRow("missing column", _missing(fields, name))
+    if fields[name] is None:
+        raise BadRow("null", f"column {name!r} is null")
+    return fields[name]
+
+
+def texts(fields: Fields, *names: str) -> list[Text]:
+    """Reads columns that must all be strings or all be chats."""
+    found = {name: text(name, value_of(fields, name)) for name in names}
+    check_same_type(found)
+    return list(found.values())
+
+
+def text(name: str, value: Any) -> Text:
+    """Checks a string or a list of messages."""
+    if isinstance(value, str):
+        return _check_unicode(name, value)
+    if isinstance(value, list):
+        return [_message(f"{name}[{i}]", message) for i, message in enumerate(value)]
+    raise BadRow(
+        "wrong type",
+        f"column {name!r} is {_type(value)}; a string or a list of messages is due",
+    )
+
+
+def text_list(fields: Fields, name: str) -> dict[str, Text]:
+    """Reads a column that lists texts, each under a name such as `responses[0]`."""
+    values = _list(fields, name, "strings or of chats")
+    found = {}
+    for i, value in enumerate(values):
+        if value is None:
+            raise BadRow("null", f"'{name}[{i}]' is null")
+        found[f"{name}[{i}]"] = text(f"{name}[{i}]", value)
+    return found
+
+
+def permutation(fields: Fields, name: str, *, of: str, size: int) -> list[int]:
+    """Reads a column that names each place of another column `of` exactly once."""
+    values = _list(fields, name, "whole numbers")
+    wrong = [v for v in values if isinstance(v, bool) or not isinstance(v, int)]
+    if wrong:
+        raise BadRow("wrong type", f"column {name!r} holds {_type(wrong[0])}, no place")
+    if sorted(values) != list(range(size)):
+        rule = f"names each of 0…{size - 1} (places in {of!r}, best first) once"
+        raise BadRow("wrong ranking", f"column {name!r} is {values}; a ranking {rule}")
+    return values
+
+
+def number(fields: Fields, name: str) -> float:
+    """Reads a column that holds a number which float32 can hold."""
+    value = value_of(fields, name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        found = _type(value)
+        raise BadRow("wrong type", f"column {name!r} is {found}; a number is due")
+    if not abs(value) <= LARGEST:
+        raise BadRow("not finite", f"column {name!r} is beyond what float32 can hold")
+    return float(value)
+
+
+def label(fields: Fields, name: str) -> int:
+    """Reads true or 1 as desirable (1), false or 0 as undesirable (−1)."""
+    value = value_of(fields, name)
+    if not isinstance(value, int):
+        found = _type(value)
+        raise BadRow("wrong type", f"column {name!r} is {found}; true or false is due")
+    if value not in (0, 1):
+        detail = f"column {name!r} is {value}; true, false, 1 or 0 is due"
+        raise BadRow("wrong label", detail)
+    return 1 if value else -1
+
+
+def check_same_type(named: dict[str, Text]) -> None:
+    """Refuses strings beside chats."""
+    if len({type(value) for value in named.values()}) > 1:
+        found = ", ".join(f"{name!r} is {_type(v)}" for name, v in named.items())
+        raise BadRow("wrong type", f"all must be strings or all messages, but {found}")
+
+
+def check_not_empty(name: str, value: Text) -> None:
+    """Refuses a text without a visible character."""
+    whole = value if isinstance(value, str) else "".join(m["content"] for m in value)
+    if not whole.strip():
+        raise BadRow("empty", f"column {name!r} is empty")
+
+
+def check_role(name: str, chat: Text) -> None:
+    """A chat's response starts where the template asks the assistant to speak."""
+    if isinstance(chat, list) and chat and chat[0]["role"] != "assistant":
+        raise BadRow(
+            "wrong role",
+            f"column {name!r} starts with role {chat[0]['role']!r}, not "
+            "'assistant'; whole chats are given without column 'prompt'",
+        )
+
+
+def check_finite(fields: Fields) -> None:
+    """Refuses a NaN or an infinity in any column, read or not."""
+    for name, value in fields.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise BadRow("not finite", f"column {name!r} is {value}")
+
+
+def _list(fields: Fields, name: str, of: str) -> list[Any]:
+    value = value_of(fields, name)
+    if not isinstance(value, list):
+        found = _type(value)
+        raise BadRow("wrong type", f"column {name!r} is {found}; a list of {of} is due")
+    return value
+
+
+def _missing(fields: Fields, name: str) -> str:
+    columns = [str(column)[:40] for column in fields]
+    spare = [column for column in columns if column not in KNOWN]
+    near = difflib.get_close_matches(name, spare, n=1, cutoff=0.6)
+    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    if name == "prompt" and ASSISTANT in str(fields.get("chosen")):
+        hint = "; set data.format='hh' for transcripts;"
+    return f"column {name!r} is missing{hint} found: {', '.join(columns[:12])}"
+
+
+def _message(name: str, message: Any) -> Message:
+    """Checks a chat message; keys that are null are left out."""
+    if not isinstance(message, dict):
+        raise BadRow("wrong type", f"{name} is {_type(message)}; a message is due")
+    for key in ("role", "content"):
+        if message.get(key) is None:
+            state = "null" if key in message else "missing"
+            reason = "null" if key in message else "missing column"
+            raise BadRow(reason, f"key {key!r} of {name} is {state}")
+        if not isinstance(message[key], str):
+            found = _type(message[key])
+            raise BadRow("wrong type", f"key {key!r} of {name} is {found}, no string")
+        _check_unicode(name, message[key])
+    return {key: value for key, value in message.items() if value is not None}
+
+
+def _check_unicode(name: str, text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        detail = f"{name!r} holds half a character (surrogate) at {error.start + 1}"
+        raise BadRow("invalid UTF-8", detail) from error
+    return text
+
+
+def _type(value: Any) -> str:
+    return type(value).__name__

@@ -1,0 +1,135 @@
+"""The kinds of rows: which columns each has, and what they become.
+
+A function for each kind takes a row's columns to its parts, or raises `BadRow`. Rows of
+pairs serve every kind, so that all objectives can be run on the same rows.
+"""
+
+from collections.abc import Callable
+from itertools import combinations
+from typing import NamedTuple
+
+from dpo_jax.data import columns
+from dpo_jax.data.columns import Text
+from dpo_jax.data.sources.files import BadRow, Fields
+
+SCORES = ("score_chosen", "score_rejected")
+
+
+class Parts(NamedTuple):
+    """What the columns of a row say.
+
+    Attributes:
+      prompt: a string, or chat messages with `role` and `content`.
+      responses: of the same type, best first.
+      labels: of each response, 1 = desirable, −1 = undesirable; () = not judged so.
+      ratings: the data's own score of each response; () = none.
+      ranked: the responses are a ranking.
+    """
+
+    prompt: Text
+    responses: tuple[Text, ...]
+    labels: tuple[int, ...] = ()
+    ratings: tuple[float, ...] = ()
+    ranked: bool = False
+
+
+def pair(fields: Fields) -> Parts:
+    """Takes a prompt, a chosen and a rejected response out of a row."""
+    if "prompt" not in fields and isinstance(fields.get("chosen"), list):
+        prompt, chosen, rejected = _shared_beginning(fields)
+    else:
+        chosen, rejected, prompt = columns.texts(fields, "chosen", "rejected", "prompt")
+        columns.check_role("chosen", chosen)
+        columns.check_role("rejected", rejected)
+    columns.check_not_empty("prompt", prompt)
+    columns.check_not_empty("chosen", chosen)
+    columns.check_not_empty("rejected", rejected)
+    if chosen == rejected:
+        raise BadRow("identical", "columns 'chosen' and 'rejected' are identical")
+    return Parts(prompt, (chosen, rejected), ratings=_ratings(fields))
+
+
+def completion(fields: Fields) -> Parts:
+    """Takes a prompt and one response; an empty prompt string is plain text."""
+    if _is_pair(fields, "completion"):
+        both = pair(fields)
+        return Parts(both.prompt, both.responses[:1], ratings=both.ratings[:1])
+    prompt, response = _prompt_and_completion(fields)
+    if not isinstance(prompt, str):
+        columns.check_not_empty("prompt", prompt)
+    return Parts(prompt, (response,))
+
+
+def single(fields: Fields) -> Parts:
+    """Takes a response that was judged by itself, or both of a pair so."""
+    if _is_pair(fields, "completion"):
+        return pair(fields)._replace(labels=(1, -1))
+    prompt, response = _prompt_and_completion(fields)
+    columns.check_not_empty("prompt", prompt)
+    return Parts(prompt, (response,), labels=(columns.label(fields, "label"),))
+
+
+def ranking(fields: Fields) -> Parts:
+    """Takes responses in their order, best first; a pair is a ranking of two."""
+    if _is_pair(fields, "responses"):
+        return pair(fields)._replace(ranked=True)
+    found = columns.text_list(fields, "responses")
+    (prompt,) = columns.texts(fields, "prompt")
+    columns.check_same_type({"prompt": prompt, **found})
+    columns.check_not_empty("prompt", prompt)
+    for name, response in found.items():
+        columns.check_role(name, response)
+        columns.check_not_empty(name, response)
+    responses = list(found.values())
+    if len(responses) < 2:
+        detail = f"column 'responses' holds {len(responses)}; a ranking has at least 2"
+        raise BadRow("too few responses", detail)
+    for (a, one), (b, other) in combinations(found.items(), 2):
+        if one == other:
+            raise BadRow("identical", f"{a!r} and {b!r} are identical")
+    order = columns.permutation(fields, "ranking", of="responses", size=len(found))
+    return Parts(prompt, tuple(responses[i] for i in order), ranked=True)
+
+
+def _is_pair(fields: Fields, own: str) -> bool:
+    return own not in fields and "chosen" in fields
+
+
+def _prompt_and_completion(fields: Fields) -> tuple[Text, Text]:
+    response, prompt = columns.texts(fields, "completion", "prompt")
+    columns.check_role("completion", response)
+    columns.check_not_empty("completion", response)
+    return prompt, response
+
+
+def _ratings(fields: Fields) -> tuple[float, ...]:
+    """Reads both scores; or a margin, which is a score above one of 0; or nothing."""
+    if any(name in fields for name in SCORES):
+        return tuple(columns.number(fields, name) for name in SCORES)
+    return (columns.number(fields, "margin"), 0.0) if "margin" in fields else ()
+
+
+def _shared_beginning(fields: Fields) -> tuple[Text, Text, Text]:
+    """Splits two whole chats before their last assistant turn; both must agree."""
+    chosen, rejected = columns.texts(fields, "chosen", "rejected")
+    prompts, responses = [], []
+    for name, chat in (("chosen", chosen), ("rejected", rejected)):
+        if not chat:
+            raise BadRow("empty", f"column {name!r} is empty")
+        if chat[-1]["role"] != "assistant":  # pyright: ignore
+            raise BadRow("wrong role", f"column {name!r} does not end with 'assistant'")
+        prompts.append(chat[:-1])
+        responses.append(chat[-1:])
+    if prompts[0] != prompts[1]:
+        raise BadRow(
+            "mismatched", "'chosen' and 'rejected' differ before their last message"
+        )
+    return prompts[0], responses[0], responses[1]
+
+
+KINDS: dict[str, Callable[[Fields], Parts]] = {
+    "pairs": pair,
+    "completions": completion,
+    "singles": single,
+    "rankings": ranking,
+}

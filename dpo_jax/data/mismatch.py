@@ -1,0 +1,56 @@
+"""Mismatched responses: behind each prompt of a step, the response of another.
+
+KTO estimates KL(policy‖ref) from prompts with responses that were not written for them.
+This room works on the tokenized records of one whole step, before anything is laid
+out; it knows no layouts, microbatches or hosts, so what it makes depends on none.
+"""
+
+from collections.abc import Sequence
+
+from dpo_jax.types import Record
+
+
+def mismatch(records: Sequence[Record], *, max_tokens: int) -> list[Record]:
+    """Gives each record, as its last response, one that belongs to another prompt.
+
+    It is the first response of the next record of the step, the first following the
+    last; records of the same `index` have the same prompt and are passed over. Where
+    all have the same, nothing is borrowed.
+
+    Args:
+      records: of a step, with a label for each response.
+      max_tokens: of a prompt with one response; what is borrowed is cut to fit.
+
+    Returns:
+      As many records in the same order; what is borrowed has label 0, and rating 0
+      where there are ratings.
+
+    Source: arXiv:2402.01306 section 4.1, the mismatched pairs (x, y') of its z0.
+    """
+    return [
+        record if lender is None else _lend(record, records[lender], max_tokens)
+        for record, lender in zip(records, _lenders(records), strict=True)
+    ]
+
+
+def _lenders(records: Sequence[Record]) -> list[int | None]:
+    """Finds for each record the next one of another index, going round once."""
+    count = len(records)
+    found: list[int | None] = [None] * count
+    following = None
+    for at in reversed(range(2 * count - 1)):
+        here, after = at % count, (at + 1) % count
+        if records[after].index != records[here].index:
+            following = after
+        found[here] = following
+    return found
+
+
+def _lend(record: Record, lender: Record, max_tokens: int) -> Record:
+    room = max_tokens - len(record.prompt)
+    assert room > 0 and record.labels, record.index
+    return record._replace(
+        responses=(*record.responses, lender.responses[0][:room]),
+        labels=(*record.labels, 0),
+        ratings=(*record.ratings, 0.0) if record.ratings else (),
+    )

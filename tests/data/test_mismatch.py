@@ -1,0 +1,61 @@
+"""Borrowed responses, by hand."""
+
+import numpy as np
+import pytest
+
+from dpo_jax.data.mismatch import mismatch
+from dpo_jax.types import Record
+
+
+def single(index, prompt, response, label=1, ratings=()):
+    return Record(
+        index, np.arange(prompt), (np.array(response),), (label,), tuple(ratings)
+    )
+
+
+def plain(records):
+    return [[response.tolist() for response in r.responses] for r in records]
+
+
+def test_each_borrows_of_the_next_and_the_last_of_the_first():
+    steps = [single(4, 2, [10, 11]), single(7, 1, [20], -1), single(5, 3, [30, 31, 32])]
+    joined = mismatch(steps, max_tokens=9)
+    assert plain(joined) == [
+        [[10, 11], [20]],
+        [[20], [30, 31, 32]],
+        [[30, 31, 32], [10, 11]],
+    ]
+    assert [r.labels for r in joined] == [(1, 0), (-1, 0), (1, 0)]
+    assert [r.index for r in joined] == [4, 7, 5]
+    assert [len(r.prompt) for r in joined] == [2, 1, 3]
+
+
+def test_what_is_borrowed_is_cut_to_fit_the_prompt():
+    """3 − 2 = 1 and 3 − 1 = 2 tokens are left."""
+    steps = [single(0, 2, [10]), single(1, 1, [20, 21])]
+    joined = mismatch(steps, max_tokens=3)
+    assert plain(joined) == [[[10], [20]], [[20, 21], [10]]]
+
+
+@pytest.mark.parametrize(
+    "indices, lenders",
+    [
+        ([0, 0, 1, 1], [2, 2, 0, 0]),
+        ([0, 1, 1, 0], [1, 3, 3, 1]),
+        ([3, 3, 3, 5, 3], [3, 3, 3, 4, 3]),
+        ([2, 2], [None, None]),
+        ([2], [None]),
+        ([], []),
+    ],
+)
+def test_one_prompt_never_borrows_of_itself(indices, lenders):
+    """Both responses of a pair that was taken apart have the same prompt."""
+    steps = [single(index, 1, [10 * at]) for at, index in enumerate(indices)]
+    found = [r[1:] for r in plain(mismatch(steps, max_tokens=9))]
+    assert found == [[] if at is None else [[10 * at]] for at in lenders]
+
+
+def test_a_borrowed_response_has_no_rating():
+    steps = [single(0, 1, [1], ratings=[2.5]), single(1, 1, [2], ratings=[0.5])]
+    assert [r.ratings for r in mismatch(steps, max_tokens=9)] == [(2.5, 0), (0.5, 0)]
+    assert mismatch(steps[:1], max_tokens=9) == steps[:1]

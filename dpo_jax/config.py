@@ -15,6 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dpo_jax.errors import ConfigError, collected, unknown
+from dpo_jax.options import LOSS_OPTIONS, UP_TO_ONE, Range
 
 Config = Any  # an `ml_collections.ConfigDict`: its attributes are its keys
 
@@ -159,41 +160,13 @@ def unused_options(
     ]
 
 
-Range = tuple[float, float, bool]  # lowest, highest, whether the lowest is allowed
-UP_TO_ONE = math.nextafter(1.0, 2.0)  # the highest, never allowed, where 1 is
-
 SYNC_MIX = 0.6  # the default of ref.sync_mix, arXiv:2404.09656
 WITHOUT_REFERENCE = ("sft", "reward")  # objectives
 RANGES: dict[str, Range] = {
+    **{f"loss.{name}": o.range for name, o in LOSS_OPTIONS.items() if o.range},
     "seed": (0, 2**32, True),
-    "loss.beta": (0.0, math.inf, False),
-    "loss.label_smoothing": (0.0, 0.5, True),
     "ref.sync_every_steps": (0, math.inf, True),
-    "ref.sync_mix": (0.0, 1.0 + 1e-9, False),
-    "loss.divergence_alpha": (-math.inf, math.inf, False),
-    "loss.ld_alpha": (0.0, UP_TO_ONE, True),
-    "loss.discopop_tau": (0.0, math.inf, False),
-    "loss.dpop_lambda": (0.0, math.inf, True),
-    "loss.length_alpha": (0.0, math.inf, True),
-    "loss.tdpo_alpha": (0.0, math.inf, True),
-    "loss.beta_scale": (0.0, math.inf, True),
-    "loss.keep_fraction": (0.0, UP_TO_ONE, False),
-    "loss.momentum": (0.0, 1.0, True),
-    "loss.odpo_alpha": (0.0, math.inf, True),
-    "loss.mmpo_gamma": (0.0, math.inf, True),
-    "loss.chi_clip": (0.0, math.inf, False),
-    "loss.shift_lambda": (0.0, UP_TO_ONE, True),
-    "loss.decay": (0.0, UP_TO_ONE, False),
-    "loss.alpha": (0.0, math.inf, True),
-    "loss.gamma": (0.0, math.inf, True),
-    "loss.dr_beta": (0.0, math.inf, False),
-    "loss.alpha_po_alpha": (-math.inf, math.inf, False),
-    "loss.nll_weight": (0.0, math.inf, True),
-    "loss.slic_margin": (0.0, math.inf, True),
-    "loss.unlikelihood_alpha": (0.0, math.inf, True),
-    "loss.desirable_weight": (0.0, math.inf, True),
-    "loss.undesirable_weight": (0.0, math.inf, True),
-    "loss.centering": (0.0, math.inf, True),
+    "ref.sync_mix": (0.0, UP_TO_ONE, False),
     "optimizer.lr": (0.0, math.inf, True),
     "optimizer.warmup_steps": (0, math.inf, True),
     "optimizer.weight_decay": (0.0, math.inf, True),
@@ -218,12 +191,8 @@ RANGES: dict[str, Range] = {
     "log.every_steps": (1, math.inf, True),
 }
 CHOICES: dict[str, Sequence[str]] = {
+    **{f"loss.{name}": o.choices for name, o in LOSS_OPTIONS.items() if o.choices},
     "objective": ("preference", "sft", "unpaired", "ranking", "reward"),
-    "loss.normalize": ("sum", "mean"),
-    "loss.divergence": ("reverse_kl", "forward_kl", "js", "alpha"),
-    "loss.weighting": ("none", "wpo", "wpo_clamped"),
-    "loss.baseline": ("none", "running"),
-    "loss.margin": ("none", "data"),
     "train.on_nonfinite": ("halt", "skip"),
     "model.dtype": ("float32", "bfloat16", "float16"),
     "model.remat": ("none", "block"),

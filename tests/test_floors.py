@@ -7,14 +7,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    "types errors logps exact config models sharding report",
+    "types errors logps columns exact options config models sharding report",
     "losses data sampling train evals launch configs",
     "objectives experiments",
     "wiring build inspection",
     "cli __main__",
 ]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms.split()}
-BLINK = ("config", "data", "report", "configs")  # never import jax themselves
+BLINK = ("config", "options", "data", "report", "configs")  # import no jax themselves
 
 
 def imports(path):

@@ -58,7 +58,8 @@ class Loss(NamedTuple):
       per: what the sum is divided by: `pairs`, `chosen_tokens`, `singles`, `lists`.
       usual: options of the usual setting that differ from the configuration's defaults.
       couples: whether an element depends on other elements of the batch.
-      columns: optional fields of the record that it reads: `ratings`, `kls`.
+      columns: what it reads that is not always there: `ratings`, `kls`, `mismatched`
+        (responses of label 0).
       token_weights: weights of its own on the tokens, a name of `tokens.WEIGHTS`; ''
         for none. The options of that function are options of the loss.
       running: statistics it keeps; None for none.
@@ -314,6 +315,7 @@ LOSSES: dict[str, Loss | LossFn] = {
         takes="singles",
         per="singles",
         couples=True,
+        columns=("mismatched",),
     ),
     "bco": Loss(
         singles.bco,

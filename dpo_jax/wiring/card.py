@@ -5,8 +5,7 @@ from pathlib import Path
 
 from dpo_jax import __version__
 from dpo_jax.config import Config, fingerprint
-from dpo_jax.losses import options
-from dpo_jax.wiring.checks import LossTable, find
+from dpo_jax.wiring.objective import LossTable, components, used_options
 
 
 def commit() -> str:
@@ -34,9 +33,7 @@ def model_card(config: Config, step: int, losses: LossTable) -> str:
       losses: the table that `loss.name` was looked up in.
     """
     base = config.model.path or f"none (preset `{config.model.preset}`, from scratch)"
-    known = config.loss.name in losses  # an export may be without a user's own table
-    used = options(find(config.loss.name, losses)) if known else ()
-    settings = ", ".join(f"{name} {config.loss[name]}" for name in used)
+    settings = ", ".join(f"{n} {config.loss[n]}" for n in _options(config, losses))
     rows = {
         "base model": base,
         "reference": _reference(config),
@@ -58,7 +55,19 @@ def model_card(config: Config, step: int, losses: LossTable) -> str:
     )
 
 
+def _options(config: Config, losses: LossTable) -> list[str]:
+    """Names the options of the losses; none of one that a user's own table had."""
+    if not all(name in losses for name in config.loss.name.split("+")):
+        return []
+    used = used_options(config, components(config, losses)) - {"name"}
+    return [name for name in config.loss if name in used]
+
+
 def _reference(config: Config) -> str:
     if config.ref.mode == "none":
         return "none"
+    if config.ref.sync_every_steps:
+        start = config.ref.path or "the initial policy"
+        every, mix = config.ref.sync_every_steps, config.ref.sync_mix
+        return f"{start}, moved by {mix:g} to the policy every {every} steps"
     return config.ref.path or "the initial policy"

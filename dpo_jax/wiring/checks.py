@@ -7,6 +7,7 @@ from dpo_jax.config import Config
 from dpo_jax.data import sources
 from dpo_jax.errors import ConfigError, DataError, DeviceError, collected, unknown
 from dpo_jax.losses import Loss, pairwise
+from dpo_jax.options import LOSS_OPTIONS
 from dpo_jax.sharding import mesh
 from dpo_jax.train import optimizer
 from dpo_jax.wiring import objective
@@ -41,9 +42,8 @@ def loss_faults(config: Config, rows: tuple[Loss, ...]) -> list[str]:
     if found:
         return found
     used = objective.used_options(config, rows)
-    found += config_lib.unused_options(
-        "loss", config.loss, config_lib.LOSS_OPTIONS, used, by
-    )
+    defaults = {name: option.default for name, option in LOSS_OPTIONS.items()}
+    found += config_lib.unused_options("loss", config.loss, defaults, used, by)
     found += [
         f"loss.{name}={config.loss[name]} must be > 0 for {by}"
         for row in rows

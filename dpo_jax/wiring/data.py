@@ -22,6 +22,15 @@ from dpo_jax.types import Batch, Record
 PLAIN = [((), (), (), False), ((), (), ((0, 1),), False)]  # judged by order alone
 
 
+KINDS = {  # config.objective -> kind of rows
+    "preference": "pairs",
+    "sft": "completions",
+    "unpaired": "singles",
+    "ranking": "rankings",
+    "reward": "pairs",
+}
+
+
 class Data(NamedTuple):
     """Tokenized records and the account of them.
 
@@ -68,10 +77,9 @@ def load_data(config: Config, tokenizer: Any) -> Data:
     """
     section = config.data
     choices = prepare.Options(*(section[name] for name in prepare.Options._fields))
-    kind = "completions" if config.objective == "sft" else "pairs"
     read = functools.partial(
         prepare.prepare,
-        kind=kind,
+        kind=KINDS[config.objective],
         tokenizer=tokenizer,
         seed=config.seed,
         options=choices,

@@ -30,6 +30,8 @@ def make_evaluate(
 ) -> Callable[[TrainState], dict[str, float]]:
     """Builds `state -> metrics` over the evaluation set, every record once."""
     key, objective = jax.random.key(0), trainer.objective
+    is_reward = isinstance(objective, reward.RewardModel)
+    extras = reward_extras if is_reward else preference.no_extras
     head = {} if reference is None else reference.head
 
     def score(params: Params, batch: Batch, hyper: Hyper) -> tuple[Columns, Counts]:
@@ -49,7 +51,7 @@ def make_evaluate(
             objective=objective,
             stats=jax.device_get(state.stats),
             hyper={name: float(value) for name, value in trainer.hyper.items()},
-            extras=EXTRAS.get(type(objective), preference.no_extras),
+            extras=extras,
         )
 
     return evaluate
@@ -58,9 +60,6 @@ def make_evaluate(
 def reward_extras(whole: Columns) -> dict[str, float]:
     """Adds the calibration of a reward model."""
     return {"scores/calibration_error": float(reward.calibration_error(whole))}
-
-
-EXTRAS = {reward.RewardModel: reward_extras}
 
 
 class Sampled(NamedTuple):

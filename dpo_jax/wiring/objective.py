@@ -5,6 +5,7 @@ record the rows take says which objective it is. Float options are traced, so th
 sweep over them compiles once; the others are fixed.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from dpo_jax.config import Config
+from dpo_jax.data.loader import Join
+from dpo_jax.data.mismatch import mismatch
 from dpo_jax.losses import Loss, LossFn, find, keywords, options
 from dpo_jax.losses.tokens import WEIGHTS
 from dpo_jax.objectives.preference import Preference, Term
@@ -30,13 +33,6 @@ TAKEN_BY = {  # the record that a loss takes -> config.objective
     "lists": "ranking",
     "scores": "reward",
 }
-KINDS = {  # config.objective -> kind of rows
-    "preference": "pairs",
-    "sft": "completions",
-    "unpaired": "singles",
-    "ranking": "rankings",
-    "reward": "pairs",
-}
 FIXED = ("divergence_alpha",)  # floats that choose a formula
 
 
@@ -52,6 +48,13 @@ def components(config: Config, losses: LossTable) -> tuple[Loss, ...]:
 def needs_whole_reference(rows: tuple[Loss, ...]) -> bool:
     """Says whether a loss reads the reference's whole distribution at each token."""
     return any("kls" in row.columns for row in rows)
+
+
+def join_of(config: Config, rows: tuple[Loss, ...]) -> Join | None:
+    """Finds what a step's records are joined by: KTO's mismatched responses."""
+    if not any("mismatched" in row.columns for row in rows):
+        return None
+    return functools.partial(mismatch, max_tokens=config.data.max_tokens)
 
 
 def used_options(config: Config, rows: tuple[Loss, ...]) -> set[str]:

@@ -43,6 +43,7 @@ def prepare(config: Config, rows: tuple[Loss, ...], built: Mesh) -> Parts:
     data = data_wiring.load_data(config, tokenizer)  # the slowest, so the last
     checks.check_data(config, rows, data)
     steps = data_wiring.total_steps(config, len(data.train))
-    train, held_out = data_wiring.make_loaders(config, data, spec, built, steps)
+    join = objective.join_of(config, rows)
+    train, held_out = data_wiring.make_loaders(config, data, spec, built, steps, join)
     trainer = training.make_trainer(config, rows, model, reference, built, steps)
     return Parts(built, data, steps, rows, model, trainer, train, held_out)

@@ -207,21 +207,24 @@ def tokenizer() -> Any:
     )
 
 
-def _pair(prefix: list[str], labels: str, rng: np.random.Generator) -> dict[str, str]:
+def _pair(prefix: list[str], labels: str, rng: np.random.Generator) -> dict[str, Any]:
     while True:
         both = [continuation(prefix, rng) for _ in range(2)]
-        margin = reward(prefix, both[0]) - reward(prefix, both[1])
+        rewards = [reward(prefix, words) for words in both]
+        margin = rewards[0] - rewards[1]
         if abs(margin) > 1e-9:
             break
     if labels == "bradley_terry":
         first = rng.random() < _sigmoid(margin)
     else:
         first = margin > 0
-    chosen, rejected = both if first else reversed(both)
+    better, worse = (0, 1) if first else (1, 0)
     return {
         "prompt": " ".join(prefix),
-        "chosen": _text(chosen),
-        "rejected": _text(rejected),
+        "chosen": _text(both[better]),
+        "rejected": _text(both[worse]),
+        "score_chosen": rewards[better],
+        "score_rejected": rewards[worse],
     }
 
 

@@ -14,6 +14,7 @@ import pytest
 from dpo_jax import cli
 from dpo_jax.report import html
 
+pytestmark = pytest.mark.parity
 ROOT = Path(__file__).parents[2]
 FLAGS = {
     "data.shuffle": False,

@@ -47,7 +47,8 @@ def read(
         folder; or a hub id `owner/name[:split]`.
       split: `train` or `eval`; it also names the config key in messages.
       path: a local copy, for the sources of `LOCAL_COPY`.
-      kind: `pairs` or `completions`; what a generated source makes.
+      kind: of `kinds.KINDS`; a generated source makes completions, or pairs for all
+        other kinds.
       seed: of a generated source.
       rows: the first so many rows; 0 = all (generated: its default).
       labels: labelling of a generated source, for those of `GENERATED`.

@@ -41,7 +41,7 @@ class Request(NamedTuple):
     Attributes:
       path: a local copy; '' = none.
       split: `train` or `eval`.
-      kind: `pairs` or `completions`.
+      kind: of `kinds.KINDS`, for generated data.
       seed: of generated data.
       rows: how many; 0 = all, or the default of generated data.
       labels: how generated pairs are labelled; '' = the source's default.

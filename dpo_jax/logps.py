@@ -57,8 +57,7 @@ def measured(
     """
     ids = jax.lax.broadcasted_iota(targets.dtype, values.shape, values.ndim - 1)
     target, (log_probs, normalizer) = targets[..., None], log_softmax(values)
-    # Ids are compared, not looked up: a vocabulary that is sharded stays where it lies.
-    picked = jnp.where(ids == target, values, 0.0).sum(-1)
+    picked = jnp.take_along_axis(values, target, axis=-1)[..., 0]
     frozen, best = jax.lax.stop_gradient((values, picked[..., None]))
     beaten = (frozen < best) | ((frozen == best) & (ids >= target))
     sure = jax.lax.stop_gradient(log_probs)
@@ -130,14 +129,21 @@ class Listed(NamedTuple):
     ref_states: Array | None
 
 
+def flat(values: Array) -> Array:
+    """Joins rows and entries: [B, C, …] -> [B·C, …]."""
+    return values.reshape(-1, *values.shape[2:])
+
+
 def gathered(hidden: Array, parents: Array) -> Array:
-    """Picks hidden states: [B, T, D], i32[B, C] -> [B, C, D]."""
-    return jnp.take_along_axis(hidden, parents[..., None], axis=1)
+    """Picks hidden states: [B, T, D], i32[B, C] -> [B·C, D]."""
+    return flat(jnp.take_along_axis(hidden, parents[..., None], axis=1))
 
 
 def ref_logits(listed: Listed, softcap: float, linear: Linear | None) -> Array | None:
-    """Returns the reference's logits of one chunk, if there is a reference."""
-    return None if linear is None else logits(listed.ref_states, Head(*linear, softcap))
+    """Returns the reference's logits of a chunk, [B·C, V]; None without one."""
+    if linear is None:
+        return None
+    return logits(flat(listed.ref_states), Head(*linear, softcap))
 
 
 def on_each_shard(run: Callable, rows: int, *, ins: tuple, outs: tuple) -> Callable:
@@ -192,9 +198,11 @@ def scored_forward(
     def run(hidden: Array, linear: Linear, listed: Listed, ref: Linear | None) -> tuple:
         def one(_: None, entries: Listed) -> tuple[None, tuple[TokenStats, Array]]:
             states = gathered(hidden, entries.parents)
-            values = logits(states, Head(*linear, softcap))
+            values = logits(states, Head(*linear, softcap))  # [B·C, V]
             ref_values = ref_logits(entries, ref_softcap, ref)
-            return None, measured(values, entries.targets, ref_values)
+            found = measured(values, flat(entries.targets), ref_values)
+            shape = entries.parents.shape
+            return None, jax.tree.map(lambda leaf: leaf.reshape(shape), found)
 
         return jax.lax.scan(one, None, listed)[1]
 
@@ -225,21 +233,22 @@ def scored_backward(
     ) -> tuple[Array, Linear]:
         def one(sums: Linear, xs: tuple) -> tuple[Linear, Array]:
             entries, normalizer, slopes = xs
-            states = gathered(hidden, entries.parents)  # [B, C, D]
-            values = logits(states, Head(*linear, softcap))  # [B, C, V]
+            states = gathered(hidden, entries.parents)  # [B·C, D]
+            values = logits(states, Head(*linear, softcap))  # [B·C, V]
             ref_values = ref_logits(entries, ref_softcap, ref)
+            normalizer, slopes = jax.tree.map(flat, (normalizer, slopes))
             d_values = logit_gradient(
-                values, normalizer, entries.targets, slopes, ref_values
+                values, normalizer, flat(entries.targets), slopes, ref_values
             )
             if softcap:
                 d_values = d_values * (1 - jnp.square(values / softcap))
-            bias = None if sums.bias is None else sums.bias + d_values.sum((0, 1))
+            bias = None if sums.bias is None else sums.bias + d_values.sum(0)
             d_values = d_values.astype(linear.kernel.dtype)
-            flat = d_values.reshape(-1, d_values.shape[-1])  # [B·C, V]
             # An array of its own: a CPU multiplies by a transposed view at half speed.
-            across = jax.lax.optimization_barrier(states.reshape(len(flat), -1).T)
-            kernel = sums.kernel + contract("DC,CV->DV", across, flat)
-            d_states = contract("BCV,DV->BCD", d_values, linear.kernel)
+            across = jax.lax.optimization_barrier(states.T)
+            kernel = sums.kernel + contract("DN,NV->DV", across, d_values)
+            d_states = contract("NV,DV->ND", d_values, linear.kernel)
+            d_states = d_states.reshape(*entries.parents.shape, -1)
             return Linear(kernel, bias), d_states
 
         start = jax.tree.map(lambda weight: jnp.zeros(weight.shape, dtype), linear)

@@ -7,12 +7,16 @@ ever held. This room knows nothing of models or losses. Dimension key in `types.
 """
 
 import functools
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
+from dpo_jax.sharding.arrays import ROW_AXES
 from dpo_jax.types import Array, Head, TokenStats
 
 
@@ -34,16 +38,17 @@ def logits(hidden: Array, head: Head) -> Array:
     return head.softcap * jnp.tanh(out / head.softcap) if head.softcap else out
 
 
-def normalizers(values: Array) -> Array:
-    """Returns log Σ exp over the vocabulary: f32[..., V] -> f32[...]."""
+def log_softmax(values: Array) -> tuple[Array, Array]:
+    """Returns log-probs f32[..., V] and their normalizer log Σ exp, f32[...]."""
     top = jax.lax.stop_gradient(values.max(-1))
-    return top + jnp.log(jnp.exp(values - top[..., None]).sum(-1))
+    normalizer = top + jnp.log(jnp.exp(values - top[..., None]).sum(-1))
+    return values - normalizer[..., None], normalizer
 
 
-def target_stats(
-    values: Array, targets: Array, ref_values: Array | None = None
-) -> TokenStats:
-    """Returns what logits say of targets.
+def measured(
+    values: Array, targets: Array, ref_values: Array | None
+) -> tuple[TokenStats, Array]:
+    """Returns what logits say of targets, and their normalizer.
 
     Args:
       values: f32[..., V] logits.
@@ -51,28 +56,28 @@ def target_stats(
       ref_values: f32[..., V] the reference's logits, no gradient.
     """
     ids = jax.lax.broadcasted_iota(targets.dtype, values.shape, values.ndim - 1)
-    target, normalizer = targets[..., None], normalizers(values)
-    # Ids are compared, not looked up: a vocabulary that is sharded stays where it lies.
-    picked = jnp.where(ids == target, values, 0.0).sum(-1)
+    target, (log_probs, normalizer) = targets[..., None], log_softmax(values)
+    picked = jnp.take_along_axis(values, target, axis=-1)[..., 0]
     frozen, best = jax.lax.stop_gradient((values, picked[..., None]))
-    above = frozen - frozen.max(-1, keepdims=True)
-    weights = jnp.exp(above)
-    mass = weights.sum(-1)
     beaten = (frozen < best) | ((frozen == best) & (ids >= target))
+    sure = jax.lax.stop_gradient(log_probs)
     kl = None
     if ref_values is not None:
-        ref_logps = jax.lax.stop_gradient(
-            ref_values - normalizers(ref_values)[..., None]
-        )
-        gap = ref_logps - (values - normalizer[..., None])
-        kl = (jnp.exp(ref_logps) * gap).sum(-1)
-    return TokenStats(
+        ref_log_probs = jax.lax.stop_gradient(log_softmax(ref_values)[0])
+        kl = (jnp.exp(ref_log_probs) * (ref_log_probs - log_probs)).sum(-1)
+    stats = TokenStats(
         logps=picked - normalizer,
-        entropy=jnp.log(mass) - (weights * above).sum(-1) / mass,
+        entropy=-(jnp.exp(sure) * sure).sum(-1),
         correct=beaten.all(-1).astype(values.dtype),
-        collision=jnp.log((weights * weights).sum(-1)) - 2 * jnp.log(mass),
+        collision=jnp.log(jnp.exp(2 * sure).sum(-1)),
         kl=kl,
     )
+    return stats, normalizer
+
+
+def target_stats(values: Array, targets: Array) -> TokenStats:
+    """Returns what logits f32[..., V] say of targets i32[...]: f32[...] each."""
+    return measured(values, targets, None)[0]
 
 
 def logit_gradient(
@@ -82,7 +87,7 @@ def logit_gradient(
     slopes: TokenStats,
     ref_values: Array | None,
 ) -> Array:
-    """Returns ∂/∂logits of what `target_stats` says, f32[..., V].
+    """Returns ∂/∂logits of what `measured` says, f32[..., V].
 
     d logps = onehot − p and d KL(ref‖policy) = p − p_ref.
 
@@ -98,9 +103,16 @@ def logit_gradient(
     slope = slopes.logps[..., None]
     out = jnp.where(ids == targets[..., None], slope, 0.0) - slope * probs
     if ref_values is not None:
-        ref_probs = jnp.exp(ref_values - normalizers(ref_values)[..., None])
+        ref_probs = jnp.exp(log_softmax(ref_values)[0])
         out = out + slopes.kl[..., None] * (probs - ref_probs)
     return out
+
+
+class Linear(NamedTuple):
+    """The weights of a head: kernel [D, V] and bias [V] or None; or their gradients."""
+
+    kernel: Array
+    bias: Array | None
 
 
 class Listed(NamedTuple):
@@ -117,14 +129,47 @@ class Listed(NamedTuple):
     ref_states: Array | None
 
 
+def flat(values: Array) -> Array:
+    """Joins rows and entries: [B, C, …] -> [B·C, …]."""
+    return values.reshape(-1, *values.shape[2:])
+
+
 def gathered(hidden: Array, parents: Array) -> Array:
-    """Picks hidden states: [B, T, D], i32[B, C] -> [B, C, D]."""
-    return jnp.take_along_axis(hidden, parents[..., None], axis=1)
+    """Picks hidden states: [B, T, D], i32[B, C] -> [B·C, D]."""
+    return flat(jnp.take_along_axis(hidden, parents[..., None], axis=1))
 
 
-def ref_logits(listed: Listed, softcap: float, linear: tuple | None) -> Array | None:
-    """Returns the reference's logits of one chunk, if there is a reference."""
-    return None if linear is None else logits(listed.ref_states, Head(*linear, softcap))
+def ref_logits(listed: Listed, softcap: float, linear: Linear | None) -> Array | None:
+    """Returns the reference's logits of a chunk, [B·C, V]; None without one."""
+    if linear is None:
+        return None
+    return logits(flat(listed.ref_states), Head(*linear, softcap))
+
+
+def on_each_shard(run: Callable, rows: int, *, ins: tuple, outs: tuple) -> Callable:
+    """Lets every shard of rows run through its chunks alone.
+
+    Left to the compiler, the kernel's gradient would be summed over the mesh once a
+    chunk. The axis `tensor`, and with it the vocabulary, does stay with the compiler.
+
+    Args:
+      run: a function of arrays.
+      rows: B, over the whole mesh.
+      ins: the axis along which each argument is split over rows; None = not split.
+      outs: the same for what `run` returns.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(axis for axis in ROW_AXES if axis in mesh.axis_names)
+    shards = math.prod(mesh.shape[axis] for axis in axes)
+    if shards == 1 or rows % shards:
+        return run
+    ins, outs = (
+        tuple(P() if i is None else P(*(None,) * i, axes) for i in places)
+        for places in (ins, outs)
+    )
+    return jax.shard_map(
+        run, in_specs=ins, out_specs=outs, axis_names=set(axes), check_vma=False
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -132,35 +177,38 @@ def scored(
     softcap: float,
     ref_softcap: float,
     hidden: Array,
-    kernel: Array,
-    bias: Array | None,
+    linear: Linear,
     listed: Listed,
-    ref: tuple | None,
+    ref: Linear | None,
 ) -> TokenStats:
     """Scores chunk by chunk: -> f32[chunks, B, chunk] each."""
-    return scored_forward(softcap, ref_softcap, hidden, kernel, bias, listed, ref)[0]
+    return scored_forward(softcap, ref_softcap, hidden, linear, listed, ref)[0]
 
 
 def scored_forward(
     softcap: float,
     ref_softcap: float,
     hidden: Array,
-    kernel: Array,
-    bias: Array | None,
+    linear: Linear,
     listed: Listed,
-    ref: tuple | None,
+    ref: Linear | None,
 ) -> tuple[TokenStats, tuple]:
     """Returns the statistics and what the backward pass needs, no logits among it."""
 
-    def one(_: None, entries: Listed) -> tuple[None, tuple[TokenStats, Array]]:
-        states = gathered(hidden, entries.parents)
-        values = logits(states, Head(kernel, bias, softcap))
-        ref_values = ref_logits(entries, ref_softcap, ref)
-        stats = target_stats(values, entries.targets, ref_values)
-        return None, (stats, normalizers(values))
+    def run(hidden: Array, linear: Linear, listed: Listed, ref: Linear | None) -> tuple:
+        def one(_: None, entries: Listed) -> tuple[None, tuple[TokenStats, Array]]:
+            states = gathered(hidden, entries.parents)
+            values = logits(states, Head(*linear, softcap))  # [B·C, V]
+            ref_values = ref_logits(entries, ref_softcap, ref)
+            found = measured(values, flat(entries.targets), ref_values)
+            shape = entries.parents.shape
+            return None, jax.tree.map(lambda leaf: leaf.reshape(shape), found)
 
-    _, (stats, normalizer) = jax.lax.scan(one, None, listed)
-    return stats, (hidden, kernel, bias, listed, ref, normalizer)
+        return jax.lax.scan(one, None, listed)[1]
+
+    run = on_each_shard(run, len(hidden), ins=(0, None, 1, None), outs=(1, 1))
+    stats, normalizer = run(hidden, linear, listed, ref)
+    return stats, (hidden, linear, listed, ref, normalizer)
 
 
 def scored_backward(
@@ -171,49 +219,52 @@ def scored_backward(
     The gradients of kernel and bias are summed over chunks in float32, and those of
     the hidden states over the entries that share a parent.
     """
-    hidden, kernel, bias, listed, ref, normalizer = saved
+    hidden, linear, listed, ref, normalizer = saved
     dtype = wide(hidden.dtype)
     contract = functools.partial(jnp.einsum, preferred_element_type=dtype)
 
-    def one(sums: tuple, xs: tuple) -> tuple[tuple, Array]:
-        entries, slopes, normalizer = xs
-        d_kernel, d_bias = sums
-        states = gathered(hidden, entries.parents)  # [B, C, D]
-        values = logits(states, Head(kernel, bias, softcap))  # [B, C, V]
-        ref_values = ref_logits(entries, ref_softcap, ref)
-        d_values = logit_gradient(
-            values, normalizer, entries.targets, slopes, ref_values
+    def run(
+        hidden: Array,
+        linear: Linear,
+        listed: Listed,
+        ref: Linear | None,
+        normalizer: Array,
+        slopes: TokenStats,
+    ) -> tuple[Array, Linear]:
+        def one(sums: Linear, xs: tuple) -> tuple[Linear, Array]:
+            entries, normalizer, slopes = xs
+            states = gathered(hidden, entries.parents)  # [B·C, D]
+            values = logits(states, Head(*linear, softcap))  # [B·C, V]
+            ref_values = ref_logits(entries, ref_softcap, ref)
+            normalizer, slopes = jax.tree.map(flat, (normalizer, slopes))
+            d_values = logit_gradient(
+                values, normalizer, flat(entries.targets), slopes, ref_values
+            )
+            if softcap:
+                d_values = d_values * (1 - jnp.square(values / softcap))
+            bias = None if sums.bias is None else sums.bias + d_values.sum(0)
+            d_values = d_values.astype(linear.kernel.dtype)
+            # An array of its own: a CPU multiplies by a transposed view at half speed.
+            across = jax.lax.optimization_barrier(states.T)
+            kernel = sums.kernel + contract("DN,NV->DV", across, d_values)
+            d_states = contract("NV,DV->ND", d_values, linear.kernel)
+            d_states = d_states.reshape(*entries.parents.shape, -1)
+            return Linear(kernel, bias), d_states
+
+        start = jax.tree.map(lambda weight: jnp.zeros(weight.shape, dtype), linear)
+        sums, d_states = jax.lax.scan(one, start, (listed, normalizer, slopes))
+        zeros = jnp.zeros((*hidden.shape[1:],), dtype)
+        d_hidden = jax.vmap(lambda parents, rows: zeros.at[parents].add(rows))(
+            joined(listed.parents), joined(d_states)
         )
-        if softcap:
-            d_values = d_values * (1 - jnp.square(values / softcap))
-        if d_bias is not None:
-            d_bias = d_bias + d_values.sum((0, 1))
-        d_values = d_values.astype(kernel.dtype)
-        flat = d_values.reshape(-1, d_values.shape[-1])  # [B·C, V]
-        # As an array of its own: a CPU multiplies by a transposed view at half speed.
-        across = jax.lax.optimization_barrier(states.reshape(flat.shape[0], -1).T)
-        d_kernel = d_kernel + contract("DC,CV->DV", across, flat)
-        return (d_kernel, d_bias), contract("BCV,DV->BCD", d_values, kernel)
+        return d_hidden, jax.tree.map(lambda total: total[None], sums)
 
-    start = (
-        jnp.zeros(kernel.shape, dtype),
-        None if bias is None else jnp.zeros(bias.shape, dtype),
+    run = on_each_shard(run, len(hidden), ins=(0, None, 1, None, 1, 1), outs=(0, 0))
+    d_hidden, parts = run(hidden, linear, listed, ref, normalizer, slopes)
+    d_linear = jax.tree.map(
+        lambda part, weight: part.sum(0).astype(weight.dtype), parts, linear
     )
-    (d_kernel, d_bias), d_states = jax.lax.scan(
-        one, start, (listed, slopes, normalizer)
-    )
-
-    def scatter(parents: Array, rows: Array) -> Array:  # i32[C], [C, D] -> [T, D]
-        return jnp.zeros((hidden.shape[1], rows.shape[-1]), dtype).at[parents].add(rows)
-
-    d_hidden = jax.vmap(scatter)(joined(listed.parents), joined(d_states))
-    return (
-        d_hidden.astype(hidden.dtype),
-        d_kernel.astype(kernel.dtype),
-        None if bias is None else d_bias.astype(bias.dtype),
-        None,
-        None,
-    )
+    return d_hidden.astype(hidden.dtype), d_linear, None, None
 
 
 scored.defvjp(scored_forward, scored_backward)
@@ -265,14 +316,14 @@ def token_logps(
     size = parents.shape[1]
     count = max(1, -(-size // chunk))
     listed = Listed(split(parents, count), split(targets, count), None)
-    linear, ref_softcap = None, 0.0
+    linear, ref_linear, ref_softcap = Linear(head.kernel, head.bias), None, 0.0
     if ref is not None:
-        chex.assert_shape(ref[0], (*parents.shape, None))
-        listed = listed._replace(ref_states=split(ref[0], count))
-        linear, ref_softcap = ref[1][:2], ref[1].softcap
-    stats = scored(
-        head.softcap, ref_softcap, hidden, head.kernel, head.bias, listed, linear
-    )
+        ref_states, ref_head = ref
+        chex.assert_shape(ref_states, (*parents.shape, None))
+        listed = listed._replace(ref_states=split(ref_states, count))
+        ref_linear = Linear(ref_head.kernel, ref_head.bias)
+        ref_softcap = ref_head.softcap
+    stats = scored(head.softcap, ref_softcap, hidden, linear, listed, ref_linear)
     return jax.tree.map(lambda values: joined(values)[:, :size], stats)
 
 

@@ -57,44 +57,68 @@ OPTIONS = {**parts.loss().to_dict(), **STATS}
 
 
 @functools.cache
-def compiled(name, fixed):
-    """Compiles values and gradients of a loss, in a hurry; float options are traced."""
-    function = find(name, LOSSES).fn
+def compiled(rows):
+    """Compiles values and gradients of losses together; float options are traced.
 
-    def total(varied, record, traced):
-        values = function(record._replace(**varied), **dict(fixed), **traced)
-        return values.sum(), values
+    Args:
+      rows: (name, ((option, value), …) that are not traced) of each loss.
+    """
+
+    def one(name, fixed, varied, record, traced):
+        def total(varied):
+            function = find(name, LOSSES).fn
+            values = function(record._replace(**varied), **dict(fixed), **traced)
+            return values.sum(), values
+
+        return jax.grad(total, has_aux=True)(varied)
+
+    def every(inputs):
+        return {name: one(name, fixed, *inputs[name]) for name, fixed in rows}
 
     hurry = {"xla_backend_optimization_level": 0}
-    return jax.jit(jax.grad(total, has_aux=True), compiler_options=hurry)
+    return jax.jit(every, compiler_options=hurry)
 
 
-def value_and_grads(name, record, **changed):
-    """Returns f[N] values, as NumPy, and {field: gradient of their sum}.
-
-    Options are the configuration's defaults, but for what is given. Float64 records are
-    computed in float64.
-    """
+def inputs_of(name, record, changed):
+    """Returns the options that are not traced, and (varied, record, traced)."""
     row = find(name, LOSSES)
     given = {key: {**OPTIONS, **changed}[key] for key in keywords(row.fn)}
     text = [k for k, v in given.items() if isinstance(v, str)] + ["divergence_alpha"]
     fixed = tuple((key, given.pop(key)) for key in text if key in given)
     fields = VARIED[row.takes]
     varied = {f: v for f in fields if (v := getattr(record, f)) is not None}
-    with jax.enable_x64(record[0].dtype == np.float64):
-        grads, values = compiled(name, fixed)(varied, record, given)
-    return np.asarray(values), {f: np.asarray(grad) for f, grad in grads.items()}
+    return fixed, (varied, record, given)
+
+
+def results(cases):
+    """Computes {name: (values, {field: gradient of their sum})}, as NumPy.
+
+    Args:
+      cases: {name: (record, options that differ from the configuration's defaults)};
+        float64 records are computed in float64.
+    """
+    found = {name: inputs_of(name, *case) for name, case in cases.items()}
+    function = compiled(tuple((name, fixed) for name, (fixed, _) in found.items()))
+    wide = any(record[0].dtype == np.float64 for record, _ in cases.values())
+    with jax.enable_x64(wide):
+        out = function({name: inputs for name, (_, inputs) in found.items()})
+    return {name: (v, g) for name, (g, v) in jax.tree.map(np.asarray, out).items()}
+
+
+def value_and_grads(name, record, **changed):
+    """Returns f[N] values and {field: gradient of their sum}; see `results`.
+
+    Where shapes and text options are the usual ones, all losses run in one function
+    that is compiled once for all tests.
+    """
+    usual = RECORDS[find(name, LOSSES).takes]
+    plain = inputs_of(name, usual, {})[0] == inputs_of(name, record, changed)[0]
+    alike = [jax.tree.map(lambda x: (x.shape, x.dtype), r) for r in (usual, record)]
+    every = {n: (RECORDS[find(n, LOSSES).takes], {}) for n in LOSSES}
+    others = every if plain and alike[0] == alike[1] else {}
+    return results({**others, name: (record, changed)})[name]
 
 
 def value(name, record, **changed):
     """Returns f[N] values, as NumPy; options as in `value_and_grads`."""
     return value_and_grads(name, record, **changed)[0]
-
-
-def cast(record, dtype=np.float32):
-    """Casts a record's floating-point fields."""
-    floats = [
-        v.astype(dtype) if v is not None and np.issubdtype(v.dtype, np.floating) else v
-        for v in record
-    ]
-    return type(record)(*floats)

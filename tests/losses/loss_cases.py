@@ -87,7 +87,7 @@ def inputs_of(name, record, changed):
     fixed = tuple((key, given.pop(key)) for key in text if key in given)
     fields = VARIED[row.takes]
     varied = {f: v for f in fields if (v := getattr(record, f)) is not None}
-    return fixed, (varied, record, given)
+    return fixed, (varied, record, {key: float(v) for key, v in given.items()})
 
 
 def results(cases):

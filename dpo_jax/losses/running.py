@@ -7,7 +7,7 @@ Each `update_*` is pure and takes the global batch. Before the first batch a cou
 import jax
 import jax.numpy as jnp
 
-from dpo_jax.losses.shared import counted, log_ratios, mean
+from dpo_jax.losses.shared import counted, log_ratios, mean, single_ratios
 from dpo_jax.types import Array, PairLogps, SingleLogps
 
 Stats = dict[str, Array]
@@ -19,15 +19,16 @@ SPREADS = {"spread_mean": 0.0, "spread_std": 0.0, "spread_seen": 0.0}
 
 def update_pair_rewards(logps: PairLogps, stats: Stats, *, beta: Array) -> Stats:
     """Averages βa and βb of all pairs seen so far, one weight each."""
-    pairs, mask = counted(logps)
+    pairs, mask = counted(jax.lax.stop_gradient(logps))
     rewards = jnp.concatenate([beta * ratio for ratio in log_ratios(pairs)])
     return _average(rewards, jnp.concatenate([mask, mask]), stats)
 
 
 def update_rewards(singles: SingleLogps, stats: Stats, *, beta: Array) -> Stats:
     """Averages β log π/ref of all labelled responses seen so far, one weight each."""
+    ratios = single_ratios(jax.lax.stop_gradient(singles))
     mask = singles.mask & (singles.labels != 0)
-    return _average(beta * (singles.logps - singles.ref_logps), mask, stats)
+    return _average(beta * ratios, mask, stats)
 
 
 def _average(rewards: Array, mask: Array, stats: Stats) -> Stats:
@@ -35,7 +36,7 @@ def _average(rewards: Array, mask: Array, stats: Stats) -> Stats:
     count = stats["reward_count"] + number
     step = mean(rewards, mask) - stats["reward_mean"]
     moved = stats["reward_mean"] + number / jnp.maximum(count, 1.0) * step
-    return jax.lax.stop_gradient({"reward_mean": moved, "reward_count": count})
+    return {"reward_mean": moved, "reward_count": count}
 
 
 def update_gap(logps: PairLogps, stats: Stats, *, momentum: Array) -> Stats:
@@ -43,7 +44,7 @@ def update_gap(logps: PairLogps, stats: Stats, *, momentum: Array) -> Stats:
 
     Source: arXiv:2407.08639 (there the mean starts at 0).
     """
-    pairs, mask = counted(logps)
+    pairs, mask = counted(jax.lax.stop_gradient(logps))
     chosen, rejected = log_ratios(pairs)
     new = {"gap_mean": mean(chosen - rejected, mask)}
     return _follow(new, stats, "gap_seen", mask, momentum)
@@ -64,7 +65,7 @@ def update_spread(logps: PairLogps, stats: Stats, *, momentum: Array) -> Stats:
 
     Source: arXiv:2410.10148; the official code starts at 0.
     """
-    pairs, mask = counted(logps)
+    pairs, mask = counted(jax.lax.stop_gradient(logps))
     gap = spreads(pairs)
     middle = mean(gap, mask)
     squares = jnp.where(mask, jnp.square(gap - middle), 0.0).sum()
@@ -78,5 +79,5 @@ def _follow(new: Stats, stats: Stats, seen: str, mask: Array, momentum: Array) -
     kept = jnp.where(stats[seen] > 0, momentum, 0.0)
     kept = jnp.where(mask.any(), kept, 1.0)
     moved = {k: kept * stats[k] + (1.0 - kept) * value for k, value in new.items()}
-    moved[seen] = jnp.maximum(stats[seen], mask.any().astype(stats[seen].dtype))
-    return jax.lax.stop_gradient(moved)
+    moved[seen] = jnp.where(mask.any(), 1.0, stats[seen])
+    return moved

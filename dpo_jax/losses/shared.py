@@ -8,7 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from dpo_jax.types import Array, PairLogps
+from dpo_jax.types import Array, PairLogps, SingleLogps
 
 MAX_EXPONENT = 80.0  # e^80 is finite in float32
 MAX_ROOT = 1e18  # its square is finite in float32
@@ -40,6 +40,12 @@ def counted(logps: PairLogps) -> tuple[PairLogps, Array]:
         mask = jnp.ones(logps.chosen.shape, bool)
     blank = [None if v is None else jnp.where(mask, v, 0) for v in logps]
     return PairLogps(*blank)._replace(mask=mask), mask
+
+
+def single_ratios(singles: SingleLogps) -> Array:
+    """Returns log π/ref of responses judged singly, 0 where there is none, f32[N]."""
+    logps = jnp.where(singles.mask, singles.logps, 0)
+    return logps - jnp.where(singles.mask, singles.ref_logps, 0)
 
 
 def mean(values: Array, mask: Array) -> Array:

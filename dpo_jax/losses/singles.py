@@ -8,13 +8,8 @@ of the KL: the loss is the mean over the labelled responses that count.
 import jax
 import jax.numpy as jnp
 
-from dpo_jax.losses.shared import mean
+from dpo_jax.losses.shared import mean, single_ratios
 from dpo_jax.types import Array, SingleLogps
-
-
-def _ratios(singles: SingleLogps) -> Array:
-    logps = jnp.where(singles.mask, singles.logps, 0.0)
-    return logps - jnp.where(singles.mask, singles.ref_logps, 0.0)
 
 
 def _by_label(singles: SingleLogps, desirable: Array, undesirable: Array) -> Array:
@@ -37,7 +32,7 @@ def kto(
     Couples the batch: by z0.
     Source: arXiv:2402.01306 (KTO).
     """
-    ratio = _ratios(singles)
+    ratio = single_ratios(singles)
     mismatched = singles.mask & (singles.labels == 0)
     anchor = jax.lax.stop_gradient(jax.nn.relu(mean(ratio, mismatched)))
     gain = beta * (ratio - anchor)
@@ -62,5 +57,5 @@ def bco(
     Source: arXiv:2404.04656 (BCO); m as in TRL's `BCOTrainer`.
     """
     del reward_count
-    logit = beta * _ratios(singles) - jax.lax.stop_gradient(reward_mean)
+    logit = beta * single_ratios(singles) - jax.lax.stop_gradient(reward_mean)
     return _by_label(singles, -jax.nn.log_sigmoid(logit), -jax.nn.log_sigmoid(-logit))

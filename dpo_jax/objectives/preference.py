@@ -122,7 +122,8 @@ class Preference:
         value = weighted_sum(
             self.parts, pairs, pairs.mask, stats, hyper, counts, factor
         )
-        sums = terms.token_metrics(columns) | pair_metrics(pairs, hyper.get("beta"))
+        sums = terms.token_metrics(columns) | chosen_accuracy(columns)
+        sums |= pair_metrics(pairs, hyper.get("beta"))
         if columns.ref_logps is not None:
             sums |= reference_metrics(pairs)
         return value, sums
@@ -170,6 +171,13 @@ def gather_pairs(columns: Columns) -> PairLogps:
         better, worse = sides(columns, columns.kls)
         pairs = pairs._replace(chosen_kls=better, rejected_kls=worse)
     return pairs
+
+
+def chosen_accuracy(columns: Columns) -> Sums:
+    """Averages over chosen tokens only whether the likeliest token was right, as TRL."""
+    correct, _ = sides(columns, columns.correct)
+    tokens, _ = sides(columns, columns.lengths)
+    return {"mean_token_accuracy": (correct.sum(), tokens.sum())}
 
 
 def pair_metrics(pairs: PairLogps, beta: Array | None) -> Sums:

@@ -111,7 +111,7 @@ def test_pairs_are_gathered_across_rows():
 def test_metrics_by_hand():
     """a = (1, −1), b = (−1, .5); δ = (2, −1.5); losses log(1 + e^−1), log(1 + e^.75).
 
-    14 response tokens with 14 nats of entropy, 7 of them the likeliest.
+    14 response tokens with 14 nats of entropy; 1 of 7 chosen ones is the likeliest.
     """
     loss, got = valued("dpo")
     want_loss = (np.log1p(np.exp(-1)) + np.log1p(np.exp(0.75))) / 2
@@ -119,7 +119,7 @@ def test_metrics_by_hand():
     assert objective().update(COLUMNS, {}, HYPER) == {}
     want = {
         "entropy": 1.0,
-        "mean_token_accuracy": 0.5,
+        "mean_token_accuracy": 1 / 7,
         "logps/chosen": -1.5,
         "logps/rejected": -3.5,
         "logps/ref_chosen": -1.5,

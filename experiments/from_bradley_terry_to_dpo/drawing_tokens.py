@@ -1,0 +1,209 @@
+"""The lesson's figures of training and of tokens; the rules are those of `drawing`."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from drawing import COLORS, FAINT, INK, bars
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+
+def substitution(
+    answers: Sequence[str],
+    rewards: Sequence[float],
+    ratios: Sequence[float],
+    constant: float,
+) -> Figure:
+    """Draws r and β log(π*/ref) of each answer, always the same constant apart."""
+    figure, axes = plt.subplots(figsize=(9, 3.8))
+    rows = np.arange(len(answers))
+    axes.hlines(rows, ratios, rewards, color=FAINT, lw=5, zorder=0)
+    axes.plot(rewards, rows, "o", color=INK, ms=8)
+    axes.plot(ratios, rows, "D", color=COLORS["optimum"], ms=8)
+    axes.text(rewards[0] + 0.1, -0.45, "r", ha="center", va="bottom", weight="bold")
+    axes.text(
+        ratios[0],
+        -0.45,
+        "β log π*/ref",
+        ha="center",
+        va="bottom",
+        color=COLORS["optimum"],
+    )
+    for row, (reward, ratio) in enumerate(zip(rewards, ratios, strict=True)):
+        middle = (reward + ratio) / 2
+        axes.text(middle, row + 0.18, f"{reward - ratio:.4f}", ha="center", va="top")
+    axes.set_yticks(rows, answers)
+    axes.set(
+        ylim=(len(answers) - 0.4, -1.1),
+        xlabel="reward",
+        title=f"A policy carries its reward: every bar is β log Z = {constant:.4f} long",
+    )
+    axes.axvline(0, color=FAINT, lw=0.8, ls=":", zorder=0)
+    return figure
+
+
+def training(
+    losses: np.ndarray, floor: float, kls: np.ndarray, *, shown: int
+) -> Figure:
+    """Draws the DPO loss and KL(π*‖π) over the first `shown` and over all steps."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8))
+    left.plot(losses[:shown], color=COLORS["policy"], lw=2)
+    for level, name in ((np.log(2), "ln 2: policy = ref"), (floor, "labels' entropy")):
+        left.axhline(level, color=FAINT, lw=1, ls=":")
+        left.text(shown, level, name, ha="right", va="bottom", fontsize=9)
+    left.set(xlabel="step", ylabel="DPO loss, nats", title="The loss falls from ln 2 …")
+    right.semilogy(np.maximum(kls, 1e-17), color=COLORS["policy"], lw=2)
+    right.set(
+        xlabel="step",
+        ylabel="KL(π*‖π), nats",
+        title="… and the policy becomes the optimum of RLHF",
+    )
+    return figure
+
+
+def gradient_weights(margins: np.ndarray, pushes: np.ndarray) -> Figure:
+    """Draws how hard a pair is pushed, by jax.grad and by the paper's two formulas."""
+    figure, axes = plt.subplots(figsize=(8.5, 4))
+    line = np.linspace(-4, 4, 201)
+    axes.plot(line, 1 / (1 + np.exp(line)), color=COLORS["policy"], lw=2)
+    axes.plot(line, 1 / (1 + np.exp(-line)), "--", color=COLORS["wrong"], lw=1.5)
+    axes.plot(margins, pushes, "o", color=INK, ms=5, zorder=3)
+    axes.text(-3.9, 0.9, "§4:  σ(r̂(l) − r̂(w))", color=COLORS["policy"], va="top")
+    axes.text(3.9, 0.9, "A.4 as printed", color=COLORS["wrong"], va="top", ha="right")
+    axes.annotate(
+        "dots: jax.grad of the\nproduction loss",
+        (margins[np.argmax(margins)], pushes[np.argmax(margins)]),
+        (2.3, 0.3),
+        arrowprops={"arrowstyle": "-", "color": INK},
+    )
+    axes.set(
+        xlabel="margin  r̂(chosen) − r̂(rejected)\n"
+        "← pair still wrong                                pair already right →",
+        ylabel="push on the pair  (|gradient| / β)",
+        ylim=(0, 1),
+        title="A pair is pushed as hard as the policy gets it wrong",
+    )
+    return figure
+
+
+def gather(
+    logps: np.ndarray,
+    words: Sequence[str],
+    row: Sequence[str],
+    parents: Sequence[int],
+    targets: Sequence[int],
+) -> Figure:
+    """Draws log-probs [T, V] as a heat map with the gathered cells marked.
+
+    Args:
+      logps: log-softmax of the logits of one row.
+      words: of the vocabulary, V.
+      row: the words of the row, T.
+      parents: which token's logits predict.
+      targets: ids that are predicted.
+    """
+    figure, axes = plt.subplots(figsize=(10, 4.8))
+    image = axes.imshow(logps, cmap="Blues", vmin=-8, vmax=0, aspect="auto")
+    figure.colorbar(image, ax=axes, label="log-prob of the next word", pad=0.01)
+    for t, v in np.ndindex(logps.shape):
+        scored = (t, v) in zip(parents, targets, strict=True)
+        axes.text(
+            v,
+            t,
+            f"{logps[t, v]:.1f}",
+            ha="center",
+            va="center",
+            fontsize=8,
+            weight="bold" if scored else "normal",
+            color="white" if logps[t, v] > -2.5 else "#666666",
+        )
+    for t, v in zip(parents, targets, strict=True):
+        axes.add_patch(
+            Rectangle(
+                (v - 0.5, t - 0.5), 1, 1, fill=False, ec=COLORS["chosen"], lw=3
+            )
+        )
+    first = min(parents)
+    axes.axhline(first - 0.5, color=INK, lw=1, ls=":")
+    axes.set_yticks(range(len(row)), [f"{word}  {t}" for t, word in enumerate(row)])
+    axes.set_xticks(range(len(words)), words, rotation=40, ha="right")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    total = sum(logps[t, v] for t, v in zip(parents, targets, strict=True))
+    axes.set(
+        ylabel="token just read (its index)",
+        xlabel="candidate for the next word",
+        title=f"The response's log-prob is the sum of the four marked cells: {total:.3f}",
+    )
+    return figure
+
+
+def pair_training(
+    losses: np.ndarray, chosen: np.ndarray, rejected: np.ndarray
+) -> Figure:
+    """Draws the loss of one pair and the rewards of its two responses over steps."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6))
+    left.plot(losses, color=COLORS["policy"], lw=2)
+    left.plot(0, losses[0], "o", color=COLORS["policy"])
+    left.annotate(
+        f"{losses[0]:.6f} = ln 2",
+        (0, losses[0]),
+        (8, 0),
+        textcoords="offset points",
+        va="center",
+    )
+    left.set(xlabel="step", ylabel="DPO loss", title="A transformer on one pair")
+    for name, values in (("chosen", chosen), ("rejected", rejected)):
+        right.plot(values, color=COLORS[name], lw=2)
+        right.text(
+            len(values), values[-1], f" {name}", color=COLORS[name], va="center"
+        )
+    right.axhline(0, color=FAINT, lw=0.8, ls=":")
+    right.set(
+        xlabel="step",
+        ylabel="β log π/ref",
+        xlim=(0, len(losses) * 1.18),
+        title="Its implicit rewards part from 0",
+    )
+    return figure
+
+
+def damage(
+    answers: Sequence[str],
+    optimum: Sequence[float],
+    wrong: Sequence[float],
+    title: str,
+    note: str,
+) -> Figure:
+    """Draws what a wrong line makes of the policy, beside the optimum."""
+    figure, axes = plt.subplots(figsize=(9, 3.9))
+    groups = {
+        "π*, what the right line reaches": (COLORS["optimum"], optimum),
+        "what the changed line reaches": (COLORS["wrong"], wrong),
+    }
+    bars(axes, answers, groups)
+    axes.set(xlabel="probability", title=title)
+    axes.legend(frameon=False, loc="lower right", fontsize=9, title=note)
+    return figure
+
+
+def summary(kls: Mapping[str, float]) -> Figure:
+    """Draws KL(π*‖π) of every variant on a log scale; the first is the right one."""
+    figure, axes = plt.subplots(figsize=(9, 0.8 + 0.42 * len(kls)))
+    colors = [COLORS["policy"]] + [COLORS["wrong"]] * (len(kls) - 1)
+    rows = range(len(kls))
+    values = np.maximum(list(kls.values()), 1e-16)
+    axes.barh(rows, values / 1e-16, left=1e-16, color=colors, height=0.6)
+    for row, value in zip(rows, values, strict=True):
+        axes.text(value * 1.6, row, f"{value:.1e}", va="center", fontsize=9)
+    axes.set_yticks(rows, list(kls))
+    axes.tick_params(axis="y", length=0)
+    axes.invert_yaxis()
+    axes.set(
+        xscale="log",
+        xlim=(1e-16, 1e3),
+        xlabel="KL(π*‖π) after training, nats",
+        title="One changed line each",
+    )
+    return figure

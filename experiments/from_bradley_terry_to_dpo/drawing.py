@@ -82,7 +82,12 @@ def tree(
         words = text.split()
         depth = len(words)
         axes.text(
-            depth, y, words[-1] if words else "…?", ha="center", va="center", bbox=box
+            depth,
+            y,
+            words[-1] if words else "Where is\nShanghai ?",
+            ha="center",
+            va="center",
+            bbox=box,
         )
         if not words:
             continue
@@ -101,8 +106,9 @@ def tree(
         axes.text(longest + 0.6, y, f"{product:.3f}", va="center", weight="bold")
     axes.text(longest + 0.6, 0.6, "product", va="center", color=COLORS["ref"])
     axes.set(
-        xlim=(-0.3, longest + 1.1),
-        ylim=(0.9 - len(answers), 0.9),
+        xlim=(-0.5, longest + 1.1),
+        ylim=(0.3 - len(answers), 0.9),
+        xticks=range(1, longest + 1),
         yticks=[],
         xlabel="word of the answer",
         title="A sentence's probability is the product along its path",
@@ -114,26 +120,26 @@ def tree(
 def sigmoid_of_pairs(pairs: Mapping[str, float]) -> Figure:
     """Draws Bradley-Terry's curve with some pairs on it (name -> reward gap)."""
     figure, axes = plt.subplots(figsize=(8, 4))
-    gaps = np.linspace(-5, 5, 201)
+    gaps = np.linspace(-7.5, 7.5, 301)
     axes.plot(gaps, 1 / (1 + np.exp(-gaps)), color=INK, lw=1.5)
     axes.axhline(0.5, color=FAINT, lw=0.8, ls=":")
     axes.axvline(0, color=FAINT, lw=0.8, ls=":")
     for name, gap in pairs.items():
         y = 1 / (1 + np.exp(-gap))
-        left = gap > 0
-        axes.plot(gap, y, "o", color=COLORS["chosen" if left else "rejected"], ms=7)
-        axes.text(
-            gap + (-0.25 if left else 0.25),
-            y,
-            f"{name}\n{y:.0%}",
-            ha="right" if left else "left",
-            va="center",
+        side, color = (1, "chosen") if gap > 0 else (-1, "rejected")
+        axes.plot(gap, y, "o", color=COLORS[color], ms=7)
+        axes.annotate(
+            f"{name}: {y:.0%}",
+            (gap, y),
+            (7 * side, -5 * side),
+            textcoords="offset points",
+            ha="left" if side > 0 else "right",
+            va="top" if side > 0 else "bottom",
             fontsize=9,
         )
     axes.set(
         xlabel="reward gap  r(first) − r(second)",
         ylabel="chance that the first is preferred",
-        ylim=(-0.03, 1.03),
         title="Bradley-Terry: a gap of rewards is a chance of winning",
     )
     return figure
@@ -166,17 +172,17 @@ def reward_model(
             left.annotate(
                 note,
                 (gaps[low], losses[low]),
-                (gaps[low] - 0.4, losses[low] + 1.2),
+                (gaps[low] + 0.6, losses[low] + 1.4),
                 arrowprops={"arrowstyle": "-", "color": COLORS["optimum"]},
                 color=COLORS["optimum"],
                 ha="center",
                 fontsize=9,
             )
     left.set(
-        xlabel="gap of scores  s(chosen) − s(rejected)",
+        xlabel="gap of scores  s(first) − s(second)",
         ylabel="loss, nats",
-        title="One pair: the loss knows how often it wins",
-        xlim=(gaps[0], gaps[-1] + 2.6),
+        title="One pair: how often it wins sets the best gap",
+        xlim=(gaps[0], gaps[-1] + 2.2),
     )
     for reward, score, answer in zip(truth, learned, answers, strict=True):
         right.plot(reward, score, "o", color=COLORS["policy"], zorder=3)
@@ -188,6 +194,7 @@ def reward_model(
         xlabel="true reward",
         ylabel="learned score",
         xlim=(min(truth) - 0.3, max(truth) + 1.9),
+        ylim=(min(learned) - 0.5, max(learned) + 0.3),
         title="Six answers: scores are rewards, up to one constant",
     )
     return figure
@@ -244,7 +251,7 @@ def bars(
                 va="center",
                 ha="left" if side > 0 else "right",
                 fontsize=7.5,
-                color=color,
+                color=INK,
             )
     axes.set_yticks(range(len(answers)), answers)
     axes.tick_params(axis="y", length=0)
@@ -270,28 +277,27 @@ def policies(
     return figure
 
 
-def sample_sizes(sizes: Sequence[int], errors: Mapping[float, np.ndarray]) -> Figure:
+def sample_sizes(sizes: Sequence[int], errors: np.ndarray) -> Figure:
     """Draws the error of weighted regression over the number of samples.
 
     Args:
       sizes: numbers of samples.
-      errors: β -> [seeds, sizes] KL(π*‖π).
+      errors: [seeds, sizes] KL(π*‖π).
     """
     figure, axes = plt.subplots(figsize=(8, 4))
-    shades = ("#a797dc", COLORS["optimum"])
-    for (beta, values), color in zip(errors.items(), shades, strict=True):
-        middle = np.median(values, 0)
-        axes.loglog(sizes, values.T, ".", color=color, ms=4, alpha=0.4)
-        axes.loglog(sizes, middle, color=color, lw=2)
-        axes.text(sizes[-1] * 1.2, middle[-1], f"β = {beta}", color=color, va="center")
-    lowest = np.median(list(errors.values())[0], 0)[0] / 6
-    line = lowest * sizes[0] / np.array(sizes)
+    middle = np.median(errors, 0)
+    axes.loglog(sizes, errors.T, ".", color=COLORS["policy"], ms=4, alpha=0.4)
+    axes.loglog(sizes, middle, color=COLORS["policy"], lw=2)
+    axes.text(
+        sizes[1] * 1.15, middle[1] * 1.6, "median of 20 fits", color=COLORS["policy"]
+    )
+    line = middle[0] / 6 * sizes[0] / np.array(sizes)
     axes.loglog(sizes, line, ":", color=INK, lw=1)
     axes.text(sizes[-1] * 1.2, line[-1], "∝ 1/n", va="center")
     axes.set(
         xlabel="answers sampled from the reference, n",
         ylabel="KL(π*‖fitted policy), nats",
         xlim=(sizes[0] * 0.8, sizes[-1] * 3),
-        title="Weighted regression finds π*, with more samples where β is small",
+        title="Weighted regression approaches π* as samples come in",
     )
     return figure

@@ -46,17 +46,25 @@ def substitution(
 def training(
     losses: np.ndarray, floor: float, kls: np.ndarray, *, shown: int
 ) -> Figure:
-    """Draws the DPO loss and KL(π*‖π) over the first `shown` and over all steps."""
+    """Draws the DPO loss of the first `shown` steps, and KL(π*‖π) of twice as many."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8))
     left.plot(losses[:shown], color=COLORS["policy"], lw=2)
     for level, name in ((np.log(2), "ln 2: policy = ref"), (floor, "labels' entropy")):
         left.axhline(level, color=FAINT, lw=1, ls=":")
-        left.text(shown, level, name, ha="right", va="bottom", fontsize=9)
+        left.annotate(
+            name,
+            (shown, level),
+            (0, 5 if level == floor else -5),
+            textcoords="offset points",
+            ha="right",
+            va="bottom" if level == floor else "top",
+        )
     left.set(xlabel="step", ylabel="DPO loss, nats", title="The loss falls from ln 2 …")
-    right.semilogy(np.maximum(kls, 1e-17), color=COLORS["policy"], lw=2)
+    right.semilogy(kls[: 2 * shown], color=COLORS["policy"], lw=2)
     right.set(
         xlabel="step",
         ylabel="KL(π*‖π), nats",
+        ylim=(1e-15, 10),
         title="… and the policy becomes the optimum of RLHF",
     )
     return figure
@@ -111,7 +119,7 @@ def gather(
         axes.text(
             v,
             t,
-            f"{logps[t, v]:.1f}",
+            f"{logps[t, v]:.1f}".replace("-0.0", "0.0").replace("-", "−"),
             ha="center",
             va="center",
             fontsize=8,
@@ -134,7 +142,9 @@ def gather(
     axes.set(
         ylabel="token just read (its index)",
         xlabel="candidate for the next word",
-        title=f"The response's log-prob is the sum of the four marked cells: {total:.3f}",
+        title=f"The response's log-prob is the sum of the four marked cells: {total:.3f}".replace(
+            ": -", ": −"
+        ),
     )
     return figure
 
@@ -170,11 +180,7 @@ def pair_training(
 
 
 def damage(
-    answers: Sequence[str],
-    optimum: Sequence[float],
-    wrong: Sequence[float],
-    title: str,
-    note: str,
+    answers: Sequence[str], optimum: Sequence, wrong: Sequence, title: str
 ) -> Figure:
     """Draws what a wrong line makes of the policy, beside the optimum."""
     figure, axes = plt.subplots(figsize=(9, 3.9))
@@ -184,25 +190,24 @@ def damage(
     }
     bars(axes, answers, groups)
     axes.set(xlabel="probability", title=title)
-    axes.legend(frameon=False, loc="lower right", fontsize=9, title=note)
+    axes.legend(frameon=False, loc="lower right", fontsize=9)
     return figure
 
 
 def summary(kls: Mapping[str, float]) -> Figure:
     """Draws KL(π*‖π) of every variant on a log scale; the first is the right one."""
     figure, axes = plt.subplots(figsize=(9, 0.8 + 0.42 * len(kls)))
-    colors = [COLORS["policy"]] + [COLORS["wrong"]] * (len(kls) - 1)
-    rows = range(len(kls))
-    values = np.maximum(list(kls.values()), 1e-16)
-    axes.barh(rows, values / 1e-16, left=1e-16, color=colors, height=0.6)
-    for row, value in zip(rows, values, strict=True):
-        axes.text(value * 1.6, row, f"{value:.1e}", va="center", fontsize=9)
-    axes.set_yticks(rows, list(kls))
+    for row, value in enumerate(kls.values()):
+        color = COLORS["wrong" if row else "policy"]
+        axes.plot((1e-13, value), (row, row), color=color, lw=3)
+        axes.plot(value, row, "o", color=color, ms=9)
+        axes.text(value * 2.5, row, f"{value:.2g}", va="center")
+    axes.set_yticks(range(len(kls)), list(kls))
     axes.tick_params(axis="y", length=0)
     axes.invert_yaxis()
     axes.set(
         xscale="log",
-        xlim=(1e-16, 1e3),
+        xlim=(1e-13, 1e3),
         xlabel="KL(π*‖π) after training, nats",
         title="One changed line each",
     )

@@ -167,7 +167,7 @@ assert abs(losses[-1] - FLOOR) < 1e-10
 
 gaps = np.linspace(-3, 5, 401)
 scores = np.r_[gaps, 0.0]  # each gap against 0, as winner and as loser
-one, other = np.arange(401), np.full(401, 400)
+one, other = np.arange(401), np.full(401, 401)
 wins, loses = score_loss(scores, one, other), score_loss(scores, other, one)
 share = float(exact.bradley_terry(1.5))
 curves = {"always wins": wins, f"wins {share:.0%}": share * wins + (1 - share) * loses}
@@ -211,7 +211,8 @@ BEST = exact.optimal_policy(REF, REWARDS, beta=BETA)  # log π*
 VALUE = exact.soft_value(REF, REWARDS, beta=BETA)  # β log Z
 
 # J(π) = −β KL(π‖π*) + β log Z, for any policy at all
-policies = jax.nn.log_softmax(1.5 * jax.random.normal(jax.random.key(0), (400, 6)))
+noise = np.random.default_rng(0).normal(size=(400, 6))
+policies = jax.nn.log_softmax(jnp.asarray(1.5 * noise))
 distances = exact.kl(policies, BEST)
 np.testing.assert_allclose(objective(policies), VALUE - BETA * distances, atol=1e-12)
 
@@ -266,38 +267,28 @@ drawing.show(drawing.policies(toy.ANSWERS, shown, title), "05_closed_form", OUT)
 # \quad\Rightarrow\quad \pi \propto \mathrm{ref}\; e^{r/\beta} = \pi^*.$$
 #
 # AWR puts the advantage A = r − (a baseline) in the place of r; that divides all weights
-# by the same number. It works, but it needs a reward; and if β is small, nearly all of
-# the weight falls on few samples.
+# by the same number. It works, but it needs a reward, and it can only give weight to what
+# the reference happens to say.
 
 # %%
 # argmax_π Σ_y ref(y) e^(r(y)/β) log π(y) = π*, whatever the baseline
 for baseline in (0.0, float(VALUE)):
     weights = jnp.exp(REF + (REWARDS - baseline) / BETA)
     theta, _, _ = toy.minimise(
-        lambda theta, w=weights / 10: -(w * jax.nn.log_softmax(theta)).sum(),
+        lambda theta, w=weights: -(w * jax.nn.log_softmax(theta)).sum(),
         REF,
-        lr=0.1,
-        steps=2000,
+        lr=0.3,
+        steps=6000,
     )
     print(exact.kl(BEST, jax.nn.log_softmax(theta)))
 
-
-def regression_error(key, beta, size):
-    """Fits a policy to `size` weighted samples of the reference; returns KL(π*‖it)."""
-    counts = jnp.bincount(jax.random.categorical(key, REF, shape=(size,)), length=6)
-    policy = jax.nn.log_softmax(jnp.log(counts) + REWARDS / beta)  # weighted counts
-    return exact.kl(exact.optimal_policy(REF, REWARDS, beta=beta), policy)
-
-
+# the same from samples of the reference: count them, weigh the counts
 sizes = [300, 3000, 30_000, 300_000]
-keys = jax.random.split(jax.random.key(1), 20)
-errors = {
-    beta: np.stack(
-        [jax.vmap(partial(regression_error, beta=beta, size=n))(keys) for n in sizes], 1
-    )
-    for beta in (5.0, BETA)
-}
-assert np.median(errors[BETA][:, -1]) < 1e-4
+rng = np.random.default_rng(0)
+counts = np.stack([rng.multinomial(n, np.exp(REF), size=20) for n in sizes], axis=1)
+fitted = jax.nn.log_softmax(jnp.log(counts) + REWARDS / BETA)  # [20, 4, 6]
+errors = exact.kl(BEST, fitted)
+assert np.median(errors[:, -1]) < 1e-4
 drawing.show(drawing.sample_sizes(sizes, errors), "06_weighted_regression", OUT)
 
 # %% [markdown]
@@ -406,7 +397,7 @@ drawing.show(figure, "08_dpo_loss", OUT)
 # differentiation shows.
 
 # %%
-theta = 1.5 * jax.random.normal(jax.random.key(2), (6,))  # some policy
+theta = jnp.asarray(2 * np.random.default_rng(1).normal(size=6))  # some policy
 chosen, rejected = np.r_[FIRST, SECOND], np.r_[SECOND, FIRST]  # all 30 labelled pairs
 slopes = jax.jacobian(
     lambda theta: dpo_loss(jax.nn.log_softmax(theta), REF, chosen, rejected)
@@ -455,6 +446,7 @@ drawing.show(drawing_tokens.gradient_weights(margins, pushes), "09_gradient", OU
 MODEL = Decoder(preset("tiny", vocab=len(toy.WORDS), max_positions=16))
 
 
+@jax.jit
 def transformer(params, batch):
     """Returns hidden states [B, T, D] and the head, in float64."""
     hidden, head = MODEL.apply({"params": params}, batch)
@@ -512,11 +504,15 @@ drawing.show(drawing_tokens.gather(*table), "10_gather", OUT)
 PAIR = toy.record("Shanghai is in China", "Shanghai is in Japan")  # chosen, rejected
 
 
-def pair_logps(params, layout="padded"):
-    """Scores the pair under `params`, with PARAMS as the reference."""
+def annotated(layout):
+    """Lays the pair out, with the log-probs of PARAMS as the reference's column."""
     batch = toy.rows([PAIR], layout=layout)
     reference = terms.token_stats(transformer, PARAMS, batch, 8).logps
-    batch = batch._replace(ref_token_logps=reference)
+    return batch._replace(ref_token_logps=reference)
+
+
+def pair_logps(params, batch):
+    """Scores the pair: log π and log ref of both responses."""
     pairs, mask = gather_pairs(terms.score(transformer, params, batch, 8))
     return PairLogps(*(values[jnp.argmax(mask)] for values in pairs[:6]))
 
@@ -528,16 +524,17 @@ def pair_loss(pairs):
 
 
 for layout in ("padded", "packed", "prefix_shared"):
-    pairs = jax.jit(partial(pair_logps, layout=layout))(PARAMS)
-    np.testing.assert_allclose(pairs.chosen, total, atol=1e-5)  # a float32 transformer
-    np.testing.assert_allclose(pair_loss(pairs), np.log(2), atol=1e-6)
+    pairs = pair_logps(PARAMS, annotated(layout))
+    np.testing.assert_allclose(pairs.chosen, total, atol=1e-6)
+    np.testing.assert_allclose(pair_loss(pairs), np.log(2), atol=1e-12)
 
+BATCH = annotated("padded")
 _, losses, watched = toy.minimise(
-    lambda params: pair_loss(pair_logps(params)),
+    lambda params: pair_loss(pair_logps(params, BATCH)),
     PARAMS,
     lr=3e-4,
     steps=30,
-    watch=pair_logps,
+    watch=lambda params: pair_logps(params, BATCH),
 )
 up = BETA * (watched.chosen - watched.ref_chosen)
 down = BETA * (watched.rejected - watched.ref_rejected)
@@ -633,11 +630,10 @@ policy, last = trained(score_every_token, ref=score_every_token(TABLE))
 damages = {"the right line": RIGHT, "1. no mask": float(exact.kl(BEST, policy))}
 print(f"loss {last:.4f} (floor {FLOOR:.4f}), KL(π*‖π) {damages['1. no mask']:.3f}")
 assert abs(last - FLOOR) < 1e-6  # the loss is as low as can be …
-assert damages["1. no mask"] > 0.02  # … and the policy is not π*
+assert damages["1. no mask"] > 0.1  # … and the policy is not π*
 
-figure = drawing_tokens.damage(
-    toy.ANSWERS, np.exp(BEST), np.exp(policy), "1. Drop the mask", "padding was scored"
-)
+title = "1. Drop the mask: padding is scored"
+figure = drawing_tokens.damage(toy.ANSWERS, np.exp(BEST), np.exp(policy), title)
 drawing.show(figure, "13_no_mask", OUT)
 
 # %% [markdown]
@@ -664,12 +660,12 @@ policy, last = trained(score_current, ref=score_current(TABLE))
 damages["2. shifted by one"] = float(exact.kl(BEST, policy))
 print(f"loss {last:.4f} (floor {FLOOR:.4f})")
 print(f"KL(π*‖π) {damages['2. shifted by one']:.3f}, of ref {exact.kl(BEST, REF):.3f}")
+print("moved", abs(policy - REF).max())
 assert abs(last - FLOOR) < 1e-6
 assert damages["2. shifted by one"] > 0.3
 
-figure = drawing_tokens.damage(
-    toy.ANSWERS, np.exp(BEST), np.exp(policy), "2. Shift by one", "the word just read"
-)
+title = "2. Shift by one: nothing is learnt"
+figure = drawing_tokens.damage(toy.ANSWERS, np.exp(BEST), np.exp(policy), title)
 drawing.show(figure, "14_shift_by_one", OUT)
 
 # %% [markdown]
@@ -690,14 +686,13 @@ drawing.show(figure, "14_shift_by_one", OUT)
 # %%
 policy, last = trained(score, loss=partial(dpo_loss, normalize="mean"))
 constant = BETA / LENGTHS * (policy - REF) - REWARDS
-np.testing.assert_allclose(constant, constant[0], atol=1e-4)  # the closed form above
+np.testing.assert_allclose(constant, constant[0], atol=1e-6)  # the closed form above
 damages["3. mean for sum"] = float(exact.kl(BEST, policy))
 print(f"loss {last:.4f} (floor {FLOOR:.4f}), KL(π*‖π) {damages['3. mean for sum']:.3f}")
 assert damages["3. mean for sum"] > 0.3
 
-figure = drawing_tokens.damage(
-    toy.ANSWERS, np.exp(BEST), np.exp(policy), "3. Mean for sum", "divided by length"
-)
+title = "3. Mean for sum: long answers pulled apart"
+figure = drawing_tokens.damage(toy.ANSWERS, np.exp(BEST), np.exp(policy), title)
 drawing.show(figure, "15_mean_for_sum", OUT)
 
 # %% [markdown]
@@ -723,9 +718,8 @@ damages["4. swapped"] = float(exact.kl(BEST, policy))
 print(f"loss {last:.4f} (floor {FLOOR:.4f}), KL(π*‖π) {damages['4. swapped']:.3f}")
 assert damages["4. swapped"] > 1
 
-figure = drawing_tokens.damage(
-    toy.ANSWERS, np.exp(BEST), np.exp(policy), "4. Swap the pair", "the labels reversed"
-)
+title = "4. Swap the pair: the worst wins"
+figure = drawing_tokens.damage(toy.ANSWERS, np.exp(BEST), np.exp(policy), title)
 drawing.show(figure, "16_swapped", OUT)
 
 # %% [markdown]
@@ -746,9 +740,8 @@ damages["5. no reference"] = float(exact.kl(BEST, policy))
 print(f"loss {last:.4f} (floor {FLOOR:.4f}), KL(π*‖π) {damages['5. no reference']:.3f}")
 assert damages["5. no reference"] > 0.02
 
-figure = drawing_tokens.damage(
-    toy.ANSWERS, np.exp(BEST), np.exp(policy), "5. Forget the reference", "ref left out"
-)
+title = "5. Forget the reference: what it knew is lost"
+figure = drawing_tokens.damage(toy.ANSWERS, np.exp(BEST), np.exp(policy), title)
 drawing.show(figure, "17_no_reference", OUT)
 
 # %% [markdown]

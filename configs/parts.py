@@ -106,12 +106,39 @@ def loss() -> Config:
     """Options of the losses; one that the chosen loss does not use is an error."""
     return ConfigDict(
         {
-            "name": "dpo",
+            "name": "dpo",  # or several: 'dpo+sft'
+            "weights": (),  # of several, one number each; () = 1.0 each
             "beta": 0.1,
             "label_smoothing": 0.0,  # 0 ≤ ε < ½
             "normalize": "sum",  # or 'mean' over a response's tokens
             "divergence": "reverse_kl",  # or 'forward_kl', 'js', 'alpha'
             "divergence_alpha": 1.0,  # of 'alpha'
+            "ld_alpha": 1.0,  # weight of tokens past the shorter response; 1 = off
+            "weighting": "none",  # of pairs: or 'wpo', 'wpo_clamped'
+            "baseline": "none",  # bco_pair: or 'running', the mean of rewards so far
+            "discopop_tau": 0.05,  # discopop: temperature of the modulation
+            "dpop_lambda": 50.0,  # dpop: weight of a chosen response that fell
+            "length_alpha": 0.1,  # r_dpo: nats a token
+            "tdpo_alpha": 0.5,  # tdpo2: weight of the difference of KLs
+            "beta_scale": 0.6,  # beta_dpo: how far β follows the batch; 0 = off
+            "keep_fraction": 0.8,  # beta_dpo: of the pairs of a batch
+            "momentum": 0.9,  # beta_dpo, alpha_dpo: of the running statistics
+            "odpo_alpha": 1.0,  # odpo: weight of the log of the ratings' difference
+            "mmpo_gamma": 1.0,  # mmpo: scale of the ratings' difference
+            "chi_clip": 10.0,  # chi_po: half of the largest logit
+            "shift_lambda": 0.75,  # dpo_shift: weight of the rejected response
+            "decay": 0.98,  # d2po: weight of a token relative to the one before
+            "alpha": 0.1,  # alpha_dpo: weight of the reference in the margin
+            "gamma": 1.0,  # simpo, alpha_po, alpha_dpo: margin of the logit
+            "dr_beta": 1.0,  # dr_dpo: robustness over pairs; ∞ = dpo
+            "alpha_po_alpha": 0.25,  # alpha_po: shape of the reward; 0 = simpo
+            "nll_weight": 1.0,  # cpo, slic_hf: of the chosen response's likelihood
+            "slic_margin": 1.0,  # slic_hf: nats
+            "unlikelihood_alpha": 0.5,  # unlikelihood: weight of the rejected response
+            "desirable_weight": 1.0,  # kto
+            "undesirable_weight": 1.0,  # kto
+            "centering": 0.01,  # bradley_terry: of the squared sum of scores; 0 = off
+            "margin": "none",  # bradley_terry: or 'data', the ratings' difference
         }
     )
 

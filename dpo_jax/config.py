@@ -160,11 +160,36 @@ def unused_options(
 
 
 Range = tuple[float, float, bool]  # lowest, highest, whether the lowest is allowed
+UP_TO_ONE = math.nextafter(1.0, 2.0)  # the highest, never allowed, where 1 is
 
 RANGES: dict[str, Range] = {
     "seed": (0, 2**32, True),
     "loss.beta": (0.0, math.inf, False),
     "loss.label_smoothing": (0.0, 0.5, True),
+    "loss.divergence_alpha": (-math.inf, math.inf, False),
+    "loss.ld_alpha": (0.0, UP_TO_ONE, True),
+    "loss.discopop_tau": (0.0, math.inf, False),
+    "loss.dpop_lambda": (0.0, math.inf, True),
+    "loss.length_alpha": (0.0, math.inf, True),
+    "loss.tdpo_alpha": (0.0, math.inf, True),
+    "loss.beta_scale": (0.0, math.inf, True),
+    "loss.keep_fraction": (0.0, UP_TO_ONE, False),
+    "loss.momentum": (0.0, 1.0, True),
+    "loss.odpo_alpha": (0.0, math.inf, True),
+    "loss.mmpo_gamma": (0.0, math.inf, True),
+    "loss.chi_clip": (0.0, math.inf, False),
+    "loss.shift_lambda": (0.0, UP_TO_ONE, True),
+    "loss.decay": (0.0, UP_TO_ONE, False),
+    "loss.alpha": (0.0, math.inf, True),
+    "loss.gamma": (0.0, math.inf, True),
+    "loss.dr_beta": (0.0, math.inf, False),
+    "loss.alpha_po_alpha": (-math.inf, math.inf, False),
+    "loss.nll_weight": (0.0, math.inf, True),
+    "loss.slic_margin": (0.0, math.inf, True),
+    "loss.unlikelihood_alpha": (0.0, math.inf, True),
+    "loss.desirable_weight": (0.0, math.inf, True),
+    "loss.undesirable_weight": (0.0, math.inf, True),
+    "loss.centering": (0.0, math.inf, True),
     "optimizer.lr": (0.0, math.inf, True),
     "optimizer.warmup_steps": (0, math.inf, True),
     "optimizer.weight_decay": (0.0, math.inf, True),
@@ -190,6 +215,11 @@ RANGES: dict[str, Range] = {
 }
 CHOICES: dict[str, Sequence[str]] = {
     "objective": ("preference", "sft"),
+    "loss.normalize": ("sum", "mean"),
+    "loss.divergence": ("reverse_kl", "forward_kl", "js", "alpha"),
+    "loss.weighting": ("none", "wpo", "wpo_clamped"),
+    "loss.baseline": ("none", "running"),
+    "loss.margin": ("none", "data"),
     "train.on_nonfinite": ("halt", "skip"),
     "model.dtype": ("float32", "bfloat16", "float16"),
     "model.remat": ("none", "block"),
@@ -218,7 +248,8 @@ def check_values(config: Config) -> list[str]:
         below = value < high if high != math.inf else value < math.inf
         if not (above and below):
             sign = "≤" if closed else "<"
-            top = f" < {high:g}" if high != math.inf else ", finite"
+            top = " ≤ 1" if high == UP_TO_ONE else f" < {high:g}"
+            top = ", finite" if high == math.inf else top
             complaints.append(
                 f"{key}={value!r} is out of range: {low:g} {sign} {key}{top}"
             )

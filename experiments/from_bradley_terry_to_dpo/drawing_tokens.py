@@ -1,12 +1,14 @@
 """The lesson's figures of training and of tokens; the rules are those of `drawing`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 from drawing import COLORS, FAINT, INK, bars
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+
+from dpo_jax.types import Batch
 
 
 def substitution(
@@ -37,7 +39,7 @@ def substitution(
     axes.set(
         ylim=(len(answers) - 0.4, -1.1),
         xlabel="reward",
-        title=f"A policy carries its reward: every bar is β log Z = {constant:.4f} long",
+        title=f"A policy carries its reward, β log Z = {constant:.4f} below it",
     )
     axes.axvline(0, color=FAINT, lw=0.8, ls=":", zorder=0)
     return figure
@@ -128,9 +130,7 @@ def gather(
         )
     for t, v in zip(parents, targets, strict=True):
         axes.add_patch(
-            Rectangle(
-                (v - 0.5, t - 0.5), 1, 1, fill=False, ec=COLORS["chosen"], lw=3
-            )
+            Rectangle((v - 0.5, t - 0.5), 1, 1, fill=False, ec=COLORS["chosen"], lw=3)
         )
     first = min(parents)
     axes.axhline(first - 0.5, color=INK, lw=1, ls=":")
@@ -142,41 +142,68 @@ def gather(
     axes.set(
         ylabel="token just read (its index)",
         xlabel="candidate for the next word",
-        title=f"The response's log-prob is the sum of the four marked cells: {total:.3f}".replace(
-            ": -", ": −"
-        ),
+        title=f"log π(y|x) is the sum of the four marked cells: −{-total:.3f}",
     )
     return figure
 
 
-def pair_training(
-    losses: np.ndarray, chosen: np.ndarray, rejected: np.ndarray
-) -> Figure:
-    """Draws the loss of one pair and the rewards of its two responses over steps."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6))
-    left.plot(losses, color=COLORS["policy"], lw=2)
-    left.plot(0, losses[0], "o", color=COLORS["policy"])
-    left.annotate(
-        f"{losses[0]:.6f} = ln 2",
-        (0, losses[0]),
-        (8, 0),
-        textcoords="offset points",
-        va="center",
-    )
-    left.set(xlabel="step", ylabel="DPO loss", title="A transformer on one pair")
-    for name, values in (("chosen", chosen), ("rejected", rejected)):
-        right.plot(values, color=COLORS[name], lw=2)
-        right.text(
-            len(values), values[-1], f" {name}", color=COLORS[name], va="center"
+def forests(batches: Mapping[str, Batch], words: Sequence[str]) -> Figure:
+    """Draws how layouts lay a pair out, with an arrow from each parent to its target.
+
+    Args:
+      batches: layout -> its rows.
+      words: of the vocabulary.
+    """
+    figure, axes = plt.subplots(figsize=(11, 4.4))
+    colors = ("#e4e6e8", COLORS["chosen"], COLORS["rejected"])
+    y = 0.0
+    for name, batch in batches.items():
+        axes.text(-0.4, y - 0.75, name, ha="right", va="center", weight="bold")
+        for row in range(len(batch.tokens)):
+            y -= 0.75
+            for t, (word, branch) in enumerate(
+                zip(batch.tokens[row], batch.branches[row], strict=True)
+            ):
+                cell = (t + 0.04, y - 0.2)
+                axes.add_patch(Rectangle(cell, 0.92, 0.4, color=colors[branch]))
+                ink = "white" if branch else INK
+                style = {"ha": "center", "va": "center", "fontsize": 8, "color": ink}
+                axes.text(t + 0.5, y, words[word], **style)
+            for parent, target in _arrows(batch, row):
+                bend = -0.5 / (target - parent) ** 0.7
+                axes.annotate(
+                    "",
+                    (target + 0.5, y + 0.2),
+                    (parent + 0.5, y + 0.2),
+                    arrowprops={
+                        "arrowstyle": "->",
+                        "connectionstyle": f"arc3,rad={bend:.2f}",
+                        "color": INK,
+                        "lw": 0.9,
+                    },
+                )
+        y -= 0.4
+    for x, role in enumerate(("prompt", "chosen", "rejected")):
+        axes.text(
+            9 + 1.7 * x,
+            -0.9,
+            role,
+            color=COLORS["ref"] if not x else colors[x],
+            weight="bold",
         )
-    right.axhline(0, color=FAINT, lw=0.8, ls=":")
-    right.set(
-        xlabel="step",
-        ylabel="β log π/ref",
-        xlim=(0, len(losses) * 1.18),
-        title="Its implicit rewards part from 0",
-    )
+    axes.text(9, -1.5, "arrows: which token predicts which", color=INK, fontsize=9)
+    axes.set(xlim=(-2.2, 16), ylim=(y - 0.1, 0), title="One pair in three layouts")
+    axes.axis("off")
     return figure
+
+
+def _arrows(batch: Batch, row: int) -> Iterator[tuple[int, int]]:
+    """Yields (parent, index of its target) of a row's scored entries."""
+    for slot, end in enumerate(batch.ends[row]):
+        parents = batch.parents[row][batch.slots[row] == slot]
+        first = int(end) + 1 - len(parents)
+        for offset, parent in enumerate(parents):
+            yield int(parent), first + offset
 
 
 def damage(

@@ -14,8 +14,8 @@
 # its end, every equation in it held. The exercises after step 12 break one line each.
 #
 # Words: the **policy** π is the model that we train, the **reference** ref the frozen
-# model it starts from. A pair holds a **chosen** and a **rejected** response to the same
-# prompt; the paper writes y_w and y_l, winner and loser. Logarithms are natural.
+# model it starts from. A pair holds a **chosen** and a **rejected** response to the
+# same prompt; the paper writes y_w and y_l, winner and loser. Logarithms are natural.
 #
 # | in every figure | colour |
 # |---|---|
@@ -88,8 +88,8 @@ assert abs(jnp.exp(REF).sum() - 1) < 1e-10
 drawing.show(drawing.tree(toy.ANSWERS, chances, np.exp(REF)), "01_language_model", OUT)
 
 # %% [markdown]
-# This model says *Japan* more often than *China*. We shall teach it better, without ever
-# telling it the right answer: only which of two answers people prefer.
+# This model says *Japan* more often than *China*. We shall teach it better, without
+# ever telling it the right answer: only which of two answers people prefer.
 
 # %% [markdown]
 # ## 2. Preferences: the Bradley-Terry model
@@ -134,9 +134,9 @@ drawing.show(drawing.sigmoid_of_pairs(named), "02_bradley_terry", OUT)
 # \big[\log \sigma\big(s(x, y_w) - s(x, y_l)\big)\big].$$
 #
 # With endless data we can write the expectation out: of two answers, the first is the
-# chosen one with probability p*, the second with 1 − p*. `expected` does so for any loss
-# of pairs, here and until the end. Our reward model is as simple as can be, six free
-# numbers. A real one is the language model with a scalar head, trained by the same
+# chosen one with probability p*, the second with 1 − p*. `expected` does so for any
+# loss of pairs, here and until the end. Our reward model is as simple as can be, six
+# free numbers. A real one is the language model with a scalar head, trained by the same
 # function.
 
 
@@ -177,22 +177,24 @@ drawing.show(figure, "03_reward_model", OUT)
 # %% [markdown]
 # ## 4. The RLHF objective, and what it hides
 #
-# With a reward in hand, RLHF asks for a policy that earns much of it without leaving the
-# reference far behind (eq. 3 of the paper):
+# With a reward in hand, RLHF asks for a policy that earns much of it without leaving
+# the reference far behind (eq. 3 of the paper):
 #
 # $$J(\pi) = \mathbb{E}_{y \sim \pi}[r(x, y)]
 # - \beta\, \mathrm{KL}(\pi \,\|\, \mathrm{ref}), \qquad
 # \mathrm{KL}(\pi \,\|\, \mathrm{ref})
-# = \mathbb{E}_{y \sim \pi}\Big[\log \frac{\pi(y \mid x)}{\mathrm{ref}(y \mid x)}\Big].$$
+# = \mathbb{E}_{y \sim \pi}
+# \Big[\log \frac{\pi(y \mid x)}{\mathrm{ref}(y \mid x)}\Big].$$
 #
-# KL is 0 for equal models and positive otherwise; β is the price of a nat of it. (Without
-# that price the policy would only ever say its one best answer, and exploit every error
-# of the reward model.)
+# KL is 0 for equal models and positive otherwise; β is the price of a nat of it.
+# (Without that price the policy would only ever say its one best answer, and exploit
+# every error of the reward model.)
 #
-# Pull everything under one expectation, take −β out of it, and give the number that makes
-# the denominator sum to 1 a name, Z (appendix A.1):
+# Pull everything under one expectation, take −β out of it, and give the number that
+# makes the denominator sum to 1 a name, Z (appendix A.1):
 #
-# $$J(\pi) = -\beta\, \mathbb{E}_{\pi}\Big[\log \frac{\pi}{\mathrm{ref}\, e^{r/\beta}}\Big]
+# $$J(\pi) = -\beta\, \mathbb{E}_{\pi}
+# \Big[\log \frac{\pi}{\mathrm{ref}\, e^{r/\beta}}\Big]
 # = -\beta\, \mathrm{KL}(\pi \,\|\, \pi^*) + \beta \log Z, \qquad
 # \pi^* = \frac{1}{Z}\, \mathrm{ref}\; e^{r/\beta}, \quad
 # Z = \sum_y \mathrm{ref}(y)\, e^{r(y)/\beta}.$$
@@ -222,9 +224,9 @@ drawing.show(figure, "04_identity", OUT)
 # %% [markdown]
 # ## 5. The closed form
 #
-# A KL is never negative, and 0 only between equals. So nothing needs to be searched: the
-# optimum of the RLHF objective is known (eq. 4 of the paper; its §5.2 calls it "Eq. 7", a
-# slip):
+# A KL is never negative, and 0 only between equals. So nothing needs to be searched:
+# the optimum of the RLHF objective is known (eq. 4 of the paper; its §5.2 calls it "Eq.
+# 7", a slip):
 #
 # $$\pi^*(y \mid x) = \frac{1}{Z(x)}\, \mathrm{ref}(y \mid x)\,
 # \exp\Big(\frac{1}{\beta}\, r(x, y)\Big).$$
@@ -250,8 +252,9 @@ title = "The optimum is the reference, reweighted by e^(r/β)"
 drawing.show(drawing.policies(toy.ANSWERS, shown, title), "05_closed_form", OUT)
 
 # %% [markdown]
-# Why then is this not the end? For six answers Z is a sum of six numbers. For a language
-# model it is a sum over every sentence there could be, and r is unknown to begin with.
+# Why then is this not the end? For six answers Z is a sum of six numbers. For a
+# language model it is a sum over every sentence there could be, and r is unknown to
+# begin with.
 
 # %% [markdown]
 # ## 6. An older way to π\*: weighted regression
@@ -266,9 +269,9 @@ drawing.show(drawing.policies(toy.ANSWERS, shown, title), "05_closed_form", OUT)
 # \big[e^{r(x, y)/\beta} \log \pi(y \mid x)\big]
 # \quad\Rightarrow\quad \pi \propto \mathrm{ref}\; e^{r/\beta} = \pi^*.$$
 #
-# AWR puts the advantage A = r − (a baseline) in the place of r; that divides all weights
-# by the same number. It works, but it needs a reward, and it can only give weight to what
-# the reference happens to say.
+# AWR puts the advantage A = r − (a baseline) in the place of r; that divides all
+# weights by the same number. It works, but it needs a reward, and it can only give
+# weight to what the reference happens to say.
 
 # %%
 # argmax_π Σ_y ref(y) e^(r(y)/β) log π(y) = π*, whatever the baseline
@@ -280,7 +283,7 @@ for baseline in (0.0, float(VALUE)):
         lr=0.3,
         steps=6000,
     )
-    print(exact.kl(BEST, jax.nn.log_softmax(theta)))
+    assert exact.kl(BEST, jax.nn.log_softmax(theta)) < 1e-12
 
 # the same from samples of the reference: count them, weigh the counts
 sizes = [300, 3000, 30_000, 300_000]
@@ -294,8 +297,8 @@ drawing.show(drawing.sample_sizes(sizes, errors), "06_weighted_regression", OUT)
 # %% [markdown]
 # ## 7. The substitution
 #
-# DPO's idea: read the closed form backwards. Take its logarithm and solve for the reward
-# (eq. 5 of the paper):
+# DPO's idea: read the closed form backwards. Take its logarithm and solve for the
+# reward (eq. 5 of the paper):
 #
 # $$r(x, y) = \beta \log \frac{\pi^*(y \mid x)}{\mathrm{ref}(y \mid x)}
 # + \beta \log Z(x).$$
@@ -325,17 +328,18 @@ drawing.show(figure, "07_substitution", OUT)
 # %% [markdown]
 # ## 8. The DPO loss
 #
-# Now put the policy that we train in the place of π\*, and ask for the likelihood of what
-# people chose, as for the reward model in step 3 (eq. 7 of the paper):
+# Now put the policy that we train in the place of π\*, and ask for the likelihood of
+# what people chose, as for the reward model in step 3 (eq. 7 of the paper):
 #
-# $$\mathcal{L}_{\mathrm{DPO}}(\pi) = -\,\mathbb{E}_{(x, y_w, y_l)} \Big[\log \sigma\Big(
+# $$\mathcal{L}_{\mathrm{DPO}}(\pi)
+# = -\,\mathbb{E}_{(x, y_w, y_l)} \Big[\log \sigma\Big(
 # \beta \log \frac{\pi(y_w \mid x)}{\mathrm{ref}(y_w \mid x)}
 # - \beta \log \frac{\pi(y_l \mid x)}{\mathrm{ref}(y_l \mid x)}\Big)\Big].$$
 #
-# It *is* the reward-model loss, with the score r̂ = β log π/ref, the **implicit reward**.
-# Its minimum is where that score equals the reward up to a constant: at π\*, the optimum
-# of step 5. At the start, where the policy equals the reference, each pair costs
-# −log σ(0) = ln 2 ≈ 0.693. Look for this number in the first line of any DPO run.
+# It *is* the reward-model loss, with the score r̂ = β log π/ref, the **implicit
+# reward**. Its minimum is where that score equals the reward up to a constant: at π\*,
+# the optimum of step 5. At the start, where the policy equals the reference, each pair
+# costs −log σ(0) = ln 2 ≈ 0.693. Look for this number in the first line of any DPO run.
 
 # %%
 LENGTHS = jnp.array([float(len(answer.split())) for answer in toy.ANSWERS])
@@ -388,8 +392,8 @@ drawing.show(figure, "08_dpo_loss", OUT)
 # \Big(\underbrace{\nabla \log \pi(y_w)}_{\text{more of this}}
 # - \underbrace{\nabla \log \pi(y_l)}_{\text{less of that}}\Big)\Big].$$
 #
-# Pairs that the policy orders wrongly get nearly the full push β; pairs that it has long
-# got right get nearly none.
+# Pairs that the policy orders wrongly get nearly the full push β; pairs that it has
+# long got right get nearly none.
 #
 # **An erratum.** The paper derives this in appendix A.4, where eq. 21 and the *u* below
 # it have y_w and y_l swapped, so that the last line carries σ(r̂(y_w) − r̂(y_l)): that
@@ -421,8 +425,8 @@ drawing.show(drawing_tokens.gradient_weights(margins, pushes), "09_gradient", OU
 # %% [markdown]
 # ## 10. From logits to log π(y|x)
 #
-# All of this needs one number of a real model: log π(response | prompt). Four moves make
-# it: **logits → log-softmax → gather → sum over the response**.
+# All of this needs one number of a real model: log π(response | prompt). Four moves
+# make it: **logits → log-softmax → gather → sum over the response**.
 #
 # Take *Where is Shanghai ? → Shanghai is in China*: 8 tokens, of which 4 are scored. A
 # transformer reads the row and gives 8 rows of logits, a number for each word of the
@@ -434,28 +438,29 @@ drawing.show(drawing_tokens.gradient_weights(margins, pushes), "09_gradient", OU
 # \operatorname{log\,softmax}(\mathrm{logits}_{t-1})\,[\mathrm{token}_t],
 # \qquad P = 4,\; T = 4.$$
 #
-# `dpo_jax` keeps a list of what is scored: `parents` are the rows that predict, `targets`
-# the ids that they should predict. (A token is a word only here. A real tokenizer cuts
-# words into pieces, and `dpo_jax` ends each response with an end-of-text token, which is
-# scored as well. Our answers end where the tree ends.)
+# `dpo_jax` keeps a list of what is scored: `parents` are the rows that predict,
+# `targets` the ids that they should predict. (A token is a word only here. A real
+# tokenizer cuts words into pieces, and `dpo_jax` ends each response with an end-of-text
+# token, which is scored as well. Our answers end where the tree ends.)
 #
 # The model is a real, if tiny, transformer, taught for some seconds to talk like our
 # table.
 
 # %%
 MODEL = Decoder(preset("tiny", vocab=len(toy.WORDS), max_positions=16))
+READ = jax.jit(lambda params, batch: MODEL.apply({"params": params}, batch)[0])
 
 
-@jax.jit
 def transformer(params, batch):
     """Returns hidden states [B, T, D] and the head, in float64."""
-    hidden, head = MODEL.apply({"params": params}, batch)
+    hidden = READ(params, batch._replace(ref_token_logps=None))
+    head = MODEL.head(params)
     return hidden.astype(float), head._replace(kernel=head.kernel.astype(float))
 
 
 PARAMS, _, _ = toy.minimise(
     lambda p: -(jnp.exp(REF) * terms.score(transformer, p, ROWS, 8).logps[:, 0]).sum(),
-    init_params(MODEL.spec, jax.random.key(0)),
+    jax.jit(init_params, static_argnums=0)(MODEL.spec, jax.random.key(0)),
     lr=3e-3,
     steps=150,
 )
@@ -494,60 +499,42 @@ drawing.show(drawing_tokens.gather(*table), "10_gather", OUT)
 #
 # Score both responses under policy and reference, and eq. 7 is four numbers away. In
 # training, the reference's log-probs are a column that is written beside the batch.
-# Whether the pair lies in two padded rows, packed into one, or behind a shared prompt
-# changes nothing.
 #
-# At equal policies the loss is ln 2. Then a few steps of gradient descent on this one
-# pair: the two implicit rewards part.
+# A pair can lie in two padded rows, or be packed into one, or share its prompt; then a
+# response must not see the other one, and the last prompt token predicts the first word
+# of *both*. A list of `parents` can say that, a shift by one could not. The numbers are
+# the same, and at equal policies the loss is ln 2.
 
 # %%
 PAIR = toy.record("Shanghai is in China", "Shanghai is in Japan")  # chosen, rejected
-
-
-def annotated(layout):
-    """Lays the pair out, with the log-probs of PARAMS as the reference's column."""
+batches = {}
+for layout in ("padded", "packed", "prefix_shared"):
     batch = toy.rows([PAIR], layout=layout)
     reference = terms.token_stats(transformer, PARAMS, batch, 8).logps
-    return batch._replace(ref_token_logps=reference)
+    batches[layout] = batch._replace(ref_token_logps=reference)
 
+    pairs, mask = gather_pairs(terms.score(transformer, PARAMS, batches[layout], 8))
+    chosen, rejected, ref_chosen, ref_rejected = (side[mask] for side in pairs[:4])
+    # the same log π(y|x) as in step 10, wherever the response lies …
+    np.testing.assert_allclose(chosen, total, atol=1e-6)
+    # … and −log σ(β log π(y_w)/ref(y_w) − β log π(y_l)/ref(y_l)) = −log σ(0) = ln 2
+    sides = jnp.r_[chosen, rejected], jnp.r_[ref_chosen, ref_rejected]
+    loss = dpo_loss(*sides, chosen=np.array([0]), rejected=np.array([1]))
+    print(
+        f"{layout:14} chosen {chosen[0]:.6f}  rejected {rejected[0]:.6f}  {loss[0]:.9f}"
+    )
+    np.testing.assert_allclose(loss, np.log(2), atol=1e-12)
 
-def pair_logps(params, batch):
-    """Scores the pair: log π and log ref of both responses."""
-    pairs, mask = gather_pairs(terms.score(transformer, params, batch, 8))
-    return PairLogps(*(values[jnp.argmax(mask)] for values in pairs[:6]))
-
-
-def pair_loss(pairs):
-    """Computes eq. 7 of the pair."""
-    policy, ref = jnp.array(pairs[0:2]), jnp.array(pairs[2:4])
-    return dpo_loss(policy, ref, np.array([0]), np.array([1]))[0]
-
-
-for layout in ("padded", "packed", "prefix_shared"):
-    pairs = pair_logps(PARAMS, annotated(layout))
-    np.testing.assert_allclose(pairs.chosen, total, atol=1e-6)
-    np.testing.assert_allclose(pair_loss(pairs), np.log(2), atol=1e-12)
-
-BATCH = annotated("padded")
-_, losses, watched = toy.minimise(
-    lambda params: pair_loss(pair_logps(params, BATCH)),
-    PARAMS,
-    lr=3e-4,
-    steps=30,
-    watch=lambda params: pair_logps(params, BATCH),
-)
-up = BETA * (watched.chosen - watched.ref_chosen)
-down = BETA * (watched.rejected - watched.ref_rejected)
-assert up[-1] > 0 > down[-1]
-drawing.show(drawing_tokens.pair_training(losses, up, down), "11_pair", OUT)
+drawing.show(drawing_tokens.forests(batches, toy.WORDS), "11_pair", OUT)
 
 # %% [markdown]
 # ## 12. All of it at once
 #
 # From tokens to the optimum of RLHF: the six answers as rows of tokens, production
 # log-probs summed over each response, the production loss, and gradient descent on the
-# table of next-word logits. If any line between the tokens and the loss were wrong, this
-# would not arrive at π\*. (`tests/test_exact.py` makes the same trip with 81 sentences.)
+# table of next-word logits. If any line between the tokens and the loss were wrong,
+# this would not arrive at π\*. (`tests/test_exact.py` makes the same trip with 81
+# sentences.)
 
 
 # %%
@@ -584,9 +571,10 @@ drawing.show(drawing.policies(toy.ANSWERS, shown, title), "12_all_of_it", OUT)
 # %% [markdown]
 # # Change this line and see
 #
-# Five lines that have all been written, in earnest, somewhere. Each exercise changes one
-# of them and trains again. **Before you run a cell, say what the policy will be.** None
-# of the five raises an error, none gives a NaN, and most end with a loss that looks fine.
+# Five lines that have all been written, in earnest, somewhere. Each exercise changes
+# one of them and trains again. **Before you run a cell, say what the policy will be.**
+# None of the five raises an error, none gives a NaN, and all end with the very loss of
+# step 12.
 #
 # To try your own, change `score` in step 1 or `dpo_loss` in step 8 and run again: the
 # asserts will tell you how far you get.
@@ -594,14 +582,14 @@ drawing.show(drawing.policies(toy.ANSWERS, shown, title), "12_all_of_it", OUT)
 # %% [markdown]
 # ## Exercise 1: drop the mask
 #
-# *Change this line:* instead of the list of scored tokens, score every token of the row:
-# prompt, response and padding.
+# *Change this line:* instead of the list of scored tokens, score every token of the
+# row: prompt, response and padding.
 #
 # *Expect:* the **prompt** is harmless here. It is the same for both responses, so its
 # log-prob cancels in the difference (the first assert below): only the logged log-probs
-# are wrong. The **padding** is not: short answers have more of it, so the policy can lower
-# the loss with what it says after the end of an answer, where nobody reads. Part of
-# the reward is learnt there, and is missing in the answers.
+# are wrong. The **padding** is not: short answers have more of it, so the policy can
+# lower the loss with what it says after the end of an answer, where nobody reads. Part
+# of the reward is learnt there, and is missing in the answers.
 
 
 # %%
@@ -615,7 +603,9 @@ def score_every_token(table):
 
 def score_prompt_too(table):
     """Sums log-probs over prompt and response."""
-    prompt = [toy.next_words(table, " ".join(toy.PROMPT.split()[:n])) for n in (1, 2, 3)]
+    prompt = [
+        toy.next_words(table, " ".join(toy.PROMPT.split()[:n])) for n in (1, 2, 3)
+    ]
     asked = [p[w] for p, w in zip(prompt, toy.PROMPT.split()[1:], strict=True)]
     return score(table) + np.log(asked).sum()
 
@@ -643,8 +633,10 @@ drawing.show(figure, "13_no_mask", OUT)
 # looked up in the row of logits that has *already read it*. It is the commonest mistake
 # of all: forget to shift logits against labels.
 #
-# *Expect:* a perfect loss and a useless policy. It learns to repeat the word just read
-# more or less eagerly, and what it says next changes only by accident.
+# *Expect:* a perfect loss and an untouched policy. All of the reward is learnt by
+# logits of words that were just said, and would never be said twice. What comes next is
+# what came before training. (In a transformer, which shares its weights among all
+# logits, something would change, but not for a reason.)
 
 
 # %%
@@ -658,11 +650,11 @@ def score_current(table):
 
 policy, last = trained(score_current, ref=score_current(TABLE))
 damages["2. shifted by one"] = float(exact.kl(BEST, policy))
-print(f"loss {last:.4f} (floor {FLOOR:.4f})")
-print(f"KL(π*‖π) {damages['2. shifted by one']:.3f}, of ref {exact.kl(BEST, REF):.3f}")
-print("moved", abs(policy - REF).max())
+print(
+    f"loss {last:.4f} (floor {FLOOR:.4f}), KL(π*‖π) {damages['2. shifted by one']:.3f}"
+)
 assert abs(last - FLOOR) < 1e-6
-assert damages["2. shifted by one"] > 0.3
+assert abs(policy - REF).max() < 1e-6  # it answers as if it had never been trained
 
 title = "2. Shift by one: nothing is learnt"
 figure = drawing_tokens.damage(toy.ANSWERS, np.exp(BEST), np.exp(policy), title)
@@ -671,17 +663,17 @@ drawing.show(figure, "14_shift_by_one", OUT)
 # %% [markdown]
 # ## Exercise 3: mean for sum
 #
-# *Change this line:* `normalize="sum"` to `"mean"` in `dpo_loss`: divide each log-ratio by
-# the length of its response.
+# *Change this line:* `normalize="sum"` to `"mean"` in `dpo_loss`: divide each log-ratio
+# by the length of its response.
 #
-# *Expect:* length by length another β. The loss is lowest where β/|y| · log π/ref = r + c,
-# that is, at
+# *Expect:* length by length another β. The loss is lowest where β/|y| · log π/ref = r +
+# c, that is, at
 #
 # $$\pi(y) = \mathrm{ref}(y)\, \exp\Big(\frac{|y|}{\beta}\,(r(y) + c)\Big),$$
 #
-# with the one c for which this sums to 1. Long answers are pulled further apart than short
-# ones, by a factor of their length. (It is not always a mistake: some methods want
-# it, with a β of its own. But it is not the optimum of RLHF.)
+# with the one c for which this sums to 1. Long answers are pulled further apart than
+# short ones, by a factor of their length. (It is not always a mistake: some methods
+# want it, with a β of its own. But it is not the optimum of RLHF.)
 
 # %%
 policy, last = trained(score, loss=partial(dpo_loss, normalize="mean"))
@@ -689,6 +681,7 @@ constant = BETA / LENGTHS * (policy - REF) - REWARDS
 np.testing.assert_allclose(constant, constant[0], atol=1e-6)  # the closed form above
 damages["3. mean for sum"] = float(exact.kl(BEST, policy))
 print(f"loss {last:.4f} (floor {FLOOR:.4f}), KL(π*‖π) {damages['3. mean for sum']:.3f}")
+assert abs(last - FLOOR) < 1e-6
 assert damages["3. mean for sum"] > 0.3
 
 title = "3. Mean for sum: long answers pulled apart"
@@ -716,6 +709,7 @@ worst = exact.optimal_policy(REF, -REWARDS, beta=BETA)
 assert exact.kl(worst, policy) < 1e-6
 damages["4. swapped"] = float(exact.kl(BEST, policy))
 print(f"loss {last:.4f} (floor {FLOOR:.4f}), KL(π*‖π) {damages['4. swapped']:.3f}")
+assert abs(last - FLOOR) < 1e-6
 assert damages["4. swapped"] > 1
 
 title = "4. Swap the pair: the worst wins"
@@ -728,9 +722,9 @@ drawing.show(figure, "16_swapped", OUT)
 # *Change this line:* `log ref` to zeros in `dpo_loss`.
 #
 # *Expect:* π ∝ e^(r/β), as if the reference had thought all answers equally likely.
-# What the model knew before is unlearnt. With six answers that is a blemish; with all of
-# language it is the difference between a sentence and noise, and nothing keeps the policy
-# near the model whose samples were labelled.
+# What the model knew before is unlearnt. With six answers that is a blemish; with all
+# of language it is the difference between a sentence and noise, and nothing keeps the
+# policy near the model whose samples were labelled.
 
 # %%
 policy, last = trained(score, ref=jnp.zeros(6))
@@ -738,6 +732,7 @@ uniform = exact.optimal_policy(jnp.zeros(6), REWARDS, beta=BETA)
 assert exact.kl(uniform, policy) < 1e-6
 damages["5. no reference"] = float(exact.kl(BEST, policy))
 print(f"loss {last:.4f} (floor {FLOOR:.4f}), KL(π*‖π) {damages['5. no reference']:.3f}")
+assert abs(last - FLOOR) < 1e-6
 assert damages["5. no reference"] > 0.02
 
 title = "5. Forget the reference: what it knew is lost"
@@ -748,9 +743,9 @@ drawing.show(figure, "17_no_reference", OUT)
 # ## What the loss did not tell
 #
 # Five wrong lines, and every loss fell to the floor that the right one reaches. A loss
-# curve does not say whether the equation behind it is the right one. A case with a known
-# answer does: that is why every step above asserts its equation, and why the tests of
-# `dpo_jax` train on a world this small.
+# curve does not say whether the equation behind it is the right one. A case with a
+# known answer does: that is why every step above asserts its equation, and why the
+# tests of `dpo_jax` train on a world this small.
 
 # %%
 drawing.show(drawing_tokens.summary(damages), "18_summary", OUT)

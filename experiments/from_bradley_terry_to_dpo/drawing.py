@@ -120,7 +120,7 @@ def tree(
 def sigmoid_of_pairs(pairs: Mapping[str, float]) -> Figure:
     """Draws Bradley-Terry's curve with some pairs on it (name -> reward gap)."""
     figure, axes = plt.subplots(figsize=(8, 4))
-    gaps = np.linspace(-7.5, 7.5, 301)
+    gaps = np.linspace(-8.5, 8.5, 301)
     axes.plot(gaps, 1 / (1 + np.exp(-gaps)), color=INK, lw=1.5)
     axes.axhline(0.5, color=FAINT, lw=0.8, ls=":")
     axes.axvline(0, color=FAINT, lw=0.8, ls=":")

@@ -167,7 +167,7 @@ def forests(batches: Mapping[str, Batch], words: Sequence[str]) -> Figure:
                 cell = (t + 0.04, y - 0.2)
                 axes.add_patch(Rectangle(cell, 0.92, 0.4, color=colors[branch]))
                 ink = "white" if branch else INK
-                style = {"ha": "center", "va": "center", "fontsize": 8, "color": ink}
+                style = {"ha": "center", "va": "center", "fontsize": 7.5, "color": ink}
                 axes.text(t + 0.5, y, words[word], **style)
             for parent, target in _arrows(batch, row):
                 bend = -0.5 / (target - parent) ** 0.7

@@ -444,7 +444,8 @@ drawing.show(drawing_tokens.gradient_weights(margins, pushes), "09_gradient", OU
 # token, which is scored as well. Our answers end where the tree ends.)
 #
 # The model is a real, if tiny, transformer, taught for some seconds to talk like our
-# table.
+# table. In the figure, the rows above the dotted line predict the prompt: nobody taught
+# them, and nobody asks.
 
 # %%
 MODEL = Decoder(preset("tiny", vocab=len(toy.WORDS), max_positions=16))
@@ -508,8 +509,8 @@ drawing.show(drawing_tokens.gather(*table), "10_gather", OUT)
 # %%
 PAIR = toy.record("Shanghai is in China", "Shanghai is in Japan")  # chosen, rejected
 batches = {}
-for layout in ("padded", "packed", "prefix_shared"):
-    batch = toy.rows([PAIR], layout=layout)
+for layout, row_tokens in (("padded", 8), ("packed", 16), ("prefix_shared", 12)):
+    batch = toy.rows([PAIR], layout=layout, row_tokens=row_tokens)
     reference = terms.token_stats(transformer, PARAMS, batch, 8).logps
     batches[layout] = batch._replace(ref_token_logps=reference)
 
@@ -684,7 +685,7 @@ print(f"loss {last:.4f} (floor {FLOOR:.4f}), KL(π*‖π) {damages['3. mean for 
 assert abs(last - FLOOR) < 1e-6
 assert damages["3. mean for sum"] > 0.3
 
-title = "3. Mean for sum: long answers pulled apart"
+title = "3. Mean for sum: long answers overdone"
 figure = drawing_tokens.damage(toy.ANSWERS, np.exp(BEST), np.exp(policy), title)
 drawing.show(figure, "15_mean_for_sum", OUT)
 

@@ -43,10 +43,18 @@ def record(*answers: str) -> Record:
     return Record(0, encode(PROMPT), tuple(map(encode, answers)))
 
 
-def rows(records: list[Record], *, layout: str = "padded") -> Batch:
-    """Lays records out with the production code, in the shortest rows that fit."""
+def rows(
+    records: list[Record], *, layout: str = "padded", row_tokens: int = 0
+) -> Batch:
+    """Lays records out with the production code.
+
+    Args:
+      records: what to lay out.
+      layout: a name of `layouts.LAYOUTS`.
+      row_tokens: length of a row; 0 = the shortest that fits.
+    """
     lengths = [layouts.lengths_of(item) for item in records]
-    row_tokens = layouts.longest_document(layout, lengths)
+    row_tokens = row_tokens or layouts.longest_document(layout, lengths)
     plan = layouts.LAYOUTS[layout](lengths, row_tokens)
     return layouts.fill(plan, records, layouts.measure(plan, lengths, row_tokens))
 

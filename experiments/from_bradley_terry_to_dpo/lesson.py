@@ -88,8 +88,9 @@ assert abs(jnp.exp(REF).sum() - 1) < 1e-10
 drawing.show(drawing.tree(toy.ANSWERS, chances, np.exp(REF)), "01_language_model", OUT)
 
 # %% [markdown]
-# This model says *Japan* more often than *China*. We shall teach it better, without
-# ever telling it the right answer: only which of two answers people prefer.
+# This model says *Shanghai is in Japan* more often than *Shanghai is in China*. We
+# shall teach it better, without ever telling it the right answer: only which of two
+# answers people prefer.
 
 # %% [markdown]
 # ## 2. Preferences: the Bradley-Terry model
@@ -672,9 +673,9 @@ drawing.show(figure, "14_shift_by_one", OUT)
 #
 # $$\pi(y) = \mathrm{ref}(y)\, \exp\Big(\frac{|y|}{\beta}\,(r(y) + c)\Big),$$
 #
-# with the one c for which this sums to 1. Long answers are pulled further apart than
-# short ones, by a factor of their length. (It is not always a mistake: some methods
-# want it, with a β of its own. But it is not the optimum of RLHF.)
+# with the one c for which this sums to 1. The longer an answer, the further it is
+# pushed up or down: the word β no longer means one thing. (It is not always a mistake:
+# some methods want it, with a β of its own. But it is not the optimum of RLHF.)
 
 # %%
 policy, last = trained(score, loss=partial(dpo_loss, normalize="mean"))

@@ -11,7 +11,18 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from dpo_jax.errors import ConfigError, unknown
-from dpo_jax.losses import pairwise, supervised
+from dpo_jax.losses import (
+    batch,
+    free,
+    lists,
+    pairwise,
+    ratios,
+    running,
+    scores,
+    singles,
+    supervised,
+    tokens,
+)
 from dpo_jax.types import Array
 
 LossFn = Callable[..., Array]
@@ -51,6 +62,7 @@ class Loss(NamedTuple):
       token_weights: weights of its own on the tokens, a name of `tokens.WEIGHTS`; ''
         for none. The options of that function are options of the loss.
       running: statistics it keeps; None for none.
+      positive: options whose 0 this loss cannot take although others can.
     """
 
     fn: LossFn
@@ -64,6 +76,7 @@ class Loss(NamedTuple):
     columns: tuple[str, ...] = ()
     token_weights: str = ""
     running: Running | None = None
+    positive: tuple[str, ...] = ()
 
 
 def keywords(function: Callable) -> list[str]:
@@ -78,6 +91,8 @@ def options(loss: Loss) -> tuple[str, ...]:
     if loss.running is not None:
         own = [name for name in names if name not in loss.running.start]
         names = own + keywords(loss.running.update)
+    if loss.token_weights:
+        names = names + keywords(tokens.WEIGHTS[loss.token_weights])
     return tuple(dict.fromkeys(names))
 
 
@@ -93,6 +108,11 @@ def find(name: str, table: Mapping[str, Loss | LossFn]) -> Loss:
     return row if isinstance(row, Loss) else Loss(row)
 
 
+REWARDS = Running(running.REWARDS, running.update_pair_rewards)
+SINGLE_REWARDS = Running(running.REWARDS, running.update_rewards)
+GAPS = Running(running.GAPS, running.update_gap)
+SPREADS = Running(running.SPREADS, running.update_spread)
+
 LOSSES: dict[str, Loss | LossFn] = {
     "dpo": Loss(
         pairwise.dpo,
@@ -106,6 +126,178 @@ LOSSES: dict[str, Loss | LossFn] = {
         pairwise.hinge,
         "max(0, 1 − βδ)",
         "SLiC arXiv:2305.10425, RSO arXiv:2309.06657",
+        usual={"beta": 0.05},
+    ),
+    "exo_pair": Loss(
+        pairwise.exo_pair,
+        "σ(βδ)[log σ(βδ) − log(1−ε)] + σ(−βδ)[log σ(−βδ) − log ε]",
+        "EXO, arXiv:2402.00856",
+        usual={"label_smoothing": 1e-3},
+        positive=("label_smoothing",),
+    ),
+    "robust": Loss(
+        pairwise.robust,
+        "[−(1−ε) log σ(βδ) + ε log σ(−βδ)] / (1 − 2ε)",
+        "rDPO, arXiv:2403.00409",
+        usual={"label_smoothing": 0.1},
+    ),
+    "discopop": Loss(
+        pairwise.discopop,
+        "(1−m)(−log σ(x)) + m e^(−x), x = βδ, m = σ(x/τ)",
+        "DiscoPOP, arXiv:2406.08414",
+    ),
+    "nca_pair": Loss(
+        ratios.nca_pair,
+        "−log σ(βa) − ½ log σ(−βa) − ½ log σ(−βb)",
+        "NCA, arXiv:2402.05369",
+        usual={"beta": 0.01},
+    ),
+    "bco_pair": Loss(
+        ratios.bco_pair,
+        "−log σ(βa − m) − log σ(−(βb − m)), m = 0 or the running mean of rewards",
+        "BCO, arXiv:2404.04656",
+        usual={"beta": 0.01},
+        running=REWARDS,
+    ),
+    "sppo_hard": Loss(
+        ratios.sppo_hard,
+        "(a − 1/(2β))² + (b + 1/(2β))²",
+        "SPPO, arXiv:2405.00675",
+        usual={"beta": 1e-3},
+    ),
+    "aot": Loss(
+        batch.aot,
+        "mean over ranks of −(1−ε) log σ(βu) − ε log σ(−βu), "
+        "u = sort(pw − pl) − sort(rw − rl)",
+        "AOT, arXiv:2406.05882",
+        couples=True,
+    ),
+    "aot_unpaired": Loss(
+        batch.aot_unpaired,
+        "as `aot` with u = sort(a) − sort(b)",
+        "AOT, arXiv:2406.05882",
+        couples=True,
+    ),
+    "apo_zero": Loss(
+        ratios.apo_zero, "(1 − σ(βa)) + σ(βb)", "APO, arXiv:2408.06266 eq. 7"
+    ),
+    "apo_down": Loss(
+        ratios.apo_down, "σ(βa) + 1 − σ(β(a − b))", "APO, arXiv:2408.06266 eq. 8"
+    ),
+    "dpop": Loss(
+        ratios.dpop,
+        "−log σ(β[Δ − λ max(0, rw − pw)])",
+        "Smaug, arXiv:2402.13228",
+    ),
+    "r_dpo": Loss(
+        ratios.r_dpo, "−log σ(βΔ + α(nw − nl))", "R-DPO, arXiv:2403.19159 eq. 9"
+    ),
+    "tdpo1": Loss(
+        ratios.tdpo1,
+        "−log σ(β[Δ − (D_l − D_w)]), D = Σ_t KL(ref‖π)",
+        "TDPO, arXiv:2404.11999",
+        columns=("kls",),
+    ),
+    "tdpo2": Loss(
+        ratios.tdpo2,
+        "−log σ(β[Δ − α(D_l − sg D_w)]), D = Σ_t KL(ref‖π)",
+        "TDPO, arXiv:2404.11999",
+        columns=("kls",),
+    ),
+    "beta_dpo": Loss(
+        batch.beta_dpo,
+        "−log σ(β'Δ) on the kept pairs, β' = max(1e-3, β(1 + c(mean Δ − M)))",
+        "β-DPO, arXiv:2407.08639",
+        couples=True,
+        running=GAPS,
+    ),
+    "cal_dpo": Loss(
+        ratios.cal_dpo,
+        "−log σ(Δ) + ½[(a − 1/(2β))² + (b + 1/(2β))²]",
+        "Cal-DPO, arXiv:2412.14516",
+    ),
+    "odpo": Loss(
+        ratios.odpo,
+        "−log σ(βΔ − α log(s_w − s_l)), s the data's ratings",
+        "ODPO, arXiv:2402.10571",
+        columns=("ratings",),
+    ),
+    "mmpo": Loss(
+        ratios.mmpo,
+        "−p log σ(βΔ) − (1−p) log σ(−βΔ), p = σ(γ(s_w − s_l))",
+        "MMPO, arXiv:2410.03145",
+        columns=("ratings",),
+    ),
+    "chi_po": Loss(
+        ratios.chi_po,
+        "−log σ(clip[β(e^a + a) − β(e^b + b), ±2R])",
+        "χPO, arXiv:2407.13399",
+    ),
+    "dpo_shift": Loss(
+        ratios.dpo_shift, "−log σ(β(a − λb))", "DPO-Shift, arXiv:2502.07599"
+    ),
+    "d2po": Loss(
+        pairwise.dpo,
+        "`dpo` on sums with weight γ^t on token t",
+        "D²PO, arXiv:2502.14340",
+        token_weights="d2po",
+    ),
+    "sampo": Loss(
+        pairwise.dpo,
+        "`dpo` on min(nw, nl) random tokens of each response",
+        "SamPO, arXiv:2406.10957",
+        token_weights="sampo",
+    ),
+    "alpha_dpo": Loss(
+        batch.alpha_dpo,
+        "−log σ(β{(p̄w − p̄l) − sg[γ/β + α(g − μ)/s]}), g = ā − b̄, running μ, s",
+        "α-DPO, arXiv:2410.10148",
+        usual={"beta": 2.5, "gamma": 1.5, "alpha": 0.2},
+        running=SPREADS,
+    ),
+    "dr_dpo": Loss(
+        batch.dr_dpo,
+        "−β' log mean exp(log σ(βΔ)/β')",
+        "Dr. DPO, arXiv:2407.07880",
+        couples=True,
+    ),
+    "simpo": Loss(
+        free.simpo,
+        "−(1−ε) log σ(x) − ε log σ(−x), x = β(p̄w − p̄l) − γ",
+        "SimPO, arXiv:2405.14734 eq. 6",
+        reference=False,
+        usual={"beta": 2.0},
+    ),
+    "alpha_po": Loss(
+        free.alpha_po,
+        "`simpo` with (1 − e^(−α p̄))/α in place of p̄",
+        "AlphaPO, arXiv:2501.03884",
+        reference=False,
+        usual={"beta": 2.0},
+    ),
+    "cpo": Loss(
+        free.cpo,
+        "−log σ(β(pw − pl)) − λ pw",
+        "CPO, arXiv:2401.08417",
+        reference=False,
+    ),
+    "orpo": Loss(
+        free.orpo,
+        "−p̄w − β log σ(log odds(p̄w) − log odds(p̄l))",
+        "ORPO, arXiv:2403.07691 eqs. 6–7",
+        reference=False,
+    ),
+    "slic_hf": Loss(
+        free.slic_hf,
+        "max(0, δ₀ − pw + pl) − λ pw",
+        "SLiC-HF, arXiv:2305.10425",
+        reference=False,
+    ),
+    "unlikelihood": Loss(
+        free.unlikelihood,
+        "−pw + α pl",
+        "baseline of arXiv:2305.18290 §6",
+        reference=False,
     ),
     "sft": Loss(
         supervised.sft,
@@ -113,6 +305,38 @@ LOSSES: dict[str, Loss | LossFn] = {
         "preferred-FT, arXiv:2305.18290 §6",
         reference=False,
         per="chosen_tokens",
+    ),
+    "kto": Loss(
+        singles.kto,
+        "λ_D(1 − σ(β(a − z₀))) or λ_U(1 − σ(β(z₀ − b))), "
+        "z₀ = max(0, mean mismatched log-ratio)",
+        "KTO, arXiv:2402.01306",
+        takes="singles",
+        per="singles",
+        couples=True,
+    ),
+    "bco": Loss(
+        singles.bco,
+        "−log σ(βa − m) or −log σ(−(βb − m)), m the running mean of rewards",
+        "BCO, arXiv:2404.04656",
+        takes="singles",
+        per="singles",
+        usual={"beta": 0.01},
+        running=SINGLE_REWARDS,
+    ),
+    "plackett_luce": Loss(
+        lists.plackett_luce,
+        "−Σ_k log[e^(βr_k) / Σ_{j≥k} e^(βr_j)]",
+        "arXiv:2305.18290 appendix A.3",
+        takes="lists",
+        per="lists",
+    ),
+    "bradley_terry": Loss(
+        scores.bradley_terry,
+        "−log σ(s_w − s_l − margin) + c(s_w + s_l)²",
+        "reward model; margin arXiv:2307.09288, c arXiv:2312.09244",
+        reference=False,
+        takes="scores",
     ),
 }
 

@@ -1,20 +1,19 @@
-"""Losses of a pair's log-ratios against a reference.
+"""Losses of δ, the difference of a pair's scores.
 
 Throughout, a = log π(chosen) − log ref(chosen), b = the same of the rejected response,
 and δ = f(a) − f(b) with f of `divergence` and lengths of `normalize`; for the defaults
 δ = a − b. Log-probs are sums over tokens in nats. Nothing couples the batch.
 """
 
-import chex
 import jax
 import jax.numpy as jnp
 
 from dpo_jax.errors import ConfigError, unknown
+from dpo_jax.losses.shared import MAX_EXPONENT, log_ratios, smoothed, square
+from dpo_jax.losses.shared import exp as bounded_exp
 from dpo_jax.types import Array, PairLogps
 
-MAX_EXPONENT = 80.0  # e^80 is finite in float32
 MAX_FORWARD_EXPONENT = 30.0
-MAX_GAP = 1e18  # its square is finite in float32
 
 
 def reverse_kl(ratio: Array, alpha: float) -> Array:
@@ -66,10 +65,8 @@ def delta(
 
     Source: arXiv:2309.16240 (f-divergences); TRL `sigmoid_norm` (`mean`).
     """
-    chex.assert_equal_shape(list(logps[:6]))
     score = DIVERGENCES[divergence]
-    chosen = score(logps.chosen - logps.ref_chosen, divergence_alpha)
-    rejected = score(logps.rejected - logps.ref_rejected, divergence_alpha)
+    chosen, rejected = (score(x, divergence_alpha) for x in log_ratios(logps))
     if normalize == "mean":
         chosen = chosen / jnp.maximum(logps.chosen_lengths, 1.0)
         rejected = rejected / jnp.maximum(logps.rejected_lengths, 1.0)
@@ -117,14 +114,13 @@ def dpo(
 
     Source: arXiv:2305.18290 eq. 7; label smoothing as cDPO (Mitchell 2023).
     """
-    logit = beta * delta(
+    gap = delta(
         logps,
         divergence=divergence,
         divergence_alpha=divergence_alpha,
         normalize=normalize,
     )
-    kept = (1.0 - label_smoothing) * jax.nn.log_sigmoid(logit)
-    return -kept - label_smoothing * jax.nn.log_sigmoid(-logit)
+    return smoothed(beta * gap, label_smoothing)
 
 
 def ipo(
@@ -145,7 +141,7 @@ def ipo(
         divergence_alpha=divergence_alpha,
         normalize=normalize,
     )
-    return jnp.square(jnp.clip(gap, -MAX_GAP, MAX_GAP) - 1.0 / (2.0 * beta))
+    return square(gap - 1.0 / (2.0 * beta))
 
 
 def hinge(
@@ -167,3 +163,86 @@ def hinge(
         normalize=normalize,
     )
     return jax.nn.relu(1.0 - beta * gap)
+
+
+def exo_pair(
+    logps: PairLogps,
+    *,
+    beta: Array,
+    label_smoothing: Array,
+    divergence: str,
+    divergence_alpha: float,
+    normalize: str,
+) -> Array:
+    """Computes KL(σ(βδ) ‖ 1−ε), f32[N], the reverse KL to the smoothed label.
+
+    σ(βδ)[log σ(βδ) − log(1−ε)] + σ(−βδ)[log σ(−βδ) − log ε]. ε must be > 0; below the
+    least normal number it counts as that.
+
+    Source: arXiv:2402.00856.
+    """
+    gap = delta(
+        logps,
+        divergence=divergence,
+        divergence_alpha=divergence_alpha,
+        normalize=normalize,
+    )
+    logit = beta * gap
+    least = jnp.finfo(logit.dtype).tiny
+    win = jax.nn.log_sigmoid(logit) - jnp.log1p(-label_smoothing)
+    lose = jax.nn.log_sigmoid(-logit) - jnp.log(jnp.maximum(label_smoothing, least))
+    return jax.nn.sigmoid(logit) * win + jax.nn.sigmoid(-logit) * lose
+
+
+def robust(
+    logps: PairLogps,
+    *,
+    beta: Array,
+    label_smoothing: Array,
+    divergence: str,
+    divergence_alpha: float,
+    normalize: str,
+) -> Array:
+    """Computes [−(1−ε) log σ(βδ) + ε log σ(−βδ)] / (1 − 2ε), f32[N].
+
+    Unbiased under labels flipped with probability ε < ½; it has no lower bound.
+
+    Source: arXiv:2403.00409 (rDPO).
+    """
+    gap = delta(
+        logps,
+        divergence=divergence,
+        divergence_alpha=divergence_alpha,
+        normalize=normalize,
+    )
+    logit = beta * gap
+    kept = (1.0 - label_smoothing) * jax.nn.log_sigmoid(logit)
+    flipped = label_smoothing * jax.nn.log_sigmoid(-logit)
+    return (flipped - kept) / (1.0 - 2.0 * label_smoothing)
+
+
+def discopop(
+    logps: PairLogps,
+    *,
+    beta: Array,
+    discopop_tau: Array,
+    divergence: str,
+    divergence_alpha: float,
+    normalize: str,
+) -> Array:
+    """Computes (1−m)(−log σ(x)) + m e^(−x) with x = βδ and m = σ(x/τ), f32[N].
+
+    The product m e^(−x) is one exponential, so that neither factor overflows.
+
+    Source: arXiv:2406.08414 (DiscoPOP, log-ratio modulated loss).
+    """
+    gap = delta(
+        logps,
+        divergence=divergence,
+        divergence_alpha=divergence_alpha,
+        normalize=normalize,
+    )
+    logit = beta * gap
+    modulation = logit / discopop_tau
+    logistic = -jax.nn.sigmoid(-modulation) * jax.nn.log_sigmoid(logit)
+    return logistic + bounded_exp(jax.nn.log_sigmoid(modulation) - logit)

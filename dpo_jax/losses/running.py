@@ -1,0 +1,82 @@
+"""Statistics that losses keep from step to step; nothing here has a gradient.
+
+Each `update_*` is pure and takes the global batch. Before the first batch a count (or
+`*_seen`) is 0, and the losses say what stands in for the statistics then.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from dpo_jax.losses.shared import counted, log_ratios, mean
+from dpo_jax.types import Array, PairLogps, SingleLogps
+
+Stats = dict[str, Array]
+
+REWARDS = {"reward_mean": 0.0, "reward_count": 0.0}
+GAPS = {"gap_mean": 0.0, "gap_seen": 0.0}
+SPREADS = {"spread_mean": 0.0, "spread_std": 0.0, "spread_seen": 0.0}
+
+
+def update_pair_rewards(logps: PairLogps, stats: Stats, *, beta: Array) -> Stats:
+    """Averages βa and βb of all pairs seen so far, one weight each."""
+    pairs, mask = counted(logps)
+    rewards = jnp.concatenate([beta * ratio for ratio in log_ratios(pairs)])
+    return _average(rewards, jnp.concatenate([mask, mask]), stats)
+
+
+def update_rewards(singles: SingleLogps, stats: Stats, *, beta: Array) -> Stats:
+    """Averages β log π/ref of all labelled responses seen so far, one weight each."""
+    mask = singles.mask & (singles.labels != 0)
+    return _average(beta * (singles.logps - singles.ref_logps), mask, stats)
+
+
+def _average(rewards: Array, mask: Array, stats: Stats) -> Stats:
+    number = mask.sum().astype(rewards.dtype)
+    count = stats["reward_count"] + number
+    step = mean(rewards, mask) - stats["reward_mean"]
+    moved = stats["reward_mean"] + number / jnp.maximum(count, 1.0) * step
+    return jax.lax.stop_gradient({"reward_mean": moved, "reward_count": count})
+
+
+def update_gap(logps: PairLogps, stats: Stats, *, momentum: Array) -> Stats:
+    """Moves the mean of Δ towards the batch's; the first batch sets it.
+
+    Source: arXiv:2407.08639 (there the mean starts at 0).
+    """
+    pairs, mask = counted(logps)
+    chosen, rejected = log_ratios(pairs)
+    new = {"gap_mean": mean(chosen - rejected, mask)}
+    return _follow(new, stats, "gap_seen", mask, momentum)
+
+
+def spreads(logps: PairLogps) -> Array:
+    """Computes g, the difference of the log-ratios per token, f32[N]."""
+    chosen, rejected = log_ratios(logps)
+    return chosen / jnp.maximum(logps.chosen_lengths, 1.0) - rejected / jnp.maximum(
+        logps.rejected_lengths, 1.0
+    )
+
+
+def update_spread(logps: PairLogps, stats: Stats, *, momentum: Array) -> Stats:
+    """Moves mean and standard deviation of g towards the batch's; the first sets them.
+
+    The deviation is the sample's (n − 1), 0 for a single pair.
+
+    Source: arXiv:2410.10148; the official code starts at 0.
+    """
+    pairs, mask = counted(logps)
+    gap = spreads(pairs)
+    middle = mean(gap, mask)
+    squares = jnp.where(mask, jnp.square(gap - middle), 0.0).sum()
+    variance = squares / jnp.maximum(mask.sum() - 1, 1)
+    new = {"spread_mean": middle, "spread_std": jnp.sqrt(variance)}
+    return _follow(new, stats, "spread_seen", mask, momentum)
+
+
+def _follow(new: Stats, stats: Stats, seen: str, mask: Array, momentum: Array) -> Stats:
+    """Mixes a batch's statistics in; a batch without pairs changes nothing."""
+    kept = jnp.where(stats[seen] > 0, momentum, 0.0)
+    kept = jnp.where(mask.any(), kept, 1.0)
+    moved = {k: kept * stats[k] + (1.0 - kept) * value for k, value in new.items()}
+    moved[seen] = jnp.maximum(stats[seen], mask.any().astype(stats[seen].dtype))
+    return jax.lax.stop_gradient(moved)

@@ -1,0 +1,64 @@
+"""What the losses share: log-ratios, the pairs that count, and bounded functions.
+
+Everything here is finite wherever its input is, in value and in gradient. This file
+knows no loss by name.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from dpo_jax.types import Array, PairLogps
+
+MAX_EXPONENT = 80.0  # e^80 is finite in float32
+MAX_ROOT = 1e18  # its square is finite in float32
+
+
+def log_ratios(logps: PairLogps) -> tuple[Array, Array]:
+    """Returns (a, b) = log π/ref of the chosen and the rejected responses, f32[N]."""
+    chex.assert_equal_shape(list(logps[:6]))
+    return logps.chosen - logps.ref_chosen, logps.rejected - logps.ref_rejected
+
+
+def mean_logps(logps: PairLogps) -> tuple[Array, Array]:
+    """Returns the policy's log-probs per token of both responses, f32[N] each."""
+    chex.assert_equal_shape(list(logps[:6]))
+    return (
+        logps.chosen / jnp.maximum(logps.chosen_lengths, 1.0),
+        logps.rejected / jnp.maximum(logps.rejected_lengths, 1.0),
+    )
+
+
+def counted(logps: PairLogps) -> tuple[PairLogps, Array]:
+    """Puts zeros where there is no pair, so that what stands there has no influence.
+
+    Returns:
+      The pairs and bool[N], True where there is one.
+    """
+    mask = logps.mask
+    if mask is None:
+        mask = jnp.ones(logps.chosen.shape, bool)
+    blank = [None if v is None else jnp.where(mask, v, 0) for v in logps]
+    return PairLogps(*blank)._replace(mask=mask), mask
+
+
+def mean(values: Array, mask: Array) -> Array:
+    """Returns the mean of the values that count, 0 if none does; [N], bool[N]."""
+    count = jnp.maximum(mask.sum(), 1).astype(values.dtype)
+    return jnp.where(mask, values, 0).sum() / count
+
+
+def smoothed(logit: Array, label_smoothing: Array) -> Array:
+    """Returns −(1−ε) log σ(x) − ε log σ(−x), the cross-entropy of flipped labels."""
+    kept = (1.0 - label_smoothing) * jax.nn.log_sigmoid(logit)
+    return -kept - label_smoothing * jax.nn.log_sigmoid(-logit)
+
+
+def exp(exponent: Array) -> Array:
+    """Returns e^x, its exponent bounded."""
+    return jnp.exp(jnp.minimum(exponent, MAX_EXPONENT))
+
+
+def square(root: Array) -> Array:
+    """Returns x², its root bounded."""
+    return jnp.square(jnp.clip(root, -MAX_ROOT, MAX_ROOT))

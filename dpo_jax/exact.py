@@ -212,6 +212,7 @@ def best_of_n(ref_logps: Array, rewards: Array, *, n: Array | int) -> Array:
       n: draws, ≥ 1.
     """
     chex.assert_equal_shape([ref_logps, rewards])
+    ref_logps, rewards = jnp.asarray(ref_logps), jnp.asarray(rewards)
     order = jnp.argsort(rewards)
     ranked = rewards[order]
     mass = jnp.exp(ref_logps)

@@ -21,24 +21,39 @@ PairLoss = Callable[[PairLogps], Array]
 SWAPPED = (1, 0, 3, 2, 5, 4)  # the fields of PairLogps with the two responses swapped
 
 
+def settings(name: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Fills in the options of a loss: its usual setting, else the configuration's.
+
+    Args:
+      name: its name in `LOSSES`.
+      chosen: options that differ; real-valued ones may be traced.
+
+    Raises:
+      ConfigError: if the loss does not use one of the options, or if one of its own has
+        no default and is not given.
+    """
+    row = find(name, LOSSES)
+    used = options(row)
+    known = {**parts.loss(), **row.usual, **chosen}
+    unused = sorted(set(chosen) - set(used))
+    missing = sorted(set(used) - set(known))
+    if unused or missing:
+        raise ConfigError(
+            f"loss.name={name!r} uses {used}: not {unused}, and {missing} must be given"
+        )
+    return {option: known[option] for option in used}
+
+
 def loss_of(name: str, chosen: Mapping[str, Any]) -> PairLoss:
     """Returns a loss of the table as a function of N pairs only.
 
     Args:
-      name: its name in `LOSSES`.
-      chosen: options; the rest stand at the loss's usual setting, else at the
-        configuration's default. Real-valued ones may be traced.
-
-    Raises:
-      ConfigError: if the loss does not use one of the options.
+      name: its name in `LOSSES`, of a loss that keeps no statistics.
+      chosen: options, as in `settings`.
     """
     row = find(name, LOSSES)
-    used = options(row)
-    unused = sorted(set(chosen) - set(used))
-    if unused:
-        raise ConfigError(f"loss.name={name!r} does not use {unused}; it uses {used}")
-    setting = {**parts.loss(), **row.usual, **chosen}
-    given = {option: setting[option] for option in used}
+    assert row.takes == "pairs" and row.running is None and not row.token_weights, name
+    given = settings(name, chosen)
     return lambda pairs: row.fn(pairs, **given)
 
 

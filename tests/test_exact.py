@@ -1,224 +1,224 @@
-"""Closed forms by hand, and DPO's convergence to them (X1 and X1b of the plan).
+"""Closed forms by hand and by independent formulas.
 
-X1b puts a policy that is a table of logits on a trie through the production rows,
-log-probs, gathers and loss: a shift by one, a wrong mask or a mean in place of a sum
-leads away from the optimum.
+What a loss converges to is tested in `tests/experiments`.
 """
 
 import itertools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from dpo_jax import exact
-from dpo_jax.data import layouts
-from dpo_jax.losses import pairwise
-from dpo_jax.models.attention import forest_mask
-from dpo_jax.objectives import terms
-from dpo_jax.objectives.preference import gather_pairs
-from dpo_jax.types import Head, PairLogps, Record
 
-PLAIN = {"divergence": "reverse_kl", "divergence_alpha": 1.0, "normalize": "sum"}
-WORDS, DEPTH = 3, 4
-SEQUENCES = np.array(list(itertools.product(range(WORDS), repeat=DEPTH)), np.int32)
-LEVELS = [(WORDS**depth - 1) // (WORDS - 1) for depth in range(DEPTH + 1)]
-NODES = LEVELS[DEPTH]  # 1 + 3 + 9 + 27 = 40
+
+@pytest.fixture(autouse=True)
+def in_float64():
+    with jax.enable_x64(True):
+        yield
+
+
+# One compiled program a call in place of one an operation.
+best_of_n = jax.jit(exact.best_of_n)
+expected_reward = jax.jit(exact.expected_reward)
+frontier = jax.jit(exact.frontier)
+frontier_beta = jax.jit(exact.frontier_beta)
+frontier_gaps = jax.jit(jax.vmap(exact.frontier_gap, (0, None, None)))
+frontier_reward = jax.jit(exact.frontier_reward)
+ipo_optimum = jax.jit(exact.ipo_optimum)
+kl = jax.jit(exact.kl)
+objective = jax.jit(exact.objective)
+optimal_policy = jax.jit(exact.optimal_policy)
+soft_value = jax.jit(exact.soft_value)
+
+
+def world(seed, responses=6):
+    rng = np.random.default_rng(seed)
+    ref = np.log(rng.dirichlet(np.full(responses, 2.0)))
+    return ref, rng.normal(size=responses)
+
+
+def log_softmax(scores):
+    return scores - np.log(np.exp(scores).sum())
 
 
 def test_optimal_policy_by_hand():
     """ref (.5, .25, .25), r = (0, ln 2, ln 4), β = 1: (.5, .5, 1) / 2."""
-    ref, rewards = jnp.log(jnp.array([0.5, 0.25, 0.25])), jnp.log(jnp.array([1, 2, 4]))
-    got = exact.optimal_policy(ref, rewards, beta=1.0)
+    ref, rewards = np.log(np.array([0.5, 0.25, 0.25])), np.log(np.array([1, 2, 4]))
+    got = optimal_policy(ref, rewards, beta=1.0)
     np.testing.assert_allclose(np.exp(got), [0.25, 0.25, 0.5], rtol=1e-6)
 
 
 def test_kl_and_expected_reward_by_hand():
     """(1, 0) against (½, ½) is ln 2, and 0·log 0 is 0; ¼·2 + ¾·6 = 5."""
-    sure, even = jnp.array([0.0, -jnp.inf]), jnp.log(jnp.array([0.5, 0.5]))
-    np.testing.assert_allclose(exact.kl(sure, even), np.log(2), rtol=1e-6)
-    np.testing.assert_allclose(exact.kl(even, even), 0.0)
-    logps = jnp.log(jnp.array([0.25, 0.75]))
-    mean = exact.expected_reward(logps, jnp.array([2.0, 6.0]))
+    sure, even = np.array([0.0, -np.inf]), np.log(np.array([0.5, 0.5]))
+    np.testing.assert_allclose(kl(sure, even), np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(kl(even, even), 0.0)
+    logps = np.log(np.array([0.25, 0.75]))
+    mean = expected_reward(logps, np.array([2.0, 6.0]))
     np.testing.assert_allclose(mean, 5.0, rtol=1e-6)
 
 
-def test_soft_value_is_what_the_optimum_is_worth():
-    """E[r] − β KL at π* equals β log Σ ref·e^(r/β), and no other policy has more."""
-    rng = np.random.default_rng(0)
-    ref = jax.nn.log_softmax(jnp.asarray(rng.normal(size=5)))
-    rewards, beta = jnp.asarray(rng.normal(size=5)), 0.7
+def test_objective_is_the_soft_value_less_the_distance_to_the_optimum():
+    """A.1: J(π) = β log Z − β KL(π‖π*) for any π, so only π* attains β log Z."""
+    (ref, rewards), beta = world(0), 0.7
+    value = soft_value(ref, rewards, beta=beta)
+    best = optimal_policy(ref, rewards, beta=beta)
+    for seed in range(20):
+        policy = world(100 + seed)[0]
+        got = objective(policy, ref, rewards, beta=beta)
+        np.testing.assert_allclose(got + beta * kl(policy, best), value, 1e-12)
+        assert got < value
 
-    def worth(logps):
-        return exact.expected_reward(logps, rewards) - beta * exact.kl(logps, ref)
 
-    best = worth(exact.optimal_policy(ref, rewards, beta=beta))
-    value = exact.soft_value(ref, rewards, beta=beta)
-    np.testing.assert_allclose(best, value, rtol=1e-5)
-    for _ in range(20):
-        assert worth(jax.nn.log_softmax(jnp.asarray(rng.normal(size=5)))) < best
+def test_soft_value_and_projection_by_hand():
+    """ref (½, ½), r = (0, ln 3), β = 1: Z = 2, so r − log Z = (−ln 2, ln 3/2)."""
+    ref, rewards = np.log(np.array([0.5, 0.5])), np.log(np.array([1.0, 3.0]))
+    np.testing.assert_allclose(soft_value(ref, rewards, beta=1.0), np.log(2))
+    got = jax.jit(exact.project)(ref, rewards, beta=1.0)
+    np.testing.assert_allclose(got, [-np.log(2), np.log(1.5)], rtol=1e-12)
 
 
 def test_bradley_terry_by_hand():
     """σ(ln 3) = ¾."""
-    np.testing.assert_allclose(exact.bradley_terry(jnp.log(3.0)), 0.75, rtol=1e-6)
-
-
-def descend(loss, start, *, lr, steps):
-    """Minimises with Adam whose learning rate falls along a cosine to 0."""
-    tx = optax.adam(optax.cosine_decay_schedule(lr, steps))
-
-    def one(carry, _):
-        theta, state = carry
-        updates, state = tx.update(jax.grad(loss)(theta), state)
-        return (optax.apply_updates(theta, updates), state), None
-
-    return jax.lax.scan(one, (start, tx.init(start)), None, length=steps)[0][0]
-
-
-def both_ways(pairs, probability, beta):
-    """Expects the DPO loss over the label: `chosen` is preferred with `probability`."""
-    swapped = PairLogps(*(pairs[i] for i in (1, 0, 3, 2, 5, 4)))
-    options = {"beta": beta, "label_smoothing": 0.0, **PLAIN}
-    first, second = pairwise.dpo(pairs, **options), pairwise.dpo(swapped, **options)
-    return (probability * first + (1 - probability) * second).mean()
-
-
-@pytest.mark.parametrize("beta", [0.05, 0.1, 0.5, 1.0, 5.0])
-def test_dpo_recovers_the_optimum_over_arms(beta):
-    """X1: 8 arms, all pairs under Bradley-Terry; π* within 1e-8 nats."""
-    with jax.enable_x64(True):
-        rng = np.random.default_rng(1)
-        rewards = jnp.asarray(rng.normal(size=8))
-        ref = jnp.log(jnp.asarray(rng.dirichlet(np.full(8, 2.0))))
-        i, j = np.array(list(itertools.combinations(range(8), 2))).T
-        probability = exact.bradley_terry(rewards[i] - rewards[j])
-        ones = jnp.ones(len(i))
-
-        def loss(theta):
-            logps = jax.nn.log_softmax(theta)
-            sides = (logps[i], logps[j], ref[i], ref[j], ones, ones)
-            return both_ways(PairLogps(*sides), probability, beta)
-
-        theta = jax.jit(lambda ref: descend(loss, ref, lr=0.3, steps=3000))(ref)
-        want = exact.optimal_policy(ref, rewards, beta=beta)
-        assert np.abs(jax.nn.log_softmax(theta) - want).max() < 1e-8
-
-
-def node(words):
-    """Numbers the trie's nodes: level by level, by the word's digits, base 3."""
-    return LEVELS[len(words)] + sum(w * WORDS**i for i, w in enumerate(words))
-
-
-def trie_apply(table, batch):
-    """A model whose hidden state is the one-hot node of what a token sees."""
-    seen = forest_mask(batch.docs, batch.branches, batch.positions, window=0)[:, 0]
-    depth = batch.positions  # 0 at the prompt's one token, then 1… along a response
-    worth = batch.tokens * jnp.where(depth > 0, WORDS ** jnp.maximum(depth - 1, 0), 0)
-    level = jnp.array([*LEVELS])[depth]
-    nodes = level + (seen * worth[:, None, :]).sum(-1)
-    hidden = jax.nn.one_hot(nodes, NODES, dtype=table.dtype)  # [B, T, nodes]
-    return hidden, Head(table, None)
-
-
-def trie_batch(layout):
-    """Lays all 81 sequences out behind one prompt token, in every comparison.
-
-    The comparisons are put in by hand, because a record of 81 responses, or of one, has
-    no pair of its own.
-    """
-    prompt = np.zeros(1, np.int32)
-    if layout == "prefix_shared":
-        records = [Record(0, prompt, tuple(SEQUENCES))]
-    else:
-        records = [Record(i, prompt, (s,)) for i, s in enumerate(SEQUENCES)]
-    lengths = [layouts.lengths_of(record) for record in records]
-    row_tokens = layouts.longest_document(layout, lengths) + 2  # some padding
-    if layout == "packed":
-        row_tokens = 32  # 6 documents of 5 tokens, and 2 of padding
-    rows = layouts.LAYOUTS[layout](lengths, row_tokens)
-    shape = layouts.measure(rows, lengths, row_tokens)
-    batch = layouts.fill(rows, records, shape)
-    members = [(d.record, r) for row in rows for d in row for r in d.responses]
-    flat = [
-        b * shape.slots + slot
-        for b, row in enumerate(rows)
-        for slot in range(sum(len(d.responses) for d in row))
-    ]
-    place = {sum(member): at for member, at in zip(members, flat, strict=True)}
-    places = np.array([place[i] for i in range(len(SEQUENCES))])
-    first, second = np.array(list(itertools.combinations(range(81), 2)), np.int32).T
-    compared = np.stack([places[first], places[second]], -1)
-    pairs = np.full((shape.rows, -(-len(compared) // shape.rows), 2), -1, np.int32)
-    pairs.reshape(-1, 2)[: len(compared)] = compared
-    return batch._replace(pairs=pairs), places, first, second
-
-
-def table_logps(table):
-    """Sums a table's log-probs along each sequence: an independent formula."""
-    logps = np.asarray(jax.nn.log_softmax(table))
-    return np.array(
-        [sum(logps[node(s[:t]), s[t]] for t in range(DEPTH)) for s in SEQUENCES]
+    np.testing.assert_allclose(
+        jax.jit(exact.bradley_terry)(np.log(3.0)), 0.75, rtol=1e-6
     )
 
 
-def first_word(ref_table, rewards, beta):
-    """Solves the soft-Bellman equations backwards; returns log π*(first word)."""
-    ref = np.asarray(jax.nn.log_softmax(ref_table))
-    leaf = {tuple(s): r for s, r in zip(SEQUENCES.tolist(), rewards, strict=True)}
-
-    def value(words):
-        if len(words) == DEPTH:
-            return leaf[words]
-        below = np.array([value((*words, w)) for w in range(WORDS)])
-        return exact.soft_value(ref[node(words)], below, beta=beta)
-
-    below = np.array([value((w,)) for w in range(WORDS)])
-    return ref[node(())] + (below - value(())) / beta
+def test_plackett_luce_is_a_distribution_over_rankings():
+    """e^r = (1, 2, 3): P(3 ≻ 2 ≻ 1) = 3/6 · 2/3 = ⅓; all six sum to 1."""
+    rewards = np.log([1.0, 2.0, 3.0])
+    rankings = np.array(list(itertools.permutations(range(3))))
+    logps = jax.jit(exact.plackett_luce)(rewards[rankings])
+    np.testing.assert_allclose(np.exp(logps).sum(), 1.0, rtol=1e-12)
+    best_first = rankings.tolist().index([2, 1, 0])
+    np.testing.assert_allclose(np.exp(logps[best_first]), 1 / 3, rtol=1e-12)
 
 
-@pytest.mark.parametrize("layout", ["padded", "packed", "prefix_shared"])
-def test_sequence_log_probs_of_a_trie(layout):
-    """Every layout gives each of the 81 sequences the sum of its own four entries."""
-    with jax.enable_x64(True):
-        table = jnp.asarray(np.random.default_rng(3).normal(size=(NODES, WORDS)))
-        batch, places, *_ = trie_batch(layout)
-        columns = terms.columns(terms.token_stats(trie_apply, table, batch, 7), batch)
-        got = np.asarray(columns.logps).reshape(-1)[places]
-        np.testing.assert_allclose(got, table_logps(table), rtol=1e-12)
-        assert abs(np.exp(got).sum() - 1) < 1e-12
-        assert (columns.lengths.reshape(-1)[places] == DEPTH).all()
+@pytest.mark.parametrize("beta", [0.1, 1.0])
+def test_ipo_optimum_of_total_orders(beta):
+    """All pairs of K ranked responses once: h of rank k is (K + 1 − 2k)/(2Kβ)."""
+    for responses in (2, 3, 7):
+        ref = world(1, responses)[0]
+        wins = np.triu(np.ones((responses, responses)), 1)
+        got = ipo_optimum(ref, wins, beta=beta)
+        ranks = np.arange(1, responses + 1)
+        h = (responses + 1 - 2 * ranks) / (2 * responses * beta)
+        want = log_softmax(ref + h)
+        np.testing.assert_allclose(got, want, atol=1e-10)
 
 
-def test_dpo_recovers_the_optimum_over_sequences():
-    """X1b: π* over 81 sequences within 1e-8, its first word as soft Bellman says."""
-    beta = 0.3
-    with jax.enable_x64(True):
-        rng = np.random.default_rng(2)
-        ref_table = jnp.asarray(rng.normal(size=(NODES, WORDS)))
-        rewards = jnp.asarray(rng.normal(size=len(SEQUENCES)))
-        batch, places, i, j = trie_batch("prefix_shared")
-        annotated = terms.token_stats(trie_apply, ref_table, batch, 512).logps
-        batch = jax.tree.map(jnp.asarray, batch._replace(ref_token_logps=annotated))
-        probability = exact.bradley_terry(rewards[i] - rewards[j])
+def test_ipo_optimum_leaves_what_was_not_compared():
+    """Of two responses that tie and a third without a comparison, none moves."""
+    ref = world(2, 3)[0]
+    wins = np.array([[0.0, 1, 0], [1, 0, 0], [0, 0, 0]])
+    got = ipo_optimum(ref, wins, beta=0.1)
+    np.testing.assert_allclose(got, ref, atol=1e-12)
 
-        def logps(table):
-            stats = terms.token_stats(trie_apply, table, batch, 512)
-            return terms.columns(stats, batch)
 
-        def loss(table):
-            pairs = gather_pairs(logps(table))
-            assert pairs.mask.shape == probability.shape
-            return both_ways(pairs, probability, beta)
+def test_frontier_inverts_at_a_given_kl():
+    """β -> KL -> β, and the reward at that KL is the optimum's."""
+    ref, rewards = world(3)
+    for beta in (0.05, 0.3, 1.0, 20.0):
+        place = frontier(ref, rewards, beta=beta)
+        found = frontier_beta(ref, rewards, place.kl)
+        np.testing.assert_allclose(found, beta, rtol=1e-7)
+        reward = frontier_reward(ref, rewards, place.kl)
+        np.testing.assert_allclose(reward, place.reward, rtol=1e-10)
 
-        table = jax.jit(lambda t: descend(loss, t, lr=0.1, steps=4000))(ref_table)
-        got = np.asarray(logps(table).logps).reshape(-1)[places]
-        want = exact.optimal_policy(table_logps(ref_table), rewards, beta=beta)
-        assert np.abs(got - want).max() < 1e-8
-        np.testing.assert_allclose(
-            jax.nn.log_softmax(table)[node(())],
-            first_word(ref_table, rewards, beta),
-            atol=1e-8,
-        )
+
+def test_frontier_ends_by_hand():
+    """KL 0 buys E_ref[r]; any KL past −log ref(best) buys max r and no more."""
+    ref, rewards = world(4)
+    start = frontier_reward(ref, rewards, 0.0)
+    np.testing.assert_allclose(start, expected_reward(ref, rewards), atol=1e-3)
+    end = frontier_reward(ref, rewards, -ref.min() + 5.0)
+    np.testing.assert_allclose(end, rewards.max(), atol=1e-3)
+
+
+def test_no_policy_lies_above_the_frontier():
+    ref, rewards = world(5)
+    best = optimal_policy(ref, rewards, beta=0.4)
+    policies = np.stack([*(world(200 + seed)[0] for seed in range(30)), best])
+    gaps = frontier_gaps(policies, ref, rewards)
+    assert gaps[:-1].min() > 0
+    np.testing.assert_allclose(gaps[-1], 0, atol=1e-9)
+
+
+def test_sampled_frontier_estimates_the_frontier():
+    """Within 4 standard errors at KL ≈ .6, and it distrusts KL > ln M − 2."""
+    ref, rewards = world(6)
+    prompts, samples = 200, 1024
+    rng = np.random.default_rng(0)
+    drawn = rng.choice(len(ref), (prompts, samples), p=np.exp(ref) / np.exp(ref).sum())
+    got, trusted = jax.jit(exact.sampled_frontier)(rewards[drawn], beta=0.5)
+    want = frontier(ref, rewards, beta=0.5)
+    assert trusted and want.kl > 0.3
+    np.testing.assert_allclose(got.reward, want.reward, atol=4 * 0.05 / prompts**0.5)
+    np.testing.assert_allclose(got.kl, want.kl, atol=4 * 0.05 / prompts**0.5)
+    few, trusted = jax.jit(exact.sampled_frontier)(rewards[drawn[:, :16]], beta=0.01)
+    assert not trusted and few.kl < np.log(16)
+
+
+def test_sampled_frontier_follows_the_weights():
+    """E = Σwr/Σw and KL = E/β − log mean w with w = e^(r/β)."""
+    rewards, beta = np.array([0.0, 1.0, 1.0, 3.0]), 0.8
+    weights = np.exp(rewards / beta)
+    reward = (weights * rewards).sum() / weights.sum()
+    got, _ = jax.jit(exact.sampled_frontier)(rewards, beta=beta)
+    np.testing.assert_allclose(got.reward, reward, rtol=1e-12)
+    np.testing.assert_allclose(got.kl, reward / beta - np.log(weights.mean()), 1e-12)
+
+
+def test_best_of_n_with_ties_by_enumeration():
+    """All 5^3 draws of 3, ties shared in proportion to the reference."""
+    ref = np.array([0.1, 0.3, 0.2, 0.25, 0.15])
+    rewards = np.array([1.0, 0.0, 1.0, 2.0, 0.0])
+    want = np.zeros(5)
+    for draw in itertools.product(range(5), repeat=3):
+        best = rewards[list(draw)].max()
+        tied = np.flatnonzero(rewards == best)
+        share = ref[tied] / ref[tied].sum()
+        want[tied] += np.prod(ref[list(draw)]) * share
+    got = best_of_n(np.log(ref), rewards, n=3)
+    np.testing.assert_allclose(np.exp(got), want, rtol=1e-12)
+
+
+def test_best_of_one_is_the_reference_and_impossible_stays_impossible():
+    ref, rewards = world(7)
+    np.testing.assert_allclose(best_of_n(ref, rewards, n=1), ref, atol=1e-12)
+    ref = np.array([np.log(0.5), -np.inf, np.log(0.5)])
+    got = best_of_n(ref, np.array([0.0, 1.0, 2.0]), n=2)
+    np.testing.assert_allclose(np.exp(got), [0.25, 0.0, 0.75], rtol=1e-12)
+
+
+def test_best_of_n_kl_bound_by_hand():
+    """N = 4: ln 4 − ¾ = .6363; attained in the limit of many equal, untied arms."""
+    np.testing.assert_allclose(exact.best_of_n_kl_bound(4), 0.63629436, rtol=1e-7)
+    arms = 4000
+    ref = np.full(arms, -np.log(arms))
+    spent = kl(best_of_n(ref, np.arange(arms) * 1.0, n=4), ref)
+    assert 0 < exact.best_of_n_kl_bound(4) - spent < 1e-4
+
+
+def test_chain_enumerates_and_its_kl_is_the_sequence_kl():
+    """A bigram of 3 words, length 3, against sums over itertools' sequences."""
+    rng = np.random.default_rng(8)
+
+    def tables():
+        shapes = ((3,), (3, 3), (1, 3, 3))
+        raw = [rng.normal(size=shape) for shape in shapes]
+        return [x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in raw]
+
+    policy, ref = tables(), tables()
+    logps = jax.jit(exact.chain)(policy)
+    first, second, third = policy
+    want = [
+        first[a] + second[a, b] + third[0, b, c]
+        for a, b, c in itertools.product(range(3), repeat=3)
+    ]
+    np.testing.assert_allclose(logps, want, rtol=1e-12)
+    spent = kl(logps, jax.jit(exact.chain)(ref))
+    got = jax.jit(exact.chain_kl)(policy, ref)
+    np.testing.assert_allclose(got, spent, rtol=1e-12)

@@ -77,6 +77,11 @@ def token_stats(
     )
 
 
+def score(apply: ApplyFn, params: Params, batch: Batch, chunk: int) -> Columns:
+    """Runs a model on rows and sums what it says over their responses."""
+    return columns(token_stats(apply, params, batch, chunk), batch)
+
+
 def total(values: Array, batch: Batch, weights: Array | None = None) -> Array:
     """Sums f32[B, C] over the responses of a microbatch: f32[B, R]."""
     ones = jnp.ones_like(values) if weights is None else weights

@@ -515,8 +515,9 @@ for layout, row_tokens in (("padded", 8), ("packed", 16), ("prefix_shared", 12))
     reference = terms.token_stats(transformer, PARAMS, batch, 8).logps
     batches[layout] = batch._replace(ref_token_logps=reference)
 
-    pairs, mask = gather_pairs(terms.score(transformer, PARAMS, batches[layout], 8))
-    chosen, rejected, ref_chosen, ref_rejected = (side[mask] for side in pairs[:4])
+    pairs = gather_pairs(terms.score(transformer, PARAMS, batches[layout], 8))
+    sides = (side[pairs.mask] for side in pairs[:4])
+    chosen, rejected, ref_chosen, ref_rejected = sides
     # the same log π(y|x) as in step 10, wherever the response lies …
     np.testing.assert_allclose(chosen, total, atol=1e-6)
     # … and −log σ(β log π(y_w)/ref(y_w) − β log π(y_l)/ref(y_l)) = −log σ(0) = ln 2

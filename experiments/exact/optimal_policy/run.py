@@ -75,7 +75,7 @@ def fit_trie(*, steps: int = 4000) -> dict[str, Array]:
         return terms.columns(terms.token_stats(trie.apply, table, batch, 512), batch)
 
     def total(table):
-        pairs, _ = gather_pairs(columns(table))
+        pairs = gather_pairs(columns(table))
         return common.over_labels(loss, pairs, probability).mean()
 
     fit = jax.jit(partial(common.minimise, total, lr=0.1, steps=steps))

@@ -35,6 +35,7 @@ def ready(module: Decoder, params: Params) -> Weights:
     Returns:
       The tree of the parameters, so laid out, `layers` a tuple of L trees.
     """
+    assert not module.spec.scalar, "a score continues no text"
 
     def cast(path: tuple, leaf: Array) -> Array:
         norm = any("norm" in str(key) for key in path)

@@ -54,6 +54,15 @@ def test_any_chunk_equals_numpy(parts, chunk, softcap):
     np.testing.assert_allclose(got.entropy, entropy, atol=1e-5)
 
 
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
+@pytest.mark.parametrize("biased", [True, False])
+def test_columns_are_the_logits_turned(parts, softcap, biased):
+    hidden, kernel, bias, *_ = parts
+    head = Head(kernel, bias if biased else None, softcap)
+    found = logps.logit_columns(hidden[:, 0], head)
+    np.testing.assert_allclose(found.T, logps.logits(hidden[:, 0], head), atol=1e-5)
+
+
 def test_gradient_does_not_depend_on_the_chunk(parts):
     hidden, kernel, bias, parents, targets = parts
 

@@ -18,6 +18,8 @@ from dpo_jax.types import ApplyFn, Array, Batch, Params, Samples
 Reward = Callable[[int, str], float]  # (index of the prompt, completion) -> reward
 SampleFn = Callable[[Params, Array, Array, Array], Samples]  # prompts, lengths, key
 RowsFn = Callable[[Array, Array], Batch]  # i32[B, T] tokens, i32[B] lengths
+# (params, reference's params, prompts, lengths, key) -> samples, f32[B] KL in nats
+PlayFn = Callable[[Params, Params, Array, Array, Array], tuple[Samples, Array]]
 
 
 class Rollout(NamedTuple):
@@ -94,37 +96,22 @@ def pad_prompts(prompts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return out, lengths
 
 
-def rollout(
-    params: Params,
-    ref_params: Params,
-    prompts: Sequence[np.ndarray],
-    key: Array,
-    *,
-    apply: ApplyFn,
-    ref_apply: ApplyFn,
-    sample: SampleFn,
-    rows: RowsFn,
-    decode: Callable[[Sequence[int]], str],
-    reward: Reward,
-) -> Rollout:
-    """Samples one continuation per prompt and judges it.
+def make_play(
+    *, apply: ApplyFn, ref_apply: ApplyFn, sample: SampleFn, rows: RowsFn
+) -> PlayFn:
+    """Builds the compiled part of a rollout: once for all evaluations of a policy.
 
     Args:
-      params: the policy's.
-      ref_params: the reference's.
-      prompts: i32[P] each.
-      key: PRNG key; the same key gives policies common random numbers.
       apply: the policy.
       ref_apply: the reference.
       sample: continues prompts under the policy.
       rows: makes one-document rows of left-aligned tokens.
-      decode: ids -> text, special tokens left out.
-      reward: the true reward.
-    """
-    padded, lengths = pad_prompts(prompts)
 
-    @jax.jit
-    def run(
+    Returns:
+      Samples, and f32[B] nats of `sequence_kl`.
+    """
+
+    def play(
         params: Params, ref_params: Params, padded: Array, lengths: Array, key: Array
     ) -> tuple[Samples, Array]:
         samples = sample(params, padded, lengths, key)
@@ -140,7 +127,32 @@ def rollout(
         )
         return samples, kl
 
-    samples, kls = jax.device_get(run(params, ref_params, padded, lengths, key))
+    return jax.jit(play)
+
+
+def rollout(
+    params: Params,
+    ref_params: Params,
+    prompts: Sequence[np.ndarray],
+    key: Array,
+    *,
+    play: PlayFn,
+    decode: Callable[[Sequence[int]], str],
+    reward: Reward,
+) -> Rollout:
+    """Samples one continuation per prompt and judges it.
+
+    Args:
+      params: the policy's.
+      ref_params: the reference's.
+      prompts: i32[P] each.
+      key: PRNG key; the same key gives policies common random numbers.
+      play: of `make_play`.
+      decode: ids -> text, special tokens left out.
+      reward: the true reward.
+    """
+    padded, lengths = pad_prompts(prompts)
+    samples, kls = jax.device_get(play(params, ref_params, padded, lengths, key))
     texts = [
         decode([int(t) for t, kept in zip(row, mask, strict=True) if kept])
         for row, mask in zip(samples.tokens, samples.mask, strict=True)

@@ -65,8 +65,16 @@ def normalise(spec: DecoderSpec, w: Tree, x: Array) -> Array:
 
 
 def linear(w: Tree, x: Array) -> Array:
-    """Returns x·kernel (+ bias) in the dtype of `x`."""
-    y = x @ w["kernel"].astype(x.dtype)
+    """Returns x·kernel (+ bias) in the dtype of `x`.
+
+    A tree laid out for decoding has `transposed`, [out, in], in place of `kernel`: for
+    a few tokens XLA on CPU is up to twice as fast where the weights lead the product.
+    """
+    if "transposed" in w:
+        y = jnp.einsum("ND,BTD->NBT", w["transposed"].astype(x.dtype), x)
+        y = y.transpose(1, 2, 0)
+    else:
+        y = x @ w["kernel"].astype(x.dtype)
     return y + w["bias"].astype(x.dtype) if "bias" in w else y
 
 

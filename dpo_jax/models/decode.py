@@ -1,9 +1,9 @@
 """The decoder one token at a time: a pass over the prompts, then steps over a cache.
 
 The layer is that of `blocks`, the same as in training; only what it may look at
-differs. Nothing is trained here: weights are cast and split by layer once, so that a
-step reads each of them once and copies none. This file knows nothing of how tokens are
-picked.
+differs. Nothing is trained here: weights are cast, transposed and split by layer once,
+so that a step reads each of them once, as they lie, and copies none. This file knows
+nothing of how tokens are picked.
 """
 
 from typing import Any
@@ -23,30 +23,50 @@ Weights = dict[str, Any]
 
 
 def ready(module: Decoder, params: Params) -> Weights:
-    """Casts weights to the compute dtype and splits them by layer.
+    """Casts weights to the compute dtype, transposes them and splits them by layer.
 
     Norms stay float32, in which they are computed. This is a second copy of the layers,
-    in the compute dtype.
+    in the compute dtype, whose kernels lie as [out, in] under the name `transposed`.
 
     Args:
       module: the decoder.
       params: its float32 masters.
 
     Returns:
-      The tree of the parameters, `layers` a tuple of L trees.
+      The tree of the parameters, so laid out, `layers` a tuple of L trees.
     """
+    assert not module.spec.scalar, "a score continues no text"
 
     def cast(path: tuple, leaf: Array) -> Array:
         norm = any("norm" in str(key) for key in path)
         return leaf if norm else leaf.astype(module.dtype)
 
-    w = dict(jax.tree_util.tree_map_with_path(cast, params))
+    w = _transpose(jax.tree_util.tree_map_with_path(cast, params))
     layers = w["layers"]
     w["layers"] = tuple(
         jax.tree.map(lambda leaf: leaf[i], layers)  # noqa: B023 (used at once)
         for i in range(module.spec.layers)
     )
     return w
+
+
+def _transpose(w: Weights) -> Weights:
+    """Renames every `kernel` […, in, out] to `transposed` […, out, in]."""
+    found = {}
+    for name, node in w.items():
+        if name == "kernel":
+            found["transposed"] = node.swapaxes(-1, -2)
+        else:
+            found[name] = _transpose(node) if isinstance(node, dict) else node
+    return found
+
+
+def _head(module: Decoder, w: Weights) -> Head:
+    """Returns the head of transposed weights, a view of them."""
+    own = {"bias": w["head"]["bias"]} if module.spec.head_bias else {}
+    if not module.spec.tie:
+        own["kernel"] = w["head"]["transposed"].T
+    return module.head(w | {"head": own})
 
 
 def prefill(
@@ -110,4 +130,4 @@ def step(
         )
         kept.append(new)
     x = blocks.normalise(spec, w["final_norm"], x)
-    return module.constrain(x)[:, 0], module.head(w), tuple(kept)
+    return module.constrain(x)[:, 0], _head(module, w), tuple(kept)

@@ -123,13 +123,14 @@ def _append(
     state: State, hidden: Array, head: Head, cache: Any, *, pick: Pick, stops: Array
 ) -> State:
     """Picks the next token of each row from [B, D] hidden states."""
-    values = logps.logits(hidden, head)  # [B, V]
+    values = logps.logit_columns(hidden, head)  # [V, B]
     keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(state.keys, state.count)
-    token = jax.vmap(pick)(values, keys).astype(jnp.int32)
+    token = jax.vmap(pick, in_axes=(1, 0))(values, keys).astype(jnp.int32)
+    score = jax.vmap(lambda own, at: logps.target_stats(own, at).logps, in_axes=(1, 0))
     column = Samples(
         jnp.where(state.done, 0, token),
         ~state.done,
-        jnp.where(state.done, 0.0, logps.target_stats(values, token).logps),
+        jnp.where(state.done, 0.0, score(values, token)),
     )
     samples = Samples(
         *(

@@ -81,7 +81,7 @@ def make_rollouts(
     def judge(index: int, completion: str) -> float:
         return judged.reward(texts[index].split(), completion.split())
 
-    def sampler(model: Model, dtype: str) -> rollout.SampleFn:
+    def player(model: Model, dtype: str) -> rollout.PlayFn:
         decoding = generation.make_decoding(
             model.spec,
             dtype=dtype,
@@ -89,33 +89,34 @@ def make_rollouts(
             length=config.data.max_tokens,  # as `apply` has it
             constrain=lambda x: x,
         )
-        return functools.partial(
+        sample = functools.partial(
             generate.generate,
             model=decoding,
             max_new_tokens=config.data.max_tokens - config.data.max_prompt_tokens,
             pick=pick.temperature(1.0),
             stops=np.array([tokenizer.eos_token_id], np.int32),
         )
-
-    def run(params: Params, model: Model, dtype: str) -> Rollout:
-        sample = sampler(model, dtype)
-        return rollout_of(params, apply=model.apply_anywhere, sample=sample)
+        return rollout.make_play(
+            apply=model.apply_anywhere,
+            ref_apply=reference.model.apply_anywhere,
+            sample=sample,
+            rows=generate.rows,
+        )
 
     rollout_of = functools.partial(
         rollout.rollout,
         prompts=prompts,
         key=jax.random.key(ROLLOUT_SEED),
         ref_params=reference.params,
-        ref_apply=reference.model.apply_anywhere,
         decode=functools.partial(tokenizer.decode, skip_special_tokens=True),
         reward=judge,
-        rows=generate.rows,
     )
     of_ref = config.ref.dtype or config.model.dtype
-    before = run(reference.params, reference.model, of_ref)
+    before = rollout_of(reference.params, play=player(reference.model, of_ref))
+    play = player(policy, config.model.dtype)  # compiled at the first evaluation
 
     def sample(params: Params) -> Sampled:
-        return Sampled(texts, run(params, policy, config.model.dtype), before)
+        return Sampled(texts, rollout_of(params, play=play), before)
 
     return sample
 

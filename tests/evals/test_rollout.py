@@ -97,23 +97,23 @@ def test_its_expectation_is_the_enumerated_kl():
         np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
-def roll(policy, ref, prompts, seed=0):
-    sample = functools.partial(
-        generate,
-        model=DECODING,
-        max_new_tokens=NEW,
-        pick=pick.temperature(1.0),
-        stops=np.array([EOS]),
-    )
+SAMPLE = functools.partial(
+    generate,
+    model=DECODING,
+    max_new_tokens=NEW,
+    pick=pick.temperature(1.0),
+    stops=np.array([EOS]),
+)
+PLAY = rollout.make_play(apply=bigram, ref_apply=bigram, sample=SAMPLE, rows=rows)
+
+
+def roll(policy, ref, prompts, seed=0, play=PLAY):
     return rollout.rollout(
         policy,
         ref,
         prompts,
         jax.random.key(seed),
-        apply=bigram,
-        ref_apply=bigram,
-        sample=sample,
-        rows=rows,
+        play=play,
         decode=lambda ids: " ".join(map(str, ids)),
         reward=lambda index, text: float(index % 2) + text.count("1"),
     )
@@ -140,6 +140,21 @@ def test_rewards_belong_to_prompts_and_texts():
         assert reward == i % 2 + words.count(1)
     again = roll(POLICY, REF, prompts)
     assert again.texts == found.texts and again.kls.all()  # common random numbers
+
+
+def test_it_is_traced_once_for_all_evaluations():
+    """The sampler is entered at the first of three evaluations, and never again."""
+    entered = []
+
+    def sample(*args):
+        entered.append(args)
+        return SAMPLE(*args)
+
+    play = rollout.make_play(apply=bigram, ref_apply=bigram, sample=sample, rows=rows)
+    prompts = [np.array([0, 1], np.int32)] * 4
+    found = [roll(table, REF, prompts, play=play) for table in (POLICY, REF, POLICY)]
+    assert len(entered) == 1
+    assert found[0].texts == found[2].texts and not found[1].kls.any()
 
 
 def test_prompts_are_left_aligned():

@@ -70,6 +70,22 @@ def test_frequencies_follow_the_truncated_softmax(name):
     assert chi_square < {2: 13.8, 3: 16.3, 4: 18.5}[some.sum() - 1]
 
 
+def test_a_draw_is_that_of_jax():
+    """32 rows of 1,000 logits, side by side: token for token `categorical`."""
+    logits = 3 * np.random.default_rng(1).normal(size=(1000, 32)).astype(np.float32)
+    keys = jax.random.split(jax.random.key(3), 32)
+    draw = lambda how: jax.jit(jax.vmap(how, in_axes=(1, 0)))(logits, keys)  # noqa: E731
+    found = draw(pick.temperature(0.7))
+    wanted = draw(lambda row, key: jax.random.categorical(key, row / 0.7))
+    np.testing.assert_array_equal(found, wanted)
+    assert len(set(found.tolist())) > 10
+
+
+def test_the_first_of_equals_is_the_largest():
+    for row in ([1.0, 3.0, 3.0], [3.0, 3.0, 3.0], [0.0, 1.0, 2.0], [-np.inf, -2, -2]):
+        assert pick._largest(jnp.array(row)) == np.argmax(row)
+
+
 def test_values_that_make_no_sense_are_refused_together():
     with pytest.raises(ConfigError) as caught:
         pick.sampler(temperature=-1.0, top_k=-2, top_p=0.0, min_p=1.5)

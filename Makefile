@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TRAIN := $(BIN)/python -m dpo_jax train
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: quickstart test parity faults nightly lint format clean
+.PHONY: quickstart test parity losses lesson faults nightly lint format clean
 
 $(VENV)/.installed: setup.py pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), sys.version'
@@ -31,10 +31,19 @@ quickstart: $(VENV)/.installed
 	  --out=$(RUNS)/quickstart/report.html
 
 test: $(VENV)/.installed
-	$(PYTEST) -m 'not parity and not faults and not nightly'
+	$(PYTEST) -m 'not parity and not losses and not faults and not nightly'
 
 parity: $(VENV)/.parity
 	$(PYTEST) -m 'parity and not nightly'
+
+losses: $(VENV)/.installed
+	$(PYTEST) -m 'losses and not nightly'
+
+lesson: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[lesson]'
+	$(BIN)/python experiments/from_bradley_terry_to_dpo/lesson.py --out=$(RUNS)/lesson
+	$(BIN)/python experiments/from_bradley_terry_to_dpo/make_notebook.py --execute \
+	  --out=$(RUNS)/lesson/lesson.ipynb
 
 faults: $(VENV)/.installed
 	$(PYTEST) -m 'faults and not nightly'

@@ -51,6 +51,7 @@ setuptools.setup(
         "track": ["wandb"],
         "test": TEST,
         "parity": ["torch==2.13.0", "trl"],
+        "lesson": ["nbformat>=5", "nbclient>=0.10", "ipykernel>=6"],
         "lint": ["ruff", "pyright"],
     },
 )

@@ -1,8 +1,8 @@
 """Options of the losses: default, range, meaning.
 
-One that the chosen loss does not use is an error; which uses which is said by the loss
-functions' keyword-only parameters (`losses.options`), and here stands what a value means
-before any loss is chosen. No jax, so that a configuration is read in a blink.
+One that the chosen loss does not use is an error. Which loss uses which is said by the
+keyword-only parameters of its function (`losses.options`); here stands what a value
+means before any loss is chosen. No jax, so that a configuration is read in a blink.
 """
 
 import math

@@ -174,7 +174,7 @@ def gather_pairs(columns: Columns) -> PairLogps:
 
 
 def chosen_accuracy(columns: Columns) -> Sums:
-    """Averages over chosen tokens only whether the likeliest token was right, as TRL."""
+    """Says how many chosen tokens are the likeliest; of them alone, as TRL counts."""
     correct, _ = sides(columns, columns.correct)
     tokens, _ = sides(columns, columns.lengths)
     return {"mean_token_accuracy": (correct.sum(), tokens.sum())}

@@ -8,7 +8,7 @@ import pytest
 
 from dpo_jax import inspection
 from dpo_jax.data.sources import sentiment
-from dpo_jax.errors import DataError
+from dpo_jax.errors import ConfigError, DataError
 
 
 @pytest.fixture
@@ -57,16 +57,44 @@ def test_a_bad_or_missing_row_says_so(config):
 
 
 def test_scores_are_of_every_response_token_and_add_up(config):
-    """A policy that starts as its reference scores every token alike."""
+    """A policy that starts as its reference scores every token alike: Δ = 0, ln 2."""
     row = inspection.tokenized(config, 0)
-    scores = inspection.explain(config, row, None)
+    found = inspection.explain(config, row, None)
     for which in (0, 1):
-        own = [score for score in scores if score.response == which]
+        own = [score for score in found.scores if score.response == which]
         assert [score.target for score in own] == list(row.record.responses[which])
-    for score in scores:
+    for score in found.scores:
         assert score.policy == pytest.approx(score.reference, abs=1e-6)
         assert score.policy < 0 < score.entropy
-    total = sum(score.policy for score in scores if score.response == 0)
-    text = inspection.scores_as_text(row, scores)
-    assert f"{'chosen':<10}{'sum':>8}  {total:>10.4f}" in text
+    assert found.loss == pytest.approx(np.log(2), abs=1e-6)
+    total = sum(score.policy for score in found.scores if score.response == 0)
+    text = inspection.explained_as_text(config, row, found)
+    assert f"{'chosen':<12}{'sum':>8}{total:>12.4f}{total:>12.4f}" in text
     assert "'good'" in text and "rejected" in text
+    assert "loss dpo = 0.693147" in text
+
+
+def test_the_verdict_of_a_pair_by_hand(config):
+    """a = −1 + 3 = 2, b = −2 + 1 = −1, Δ = 3; σ(−0.5·3) = 0.1824; loss −log σ(1.5)."""
+    config.loss.beta = 0.5
+    row = inspection.tokenized(config, 0)
+    loss = float(np.log1p(np.exp(-1.5)))
+    scores = [
+        inspection.Score(0, 5, -1.0, -3.0, 0.5),
+        inspection.Score(1, 6, -2.0, -1.0, 0.5),
+    ]
+    text = inspection.explained_as_text(config, row, inspection.Explained(scores, loss))
+    assert (
+        "chosen             5     -1.0000     -3.0000      2.0000      0.5000" in text
+    )
+    assert "Δ = 2.0000 − -1.0000 = 3.0000 nats" in text
+    assert "gradient weight σ(−βΔ) = 0.1824 at β = 0.5" in text
+    assert "loss dpo = 0.201413" in text
+
+
+def test_a_reward_model_has_no_log_probs(config):
+    config.objective, config.loss.name = "reward", "bradley_terry"
+    config.loss.beta, config.ref.mode = 0.1, "none"
+    row = inspection.tokenized(config, 0)
+    with pytest.raises(ConfigError, match="--explain.*objective='reward' has none"):
+        inspection.explain(config, row, None)

@@ -236,6 +236,10 @@ def check_combinations(config: Config) -> list[str]:
         found.append("train.steps=0 and train.epochs=0: one must be > 0")
     if bool(config.model.path) == bool(config.model.preset):
         found.append("give exactly one of model.path (a folder) and model.preset")
+    if config.model.revision and not config.model.path:
+        found.append(
+            f"model.revision={config.model.revision!r} is of a hub id; give model.path"
+        )
     if not config.data.train:
         found.append("data.train is empty: give a file or the name of a source")
     if config.data.max_prompt_tokens >= config.data.max_tokens:
@@ -267,6 +271,8 @@ def reference_combinations(ref: Config) -> list[str]:
             "ref.path, ref.dtype and ref.sync_every_steps are not used by "
             "ref.mode='none'"
         )
+    if ref.revision and not ref.path:
+        found.append(f"ref.revision={ref.revision!r} is of a hub id; give ref.path")
     if ref.sync_every_steps and ref.dtype:
         found.append(
             f"ref.dtype={ref.dtype!r} is not used by a reference that follows the "

@@ -53,8 +53,14 @@ def resolve(path: str, revision: str = "", *, wanted: Iterable[str] = WANTED) ->
 
     Raises:
       ModelError: if the folder does not exist or the hub does not give it.
+      ConfigError: if a folder is asked for a revision.
     """
     if Path(path).expanduser().is_dir():
+        if revision:
+            raise errors.ConfigError(
+                f"revision={revision!r} is of a hub id; {path!r} is a folder, leave "
+                "model.revision (or ref.revision) at ''"
+            )
         return Path(path).expanduser()
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) or path.startswith("."):
         raise errors.ModelError(

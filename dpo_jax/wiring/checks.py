@@ -29,7 +29,7 @@ def check(config: Config, losses: LossTable) -> tuple[Loss, ...]:
         complaints += [unknown("loss.name", name, losses) for name in missing]
         if not missing:
             complaints += loss_faults(config, objective.components(config, losses))
-        complaints += optimizer_faults(config)
+        complaints += optimizer_faults(config) + source_faults(config.data)
         if config.eval.rollouts:
             complaints += rollout_faults(config)
     return objective.components(config, losses)
@@ -133,6 +133,18 @@ def optimizer_faults(config: Config) -> list[str]:
         always | set(optimizer.options(section.name)),
         f"optimizer.name={section.name!r}",
     )
+
+
+def source_faults(section: Config) -> list[str]:
+    """Complains of keys that neither of the two sources reads."""
+    names = {section.train, section.eval}
+    readers = {"path": sources.LOCAL_COPY, "labels": sources.GENERATED}
+    return [
+        f"data.{key}={section[key]!r} is not used by data.train={section.train!r} and "
+        f"data.eval={section.eval!r}; only by {', '.join(sorted(known))}"
+        for key, known in readers.items()
+        if section[key] and not names & known
+    ]
 
 
 OPTIMIZER_OFF = {  # what each option means when it is off

@@ -104,7 +104,7 @@ def draw(results: dict[str, Any]) -> Figure:
     sampled, trusted = results["sampled"]
     style = {"color": output.color(2), "label": f"from {SAMPLES:,} samples a prompt"}
     left.plot(sampled.kl[trusted], sampled.reward[trusted], "x", ms=5, **style)
-    left.set(xlabel="KL(π‖ref) [nats]", ylabel="E[r]", xlim=(-0.75, 3.6))
+    left.set(xlabel="KL(π‖ref) [nats]", ylabel="E[r]", xlim=(-1.0, 3.6))
     left.set_title("20 responses")
     left.legend(loc="lower right")
     draw_kl(right)

@@ -25,23 +25,24 @@ ARMS, CONTEXTS, DRAWS, THRESHOLD = 100, 100, 10, 0.2
 LOCATION, SCALE = -0.7, 0.4  # of the Cauchy whose tanh the reference is
 PEAKS = {"far": 70.0, "near": 20.0}
 LAYERS = (100, 50, 256, 256, 100)
-BETA, SEEDS = 10.0, 3
+BETA = 10.0
 BETAS = (1.0, 0.3, 0.1, 0.05, 0.02)  # of the exact optima
 METHODS = ("best of 10", "ipo", "dpo")
 
 
 class Schedule(NamedTuple):
-    """How data is gathered: contexts and gradient steps a round, rounds, and rate."""
+    """How data is gathered: contexts and steps a round, rounds, rate; seeds to run."""
 
     contexts: int
     steps: int
     rounds: int
     lr: float
+    seeds: int
 
 
 SCHEDULES = {
-    "offline": Schedule(CONTEXTS, 200, 1, 3e-3),
-    "on-policy": Schedule(10, 15, 100, 3e-3),
+    "offline": Schedule(CONTEXTS, 200, 1, 3e-3, 10),
+    "on-policy": Schedule(10, 15, 100, 3e-3, 3),
 }
 
 
@@ -171,8 +172,9 @@ def run(
     return dict(zip(("reward", "kl"), points, strict=True))
 
 
-def runs(method: str, schedule: str, peak: str, *, seeds: int) -> dict[str, np.ndarray]:
+def runs(method: str, schedule: str, peak: str) -> dict[str, np.ndarray]:
     """Trains all seeds at once; f[seeds, rounds + 1] each."""
+    seeds = SCHEDULES[schedule].seeds
     keys = jax.random.split(jax.random.key(0), seeds)
     kernels = jax.vmap(start)(jax.random.split(jax.random.key(1), seeds))
     each = partial(run, method, SCHEDULES[schedule], jnp.asarray(PEAKS[peak]))
@@ -182,7 +184,7 @@ def runs(method: str, schedule: str, peak: str, *, seeds: int) -> dict[str, np.n
 def compute() -> dict[tuple[str, str, str], dict[str, np.ndarray]]:
     """Trains methods × schedules × peaks."""
     return {
-        (peak, schedule, method): runs(method, schedule, peak, seeds=SEEDS)
+        (peak, schedule, method): runs(method, schedule, peak)
         for peak in PEAKS
         for schedule in SCHEDULES
         for method in METHODS

@@ -57,13 +57,18 @@ def descend() -> Array:
 
 def compute() -> dict[str, Any]:
     """Trains DPO and finds DPOP's global minimum for each λ."""
-    thetas = jnp.linspace(LOW, HIGH, 601)
+    thetas, penalties = jnp.linspace(LOW, HIGH, 601), jnp.asarray(LAMBDAS)
+    over_thetas = jax.vmap(dpop, (None, 0))
+
+    def lowest(penalty):
+        return common.zoom(partial(dpop, penalty), LOW, HIGH)
+
     return {
-        "slope": jax.jacobian(policy)(0.0),
+        "slope": jax.jit(jax.jacobian(policy))(0.0),
         "path": jax.jit(descend)(),
         "thetas": thetas,
-        "losses": [jax.vmap(partial(dpop, p))(thetas) for p in LAMBDAS],
-        "best": [common.zoom(partial(dpop, p), LOW, HIGH) for p in LAMBDAS],
+        "losses": jax.jit(jax.vmap(over_thetas, (0, None)))(penalties, thetas),
+        "best": jax.jit(jax.vmap(lowest))(penalties),
     }
 
 

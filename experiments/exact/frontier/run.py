@@ -94,17 +94,17 @@ def draw(results: dict[str, Any]) -> Figure:
         run = np.array([x - half, x + half])
         left.plot(run, y + beta * (run - x), color=output.color(0), lw=2.2)
         text = {"textcoords": "offset points", "color": output.color(0), "fontsize": 8}
-        left.annotate(f"slope β = {beta:g}", (x, y), (10, -10), **text)
+        left.annotate(f"slope β = {beta:g}", (x, y), (-62, 8), **text)
     places, _ = results["best_of"]
     style = {"color": output.color(1), "label": "best of n"}
     left.plot(places.kl, places.reward, "s", ms=5, **style)
     for n, x, y in zip(NS, *places, strict=True):
         text = {"textcoords": "offset points", "color": output.color(1), "fontsize": 8}
-        left.annotate(f"n = {n}", (x, y), (-32, 6), **text)
+        left.annotate(f"n = {n}", (x, y), (6, -11), **text)
     sampled, trusted = results["sampled"]
     style = {"color": output.color(2), "label": f"from {SAMPLES:,} samples a prompt"}
     left.plot(sampled.kl[trusted], sampled.reward[trusted], "x", ms=5, **style)
-    left.set(xlabel="KL(π‖ref) [nats]", ylabel="E[r]", xlim=(-0.1, 4.0))
+    left.set(xlabel="KL(π‖ref) [nats]", ylabel="E[r]", xlim=(-1.0, 3.6))
     left.set_title("20 responses")
     left.legend(loc="lower right")
     draw_kl(right)
@@ -117,8 +117,8 @@ def draw_kl(ax: Any) -> None:
     spent = jax.jit(jax.vmap(lambda n: best_of(n)[0].kl))(ns)
     ax.plot(ns, exact.best_of_n_kl_bound(ns), color=output.INK, lw=1.2)
     ax.plot(ns, spent, color=output.color(1))
-    ax.annotate("bound ln n − (n − 1)/n", (9.0, 2.4), color=output.INK)
-    ax.annotate("exact, 20 responses", (40.0, 2.1), color=output.color(1))
+    ax.annotate("bound ln n − (n − 1)/n", (2.2, 2.6), color=output.INK)
+    ax.annotate("exact, 20 responses", (26.0, 1.7), color=output.color(1))
     ax.set(xscale="log", xlabel="n", ylabel="KL(best of n‖ref) [nats]")
     ax.set_xticks((1, 4, 16, 64, 256), ("1", "4", "16", "64", "256"))
     ax.minorticks_off()

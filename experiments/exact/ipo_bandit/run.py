@@ -39,19 +39,28 @@ def wins(data: tuple[tuple[int, int], ...]) -> np.ndarray:
     return count
 
 
-def fit(name: str, data: tuple[tuple[int, int], ...], beta: Array) -> Array:
-    """Minimises a loss over the whole data set, without noise; returns log π, f[3]."""
-    first, second = np.array(data).T
+def fit(name: str, wins: Array, beta: Array) -> Array:
+    """Minimises a loss over a whole data set, without noise; returns log π, f[3].
+
+    Args:
+      name: of the loss.
+      wins: f[3, 3], how often row was preferred to column.
+      beta: strength of the KL penalty.
+    """
+    first, second = np.nonzero(1 - np.eye(3))
     ref, loss = jnp.zeros(3), common.loss_of(name, {"beta": beta})
+    counts = wins[first, second]
 
     def total(theta):
         pairs = common.compare(jax.nn.log_softmax(theta), ref, first, second)
-        return loss(pairs).mean()
+        return (counts * loss(pairs)).sum() / counts.sum()
 
     return jax.nn.log_softmax(common.minimise(total, ref, lr=0.1, steps=2000))
 
 
-def curve(name: str, beta: Array, data: Array, size: Array, key: Array) -> Array:
+def curve(
+    name: str, beta: Array, data: Array, size: Array, key: Array, *, steps: int = STEPS
+) -> Array:
     """Trains by the printed protocol; returns π every `EVERY` steps, f[points, 3].
 
     Args:
@@ -60,6 +69,7 @@ def curve(name: str, beta: Array, data: Array, size: Array, key: Array) -> Array
       data: i32[3, 2], of which the first `size` rows count.
       size: comparisons in the data set.
       key: of the minibatches.
+      steps: a multiple of `EVERY`.
     """
     ref, loss = jnp.full(3, -jnp.log(3.0)), common.loss_of(name, {"beta": beta})
     tx = optax.adam(LR)
@@ -79,7 +89,7 @@ def curve(name: str, beta: Array, data: Array, size: Array, key: Array) -> Array
         return carry, jax.nn.softmax(carry[0])
 
     start = jnp.zeros(3)
-    keys = jax.random.split(key, STEPS // EVERY)
+    keys = jax.random.split(key, steps // EVERY)
     _, points = jax.lax.scan(stretch, (start, tx.init(start)), keys)
     return jnp.concatenate([jax.nn.softmax(start)[None], points])
 

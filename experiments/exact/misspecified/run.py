@@ -59,7 +59,7 @@ def solve(name: str, beta: Array) -> tuple[Array, Array]:
 
 def compute() -> dict[str, Any]:
     """Solves both at the table's β and along a grid; (θ, E[r]) of f[β] each."""
-    grid = np.geomspace(0.3, 100.0, 80)
+    grid = np.geomspace(0.5, 100.0, 80)
     solvers = {name: jax.jit(jax.vmap(partial(solve, name))) for name in OBJECTIVES}
     return {
         "table": {name: run(jnp.asarray(BETAS)) for name, run in solvers.items()},

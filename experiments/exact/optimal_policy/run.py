@@ -82,7 +82,7 @@ def fit_trie(*, steps: int = 4000) -> dict[str, Array]:
     table = fit(ref_table)
     ref_logps = trie.sequence_logps(ref_table)
     return {
-        "logps": np.asarray(columns(table).logps).reshape(-1)[places],
+        "logps": np.asarray(jax.jit(columns)(table).logps).reshape(-1)[places],
         "optimal_logps": exact.optimal_policy(ref_logps, rewards, beta=TRIE_BETA),
         "first_word": jax.nn.log_softmax(table)[trie.node(())],
         "optimal_first_word": trie.first_word(ref_table, rewards, TRIE_BETA),

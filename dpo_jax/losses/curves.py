@@ -5,6 +5,7 @@ the table are evaluated there, with their own gradients, at the usual setting. W
 a loss reads stands still; `Scene` says where. This room draws nothing.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from dpo_jax.types import (
 )
 
 LossTable = Mapping[str, Loss | LossFn]
+Evaluate = Callable[[Array], tuple[Array, Array]]
 
 POINTS = 161  # of a curve
 SIDE = 33  # of a map
@@ -57,7 +59,7 @@ SCENES: dict[str, Scene] = {  # where it is not the loss's own β, on sums of na
     "ipo": Scene(0.1, span=24.0),
     "r_dpo": Scene(0.1, lengths=(50.0, 30.0)),
     "sampo": Scene(0.1, lengths=(50.0, 30.0)),
-    "chi_po": Scene(0.1, span=12.0),
+    "chi_po": Scene(0.1, span=6.0),
     "alpha_dpo": Scene(2.5 / LENGTH),
     "simpo": Scene(2.0 / LENGTH),
     "alpha_po": Scene(2.0 / LENGTH),
@@ -85,10 +87,7 @@ def curve(name: str, table: LossTable = LOSSES) -> LossCurve:
     rejected, grid = np.meshgrid(side, side, indexing="ij")
     over = np.stack([grid, rejected], axis=-1).reshape(-1, 2)
     values, grads = evaluate(row, chosen, scene, np.concatenate([along, over]))
-    dpo = find("dpo", LOSSES)
-    dpo_values, dpo_grads = evaluate(
-        dpo, usual(dpo) | {"beta": scene.beta}, Scene(scene.beta), along
-    )
+    dpo_values, dpo_grads = _numbers(_unit_dpo(), scene.beta * along)
     square = (SIDE, SIDE)
     return LossCurve(
         setting=chosen,
@@ -99,7 +98,7 @@ def curve(name: str, table: LossTable = LOSSES) -> LossCurve:
         to_chosen=grads[:POINTS, 0],
         to_rejected=grads[:POINTS, 1],
         dpo_loss=dpo_values,
-        dpo_slope=(dpo_grads[:, 0] - dpo_grads[:, 1]) / 2,
+        dpo_slope=scene.beta * dpo_grads[:, 0],
         side=side,
         map=values[POINTS:].reshape(square),
         map_to_chosen=grads[POINTS:, 0].reshape(square),
@@ -133,17 +132,32 @@ def evaluate(
     Returns:
       [P] values and [P, 2] gradients, float64 (computed in float32).
     """
+    return _numbers(_compiled(row, chosen, scene), points)
+
+
+def _compiled(row: Loss, chosen: Mapping[str, Any], scene: Scene) -> Evaluate:
+    """Builds f32[P, 2] -> (values f32[P], gradients f32[P, 2])."""
     names = keywords(row.fn)
     given = {name: chosen[name] for name in names if name in chosen}
-    if row.running is not None:
-        given |= resting_stats(row, chosen, scene)
-    weights = token_weights(row, chosen, scene)
 
     def value(point: Array) -> Array:
-        losses = row.fn(record(row, scene, point * weights), **given)
+        stats = resting_stats(row, chosen, scene)
+        moved = point * token_weights(row, chosen, scene)
+        losses = row.fn(record(row, scene, moved), **given, **stats)
         return losses.sum() if shares(row) else losses[0]
 
-    both = jax.jit(jax.vmap(jax.value_and_grad(value)))
+    quick = {"xla_backend_optimization_level": 0}  # the compiler takes all the time
+    return jax.jit(jax.vmap(jax.value_and_grad(value)), compiler_options=quick)
+
+
+@functools.cache
+def _unit_dpo() -> Evaluate:
+    """Builds DPO at β = 1; at another β its value is that at (βa, βb)."""
+    row = find("dpo", LOSSES)
+    return _compiled(row, usual(row) | {"beta": 1.0}, Scene(1.0))
+
+
+def _numbers(both: Evaluate, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     found = jax.device_get(both(jnp.asarray(points, jnp.float32)))
     return found[0].astype(np.float64), found[1].astype(np.float64)
 
@@ -165,7 +179,8 @@ def follows(row: Loss) -> bool:
 
 def resting_stats(row: Loss, chosen: Mapping[str, Any], scene: Scene) -> dict[str, Any]:
     """Computes the running statistics that the loss takes, with the pair at 0."""
-    assert row.running is not None
+    if row.running is None:
+        return {}
     start = {name: jnp.float32(value) for name, value in row.running.start.items()}
     own = {name: chosen[name] for name in keywords(row.running.update)}
     still = record(row, scene, jnp.zeros(2, jnp.float32))

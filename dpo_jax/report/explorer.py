@@ -116,17 +116,18 @@ def facts(curve: LossCurve) -> list[str]:
     pulls = -curve.to_chosen[middle], -curve.to_rejected[middle]
     found = [
         f"At a = b = 0 the loss is {shown(curve.loss[middle])}; it pulls the chosen "
-        f"response by {signed(pulls[0])} and the rejected one by {signed(pulls[1])}."
+        f"response by {number(pulls[0], '+')} and the rejected one by {number(pulls[1], '+')}."
     ]
+    back = [share(curve.map_to_chosen), share(-curve.map_to_rejected)]
     if figures.is_of_margin(curve):
         found.append("Only Δ counts: it does not mind both falling together.")
-    for who, slopes, wrong in (
-        ("chosen", curve.map_to_chosen, "down"),
-        ("rejected", -curve.map_to_rejected, "up"),
-    ):
-        share = np.mean(slopes > FLAT * np.abs(slopes).max())
-        if share > 0:
-            found.append(f"It pushes the {who} response {wrong} on {share:.0%} of the map.")
+        if back[0]:
+            found.append(f"It narrows the margin again on {back[0]:.0%} of the map.")
+    elif any(back):
+        found.append(
+            f"It makes the chosen response less likely on {back[0]:.0%} of the map, the "
+            f"rejected one likelier on {back[1]:.0%}."
+        )
     if is_stopped(curve):
         found.append(
             "Some of what moves with the pair gets no gradient: the pull drawn is the "
@@ -135,24 +136,31 @@ def facts(curve: LossCurve) -> list[str]:
     return found
 
 
+def share(slopes: np.ndarray) -> float:
+    """Returns on which share of the map a slope is positive, rounding errors aside."""
+    return float(np.mean(slopes > FLAT * np.abs(slopes).max()))
+
+
 def is_stopped(curve: LossCurve) -> bool:
     """Says whether the pull differs from the slope of the curve, corners aside."""
     slope = np.gradient(curve.loss, curve.delta)
     pull = (curve.to_chosen - curve.to_rejected) / 2
     inner = slice(2, -2)
-    return bool(np.median(np.abs(slope - pull)[inner]) > 0.02 * np.abs(pull).max())
+    apart = np.abs(slope - pull)[inner] > 0.02 * np.abs(pull).max()
+    return bool(apart.mean() > 0.25)
 
 
 def shown(value: Any) -> str:
     """Writes a value of a setting, floats with three digits."""
-    is_number = isinstance(value, float | np.floating)
-    text = f"{value:.3g}" if is_number else str(value)
-    return text.replace("-", "−") if is_number else text
+    return number(value) if isinstance(value, float | np.floating) else str(value)
 
 
-def signed(value: float) -> str:
-    """Writes a number with its sign, 0 without."""
-    return "0" if abs(value) < 1e-12 else f"{value:+.3g}".replace("-", "−")
+def number(value: float, sign: str = "") -> str:
+    """Writes a number with three digits, or whole; `sign` '+' to show it always."""
+    if abs(value) < 1e-12:
+        return "0"
+    form = f"{sign},.0f" if 1e3 <= abs(value) < 1e9 else f"{sign}.3g"
+    return format(value, form).replace("-", "−")
 
 
 def typeset(formula: str) -> Markup:

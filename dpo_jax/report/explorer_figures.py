@@ -195,13 +195,9 @@ def _ticks(axes: Any) -> None:
 
 def tick(value: float) -> str:
     """Writes a number beside an axis, short."""
-    for unit, sign in ((1e6, "M"), (1e4, "k")):
-        if abs(value) >= unit:
-            value, suffix = value / (1e6 if sign == "M" else 1e3), sign
-            break
-    else:
-        suffix = ""
-    return f"{value:.6g}{suffix}".replace("-", "−")
+    units = ((1e6, "M"), (1e3, "k"))
+    unit, suffix = next((u for u in units if abs(value) >= u[0]), (1.0, ""))
+    return f"{value / unit:.6g}{suffix}".replace("-", "−")
 
 
 def _svg(figure: Any) -> str:

@@ -2,11 +2,15 @@
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from dpo_jax.cli import common
 from dpo_jax.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dpo_jax.report.explorer import Entry
 
 GROUPS = {  # (record a loss takes, whether it needs a reference) -> heading
     ("pairs", True): "Pairs with a reference",
@@ -43,21 +47,30 @@ def main(arguments: Sequence[str]) -> int:
 
         html.write_report(folders, out)
     else:
-        raise ConfigError("report needs at least one run folder: report RUN [RUN …]")
+        raise ConfigError(
+            "report needs at least one run folder: report RUN [RUN …], or --losses"
+        )
     sys.stdout.write(f"{out}\n")
     return 0
 
 
 def explain_losses(out: str) -> None:
-    """Evaluates every loss of the table and writes the page about them."""
+    """Writes the page about the losses."""
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # takes no accelerator for curves
+    from dpo_jax.report import explorer
+
+    explorer.write_explorer(loss_entries(), out)
+
+
+def loss_entries() -> list["Entry"]:
+    """Evaluates every loss of the table."""
     from dpo_jax.losses import LOSSES, curves, find
     from dpo_jax.report import explorer
 
     rows = {name: find(name, LOSSES) for name in LOSSES}
-    entries = [
+    return [
         explorer.Entry(
             name,
             GROUPS[row.takes, row.reference],
@@ -67,4 +80,3 @@ def explain_losses(out: str) -> None:
         )
         for name, row in rows.items()
     ]
-    explorer.write_explorer(entries, out)

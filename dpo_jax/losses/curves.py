@@ -288,6 +288,10 @@ def column_notes(row: Loss, scene: Scene) -> list[str]:
         found.append(f"nw = {lengths[0]:g} and nl = {lengths[1]:g} tokens.")
     if row.token_weights:
         found.append("Each token of a response moves by the same.")
+    if row.takes == "singles" and row.running is not None:
+        found.append("The running mean stays at 0.")
+    if "mismatched" in row.columns:
+        found.append("Responses of other prompts stay at 0: z₀ = 0.")
     if "kls" in row.columns:
         found.append(f"D_w = {KLS[0]:g} and D_l = {KLS[1]:g} nats.")
     if "ratings" in row.columns:
@@ -299,7 +303,6 @@ KIND_NOTES: dict[str, tuple[str, ...]] = {
     "pairs": (),
     "singles": (
         "A desirable response at a and an undesirable one at b; drawn is their sum.",
-        "Other prompts' responses stay at 0, and so does the running mean.",
     ),
     "lists": ("A ranking of three: the best at a, the middle at 0, the worst at b.",),
     "scores": ("a and b are the scores of the chosen and the rejected response.",),

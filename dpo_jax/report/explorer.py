@@ -54,7 +54,7 @@ class Card(NamedTuple):
     is_of_margin: bool
     yardstick: str
     facts: list[str]
-    notes: tuple[str, ...]
+    notes: list[Markup]
 
 
 def write_explorer(entries: Sequence[Entry], out: os.PathLike | str) -> None:
@@ -106,7 +106,7 @@ def card(entry: Entry) -> Card:
         is_of_margin=figures.is_of_margin(curve),
         yardstick=f"β = {shown(curve.beta)}, × {shown(scale)}",
         facts=facts(curve),
-        notes=curve.notes,
+        notes=[typeset(note) for note in curve.notes],
     )
 
 
@@ -114,9 +114,10 @@ def facts(curve: LossCurve) -> list[str]:
     """Says in sentences where a loss starts, whom it pulls and where that turns."""
     middle = len(curve.delta) // 2
     pulls = -curve.to_chosen[middle], -curve.to_rejected[middle]
+    chosen, rejected = (number(pull, "+") for pull in pulls)
     found = [
         f"At a = b = 0 the loss is {shown(curve.loss[middle])}; it pulls the chosen "
-        f"response by {number(pulls[0], '+')} and the rejected one by {number(pulls[1], '+')}."
+        f"response by {chosen} and the rejected one by {rejected}."
     ]
     back = [share(curve.map_to_chosen), share(-curve.map_to_rejected)]
     if figures.is_of_margin(curve):
@@ -125,8 +126,8 @@ def facts(curve: LossCurve) -> list[str]:
             found.append(f"It narrows the margin again on {back[0]:.0%} of the map.")
     elif any(back):
         found.append(
-            f"It makes the chosen response less likely on {back[0]:.0%} of the map, the "
-            f"rejected one likelier on {back[1]:.0%}."
+            f"It makes the chosen response less likely on {back[0]:.0%} of the map, "
+            f"the rejected one likelier on {back[1]:.0%}."
         )
     if is_stopped(curve):
         found.append(

@@ -218,16 +218,15 @@ def pairs(row: Loss, scene: Scene, point: Array) -> PairLogps:
     one = jnp.ones_like(shifts)
     lengths = [length * one for length in scene.lengths]
     refs = [REF_LOGP * lengths[0] + shifts / 2, REF_LOGP * lengths[1] - shifts / 2]
-    has_kls, has_ratings = "kls" in row.columns, "ratings" in row.columns
-    return PairLogps(
-        refs[0] + ratios[0],
-        refs[1] + ratios[1],
-        *refs,
-        *lengths,
-        None,
-        *([rating * one for rating in RATINGS] if has_ratings else [None, None]),
-        *([kl * one for kl in KLS] if has_kls else [None, None]),
-    )
+    found = PairLogps(refs[0] + ratios[0], refs[1] + ratios[1], *refs, *lengths)
+    if "kls" in row.columns:
+        found = found._replace(chosen_kls=KLS[0] * one, rejected_kls=KLS[1] * one)
+    if "ratings" in row.columns:
+        better, worse = RATINGS
+        found = found._replace(
+            chosen_ratings=better * one, rejected_ratings=worse * one
+        )
+    return found
 
 
 def singles(row: Loss, scene: Scene, point: Array) -> SingleLogps:

@@ -156,7 +156,7 @@ def shown(value: Any) -> str:
     return number(value) if isinstance(value, float | np.floating) else str(value)
 
 
-def number(value: float, sign: str = "") -> str:
+def number(value: float | np.floating, sign: str = "") -> str:
     """Writes a number with three digits, or whole; `sign` '+' to show it always."""
     if abs(value) < 1e-12:
         return "0"

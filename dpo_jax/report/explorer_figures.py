@@ -167,7 +167,9 @@ def _style(salt: str) -> Any:
     return matplotlib.rc_context({**STYLE, "svg.hashsalt": salt})
 
 
-def _axes(size: tuple[float, float], place: tuple[float, ...]) -> tuple[Any, Any]:
+def _axes(
+    size: tuple[float, float], place: tuple[float, float, float, float]
+) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size)

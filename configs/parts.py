@@ -118,6 +118,7 @@ def optimizer() -> Config:
             "name": "rmsprop",
             "lr": 1e-6,
             "warmup_steps": 150,
+            "warmup_share": 0.0,  # instead of warmup_steps: of the run's steps
             "schedule": "constant",  # or 'linear', 'cosine', to 0 at the last step
             "weight_decay": 0.0,
             "clip": 0.0,  # global gradient norm; 0 = off

@@ -169,6 +169,7 @@ RANGES: dict[str, Range] = {
     "ref.sync_mix": (0.0, UP_TO_ONE, False),
     "optimizer.lr": (0.0, math.inf, True),
     "optimizer.warmup_steps": (0, math.inf, True),
+    "optimizer.warmup_share": (0.0, 1.0, True),
     "optimizer.weight_decay": (0.0, math.inf, True),
     "optimizer.clip": (0.0, math.inf, True),
     "optimizer.b1": (0.0, 1.0, True),
@@ -246,6 +247,12 @@ def check_combinations(config: Config) -> list[str]:
         found.append(
             f"data.max_prompt_tokens={config.data.max_prompt_tokens} leaves no room "
             f"for a response within data.max_tokens={config.data.max_tokens}"
+        )
+    if config.optimizer.warmup_steps and config.optimizer.warmup_share:
+        found.append(
+            f"optimizer.warmup_steps={config.optimizer.warmup_steps} and "
+            f"optimizer.warmup_share={config.optimizer.warmup_share} both say how long "
+            "the warm-up is; set one to 0"
         )
     if config.checkpoint.keep_best and (
         not (config.eval.every_steps and config.checkpoint.every_steps)

@@ -5,14 +5,20 @@ from pathlib import Path
 
 import pytest
 
+from configs import dpo, papers
 from dpo_jax import config as config_lib
 from dpo_jax.errors import ConfigError
+from dpo_jax.losses import LOSSES
+from dpo_jax.wiring import checks
+from dpo_jax.wiring.training import warmup_steps
 
 FILES = sorted(
     p.stem
     for p in (Path(__file__).parent.parent / "configs").glob("*.py")
     if p.stem != "parts"
 )
+PRESETS = [("dpo", name) for name in dpo.PRESETS]
+PRESETS += [("papers", name) for name in papers.PRESETS]
 GIVEN = {"model.path": "M", "model.preset": "", "data.train": "x.jsonl"}
 
 
@@ -50,9 +56,82 @@ def test_presets_are_the_paper_and_the_repository():
     assert (repo.data.max_tokens, repo.data.max_prompt_tokens) == (512, 256)
 
 
+@pytest.mark.parametrize(("file", "preset"), PRESETS, ids=lambda value: value)
+def test_preset_passes_every_check_that_reads_no_data(file, preset):
+    """Among them: an option that the loss or the optimizer does not use is an error."""
+    config = load(file, f"preset={preset}")
+    assert config.is_locked
+    config.update_from_flattened_dict(GIVEN)
+    checks.check(config, LOSSES)
+
+
+@pytest.mark.parametrize("preset", papers.PRESETS)
+def test_preset_says_whence_it_is_and_has_what_it_says(preset):
+    source, keys = papers.PRESETS[preset]
+    assert "arXiv:" in source or preset == "cdpo"
+    config = config_lib.flat(load("papers", f"preset={preset}"))
+    for key, value in {**papers.CHOSEN, **keys}.items():
+        assert config[key] == (list(value) if isinstance(value, tuple) else value)
+    assert not set(papers.open_keys(preset)) & set(keys)
+
+
+def test_every_preset_of_dpo_is_described():
+    for preset in dpo.PRESETS:
+        assert f"* `{preset}`: " in (dpo.__doc__ or "")
+
+
+def test_presets_differ_from_each_other():
+    for file, known in (("dpo", dpo.PRESETS), ("papers", papers.PRESETS)):
+        configs = {config_lib.fingerprint(load(file, f"preset={p}")) for p in known}
+        assert len(configs) == len(known)
+
+
+@pytest.mark.parametrize(
+    ("preset", "beta", "gamma", "lr"),
+    [
+        ("mistral_base", 2.0, 1.6, 3e-7),
+        ("mistral_instruct", 2.5, 0.3, 5e-7),
+        ("llama3_base", 2.0, 1.0, 6e-7),
+        ("llama3_instruct", 2.5, 1.4, 1e-6),
+        ("llama3_instruct_v2", 10.0, 3.0, 1e-6),
+        ("gemma2_it", 10.0, 5.0, 8e-7),
+    ],
+)
+def test_simpo_as_published(preset, beta, gamma, lr):
+    """Batch 128, 1 epoch, cosine, 10 % warm-up, Adam, 2048 tokens."""
+    config = load("papers", f"preset=simpo_{preset}")
+    assert (config.loss.beta, config.loss.gamma, config.optimizer.lr) == (
+        beta,
+        gamma,
+        lr,
+    )
+    assert (config.batch.pairs, config.data.max_tokens) == (128, 2048)
+    assert (config.optimizer.name, config.optimizer.schedule) == ("adamw", "cosine")
+    assert config.optimizer.warmup_share == 0.1 and config.train.epochs == 1.0
+
+
+def test_a_warm_up_is_steps_or_a_share():
+    """10 % of 477 steps is 47.7: rounded up, 48."""
+    config = load("papers", "preset=simpo_mistral_base")
+    assert warmup_steps(config, 477) == 48
+    assert warmup_steps(load("dpo"), 477) == 150
+    config.update_from_flattened_dict({**GIVEN, "optimizer.warmup_steps": 5})
+    with pytest.raises(
+        ConfigError, match=r"warmup_steps=5 and .*warmup_share=0.1 both"
+    ):
+        config_lib.check(config)
+    config.optimizer.warmup_share = 1.0
+    with pytest.raises(
+        ConfigError, match=r"optimizer.warmup_share=1.0 is out of range"
+    ):
+        config_lib.check(config)
+
+
 def test_unknown_arguments_are_refused():
     with pytest.raises(ConfigError, match="'papr_default'.*did you mean 'paper_def"):
         load("dpo", "preset=papr_default")
+    with pytest.raises(ConfigError, match="'sipmo_gemma2_it'.*did you mean 'simpo_g"):
+        load("papers", "preset=sipmo_gemma2_it")
     with pytest.raises(ConfigError, match="'stag'.*did you mean 'stage'"):
         load("quickstart", "stag=sft")
     with pytest.raises(ConfigError, match="takes no argument"):

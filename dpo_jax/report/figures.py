@@ -99,7 +99,7 @@ def _svg(drawn: list[tuple[int, str, list[int], list[float]]], salt: str) -> str
         buffer = io.StringIO()
         metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
         figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
-    return _inline(buffer.getvalue())
+    return inline(buffer.getvalue())
 
 
 def _thinned(values: list) -> list:
@@ -110,7 +110,7 @@ def _thinned(values: list) -> list:
     return [values[round(i * last / (MAX_POINTS - 1))] for i in range(MAX_POINTS)]
 
 
-def _inline(svg: str) -> str:
+def inline(svg: str) -> str:
     """Cuts an SVG file down to an element that fits its place in a page."""
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

@@ -47,7 +47,15 @@ def write_report(folders: Sequence[os.PathLike | str], out: os.PathLike | str) -
       DataError: if a run cannot be read; names all that cannot.
       WriteError: if `out` cannot be written.
     """
-    page = render(runs.load_all(folders))
+    write_page(render(runs.load_all(folders)), out)
+
+
+def write_page(page: str, out: os.PathLike | str) -> None:
+    """Writes a page whole or not at all.
+
+    Raises:
+      WriteError: if `out` cannot be written.
+    """
     path = epath.Path(out)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +75,7 @@ def render(loaded: list[runs.Run]) -> str:
     main = [name for name in CAPTIONS if name in known]
     others = [name for name in known if name not in CAPTIONS]
     return (
-        _environment()
+        make_environment()
         .get_template("report.html")
         .render(
             title=loaded[0].name if len(loaded) == 1 else f"{len(loaded)} runs",
@@ -97,7 +105,7 @@ def _charts(loaded: list[runs.Run], metrics: list[str]) -> list[Chart]:
     ]
 
 
-def _environment() -> jinja2.Environment:
+def make_environment() -> jinja2.Environment:
     """Makes templates that escape all text and show its control characters."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),

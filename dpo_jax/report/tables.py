@@ -27,6 +27,7 @@ SUMMARY = (
     "optimizer.name",
     "optimizer.lr",
     "optimizer.warmup_steps",
+    "optimizer.warmup_share",
     "seed",
 )
 FINAL = (

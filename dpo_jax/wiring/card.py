@@ -43,7 +43,7 @@ def model_card(config: Config, step: int, losses: LossTable) -> str:
         "steps": f"{step} of {config.batch.pairs} rows each",
         "optimizer": (
             f"{config.optimizer.name}, lr {config.optimizer.lr:g}, schedule "
-            f"{config.optimizer.schedule} after {config.optimizer.warmup_steps} steps"
+            f"{config.optimizer.schedule} after {_warmup(config)}"
         ),
         "code": f"dpo_jax, {commit()}, configuration {fingerprint(config)}",
     }
@@ -61,6 +61,11 @@ def _options(config: Config, losses: LossTable) -> list[str]:
         return []
     used = used_options(config, components(config, losses)) - {"name"}
     return [name for name in config.loss if name in used]
+
+
+def _warmup(config: Config) -> str:
+    share = config.optimizer.warmup_share
+    return f"{share:.3g} of them" if share else f"{config.optimizer.warmup_steps} steps"
 
 
 def _reference(config: Config) -> str:

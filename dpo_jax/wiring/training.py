@@ -1,6 +1,7 @@
 """Objective, optimizer and compiled step."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -68,7 +69,7 @@ def make_trainer(
         tx=tx,
         lr_factor=optimizer.schedule(
             config.optimizer.schedule,
-            warmup_steps=config.optimizer.warmup_steps,
+            warmup_steps=warmup_steps(config, steps),
             total_steps=steps,
         ),
         clip_norm=config.optimizer.clip,
@@ -103,6 +104,15 @@ def make_trainer(
         objective,
         values,
     )
+
+
+def warmup_steps(config: Config, steps: int) -> int:
+    """Counts the steps of the warm-up; a share of the run is rounded up.
+
+    Source: rounding as transformers' `warmup_ratio`.
+    """
+    share = config.optimizer.warmup_share
+    return math.ceil(share * steps) if share else config.optimizer.warmup_steps
 
 
 def follow(config: Config) -> step.Sync:

@@ -19,7 +19,7 @@ $(VENV)/.parity: $(VENV)/.installed
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[lint]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lint]'
 	touch $@
 
 quickstart: $(VENV)/.installed
@@ -40,7 +40,7 @@ losses: $(VENV)/.installed
 	$(PYTEST) -m 'losses and not nightly'
 
 lesson: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[lesson]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lesson]'
 	$(BIN)/python experiments/from_bradley_terry_to_dpo/lesson.py --out=$(RUNS)/lesson
 	$(BIN)/python experiments/from_bradley_terry_to_dpo/make_notebook.py --execute \
 	  --out=$(RUNS)/lesson/lesson.ipynb

@@ -71,6 +71,7 @@ OTHERS = {  # key -> another value
     "optimizer.name": "adamw",
     "optimizer.lr": 1e-2,
     "optimizer.warmup_steps": 3,
+    "optimizer.warmup_share": 0.5,
     "optimizer.schedule": "cosine",
     "optimizer.weight_decay": 0.1,
     "optimizer.clip": 1.0,
@@ -90,9 +91,9 @@ OTHERS = {  # key -> another value
 }
 
 
-ROWS = [  # with a prompt that ends within a word, and a bad row
+ROWS = [  # with a word that joining makes, and a bad row
     *sentiment.pairs(1, 22, split="train"),
-    {"prompt": "the mo", "chosen": "vie was good .", "rejected": "vie was bad ."},
+    {"prompt": "i loved the", "chosen": "film .", "rejected": "plot ."},
     {"prompt": "the plot", "chosen": " was dull .", "rejected": " "},
 ]
 
@@ -103,7 +104,9 @@ def configured(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rows")
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    sentiment.tokenizer().save_pretrained(folder / "tokenizer")
+    tokenizer = sentiment.tokenizer()
+    tokenizer.add_tokens(["thefilm", "theplot"])
+    tokenizer.save_pretrained(folder / "tokenizer")
 
     def make():
         config = importlib.import_module("configs.quickstart").get_config()

@@ -91,10 +91,11 @@ OTHERS = {  # key -> another value
 }
 
 
+SCORES = {"score_chosen": 1.0, "score_rejected": 0.0}
 ROWS = [  # with a word that joining makes, and a bad row
     *sentiment.pairs(1, 22, split="train"),
-    {"prompt": "i loved the", "chosen": "film .", "rejected": "plot ."},
-    {"prompt": "the plot", "chosen": " was dull .", "rejected": " "},
+    {"prompt": "i loved the", "chosen": "film .", "rejected": "plot .", **SCORES},
+    {"prompt": "the plot", "chosen": " was dull .", "rejected": " ", **SCORES},
 ]
 
 

@@ -51,47 +51,31 @@ class Preset(NamedTuple):
     keys: dict[str, Any]
 
 
+def within(tokens: int, prompt: int) -> dict[str, int]:
+    """Limits a prompt with one response, and the prompt."""
+    return {"data.max_tokens": tokens, "data.max_prompt_tokens": prompt}
+
+
+def at(lr: float, pairs: int) -> dict[str, float]:
+    """Sets the learning rate and the pairs a step."""
+    return {"optimizer.lr": lr, "batch.pairs": pairs}
+
+
 WITHOUT = {"ref.mode": "none"}
-ULTRAFEEDBACK = {  # SimPO's own runs and its baselines
+COMMON = {  # what many runs on 7B and 8B models share
     "optimizer.name": "adamw",
     "optimizer.schedule": "cosine",
     "optimizer.warmup_share": 0.1,
     "batch.pairs": 128,
-    "train.epochs": 1.0,
-    "data.max_tokens": 2048,
-    "data.max_prompt_tokens": 1800,
 }
+ULTRAFEEDBACK = {**COMMON, **within(2048, 1800), "train.epochs": 1.0}  # SimPO's runs
 SIMPO = {**ULTRAFEEDBACK, **WITHOUT, "loss.name": "simpo"}
-HANDBOOK = {
-    "loss.beta": 0.01,
-    "optimizer.name": "adamw",
-    "optimizer.lr": 5e-7,
-    "optimizer.schedule": "cosine",
-    "optimizer.warmup_share": 0.1,
-    "batch.pairs": 128,
-    "train.epochs": 1.0,
-    "data.max_tokens": 1024,
-    "data.max_prompt_tokens": 512,
-}
-APO = {
-    "loss.beta": 0.1,
-    "optimizer.lr": 2e-7,
-    "batch.pairs": 64,
-    "data.max_tokens": 1024,
-    "data.max_prompt_tokens": 512,
-}
-BCO = {
-    "loss.beta": 0.01,
-    "optimizer.lr": 5e-7,
-    "batch.pairs": 128,
-    "data.max_tokens": 2048,
-    "data.max_prompt_tokens": 1536,
-}
+APO = {**at(2e-7, 64), **within(1024, 512), "loss.beta": 0.1}
+BCO = {**at(5e-7, 128), **within(2048, 1536), "loss.beta": 0.01}
 
 MARGINS: dict[str, Preset] = {  # losses of δ
     "ipo": Preset(
-        "arXiv:2310.12036 §5.4, a bandit of 3 actions: "
-        "only τ carries over, one of .1, .5, 1",
+        "arXiv:2310.12036 §5.4, a bandit of 3 actions: τ one of .1, .5, 1",
         {"loss.name": "ipo", "loss.beta": 0.1},
     ),
     "cdpo": Preset(
@@ -100,16 +84,13 @@ MARGINS: dict[str, Preset] = {  # losses of δ
         {"loss.name": "dpo", "loss.label_smoothing": 0.1},
     ),
     "rdpo": Preset(
-        "arXiv:2403.00409 §6 and app. B, by TRL's paper "
-        "index; an older index says β .01",
+        "arXiv:2403.00409 §6, app. B, by TRL's index; an older one says β .01",
         {
             "loss.name": "robust",
             "loss.beta": 0.1,
             "loss.label_smoothing": 0.1,
-            "optimizer.lr": 1e-3,
-            "batch.pairs": 16,
-            "data.max_tokens": 512,
-            "data.max_prompt_tokens": 128,
+            **at(1e-3, 16),
+            **within(512, 128),
         },
     ),
     "rso": Preset(
@@ -122,8 +103,7 @@ MARGINS: dict[str, Preset] = {  # losses of δ
             "loss.name": "exo_pair",
             "loss.beta": 0.1,
             "loss.label_smoothing": 1e-3,
-            "optimizer.lr": 1e-6,
-            "batch.pairs": 64,
+            **at(1e-6, 64),
         },
     ),
     "discopop": Preset(
@@ -132,21 +112,18 @@ MARGINS: dict[str, Preset] = {  # losses of δ
             "loss.name": "discopop",
             "loss.beta": 0.05,
             "loss.discopop_tau": 0.05,
-            "optimizer.lr": 5e-7,
-            "batch.pairs": 64,
+            **at(5e-7, 64),
         },
     ),
     "tulu3": Preset(
         "arXiv:2411.15124, Tülu 3 8B: DPO on length-normalised log-ratios",
         {
+            **COMMON,
             "loss.name": "dpo",
             "loss.normalize": "mean",
             "loss.beta": 5.0,
-            "optimizer.name": "adamw",
             "optimizer.lr": 5e-7,
             "optimizer.schedule": "linear",
-            "optimizer.warmup_share": 0.1,
-            "batch.pairs": 128,
             "train.epochs": 1.0,
             "data.max_tokens": 2048,
         },
@@ -154,13 +131,11 @@ MARGINS: dict[str, Preset] = {  # losses of δ
     "sampo": Preset(
         "arXiv:2406.10957, model card of Llama-3-8B-Instruct-Iterative-SamPO",
         {
+            **COMMON,
             "loss.name": "sampo",
             "loss.beta": 0.1,
-            "optimizer.name": "adamw",
             "optimizer.lr": 4e-7,
             "optimizer.schedule": "linear",
-            "optimizer.warmup_share": 0.1,
-            "batch.pairs": 128,
         },
     ),
     "d2po": Preset(
@@ -170,7 +145,15 @@ MARGINS: dict[str, Preset] = {  # losses of δ
     "wpo": Preset(
         "arXiv:2406.11827, official `training_configs/mistral-base.yaml`; "
         "the weight is cut at 1 as in that code",
-        {**HANDBOOK, "loss.name": "dpo", "loss.weighting": "wpo_clamped"},
+        {
+            **COMMON,
+            **within(1024, 512),
+            "loss.name": "dpo",
+            "loss.beta": 0.01,
+            "loss.weighting": "wpo_clamped",
+            "optimizer.lr": 5e-7,
+            "train.epochs": 1.0,
+        },
     ),
     "tr_dpo": Preset(
         "arXiv:2404.09656 as TRL's defaults have it: mix .6 every 512 steps",
@@ -191,8 +174,7 @@ MARGINS: dict[str, Preset] = {  # losses of δ
             "optimizer.warmup_share": 0.0,
             "optimizer.clip": 10.0,
             "train.epochs": 1.0,
-            "data.max_tokens": 512,
-            "data.max_prompt_tokens": 256,
+            **within(512, 256),
             "data.truncate_response": "fixed",
         },
     ),
@@ -205,21 +187,11 @@ MARGINS: dict[str, Preset] = {  # losses of δ
 RATIOS: dict[str, Preset] = {  # losses of both log-ratios
     "nca": Preset(
         "arXiv:2402.05369 app. C, by TRL's paper index",
-        {
-            "loss.name": "nca_pair",
-            "loss.beta": 0.01,
-            "optimizer.lr": 5e-6,
-            "batch.pairs": 32,
-        },
+        {"loss.name": "nca_pair", "loss.beta": 0.01, **at(5e-6, 32)},
     ),
     "sppo": Preset(
         "arXiv:2405.00675 app. C, by TRL's paper index; 1/η = 1e-3",
-        {
-            "loss.name": "sppo_hard",
-            "loss.beta": 1e-3,
-            "optimizer.lr": 5e-7,
-            "batch.pairs": 64,
-        },
+        {"loss.name": "sppo_hard", "loss.beta": 1e-3, **at(5e-7, 64)},
     ),
     "apo_zero": Preset(
         "arXiv:2408.06266 §5.2 and app. B.1, by TRL's paper index",
@@ -301,8 +273,7 @@ FREE: dict[str, Preset] = {  # without a reference
             "optimizer.weight_decay": 0.01,
             "optimizer.warmup_share": 0.01,
             "train.epochs": 1.0,
-            "data.max_tokens": 512,
-            "data.max_prompt_tokens": 256,
+            **within(512, 256),
         },
     ),
     "orpo": Preset(
@@ -317,8 +288,7 @@ FREE: dict[str, Preset] = {  # without a reference
             "optimizer.warmup_share": 0.0,
             "batch.pairs": 32,
             "train.epochs": 5.0,
-            "data.max_tokens": 2048,
-            "data.max_prompt_tokens": 1792,
+            **within(2048, 1792),
         },
     ),
     "slic_hf": Preset(
@@ -329,8 +299,7 @@ FREE: dict[str, Preset] = {  # without a reference
             "loss.name": "slic_hf",
             "loss.slic_margin": 1.0,
             "loss.nll_weight": 1.0,
-            "optimizer.lr": 1e-4,
-            "batch.pairs": 512,
+            **at(1e-4, 512),
         },
     ),
     "unlikelihood": Preset(
@@ -353,15 +322,13 @@ MIXTURES: dict[str, Preset] = {
         },
     ),
     "irpo": Preset(
-        "arXiv:2404.19733; its likelihood is averaged per response, "
-        "ours over all tokens",
+        "arXiv:2404.19733; its likelihood is averaged per response, ours not",
         {
             "loss.name": "dpo+sft",
             "loss.weights": (1.0, 1.0),
             "loss.beta": 0.1,
             "optimizer.name": "adamw",
-            "optimizer.lr": 7e-7,
-            "batch.pairs": 16,
+            **at(7e-7, 16),
         },
     ),
     "rpo": Preset(

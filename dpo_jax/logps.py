@@ -126,7 +126,7 @@ def logit_gradient(
     probs = jnp.exp(values - normalizer[..., None])
     slope = slopes.logps[..., None]
     out = jnp.where(ids == targets[..., None], slope, 0.0) - slope * probs
-    if ref_values is not None:
+    if ref_values is not None and slopes.kl is not None:
         ref_probs = jnp.exp(log_softmax(ref_values)[0])
         out = out + slopes.kl[..., None] * (probs - ref_probs)
     return out

@@ -67,7 +67,7 @@ def used_options(config: Config, rows: tuple[Loss, ...]) -> set[str]:
     elementwise = not any(row.couples for row in rows)
     if len(rows) > 1:
         used.add("weights")
-    elif ratios and not rows[0].token_weights:
+    elif ratios and not any(row.token_weights for row in rows):
         used.add("ld_alpha")
     if ratios and elementwise:
         used.add("weighting")

@@ -8,17 +8,16 @@ import jax.numpy as jnp
 from dpo_jax import logps
 from dpo_jax.models import scalar
 from dpo_jax.objectives import terms
-from dpo_jax.objectives.preference import Term, sides, weighted_sum
+from dpo_jax.objectives.judged import Kind
+from dpo_jax.objectives.preference import sides
 from dpo_jax.types import (
     ApplyFn,
     Array,
     Batch,
     Columns,
-    Counts,
     Hyper,
     PairScores,
     Params,
-    Stats,
     Sums,
 )
 
@@ -26,26 +25,19 @@ BINS = 10  # of predicted probability, for the calibration error
 
 
 @dataclasses.dataclass(frozen=True)
-class RewardModel:
-    """Losses of the scores of pairs, averaged over those of the global batch.
+class Scorer:
+    """Scores the responses of a microbatch at their last tokens: `Objective.score`.
 
     Attributes:
       apply: the model, with a scalar head.
-      parts: the losses.
-      use_margins: whether the difference of the data's ratings is the least margin.
     """
 
     apply: ApplyFn
-    parts: tuple[Term, ...]
-    use_margins: bool
-    couples: bool = False
 
-    def counts(self, batch: Batch) -> Counts:
-        """Counts pairs."""
-        return terms.counts(batch)
-
-    def score(self, params: Params, batch: Batch, key: Array, hyper: Hyper) -> Columns:
-        """Scores a microbatch's responses at their last tokens."""
+    def __call__(
+        self, params: Params, batch: Batch, key: Array, hyper: Hyper
+    ) -> Columns:
+        """Runs the model on rows."""
         del key, hyper
         hidden, head = self.apply(params, batch)
         return Columns(
@@ -55,34 +47,36 @@ class RewardModel:
             ratings=batch.ratings,
         )
 
-    def update(self, columns: Columns, stats: Stats, hyper: Hyper) -> Stats:
-        """Keeps nothing."""
-        del columns, hyper
-        return stats
 
-    def loss(
-        self, columns: Columns, stats: Stats, hyper: Hyper, counts: Counts
-    ) -> tuple[Array, Sums]:
-        """Returns the loss, and accuracy, margin and calibration of the scores."""
-        chosen, rejected = sides(columns, columns.scores)
-        margins = jnp.zeros_like(chosen)
-        if self.use_margins:
-            better, worse = sides(columns, columns.ratings)
-            margins = better - worse
-        record = PairScores(chosen, rejected, margins)
-        mask = columns.pairs.reshape(-1, 2)[:, 0] >= 0
-        value = weighted_sum(self.parts, record, mask, stats, hyper, counts)
-        chosen_lengths, rejected_lengths = sides(columns, columns.lengths)
-        means = {
-            "scores/chosen": chosen,
-            "scores/rejected": rejected,
-            "scores/margins": chosen - rejected,
-            "scores/accuracies": (chosen > rejected).astype(jnp.float32),
-            "scores/brier": jnp.square(jax.nn.sigmoid(rejected - chosen)),
-            "lengths/chosen": chosen_lengths,
-            "lengths/rejected": rejected_lengths,
-        }
-        return value, terms.masked_means(means, mask)
+def take_scores(columns: Columns) -> tuple[PairScores, Array]:
+    """Takes the scores of pairs, and which of them count; no least margins."""
+    chosen, rejected = sides(columns, columns.scores)
+    mask = columns.pairs.reshape(-1, 2)[:, 0] >= 0
+    return PairScores(chosen, rejected, jnp.zeros_like(chosen)), mask
+
+
+def take_scores_and_margins(columns: Columns) -> tuple[PairScores, Array]:
+    """Takes the scores of pairs; the difference of ratings is the least margin."""
+    record, mask = take_scores(columns)
+    better, worse = sides(columns, columns.ratings)
+    return record._replace(margins=better - worse), mask
+
+
+def metrics(columns: Columns, record: PairScores, hyper: Hyper) -> Sums:
+    """Averages accuracy, margin and calibration of the scores."""
+    del hyper
+    chosen, rejected = record.chosen, record.rejected
+    chosen_lengths, rejected_lengths = sides(columns, columns.lengths)
+    means = {
+        "scores/chosen": chosen,
+        "scores/rejected": rejected,
+        "scores/margins": chosen - rejected,
+        "scores/accuracies": (chosen > rejected).astype(jnp.float32),
+        "scores/brier": jnp.square(jax.nn.sigmoid(rejected - chosen)),
+        "lengths/chosen": chosen_lengths,
+        "lengths/rejected": rejected_lengths,
+    }
+    return terms.masked_means(means, take_scores(columns)[1])
 
 
 def calibration_error(columns: Columns) -> Array:
@@ -108,3 +102,7 @@ def calibration_error(columns: Columns) -> Array:
     gaps = jnp.where(mask, predicted - (margins > 0), 0.0)
     gap = jax.ops.segment_sum(gaps, bins, num_segments=BINS)
     return jnp.abs(gap).sum() / jnp.maximum(mask.sum(), 1)
+
+
+SCORES = Kind(take_scores, metrics)
+SCORES_AND_MARGINS = Kind(take_scores_and_margins, metrics)

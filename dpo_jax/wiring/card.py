@@ -65,7 +65,11 @@ def _options(config: Config, losses: LossTable) -> list[str]:
 
 def _warmup(config: Config) -> str:
     share = config.optimizer.warmup_share
-    return f"{share:.3g} of the steps" if share else f"{config.optimizer.warmup_steps} steps"
+    return (
+        f"{share:.3g} of the steps"
+        if share
+        else f"{config.optimizer.warmup_steps} steps"
+    )
 
 
 def _reference(config: Config) -> str:

@@ -30,8 +30,8 @@ def make_evaluate(
 ) -> Callable[[TrainState], dict[str, float]]:
     """Builds `state -> metrics` over the evaluation set, every record once."""
     key, objective = jax.random.key(0), trainer.objective
-    is_reward = isinstance(objective, reward.RewardModel)
-    extras = reward_extras if is_reward else preference.no_extras
+    of_scores = trainer.kind == "reward"
+    extras = reward_extras if of_scores else preference.no_extras
     head = {} if reference is None else reference.head
 
     def score(params: Params, batch: Batch, hyper: Hyper) -> tuple[Columns, Counts]:

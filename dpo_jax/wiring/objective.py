@@ -17,13 +17,11 @@ from dpo_jax.data.loader import Join
 from dpo_jax.data.mismatch import mismatch
 from dpo_jax.losses import Loss, LossFn, find, keywords, options
 from dpo_jax.losses.tokens import WEIGHTS
-from dpo_jax.objectives.preference import Preference, Term
-from dpo_jax.objectives.ranking import Ranking
-from dpo_jax.objectives.reward import RewardModel
+from dpo_jax.objectives import preference, ranking, reward, unpaired
+from dpo_jax.objectives.judged import Judged, Kind, Term
 from dpo_jax.objectives.sft import Sft
 from dpo_jax.objectives.terms import Scorer, Weigh
-from dpo_jax.objectives.unpaired import Unpaired
-from dpo_jax.types import ApplyFn, Array, Head, Hyper, Objective, Stats
+from dpo_jax.types import ApplyFn, Array, Columns, Head, Hyper, Objective, Stats
 
 LossTable = Mapping[str, Loss | LossFn]
 
@@ -141,20 +139,29 @@ def weigh_tokens(row: Loss, config: Config) -> Weigh | None:
     return bound(WEIGHTS[name], config) if name else None
 
 
-def clamped(chosen: Array, rejected: Array) -> Array:
+def clamped(columns: Columns) -> Array:
     """Returns e^(m_w + m_l), at most 1: the official code of WPO."""
-    return jnp.minimum(plain(chosen, rejected), 1.0)
+    return jnp.minimum(plain(columns), 1.0)
 
 
-def plain(chosen: Array, rejected: Array) -> Array:
-    """Returns e^(m_w + m_l), no gradient. Source: WPO, arXiv:2406.11827 eq. 6."""
+def plain(columns: Columns) -> Array:
+    """Returns e^(m_w + m_l) of each pair, no gradient.
+
+    Source: WPO, arXiv:2406.11827 eq. 6.
+    """
+    chosen, rejected = preference.sides(columns, columns.certainty)
     return jax.lax.stop_gradient(jnp.exp(chosen + rejected))
 
 
-WEIGHTINGS: dict[str, Callable[[Array, Array], Array] | None] = {
+WEIGHTINGS: dict[str, Callable[[Columns], Array] | None] = {
     "none": None,
     "wpo": plain,
     "wpo_clamped": clamped,
+}
+KINDS: dict[str, Kind] = {  # config.objective -> what is judged
+    "preference": preference.PAIRS,
+    "unpaired": unpaired.SINGLES,
+    "ranking": ranking.LISTS,
 }
 
 
@@ -178,7 +185,9 @@ def make_objective(
     )
     couples = any(row.couples or row.running is not None for row in rows)
     if config.objective == "reward":
-        return RewardModel(apply, parts, config.loss.margin == "data", couples)
+        margins = config.loss.margin == "data"
+        kind = reward.SCORES_AND_MARGINS if margins else reward.SCORES
+        return Judged(kind, reward.Scorer(apply), parts, couples)
     weighting = WEIGHTINGS[config.loss.weighting]
     scorer = Scorer(
         apply,
@@ -189,8 +198,4 @@ def make_objective(
     )
     if config.objective == "sft":
         return Sft(scorer)
-    if config.objective == "unpaired":
-        return Unpaired(scorer, parts, couples)
-    if config.objective == "ranking":
-        return Ranking(scorer, parts, couples)
-    return Preference(scorer, parts, couples, weighting)
+    return Judged(KINDS[config.objective], scorer, parts, couples, weighting)

@@ -37,6 +37,7 @@ class Trainer(NamedTuple):
       init: () -> the state before the first step.
       abstract: the state as `jax.ShapeDtypeStruct`s with shardings.
       step: `(state, annotated batch, the reference's head) -> (state, metrics)`.
+      kind: config.objective.
       objective: what is minimised.
       hyper: float hyper-parameters.
     """
@@ -44,6 +45,7 @@ class Trainer(NamedTuple):
     init: Callable[[], TrainState]
     abstract: TrainState
     step: Callable[[TrainState, Batch, Hyper], tuple[TrainState, step.Metrics]]
+    kind: str
     objective: Objective
     hyper: Hyper
 
@@ -101,6 +103,7 @@ def make_trainer(
         init,
         rules.with_shardings(abstract, places),
         lambda state, batch, head: compiled(state, batch, values | head),
+        config.objective,
         objective,
         values,
     )

@@ -11,7 +11,8 @@ from dpo_jax.data.loader import Loader, Settings, eval_steps
 from dpo_jax.evals import preference
 from dpo_jax.losses import LOSSES
 from dpo_jax.objectives import terms
-from dpo_jax.objectives.preference import Preference, Term, gather_pairs
+from dpo_jax.objectives.judged import Judged, Term
+from dpo_jax.objectives.preference import PAIRS, gather_pairs
 from dpo_jax.types import Head, Record
 
 VOCAB, SIZE = 9, 7
@@ -29,10 +30,10 @@ def dpo(pairs, stats, hyper):
 
 
 SCORER, PARTS = terms.Scorer(bigram, 16), (Term(dpo, "pairs"),)
-PLAIN = Preference(SCORER, PARTS)
+PLAIN = Judged(PAIRS, SCORER, PARTS)
 
 
-class Coupled(Preference):
+class Coupled(Judged):
     """A loss that compares every pair with the whole set's mean margin."""
 
     def loss(self, columns, stats, hyper, counts):
@@ -142,7 +143,7 @@ def test_every_record_counts_once_however_the_set_is_cut(pairs, layout, shards):
 @pytest.mark.parametrize("pairs, layout, shards", CUTS)
 def test_a_coupled_loss_couples_the_whole_set(pairs, layout, shards):
     """The variance of the margins: batches of one would give 0."""
-    objective = Coupled(SCORER, PARTS, couples=True)
+    objective = Coupled(PAIRS, SCORER, PARTS, couples=True)
     got = evaluate(objective, pairs, layout, shards)
     own, _ = by_numpy()
     want = np.var(own[:, 0] - own[:, 1])

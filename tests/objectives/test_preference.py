@@ -10,7 +10,7 @@ import pytest
 from dpo_jax.data import layouts
 from dpo_jax.losses import LOSSES, find, options
 from dpo_jax.objectives import preference, terms
-from dpo_jax.objectives.preference import Preference, Term
+from dpo_jax.objectives.judged import Judged, Term
 from dpo_jax.objectives.sft import Sft
 from dpo_jax.objectives.terms import Scorer
 from dpo_jax.types import Columns, Head, Record
@@ -40,7 +40,7 @@ def objective(name="dpo", apply=None):
     given = {**STATIC, "beta": BETA, "label_smoothing": 0.0}
     fixed = {key: given[key] for key in options(loss)}
     pair_loss = lambda pairs, stats, hyper: loss.fn(pairs, **fixed)  # noqa: E731
-    return Preference(Scorer(apply, 4), (Term(pair_loss, loss.per),))
+    return Judged(preference.PAIRS, Scorer(apply, 4), (Term(pair_loss, loss.per),))
 
 
 def means(sums):

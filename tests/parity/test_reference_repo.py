@@ -112,7 +112,8 @@ def loss_and_rewards(goldens, case, dtype):
         compared = pairs._replace(ref_chosen=nothing, ref_rejected=nothing)
     one = jax.vmap(
         lambda pair: pair_metrics(
-            jax.tree.map(lambda x: x[None], pair), jnp.ones(1, bool), case["beta"]
+            jax.tree.map(lambda x: x[None], pair)._replace(mask=jnp.ones(1, bool)),
+            case["beta"],
         )
     )
     metrics = one(pairs)

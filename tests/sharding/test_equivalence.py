@@ -20,7 +20,8 @@ from dpo_jax.data.loader import Loader, Settings, train_steps
 from dpo_jax.losses import LOSSES
 from dpo_jax.models.decoder import Decoder, abstract_params, init_params
 from dpo_jax.models.spec import preset
-from dpo_jax.objectives.preference import Preference, Term
+from dpo_jax.objectives import preference
+from dpo_jax.objectives.judged import Judged, Term
 from dpo_jax.objectives.terms import Scorer
 from dpo_jax.sharding import arrays, mesh, rules
 from dpo_jax.train import annotate, optimizer, step
@@ -74,7 +75,9 @@ def compile_run(built, microbatches):
     apply = lambda params, batch: module.apply({"params": params}, batch)  # noqa: E731
     take = functools.partial(
         step.train_step,
-        objective=Preference(Scorer(apply, 8), (Term(pair_loss, "pairs"),)),
+        objective=Judged(
+            preference.PAIRS, Scorer(apply, 8), (Term(pair_loss, "pairs"),)
+        ),
         tx=keep_gradient(),
         lr_factor=optimizer.constant,
         clip_norm=0.0,

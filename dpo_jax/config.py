@@ -196,7 +196,7 @@ CHOICES: dict[str, Sequence[str]] = {
     "train.on_nonfinite": ("halt", "skip"),
     "model.dtype": ("float32", "bfloat16", "float16"),
     "model.remat": ("none", "block"),
-    "ref.mode": ("live", "none"),
+    "ref.mode": ("live", "cached", "none"),
     "ref.dtype": ("", "float32", "bfloat16", "float16"),
     "data.truncate_prompt": ("keep_end", "keep_start"),
     "data.truncate_response": ("rest", "fixed"),
@@ -266,6 +266,16 @@ def reference_combinations(ref: Config) -> list[str]:
         found.append(
             "ref.path, ref.dtype and ref.sync_every_steps are not used by "
             "ref.mode='none'"
+        )
+    if ref.cache_dir and ref.mode != "cached":
+        found.append(
+            f"ref.cache_dir={ref.cache_dir!r} is not used by ref.mode={ref.mode!r}; "
+            "set ref.mode='cached'"
+        )
+    if ref.sync_every_steps and ref.mode == "cached":
+        found.append(
+            f"ref.mode='cached' keeps what a frozen reference says, but ref."
+            f"sync_every_steps={ref.sync_every_steps} moves it; set ref.mode='live'"
         )
     if ref.sync_every_steps and ref.dtype:
         found.append(

@@ -123,15 +123,15 @@ def _train(launch: Launch) -> Summary:
         keep_best=config.checkpoint.keep_best,
     )
     with checkpoints:
-        newest = checkpoints.newest_verified()  # what it refuses, it refuses first
+        first = restoring.first_step(checkpoints, parts)
 
-        def pause() -> None:
-            if jax.process_count() == 1 and launch.stop(0):
-                raise Preempted(newest or 0)
+        def pause() -> None:  # processes agree on steps only, so many do not pause
+            if jax.process_count() == 1 and launch.stop(first):
+                raise Preempted(first)
 
         # before the state, so that a cached reference is never held beside it
         asked = parts.annotators(config, workdir, pause=pause)
-        first, state = restoring.resume(checkpoints, parts, fork=launch.fork)
+        state = restoring.resume(checkpoints, parts, first, fork=launch.fork)
         if jax.process_index() == 0:
             runfolder.write_config(workdir, config_lib.to_json(config))
             report = json.dumps(parts.data.report, indent=1)

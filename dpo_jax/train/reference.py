@@ -165,7 +165,7 @@ def next_folder(folder: epath.Path) -> epath.Path:
 def differences(cache: epath.Path, identity: Identity) -> list[str]:
     """Says in what the other references of a cache differ from this one, each once."""
     found: set[str] = set()
-    for folder in cache.iterdir() if cache.exists() else ():
+    for folder in cache.iterdir() if cache.is_dir() else ():
         file = folder / KEY
         try:
             other = json.loads(file.read_text()) if file.exists() else dict(identity)
@@ -198,28 +198,29 @@ class Store:
         """Reads the shards that were not read yet; sets aside what is not sound."""
         shards = self.folder.glob(f"*{SHARD}") if self.folder.exists() else ()
         for path in sorted(shards):
-            if path.name not in self._seen:
+            if path.name not in self._seen and self._read(path):
                 self._seen.add(path.name)
-                self._read(path)
 
     def missing(self) -> int:
         """Counts the wanted entries that were not read."""
         return sum(key not in self.entries for key in self._wanted)
 
-    def _read(self, path: epath.Path) -> None:
+    def _read(self, path: epath.Path) -> bool:
+        """Reads a shard; False if it is not sound, and may be written once more."""
         try:
             data = path.read_bytes()
         except FileNotFoundError:  # another run has just set it aside
-            return
+            return False
         except OSError as error:
             logging.error("%s cannot be read (%s): computed again", path, error)
-            return
+            return False
         if hashlib.sha256(data).hexdigest() != path.name.removesuffix(SHARD):
             _set_aside(path, len(data))
-            return
+            return False
         for key, logps in _unpacked(data, path):
             if key in self._wanted:
                 self.entries[key] = logps
+        return True
 
     def write(self, entries: Entries) -> None:
         """Writes a shard.
@@ -302,7 +303,10 @@ def _unpacked(data: bytes, path: epath.Path) -> Iterator[tuple[bytes, np.ndarray
 
 def _set_aside(path: epath.Path, size: int) -> None:
     """Renames a shard that was cut short or altered; says so, loudly."""
-    target = path.with_name(path.name.removesuffix(SHARD) + ".corrupt")
+    name = path.name.removesuffix(SHARD)
+    target, n = path.with_name(f"{name}.corrupt"), 2
+    while target.exists():
+        target, n = path.with_name(f"{name}.{n}.corrupt"), n + 1
     logging.error(
         "reference cache: sha256 mismatch in %s (%d bytes): cut short or altered; its "
         "log-probs are computed again, the file is kept as %s",

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from etils import epath
 from safetensors.numpy import load_file, save_file
+from test_processes import codes, start
 
 from dpo_jax.errors import Preempted, WriteError
 from dpo_jax.train import reference as cache_lib
@@ -21,7 +22,7 @@ from dpo_jax.wiring import reference as wiring
 ROOT = Path(__file__).parent.parent.parent
 STEPS = 24  # as in conftest
 TOTAL = 2 * (160 + 16)  # responses of training and evaluation
-FOUND = "of %d responses found" % TOTAL
+FOUND = f"of {TOTAL} responses found"
 
 pytestmark = pytest.mark.faults
 
@@ -216,9 +217,21 @@ def test_killed_during_the_pass(runs, first, tmp_path):
     before = shards(tmp_path)
     assert len(before) > 1
     cached(runs, run)
-    found = int(re.search(rf"(\d+) {FOUND}", log_of(run).splitlines()[-1] or "")[1])
+    found = int(re.findall(rf"(\d+) {FOUND}", log_of(run))[-1])
     assert 0 < found <= 12 * 16 and before.items() < shards(tmp_path).items()
     runs.assert_equal(run, first)
+
+
+def test_two_processes_fill_one_cache(runs, first, tmp_path):
+    """Each scores its rows, both read all; a relaunch by one process finds all."""
+    run, after = tmp_path / "run", tmp_path / "after"
+    assert codes(start(runs, run, ref__mode="cached")) == [0, 0]
+    assert len(shards(tmp_path)) == 2
+    for one, other in zip(runs.lines(first), runs.lines(run), strict=True):
+        bound = 1e-5 if one["step"] <= 1 else 1e-3
+        assert other["loss"] == pytest.approx(one["loss"], rel=bound), one["step"]
+    cached(runs, after)
+    assert f"{TOTAL} {FOUND}" in log_of(after) and len(shards(tmp_path)) == 2
 
 
 def test_cache_that_cannot_be_written(runs, tmp_path):

@@ -183,7 +183,11 @@ def test_spoilt_shard_is_set_aside_and_told(tmp_path, caplog, how):
     assert kept.read_bytes() == bytes_ and not spoilt.exists()
     assert re.search(f"sha256 mismatch in .*{spoilt.name}.*kept as", caplog.text)
     again.write({key: entries[key] for key in keys[:5]})
-    assert store_at(tmp_path, entries).missing() == 0 and kept.exists()
+    again.refresh()
+    assert again.missing() == 0 and spoilt.exists()
+    spoilt.write_bytes(bytes_)
+    assert store_at(tmp_path, entries).missing() == 5
+    assert kept.exists() and spoilt.with_suffix(".2.corrupt").exists()
 
 
 def test_file_that_is_no_shard_under_a_true_name_is_not_read(tmp_path, caplog):

@@ -15,6 +15,7 @@ from etils import epath
 from safetensors.numpy import load_file, save_file
 from test_processes import codes, start
 
+from dpo_jax import build
 from dpo_jax.errors import Preempted, WriteError
 from dpo_jax.train import reference as cache_lib
 from dpo_jax.wiring import reference as wiring
@@ -93,6 +94,17 @@ def test_resumed_run_is_equal(runs, first, tmp_path):
     assert cached(runs, run).resumed_from == 12
     assert log_of(run).count(f"{TOTAL} {FOUND}") == 2
     runs.assert_equal(run, first)
+
+
+def test_evaluate_reads_the_cache(runs, first):
+    """The verb, on the last checkpoint: what the run itself measured at its end."""
+    before = shards(first.parent)
+    found = build.evaluate(runs.config(ref__mode="cached"), first)
+    live = build.evaluate(runs.config(), first)
+    assert found.step == STEPS and shards(first.parent) == before
+    assert found.values == pytest.approx(live.values, rel=1e-5, abs=1e-5)
+    kept = {k: v for k, v in runs.lines(first)[-1].items() if k in found.values}
+    assert kept == pytest.approx(found.values, rel=1e-6)
 
 
 def spoil_end(data):

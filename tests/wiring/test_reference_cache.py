@@ -163,6 +163,24 @@ def test_second_run_of_a_sweep_runs_the_reference_for_the_check_only(
     assert shards(tmp_path) == before
 
 
+def test_another_mesh_finds_the_same_entries(configured, tmp_path, forwards):
+    """Rows over 8 devices, then over 2 × 2 of them with the model split in two."""
+    few = {"train__steps": 2, "data__eval": ""}
+    split = {**few, "mesh__fsdp": 2, "mesh__tensor": 2}
+    columns = []
+    for change, passes in ((few, [0, 1, 0]), (split, [0])):
+        forwards.clear()
+        parts, asked = prepared(configured(**change), tmp_path / "run")
+        columns.append(by_response(parts, 1, annotated(parts, asked, 1)))
+        assert forwards == passes
+    parts, asked = prepared(configured(**split), tmp_path / "new" / "run")
+    assert forwards == [0, 0, 1, 0]
+    columns.append(by_response(parts, 1, annotated(parts, asked, 1)))
+    for key, logps in columns[0].items():
+        np.testing.assert_array_equal(columns[1][key], logps)
+        np.testing.assert_allclose(columns[2][key], logps, rtol=1e-5, atol=1e-5)
+
+
 def test_more_rows_cost_what_they_add(configured, tmp_path, forwards):
     prepared(configured(train__steps=5), tmp_path / "one")
     forwards.clear()

@@ -267,16 +267,6 @@ def reference_combinations(ref: Config) -> list[str]:
             "ref.path, ref.dtype and ref.sync_every_steps are not used by "
             "ref.mode='none'"
         )
-    if ref.cache_dir and ref.mode != "cached":
-        found.append(
-            f"ref.cache_dir={ref.cache_dir!r} is not used by ref.mode={ref.mode!r}; "
-            "set ref.mode='cached'"
-        )
-    if ref.sync_every_steps and ref.mode == "cached":
-        found.append(
-            f"ref.mode='cached' keeps what a frozen reference says, but ref."
-            f"sync_every_steps={ref.sync_every_steps} moves it; set ref.mode='live'"
-        )
     if ref.sync_every_steps and ref.dtype:
         found.append(
             f"ref.dtype={ref.dtype!r} is not used by a reference that follows the "
@@ -286,6 +276,22 @@ def reference_combinations(ref: Config) -> list[str]:
         found.append(
             f"ref.sync_mix={ref.sync_mix} is not used by ref.sync_every_steps=0; leave "
             f"it at {SYNC_MIX}"
+        )
+    return found + cache_combinations(ref)
+
+
+def cache_combinations(ref: Config) -> list[str]:
+    """Complains of what the cache of the reference does not go with."""
+    found = []
+    if ref.cache_dir and ref.mode != "cached":
+        found.append(
+            f"ref.cache_dir={ref.cache_dir!r} is not used by ref.mode={ref.mode!r}; "
+            "set ref.mode='cached'"
+        )
+    if ref.sync_every_steps and ref.mode == "cached":
+        found.append(
+            f"ref.mode='cached' keeps what a frozen reference says, but ref."
+            f"sync_every_steps={ref.sync_every_steps} moves it; set ref.mode='live'"
         )
     return found
 

@@ -73,7 +73,8 @@ def ref() -> Config:
         {
             "path": "",  # '' = the initial policy
             "revision": "",
-            "mode": "live",  # or 'none'
+            "mode": "live",  # or 'cached' (its log-probs, from disk), 'none'
+            "cache_dir": "",  # of 'cached'; '' = ref_cache beside the run folder
             "dtype": "",  # of its weights and computation; '' = model.dtype
             "sync_every_steps": 0,  # > 0: it follows the policy (TR-DPO); 0 = frozen
             "sync_mix": 0.6,  # ref ← (1 − mix)·ref + mix·policy; 1 = copy

@@ -16,18 +16,18 @@ from etils import epath
 from dpo_jax import __version__
 from dpo_jax import config as config_lib
 from dpo_jax.config import Config
-from dpo_jax.errors import ConfigError
+from dpo_jax.errors import ConfigError, Preempted
 from dpo_jax.losses import LOSSES
 from dpo_jax.sharding import arrays
-from dpo_jax.train import annotate, loop, runfolder, signals
+from dpo_jax.train import loop, runfolder, signals
 from dpo_jax.train.checkpoint import Checkpoints
 from dpo_jax.train.metrics import MetricsLog
 from dpo_jax.types import TrainState
 from dpo_jax.wiring import card, checks, evaluation, outputs, restoring, training
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
-from dpo_jax.wiring.model import Reference
 from dpo_jax.wiring.parts import Parts, prepare
+from dpo_jax.wiring.reference import Annotators
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -123,7 +123,15 @@ def _train(launch: Launch) -> Summary:
         keep_best=config.checkpoint.keep_best,
     )
     with checkpoints:
-        first, state = restoring.resume(checkpoints, parts, fork=launch.fork)
+        first = restoring.first_step(checkpoints, parts)
+
+        def pause() -> None:  # processes agree on steps only, so many do not pause
+            if jax.process_count() == 1 and launch.stop(first):
+                raise Preempted(first)
+
+        # before the state, so that a cached reference is never held beside it
+        asked = parts.annotators(config, workdir, pause=pause)
+        state = restoring.resume(checkpoints, parts, first, fork=launch.fork)
         if jax.process_index() == 0:
             runfolder.write_config(workdir, config_lib.to_json(config))
             report = json.dumps(parts.data.report, indent=1)
@@ -132,7 +140,7 @@ def _train(launch: Launch) -> Summary:
             logging.info("data.%s: %s", split, account["summary"])
         shapes = dict(parts.train.compiled_shapes())
         logging.info("compiles %d step shapes {rows: steps}: %s", len(shapes), shapes)
-        state, values, sampled = _loop(launch, checkpoints, first, state)
+        state, values, sampled = _loop(launch, checkpoints, asked, first, state)
     outputs.export(
         parts.model,
         state.params,
@@ -148,15 +156,15 @@ def _train(launch: Launch) -> Summary:
 
 
 def _loop(
-    launch: Launch, checkpoints: Checkpoints, first: int, state: TrainState
+    launch: Launch,
+    checkpoints: Checkpoints,
+    asked: Annotators,
+    first: int,
+    state: TrainState,
 ) -> tuple[TrainState, dict[str, float], evaluation.Sampled | None]:
     """Hands the loop its functions; returns the last values and rollouts as well."""
     config, workdir, parts = launch.config, launch.workdir, launch.parts
-    reference = parts.reference(config)
-    ask, head = annotate.nothing, {}
-    if reference is not None:
-        ask, head = reference.annotate, reference.head
-    measure, sampled = _measure(config, parts, reference)
+    measure, sampled = _measure(config, parts, asked)
     log = MetricsLog(workdir, resume_step=first) if jax.process_index() == 0 else None
 
     def save(step: int, state: TrainState, values: dict[str, float]) -> None:
@@ -171,9 +179,11 @@ def _loop(
 
     functions = loop.Parts(
         step=lambda state, batch: parts.trainer.step(
-            state, ask(state.ref, batch), head
+            state, asked.on_device(state.ref, batch), asked.head
         ),
-        batches=data_wiring.global_batches(parts.train, parts.mesh, first),
+        batches=data_wiring.global_batches(
+            parts.train, parts.mesh, first, asked.on_host
+        ),
         facts=lambda step: training.facts(config, parts.model.spec, parts.train, step),
         evaluate=measure,
         save=save,
@@ -210,17 +220,17 @@ def _nowhere(step: int, split: str, values: dict[str, Any]) -> None:
 
 
 def _measure(
-    config: Config, parts: Parts, reference: Reference | None
+    config: Config, parts: Parts, asked: Annotators
 ) -> tuple[Callable[[TrainState], dict[str, float]] | None, list[evaluation.Sampled]]:
     """Builds the evaluation of a state, and a list that keeps its last rollouts."""
     evaluate = sample = None
     if parts.eval is not None:
         evaluate = evaluation.make_evaluate(
-            parts.trainer, reference, parts.eval, parts.mesh
+            parts.trainer, asked, parts.eval, parts.mesh
         )
-    if config.eval.rollouts and reference is not None:
+    if config.eval.rollouts and asked.live is not None:
         tokenizer = parts.data.tokenizer
-        sample = evaluation.make_rollouts(config, parts.model, reference, tokenizer)
+        sample = evaluation.make_rollouts(config, parts.model, asked.live, tokenizer)
     last: list[evaluation.Sampled] = []
 
     def measure(state: TrainState) -> dict[str, float]:
@@ -245,7 +255,8 @@ def evaluate(
     with jax.set_mesh(built):
         parts = prepare(config, rows, built)
         state = restoring.trained_state(workdir, parts)
-        measure, sampled = _measure(config, parts, parts.reference(config))
+        asked = parts.annotators(config, workdir, evaluation_only=True)
+        measure, sampled = _measure(config, parts, asked)
         if measure is None:
             raise ConfigError("nothing to evaluate: data.eval is empty")
         values, step = measure(state), int(state.step)

@@ -197,7 +197,7 @@ CHOICES: dict[str, Sequence[str]] = {
     "train.on_nonfinite": ("halt", "skip"),
     "model.dtype": ("float32", "bfloat16", "float16"),
     "model.remat": ("none", "block"),
-    "ref.mode": ("live", "none"),
+    "ref.mode": ("live", "cached", "none"),
     "ref.dtype": ("", "float32", "bfloat16", "float16"),
     "data.truncate_prompt": ("keep_end", "keep_start"),
     "data.truncate_response": ("rest", "fixed"),
@@ -289,6 +289,22 @@ def reference_combinations(ref: Config) -> list[str]:
         found.append(
             f"ref.sync_mix={ref.sync_mix} is not used by ref.sync_every_steps=0; leave "
             f"it at {SYNC_MIX}"
+        )
+    return found + cache_combinations(ref)
+
+
+def cache_combinations(ref: Config) -> list[str]:
+    """Complains of what the cache of the reference does not go with."""
+    found = []
+    if ref.cache_dir and ref.mode != "cached":
+        found.append(
+            f"ref.cache_dir={ref.cache_dir!r} is not used by ref.mode={ref.mode!r}; "
+            "set ref.mode='cached'"
+        )
+    if ref.sync_every_steps and ref.mode == "cached":
+        found.append(
+            f"ref.mode='cached' keeps what a frozen reference says, but ref."
+            f"sync_every_steps={ref.sync_every_steps} moves it; set ref.mode='live'"
         )
     return found
 

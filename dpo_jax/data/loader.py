@@ -27,6 +27,11 @@ MAX_CHOSEN_TOKENS = 2048
 PROBED_STEPS = 16
 
 
+def as_it_is(batch: Batch) -> Batch:
+    """Leaves a batch as it was laid out."""
+    return batch
+
+
 def epochs(size: int, *, seed: int, shuffle: bool) -> grain.MapDataset:
     """Concatenates the permutations of all epochs: position -> record."""
     order = grain.MapDataset.range(size).seed(seed)
@@ -245,13 +250,31 @@ class Loader:
         ]
         return Batch(*map(_stack, zip(*filled, strict=True)))
 
+    def records_at(self, step: int) -> Sequence[Record]:
+        """Lists a step's records as they are laid out, joined."""
+        return self._joined(step)
+
     def ids_at(self, step: int) -> list[int]:
         """Lists `Record.index` of a step's records, in order."""
         return [self._records[m].index for m in self._steps[step]]
 
-    def iterate(self, start: int, *, threads: int, ahead: int) -> Iterator[Batch]:
-        """Yields batches from a step on, filled ahead by threads."""
-        steps = grain.MapDataset.range(start, len(self)).map(self.batch_at)
+    def iterate(
+        self,
+        start: int,
+        *,
+        threads: int,
+        ahead: int,
+        then: Callable[[Batch], Batch] = as_it_is,
+    ) -> Iterator[Batch]:
+        """Yields batches from a step on, filled ahead by threads.
+
+        Args:
+          start: the first step.
+          threads: that fill batches.
+          ahead: batches that wait to be taken.
+          then: what the threads do to a batch before it is handed over.
+        """
+        steps = grain.MapDataset.range(start, len(self)).map(self.batch_at).map(then)
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
         return iter(steps.to_iter_dataset(options))
 

@@ -54,6 +54,11 @@ def loss_faults(config: Config, rows: tuple[Loss, ...]) -> list[str]:
         found.append(f"{by} needs a reference; set ref.mode='live'")
     if objective.needs_whole_reference(rows) and config.ref.sync_every_steps:
         found.append(f"{by} needs a reference that stays; set ref.sync_every_steps=0")
+    if objective.needs_whole_reference(rows) and config.ref.mode == "cached":
+        found.append(
+            f"{by} needs the reference's whole distribution, and the cache keeps the "
+            "log-probs of the responses only; set ref.mode='live'"
+        )
     if "divergence" in used:
         try:
             pairwise.check_choices(
@@ -167,6 +172,11 @@ def rollout_faults(config: Config) -> list[str]:
         )
     if config.ref.mode == "none":
         found.append("eval.rollouts needs a reference; set ref.mode='live' or 0")
+    if config.ref.mode == "cached":
+        found.append(
+            f"eval.rollouts={config.eval.rollouts} samples the reference, which "
+            "ref.mode='cached' does not hold; set eval.rollouts=0 or ref.mode='live'"
+        )
     return found
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -163,14 +163,25 @@ def make_loaders(
     )
 
 
-def global_batches(loads: Loader, built: Mesh, start: int) -> Iterator[Batch]:
+def global_batches(
+    loads: Loader,
+    built: Mesh,
+    start: int,
+    then: Callable[[Batch], Batch] = loader_lib.as_it_is,
+) -> Iterator[Batch]:
     """Yields batches as global arrays, filled ahead by threads.
+
+    Args:
+      loads: plans and fills them.
+      built: the mesh.
+      start: the first step.
+      then: what is done to this host's rows first, in the same threads.
 
     Raises:
       DataError: naming the step and its rows, if one cannot be made.
     """
     place = arrays.row_sharding(built, leading=1)
-    batches = loads.iterate(start, threads=2, ahead=4)
+    batches = loads.iterate(start, threads=2, ahead=4, then=then)
     for step in range(start, len(loads)):
         try:
             batch = next(batches)

@@ -20,19 +20,19 @@ from dpo_jax.types import Batch, Columns, Counts, Hyper, Params, TrainState
 from dpo_jax.wiring import generation
 from dpo_jax.wiring.data import global_batches
 from dpo_jax.wiring.model import Model, Reference
+from dpo_jax.wiring.reference import Annotators
 from dpo_jax.wiring.training import Trainer
 
 ROLLOUT_SEED = 99  # one key for all policies: common random numbers
 
 
 def make_evaluate(
-    trainer: Trainer, reference: Reference | None, loads: Loader, built: Mesh
+    trainer: Trainer, asked: Annotators, loads: Loader, built: Mesh
 ) -> Callable[[TrainState], dict[str, float]]:
     """Builds `state -> metrics` over the evaluation set, every record once."""
     key, objective = jax.random.key(0), trainer.objective
     of_scores = trainer.kind == "reward"
     extras = reward_extras if of_scores else preference.no_extras
-    head = {} if reference is None else reference.head
 
     def score(params: Params, batch: Batch, hyper: Hyper) -> tuple[Columns, Counts]:
         rows = jax.tree.map(lambda leaf: leaf[0], batch)
@@ -41,13 +41,14 @@ def make_evaluate(
     compiled = jax.jit(score, out_shardings=arrays.replicated(built))
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        batches = global_batches(loads, built, 0)
-        if reference is not None:
-            batches = (reference.annotate(state.ref, batch) for batch in batches)
+        batches = global_batches(loads, built, 0, asked.on_host)
+        batches = (asked.on_device(state.ref, batch) for batch in batches)
         return preference.evaluate(
             state.params,
             batches,
-            score=lambda params, batch: compiled(params, batch, trainer.hyper | head),
+            score=lambda params, batch: compiled(
+                params, batch, trainer.hyper | asked.head
+            ),
             objective=objective,
             stats=jax.device_get(state.stats),
             hyper={name: float(value) for name, value in trainer.hyper.items()},

@@ -1,5 +1,7 @@
 """All that a run is made of, in the order in which it can be refused."""
 
+import os
+from collections.abc import Callable
 from typing import NamedTuple
 
 from jax.sharding import Mesh
@@ -7,11 +9,12 @@ from jax.sharding import Mesh
 from dpo_jax.config import Config
 from dpo_jax.data.loader import Loader
 from dpo_jax.losses import Loss
-from dpo_jax.wiring import checks, objective, training
+from dpo_jax.wiring import checks, objective, reference, training
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring.data import Data
-from dpo_jax.wiring.model import Model, Reference
+from dpo_jax.wiring.model import Model
+from dpo_jax.wiring.reference import Annotators
 from dpo_jax.wiring.training import Trainer
 
 
@@ -27,10 +30,32 @@ class Parts(NamedTuple):
     train: Loader
     eval: Loader | None
 
-    def reference(self, config: Config) -> Reference | None:
-        """Loads the reference, with its head where a loss needs it."""
-        whole = objective.needs_whole_reference(self.rows)
-        return model_wiring.make_reference(config, self.model, self.mesh, whole=whole)
+    def annotators(
+        self,
+        config: Config,
+        workdir: os.PathLike | str,
+        *,
+        evaluation_only: bool = False,
+        pause: Callable[[], None] = lambda: None,
+    ) -> Annotators:
+        """Loads the reference, or brings its cache up to what the run needs.
+
+        Args:
+          config: of the run.
+          workdir: the run folder.
+          evaluation_only: whether no step will be trained.
+          pause: see `reference.annotators`.
+        """
+        loaders = (None if evaluation_only else self.train, self.eval)
+        return reference.annotators(
+            config,
+            self.model,
+            self.mesh,
+            whole=objective.needs_whole_reference(self.rows),
+            loaders=[loads for loads in loaders if loads is not None],
+            workdir=workdir,
+            pause=pause,
+        )
 
 
 def prepare(config: Config, rows: tuple[Loss, ...], built: Mesh) -> Parts:
@@ -39,11 +64,11 @@ def prepare(config: Config, rows: tuple[Loss, ...], built: Mesh) -> Parts:
     folder, spec = model_wiring.find_model(config, tokenizer)
     model = model_wiring.make_model(config, folder, spec)
     model_wiring.check_loadable(model, built)
-    reference = model_wiring.reference_model(config, model, built)
+    ref_model = model_wiring.reference_model(config, model, built)
     data = data_wiring.load_data(config, tokenizer)  # the slowest, so the last
     checks.check_data(config, rows, data)
     steps = data_wiring.total_steps(config, len(data.train))
     join = objective.join_of(config, rows)
     train, held_out = data_wiring.make_loaders(config, data, spec, built, steps, join)
-    trainer = training.make_trainer(config, rows, model, reference, built, steps)
+    trainer = training.make_trainer(config, rows, model, ref_model, built, steps)
     return Parts(built, data, steps, rows, model, trainer, train, held_out)

@@ -18,32 +18,48 @@ from dpo_jax.wiring.model import Model
 from dpo_jax.wiring.parts import Parts
 
 
-def resume(
-    checkpoints: Checkpoints, parts: Parts, *, fork: bool
-) -> tuple[int, TrainState]:
-    """Restores the newest verified step, or starts over, and says which."""
+def first_step(checkpoints: Checkpoints, parts: Parts) -> int:
+    """Finds the newest verified step; 0 = start over, and says so.
+
+    Raises:
+      ModelError: if steps were committed and none is sound.
+      RunFolderError: if it lies behind the end of the run.
+    """
     newest = checkpoints.newest_verified()
     if newest is None:
         logging.warning("no checkpoint was committed here: starting from step 0")
-        return 0, parts.trainer.init()
+        return 0
     if newest > parts.steps:
         raise RunFolderError(
             f"the newest checkpoint is of step {newest}, beyond the last step "
             f"{parts.steps} of this configuration; raise train.steps or choose "
             "another --workdir"
         )
-    state, meta = checkpoints.restore(newest, parts.trainer.abstract)
+    return newest
+
+
+def resume(
+    checkpoints: Checkpoints, parts: Parts, first: int, *, fork: bool
+) -> TrainState:
+    """Restores the state after `first` steps, from `first_step`.
+
+    Raises:
+      RunFolderError: if the data are not those that the run was trained on.
+    """
+    if not first:
+        return parts.trainer.init()
+    state, meta = checkpoints.restore(first, parts.trainer.abstract)
     if meta["data"] != parts.data.fingerprint and not fork:
         raise RunFolderError(
-            f"data.train changed since step {newest} of this run (its tokens' "
+            f"data.train changed since step {first} of this run (its tokens' "
             f"fingerprint was {meta['data']}, is {parts.data.fingerprint}); restore "
             "the data, choose another --workdir, or --fork to go on with the new rows"
         )
     here = dict(parts.mesh.shape)
     if meta["mesh"] != here:
         logging.warning("mesh changed: %s → %s", meta["mesh"], here)
-    logging.info("resumed from step %d", newest)
-    return newest, state
+    logging.info("resumed from step %d", first)
+    return state
 
 
 def run_config(workdir: os.PathLike | str) -> Config:

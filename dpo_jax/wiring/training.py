@@ -154,7 +154,7 @@ def facts(
         head=spec.width * spec.vocab,
         tokens=found["tokens"],
         scored=found.pop("scored"),
-        reference=config.ref.mode != "none",
+        reference=config.ref.mode == "live",
     )
     speed = throughput.matmul_flops_per_second(config.model.dtype)
     return {**found, "flops": flops / speed}

@@ -137,7 +137,9 @@ def test_bradley_terry_labels_agree_with_the_reward_as_often_as_they_should():
     gaps = []
     for row in s.pairs(5, 2000, split="train", labels="bradley_terry"):
         words = row["prompt"].split()
-        chosen, rejected = (s.reward(words, row[n].split()) for n in list(row)[1:])
+        both = (row["chosen"], row["rejected"])
+        chosen, rejected = (s.reward(words, text.split()) for text in both)
+        assert (row["score_chosen"], row["score_rejected"]) == (chosen, rejected)
         sure = 1 / (1 + math.exp(-abs(chosen - rejected)))
         gaps.append((chosen > rejected) - sure)
     assert abs(np.mean(gaps)) < 5 * np.std(gaps) / math.sqrt(len(gaps))

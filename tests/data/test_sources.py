@@ -156,7 +156,8 @@ def test_options_that_a_source_does_not_use_are_refused(tmp_path):
 
 def test_the_embedded_source_gives_both_kinds():
     where, pair = found("sentiment", rows=3, seed=1, labels="bradley_terry")[2]
-    assert where == "sentiment[2]" and set(pair) == {"prompt", "chosen", "rejected"}
+    both = {"chosen", "rejected", "score_chosen", "score_rejected"}
+    assert where == "sentiment[2]" and set(pair) == {"prompt", *both}
     assert found("sentiment", rows=3, seed=1)[0][1]["prompt"]
     where, row = found("sentiment", rows=1, kind="completions")[0]
     assert set(row) == {"prompt", "completion"}

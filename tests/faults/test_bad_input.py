@@ -70,7 +70,7 @@ CONFIG_FAULTS = {
     ),
     "loss and optimizer": (
         ["--config.loss.name=foo", "--config.optimizer.name=adm"],
-        ["loss.name='foo'", "Known: dpo", "did you mean 'adamw'"],
+        ["loss.name='foo'", "Known: alpha_dpo", "did you mean 'adamw'"],
     ),
     "no steps": (["--config.train.steps=0"], ["train.steps=0", "train.epochs=0"]),
     "layout": (["--config.data.layout=paded"], ["did you mean 'padded'"]),

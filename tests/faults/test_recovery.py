@@ -123,7 +123,7 @@ def batch_ids(runs, *steps, **changed):
     config = runs.config(**changed)
     built = build.checks.make_mesh(config)
     with jax.set_mesh(built):
-        parts = build.prepare(config, LOSSES["dpo"], built)
+        parts = build.prepare(config, (LOSSES["dpo"],), built)
     return [parts.train.ids_at(step - 1) for step in steps]
 
 

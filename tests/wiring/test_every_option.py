@@ -47,6 +47,7 @@ OTHERS = {  # key -> another value
     "ref.revision": "main",
     "ref.mode": "none",
     "ref.dtype": "bfloat16",
+    "ref.cache_dir": "nowhere",
     "ref.sync_every_steps": 2,
     "ref.sync_mix": 0.5,
     "tokenizer.path": "nowhere",
@@ -145,12 +146,12 @@ def observe(config, workdir, monkeypatch):
         zero = lambda x: np.zeros(x.shape, x.dtype)  # noqa: E731
         return jax.tree.map(zero, abstract_params(model.spec))
 
-    def resume(checkpoints, parts, *, fork):
+    def resume(checkpoints, parts, first, *, fork):
         seen["checkpoints"] = repr(
             (checkpoints._every_steps, checkpoints._keep, checkpoints._keep_best)
         )
         seen["parts"] = parts
-        return 0, parts.trainer.abstract
+        return parts.trainer.abstract
 
     def run(state, functions, **settings):
         seen["settings"] = repr(settings)

@@ -48,6 +48,7 @@ def run(script, *arguments):
     )
 
 
+@pytest.mark.nightly  # `make lesson` runs it too
 def test_lesson_holds_and_draws_every_figure(tmp_path):
     result = run(FOLDER / "lesson.py", f"--out={tmp_path}")
     assert result.returncode == 0, result.stderr[-2000:]

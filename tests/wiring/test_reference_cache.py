@@ -20,6 +20,7 @@ from dpo_jax.train import reference as cache_lib
 from dpo_jax.wiring import checks, evaluation
 from dpo_jax.wiring import reference as wiring
 
+pytestmark = pytest.mark.losses
 ROOT = Path(__file__).parent.parent.parent
 STEPS, PAIRS, EVALUATED = 20, 8, 16
 

@@ -192,7 +192,34 @@ def train(config, workdir):
     return [line for line in lines if line["split"] == "train"]
 
 
-@pytest.mark.parametrize("name, options", CASES, ids=IDS)
+IN_EVERY_CI = (  # one of each way through the wiring; the rest run every night
+    "dpo",
+    "dpo-0.5",
+    "dpo-wpo_clamped",
+    "dpo+bco_pair+sft",
+    "alpha_dpo",
+    "beta_dpo",
+    "bco",
+    "bco_pair-running",
+    "bradley_terry-data",
+    "kto",
+    "odpo",
+    "orpo",
+    "plackett_luce",
+    "sampo",
+    "tdpo2",
+)
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        pytest.param(
+            *case, id=id, marks=() if id in IN_EVERY_CI else pytest.mark.nightly
+        )
+        for case, id in zip(CASES, IDS, strict=True)
+    ],
+)
 def test_the_train_command_runs(name, options, tmp_path, monkeypatch):
     """Three steps move the policy; resumed behind step 2, the third is bit-equal."""
     monkeypatch.chdir(ROOT)

@@ -37,7 +37,7 @@ VOCAB, RECORDS = 11, 8
 NAMES = sorted(LOSSES)
 MIXTURES = ("dpo+sft", "dpo+bco_pair+sft")
 OPTIONS = {  # of cases beside every row at its usual setting
-    "dpo": [{}, {"ld_alpha": 0.5}, {"weighting": "wpo_clamped"}],
+    "dpo": [{"ld_alpha": 0.5}, {"weighting": "wpo_clamped"}],
     "bco_pair": [{"baseline": "running"}],
     "bradley_terry": [{"margin": "data"}],
 }

@@ -1,0 +1,203 @@
+"""From trained cells to the leaderboard: choice of trials, means, differences.
+
+A trial is chosen by its mean regret over the tuning seeds; everything that is reported
+comes from the other seeds. Differences from `dpo` are paired: a seed is the same data
+and the same minibatches for all.
+"""
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.exact.leaderboard import methods
+from experiments.exact.leaderboard.methods import ENTRIES
+from experiments.exact.leaderboard.regimes import REGIMES
+
+Cells = dict[tuple[str, str], dict[str, np.ndarray]]
+BASELINE = "dpo"
+MAIN = 1.0  # the β of the objective that the leaderboard is sorted by
+
+
+class Estimate(NamedTuple):
+    """A mean over seeds and its standard error."""
+
+    mean: float
+    error: float
+
+
+class Line(NamedTuple):
+    """An entry in a regime, at the trial that was chosen for it.
+
+    Attributes:
+      entry: its name.
+      regime: its name.
+      regret: of J at β = `MAIN`.
+      difference: from the baseline's regret, paired; NaN without a baseline.
+      kl: KL(π‖ref), nats.
+      reward: E_π[r].
+      gap: the frontier's reward at this KL − E_π[r].
+      lr: of the chosen trial.
+      scale: of the chosen trial; NaN if the entry has none.
+      edge: ends of the grid where the trial lies, as `methods.at_edge`.
+      others: regret at the other β, each with a trial of its own.
+    """
+
+    entry: str
+    regime: str
+    regret: Estimate
+    difference: Estimate
+    kl: Estimate
+    reward: Estimate
+    gap: Estimate
+    lr: float
+    scale: float
+    edge: str
+    others: dict[float, Estimate]
+
+
+Board = list[Line]
+
+
+def estimate(values: np.ndarray) -> Estimate:
+    """Returns mean and standard error of f[seeds]."""
+    error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return Estimate(float(values.mean()), float(error))
+
+
+def choose(regrets: np.ndarray, seeds: int) -> int:
+    """Returns the trial of least mean regret over the tuning seeds.
+
+    Args:
+      regrets: f[seeds + tuning, trials]; one that is not finite never wins.
+      seeds: that are scored, the first.
+    """
+    means = regrets[seeds:].mean(0)
+    return int(np.argmin(np.where(np.isfinite(means), means, np.inf)))
+
+
+def tabulate(cells: Cells, seeds: int, betas: Sequence[float]) -> Board:
+    """Summarises all cells, sorted by entry as in `ENTRIES` and by regime."""
+    main = betas.index(MAIN)
+    chosen = {k: choose(cell["regret"][..., main], seeds) for k, cell in cells.items()}
+    scored = {
+        key: cell["regret"][:seeds, chosen[key], main] for key, cell in cells.items()
+    }
+    lines = []
+    for (name, regime), cell in cells.items():
+        trial, mine = chosen[name, regime], scored[name, regime]
+        base = scored.get((BASELINE, regime), np.full(seeds, math.nan))
+        lrs, scales = methods.trials(ENTRIES[name])
+        worth = {
+            field: estimate(cell[field][:seeds, trial])
+            for field in ("kl", "reward", "gap")
+        }
+        others = {}
+        for b, beta in enumerate(betas):
+            regrets = cell["regret"][..., b]
+            if b != main:
+                others[beta] = estimate(regrets[:seeds, choose(regrets, seeds)])
+        line = Line(
+            entry=name,
+            regime=regime,
+            regret=estimate(mine),
+            difference=estimate(mine - base),
+            lr=float(lrs[trial]),
+            scale=float(scales[trial]),
+            edge=methods.at_edge(ENTRIES[name], trial),
+            others=others,
+            **worth,
+        )
+        lines.append(line)
+    return lines
+
+
+def write_csv(path: Path, board: Board) -> None:
+    """Writes one row a line, estimates as two columns."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        for row, line in enumerate(board):
+            fields = {}
+            for name, value in line._asdict().items():
+                if name == "scale":
+                    fields["scale_name"] = ENTRIES[line.entry].scale
+                if name == "others":
+                    for beta, other in value.items():
+                        fields[f"regret_at_{beta:g}"] = f"{other.mean:.5f}"
+                        fields[f"regret_at_{beta:g}_se"] = f"{other.error:.5f}"
+                elif isinstance(value, Estimate):
+                    fields[name] = f"{value.mean:.5f}"
+                    fields[f"{name}_se"] = f"{value.error:.5f}"
+                else:
+                    fields[name] = f"{value:g}" if isinstance(value, float) else value
+            if row == 0:
+                writer.writerow(fields)
+            writer.writerow(fields.values())
+
+
+def by_entry(board: Board) -> dict[str, dict[str, Line]]:
+    """Groups lines by entry, the least mean regret over the regimes first."""
+    groups: dict[str, dict[str, Line]] = {}
+    for line in board:
+        groups.setdefault(line.entry, {})[line.regime] = line
+
+    def mean(name: str) -> float:
+        return float(np.mean([line.regret.mean for line in groups[name].values()]))
+
+    return {name: groups[name] for name in sorted(groups, key=mean)}
+
+
+def leaders(board: Board) -> set[tuple[str, str]]:
+    """Finds what is within one standard error (its own) of the best of its regime."""
+    found = set()
+    for regime in REGIMES:
+        lines = [line for line in board if line.regime == regime]
+        best = min((line.regret.mean for line in lines), default=math.nan)
+        found |= {
+            (line.entry, regime)
+            for line in lines
+            if line.regret.mean <= best + line.regret.error
+        }
+    return found
+
+
+def setting_of(line: Line) -> str:
+    """Writes the chosen trial, its values at a grid's end with a dagger."""
+    lr = f"{line.lr:.2g}" + "†" * ("lr" in line.edge)
+    if not ENTRIES[line.entry].scale:
+        return lr
+    return f"{lr}; {line.scale:g}" + "†" * ("scale" in line.edge)
+
+
+def as_markdown(board: Board) -> str:
+    """Renders three tables: regrets, differences from the baseline, chosen trials."""
+    groups, best = by_entry(board), leaders(board)
+
+    def regret(line: Line) -> str:
+        text = f"{line.regret.mean:.3f} ± {line.regret.error:.3f}"
+        return f"**{text}**" if (line.entry, line.regime) in best else text
+
+    def difference(line: Line) -> str:
+        return f"{line.difference.mean:+.4f} ± {line.difference.error:.4f}"
+
+    def place(line: Line) -> str:
+        return f"{line.kl.mean:.2f}, {line.gap.mean:.3f}"
+
+    parts = []
+    for title, cell in {
+        "Regret at β = 1, nats of reward": regret,
+        f"Paired difference from `{BASELINE}`": difference,
+        "KL(π‖ref), and the frontier's reward at that KL − E[r]": place,
+        "Chosen lr; scale": setting_of,
+    }.items():
+        parts.append(f"**{title}**\n")
+        parts.append("| entry | " + " | ".join(REGIMES) + " |")
+        parts.append("|" + "---|" * (len(REGIMES) + 1))
+        for name, lines in groups.items():
+            cells = [cell(lines[r]) if r in lines else "" for r in REGIMES]
+            parts.append(f"| `{name}` | " + " | ".join(cells) + " |")
+        parts.append("")
+    return "\n".join(parts)

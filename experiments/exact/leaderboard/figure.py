@@ -8,6 +8,15 @@ from experiments.exact import output
 from experiments.exact.leaderboard import table
 from experiments.exact.leaderboard.regimes import REGIMES
 
+TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0)
+CAPTION = (
+    "regret at β = 1, nats of reward: the largest E[r] − KL less the policy's; "
+    "mean ± standard error over seeds\n"
+    "vertical lines: dpo (dotted), no training (solid), best of the policy's class "
+    "where that is not 0 (dashed)\n"
+    "green: better than dpo by more than two standard errors of the paired difference; "
+    "orange: worse; grey: neither"
+)
 BETTER, ALIKE, WORSE = 2, 7, 1  # colours by the paired difference from the baseline
 
 
@@ -18,21 +27,21 @@ def ink(line: table.Line) -> str:
     return output.color(index)
 
 
-def draw(board: table.Board) -> Figure:
+def draw(board: table.Board, bounds: table.Bounds) -> Figure:
     """Draws one panel a regime; all share their entries, sorted by mean regret."""
     groups = table.by_entry(board)
-    height = 1.4 + 0.19 * len(groups)
+    height = 1.5 + 0.19 * len(groups)
     canvas, axes = output.figure(1, len(REGIMES), 13.0, height)
     for ax, regime in zip(axes, REGIMES, strict=True):
         lines = {name: of[regime] for name, of in groups.items() if regime in of}
         draw_regime(ax, list(groups), lines)
+        nothing, least = bounds[regime]
+        ax.axvline(nothing, color=output.INK, lw=0.8, zorder=0)
+        if least > 1e-3:
+            ax.axvline(least, color=output.INK, lw=0.8, ls="--", zorder=0)
         ax.set_title(regime.replace("_", " "))
     axes[0].set_yticks(range(len(groups)), list(groups))
-    axes[len(REGIMES) // 2].set_xlabel(
-        "regret at β = 1: best value of E[r] − KL less the policy's (mean ± standard "
-        "error over seeds)\ngreen: better than dpo by more than two standard errors of "
-        "the paired difference · grey: a tie · orange: worse"
-    )
+    canvas.supxlabel(CAPTION, fontsize=9)
     return canvas
 
 
@@ -46,5 +55,10 @@ def draw_regime(ax: Any, names: list[str], lines: dict[str, table.Line]) -> None
         base = lines[table.BASELINE].regret.mean
         ax.axvline(base, color=output.INK, lw=0.8, ls=":", zorder=0)
     ax.set(xscale="log", ylim=(len(names) - 0.4, -0.6))
+    low, high = ax.get_xlim()
+    ticks = [tick for tick in TICKS if low <= tick <= high]
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.minorticks_off()
     ax.set_yticks(range(len(names)), [""] * len(names))
+    ax.tick_params(axis="y", length=0)
     ax.grid(axis="y")

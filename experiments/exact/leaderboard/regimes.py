@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpo_jax import exact
+from dpo_jax.types import Array
 from experiments.exact import common, enumerable
 from experiments.exact.enumerable import Pairs, World
 
@@ -55,15 +56,26 @@ def sample(regime: str, world: World, seeds: np.ndarray) -> Pairs:
     return jax.jit(jax.vmap(one))(seeds)
 
 
-def floor(world: World, beta: float) -> float:
+def least_regret(world: World, beta: float) -> Array:
     """Returns the least regret of any policy of the class, by ascent of J itself."""
     best = exact.optimal_policy(world.ref_logps, world.rewards, beta=beta)
 
     def regret(tables):
         return beta * exact.kl(enumerable.sequence_logps(tables), best)
 
-    fit = jax.jit(lambda start: common.minimise(regret, start, lr=0.1, steps=3_000))
-    return float(regret(fit(world.ref)))
+    return regret(common.minimise(regret, world.ref, lr=0.1, steps=3_000))
+
+
+def bounds(beta: float) -> dict[str, tuple[float, float]]:
+    """Returns by regime the regret of the reference itself, and the class's least."""
+    least = jax.jit(least_regret, static_argnames="beta")
+    found = {}
+    for regime in REGIMES:
+        world = make_world(regime)
+        best = exact.optimal_policy(world.ref_logps, world.rewards, beta=beta)
+        nothing = float(beta * exact.kl(world.ref_logps, best))
+        found[regime] = (nothing, max(0.0, float(least(world, beta=beta))))
+    return found
 
 
 def unseen(regime: str, world: World, pairs: Pairs, beta: float) -> float:

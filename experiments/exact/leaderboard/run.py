@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -105,14 +105,22 @@ def cell_path(out: Path, name: str, regime: str) -> Path:
     return out / "cells" / f"{re.sub('[^a-z0-9.]', '_', name)}.{regime}.npz"
 
 
-def fill(name: str, out: Path, setting: Setting) -> tuple[str, float, float]:
+def fill(
+    name: str, out: Path, setting: Setting, among: Sequence[str]
+) -> tuple[str, float, float]:
     """Trains the missing cells of an entry and writes them.
+
+    Args:
+      name: of the entry.
+      out: folder of the leaderboard.
+      setting: of all cells.
+      among: regimes.
 
     Returns:
       Its name, seconds spent compiling, seconds spent training.
     """
     entry = ENTRIES[name]
-    missing = [r for r in regimes.REGIMES if not cell_path(out, name, r).exists()]
+    missing = [r for r in among if not cell_path(out, name, r).exists()]
     seeds = np.arange(setting.seeds + setting.tuning)
     lrs, scales = (jnp.asarray(x, float) for x in methods.trials(entry))
     run: Callable[..., dict[str, Array]] | None = None
@@ -131,9 +139,12 @@ def fill(name: str, out: Path, setting: Setting) -> tuple[str, float, float]:
     return name, compiling, time.monotonic() - start - compiling
 
 
-def fill_all(names: list[str], out: Path, setting: Setting, workers: int) -> None:
+def fill_all(
+    names: list[str], out: Path, setting: Setting, among: Sequence[str], workers: int
+) -> None:
     """Trains all missing cells, entries in parallel; prints one line an entry."""
-    start, job = time.monotonic(), partial(fill, out=out, setting=setting)
+    start = time.monotonic()
+    job = partial(fill, out=out, setting=setting, among=among)
     for count, (name, compiling, training) in enumerate(spread(job, names, workers), 1):
         spent = time.monotonic() - start
         print(
@@ -173,39 +184,53 @@ def open_folder(out: Path, setting: Setting) -> None:
     path.write_text(json.dumps(mine))
 
 
-def read_cells(names: list[str], out: Path) -> table.Cells:
-    """Reads what was trained: (entry, regime) -> arrays as `cell` returns them."""
+def read_cells(out: Path) -> table.Cells:
+    """Reads all that was trained: (entry, regime) -> arrays as `cell` returns them."""
     return {
         (name, regime): dict(np.load(cell_path(out, name, regime)))
-        for name in names
+        for name in ENTRIES
         for regime in regimes.REGIMES
         if cell_path(out, name, regime).exists()
     }
+
+
+def chosen(field: str, given: str, known: Mapping[str, object]) -> list[str]:
+    """Splits a list given by comma; '' = all that is known.
+
+    Raises:
+      ConfigError: if a name is not known.
+    """
+    names = given.split(",") if given else list(known)
+    for name in names:
+        if name not in known:
+            raise ConfigError(unknown(field, name, known))
+    return names
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--losses", default="", help="entries, by comma")
+    parser.add_argument("--losses", default="", help="entries, by comma; '' = all")
+    parser.add_argument("--regimes", default="", help="by comma; '' = all")
     parser.add_argument("--seeds", type=int, default=20, help="that are scored")
-    parser.add_argument("--quick", action="store_true", help="few steps, 4 seeds")
+    parser.add_argument("--quick", action="store_true", help="100 steps, 4 seeds")
     parser.add_argument("--workers", type=int, default=2, help="processes")
     given = parser.parse_args(arguments)
     setting = Setting(seeds=given.seeds)
     if given.quick:
         setting = Setting(tuning=2, seeds=4, steps=100)
-    names = given.losses.split(",") if given.losses else list(ENTRIES)
-    for name in names:
-        if name not in ENTRIES:
-            raise ConfigError(unknown("losses", name, ENTRIES))
+    names = chosen("losses", given.losses, ENTRIES)
+    among = chosen("regimes", given.regimes, regimes.REGIMES)
     open_folder(given.out, setting)
-    fill_all(names, given.out, setting, given.workers)
-    board = table.tabulate(read_cells(names, given.out), setting.seeds, BETAS)
+    fill_all(names, given.out, setting, among, given.workers)
+    board = table.tabulate(read_cells(given.out), setting.seeds, BETAS)
     table.write_csv(given.out / "table.csv", board)
-    (given.out / "table.md").write_text(table.as_markdown(board), encoding="utf-8")
-    figure.draw(board).savefig(given.out / "figure.png")
-    print((given.out / "table.md").read_text(encoding="utf-8"))
+    bounds = regimes.bounds(table.MAIN)
+    text = table.as_markdown(board, bounds)
+    (given.out / "table.md").write_text(text, encoding="utf-8")
+    figure.draw(board, bounds).savefig(given.out / "figure.png")
+    print(text)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from experiments.exact.leaderboard.regimes import REGIMES
 
 Cells = dict[tuple[str, str], dict[str, np.ndarray]]
 BASELINE = "dpo"
+BOUNDS = ("no training", "best of the class")
 MAIN = 1.0  # the β of the objective that the leaderboard is sorted by
 
 
@@ -60,6 +61,7 @@ class Line(NamedTuple):
 
 
 Board = list[Line]
+Bounds = dict[str, tuple[float, float]]  # regime -> regret of the reference, the least
 
 
 def estimate(values: np.ndarray) -> Estimate:
@@ -172,8 +174,8 @@ def setting_of(line: Line) -> str:
     return f"{lr}; {line.scale:g}" + "†" * ("scale" in line.edge)
 
 
-def as_markdown(board: Board) -> str:
-    """Renders three tables: regrets, differences from the baseline, chosen trials."""
+def as_markdown(board: Board, bounds: Bounds) -> str:
+    """Renders regrets, differences from the baseline, places and chosen trials."""
     groups, best = by_entry(board), leaders(board)
 
     def regret(line: Line) -> str:
@@ -187,17 +189,22 @@ def as_markdown(board: Board) -> str:
         return f"{line.kl.mean:.2f}, {line.gap.mean:.3f}"
 
     parts = []
-    for title, cell in {
-        "Regret at β = 1, nats of reward": regret,
-        f"Paired difference from `{BASELINE}`": difference,
-        "KL(π‖ref), and the frontier's reward at that KL − E[r]": place,
-        "Chosen lr; scale": setting_of,
-    }.items():
+    for row, (title, cell) in enumerate(
+        {
+            "Regret at β = 1, nats of reward": regret,
+            f"Paired difference from `{BASELINE}`": difference,
+            "KL(π‖ref), and the frontier's reward at that KL − E[r]": place,
+            "Chosen lr; scale († an end of its grid)": setting_of,
+        }.items()
+    ):
         parts.append(f"**{title}**\n")
         parts.append("| entry | " + " | ".join(REGIMES) + " |")
         parts.append("|" + "---|" * (len(REGIMES) + 1))
         for name, lines in groups.items():
             cells = [cell(lines[r]) if r in lines else "" for r in REGIMES]
             parts.append(f"| `{name}` | " + " | ".join(cells) + " |")
+        for which, name in enumerate(BOUNDS if row == 0 else ()):
+            cells = [f"{bounds[regime][which]:.3f}" for regime in REGIMES]
+            parts.append(f"| {name} | " + " | ".join(cells) + " |")
         parts.append("")
     return "\n".join(parts)

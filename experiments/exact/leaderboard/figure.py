@@ -34,19 +34,24 @@ def draw(board: table.Board, bounds: table.Bounds) -> Figure:
     canvas, axes = output.figure(1, len(REGIMES), 13.0, height)
     for ax, regime in zip(axes, REGIMES, strict=True):
         lines = {name: of[regime] for name, of in groups.items() if regime in of}
-        draw_regime(ax, list(groups), lines)
-        nothing, least = bounds[regime]
-        ax.axvline(nothing, color=output.INK, lw=0.8, zorder=0)
-        if least > 1e-3:
-            ax.axvline(least, color=output.INK, lw=0.8, ls="--", zorder=0)
+        draw_regime(ax, list(groups), lines, *bounds[regime])
         ax.set_title(regime.replace("_", " "))
     axes[0].set_yticks(range(len(groups)), list(groups))
     canvas.supxlabel(CAPTION, fontsize=9)
     return canvas
 
 
-def draw_regime(ax: Any, names: list[str], lines: dict[str, table.Line]) -> None:
-    """Draws the dots of a regime, and the baseline's regret as a line."""
+def draw_regime(
+    ax: Any,
+    names: list[str],
+    lines: dict[str, table.Line],
+    nothing: float,
+    least: float,
+) -> None:
+    """Draws the dots of a regime, and as lines the baseline's regret and the bounds."""
+    ax.axvline(nothing, color=output.INK, lw=0.8, zorder=0)
+    if least > 1e-3:
+        ax.axvline(least, color=output.INK, lw=0.8, ls="--", zorder=0)
     for name, line in lines.items():
         style = {"color": ink(line), "ms": 4, "lw": 1.2}
         at = (line.regret.mean, names.index(name))

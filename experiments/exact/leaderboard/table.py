@@ -7,7 +7,7 @@ and the same minibatches for all.
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,6 +44,8 @@ class Line(NamedTuple):
       lr: of the chosen trial.
       scale: of the chosen trial; NaN if the entry has none.
       edge: ends of the grid where the trial lies, as `methods.at_edge`.
+      median: regret of the median trial, mean over the scored seeds: how much it
+        depends on the tuning.
       others: regret at the other β, each with a trial of its own.
     """
 
@@ -57,6 +59,7 @@ class Line(NamedTuple):
     lr: float
     scale: float
     edge: str
+    median: float
     others: dict[float, Estimate]
 
 
@@ -82,39 +85,51 @@ def choose(regrets: np.ndarray, seeds: int) -> int:
 
 
 def tabulate(cells: Cells, seeds: int, betas: Sequence[float]) -> Board:
-    """Summarises all cells, sorted by entry as in `ENTRIES` and by regime."""
-    main = betas.index(MAIN)
-    chosen = {k: choose(cell["regret"][..., main], seeds) for k, cell in cells.items()}
-    scored = {
-        key: cell["regret"][:seeds, chosen[key], main] for key, cell in cells.items()
-    }
+    """Summarises all cells, in their order.
+
+    Args:
+      cells: what was trained.
+      seeds: that are scored, the first.
+      betas: of the objectives, the last axis of `regret`.
+    """
     lines = []
     for (name, regime), cell in cells.items():
-        trial, mine = chosen[name, regime], scored[name, regime]
-        base = scored.get((BASELINE, regime), np.full(seeds, math.nan))
-        lrs, scales = methods.trials(ENTRIES[name])
-        worth = {
-            field: estimate(cell[field][:seeds, trial])
-            for field in ("kl", "reward", "gap")
+        trial, mine = scored(cell, seeds, betas.index(MAIN))
+        base = np.full(seeds, math.nan)
+        if (BASELINE, regime) in cells:
+            base = scored(cells[BASELINE, regime], seeds, betas.index(MAIN))[1]
+        others = {
+            beta: estimate(scored(cell, seeds, b)[1])
+            for b, beta in enumerate(betas)
+            if beta != MAIN
         }
-        others = {}
-        for b, beta in enumerate(betas):
-            regrets = cell["regret"][..., b]
-            if b != main:
-                others[beta] = estimate(regrets[:seeds, choose(regrets, seeds)])
+        means = cell["regret"][:seeds, :, betas.index(MAIN)].mean(0)
+        lrs, scales = methods.trials(ENTRIES[name])
         line = Line(
             entry=name,
             regime=regime,
             regret=estimate(mine),
             difference=estimate(mine - base),
+            kl=estimate(cell["kl"][:seeds, trial]),
+            reward=estimate(cell["reward"][:seeds, trial]),
+            gap=estimate(cell["gap"][:seeds, trial]),
             lr=float(lrs[trial]),
             scale=float(scales[trial]),
             edge=methods.at_edge(ENTRIES[name], trial),
+            median=float(np.median(np.where(np.isfinite(means), means, np.inf))),
             others=others,
-            **worth,
         )
         lines.append(line)
     return lines
+
+
+def scored(
+    cell: Mapping[str, np.ndarray], seeds: int, beta: int
+) -> tuple[int, np.ndarray]:
+    """Returns the trial chosen for an objective, and its regrets, f[seeds]."""
+    regrets = cell["regret"][..., beta]
+    trial = choose(regrets, seeds)
+    return trial, regrets[:seeds, trial]
 
 
 def write_csv(path: Path, board: Board) -> None:

@@ -69,6 +69,12 @@ ENTRIES: dict[str, Entry] = {
 }
 
 
+def sees_rewards(entry: Entry) -> bool:
+    """Says whether a loss reads ratings, which are the true rewards here."""
+    rows = [find(name, LOSSES) for name in entry.loss.split("+")]
+    return any("ratings" in row.columns for row in rows)
+
+
 def trials(entry: Entry) -> tuple[np.ndarray, np.ndarray]:
     """Lists learning rates and scales, [TRIALS] each; without a scale NaN."""
     if not entry.scale:

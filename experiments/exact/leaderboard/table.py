@@ -168,10 +168,14 @@ def by_entry(board: Board) -> dict[str, dict[str, Line]]:
 
 
 def leaders(board: Board) -> set[tuple[str, str]]:
-    """Finds what is within one standard error (its own) of the best of its regime."""
+    """Finds what is within one standard error (its own) of the best of its regime.
+
+    Entries that see the true rewards do not compete.
+    """
     found = set()
     for regime in REGIMES:
         lines = [line for line in board if line.regime == regime]
+        lines = [x for x in lines if not methods.sees_rewards(ENTRIES[x.entry])]
         best = min((line.regret.mean for line in lines), default=math.nan)
         found |= {
             (line.entry, regime)
@@ -179,6 +183,11 @@ def leaders(board: Board) -> set[tuple[str, str]]:
             if line.regret.mean <= best + line.regret.error
         }
     return found
+
+
+def title_of(name: str) -> str:
+    """Returns the name of an entry, starred if it sees the true rewards."""
+    return f"`{name}`" + " \\*" * methods.sees_rewards(ENTRIES[name])
 
 
 def setting_of(line: Line) -> str:
@@ -217,7 +226,7 @@ def as_markdown(board: Board, bounds: Bounds) -> str:
         parts.append("|" + "---|" * (len(REGIMES) + 1))
         for name, lines in groups.items():
             cells = [cell(lines[r]) if r in lines else "" for r in REGIMES]
-            parts.append(f"| `{name}` | " + " | ".join(cells) + " |")
+            parts.append(f"| {title_of(name)} | " + " | ".join(cells) + " |")
         for which, name in enumerate(BOUNDS if row == 0 else ()):
             cells = [f"{bounds[regime][which]:.3f}" for regime in REGIMES]
             parts.append(f"| {name} | " + " | ".join(cells) + " |")

@@ -96,14 +96,18 @@ def test_tuning_and_scoring_do_not_share_seeds():
 
 
 def test_differences_are_paired():
-    """Regrets (1, 4) and (2, 5) differ by exactly 1, however far the seeds differ."""
+    """Regrets (1, 4) and (2, 5) differ by exactly 1, however far the seeds differ.
+
+    Both lie within one standard error of the best that competes; `mmpo` sees the true
+    rewards and does not.
+    """
     shape = (3, methods.TRIALS, 1)
     cells = {}
-    for name, shift in (("dpo", 0.0), ("ipo", 1.0)):
+    for name, shift in (("dpo", 0.0), ("ipo", 1.0), ("mmpo", -0.9)):
         values = np.array([1.0, 4.0, 2.0])[:, None, None] + np.full(shape, shift)
         plain = {field: values[..., 0] for field in ("kl", "reward", "gap")}
         cells[name, "flipped"] = {"regret": values, **plain}
     board = table.tabulate(cells, 2, (1.0,))
     assert board[1].difference == pytest.approx((1, 0))
     assert table.leaders(board) == {("dpo", "flipped"), ("ipo", "flipped")}
-    assert list(table.by_entry(board)) == ["dpo", "ipo"]
+    assert list(table.by_entry(board)) == ["mmpo", "dpo", "ipo"]

@@ -37,12 +37,12 @@ class Context(NamedTuple):
     """What a layer sees beside its input.
 
     Attributes:
-      mask: bool[B, 1, T, S], True = visible; S = T without a past.
+      seen: who sees whom, as the backend reads it; with a past a mask bool[B, 1, T, S].
       rope: cos and sin, f32[B, T, 1, pairs] each; None without rotary positions.
       past: of the tokens before; None where the rows hold all that is seen.
     """
 
-    mask: Array
+    seen: Any
     rope: tuple[Array, Array] | None
     past: Past | None = None
 
@@ -105,7 +105,7 @@ def self_attention(
         heads("q"),
         seen.keys,
         seen.values,
-        context.mask,
+        context.seen,
         scale=spec.attn_scale or spec.head_dim**-0.5,
         softcap=spec.attn_softcap,
         backend=backend,

@@ -31,7 +31,7 @@ import numpy as np
 
 from dpo_jax import errors
 from dpo_jax.models import attention as attention_lib
-from dpo_jax.models import blocks
+from dpo_jax.models import blocks, forest
 from dpo_jax.models import rope as rope_lib
 from dpo_jax.models.cache import Kept
 from dpo_jax.models.spec import LAYOUTS, DecoderSpec
@@ -198,7 +198,7 @@ class Decoder(nn.Module):
       dtype: compute dtype; float32 masters are cast to it where they are used.
       remat: `none` keeps every activation; `block` keeps only the input of each block
         and computes the rest again in the backward pass.
-      attention: a key of `attention.BACKENDS`.
+      attention: a key of `attention.BACKENDS`, or `auto`, which becomes one of them.
       length: tokens of the longest text of the run, for rope scalings that depend on
         it; 0 = `spec.max_positions`. One length a run: a token's angle never depends on
         its batch.
@@ -218,11 +218,8 @@ class Decoder(nn.Module):
         with errors.collected(errors.ConfigError) as complaints:
             if self.remat not in REMATS:
                 complaints.append(errors.unknown("model.remat", self.remat, REMATS))
-            if self.attention not in attention_lib.BACKENDS:
-                known = attention_lib.BACKENDS
-                complaints.append(
-                    errors.unknown("model.attention", self.attention, known)
-                )
+            complaints.extend(attention_lib.faults(self.attention))
+        self.attention = attention_lib.resolve(self.attention)
         super().__post_init__()
 
     @nn.compact
@@ -295,16 +292,15 @@ class Decoder(nn.Module):
         is compiled; what does not is computed once.
         """
         spec, positions = self.spec, batch.positions
-        forest = attention_lib.forest_mask(
-            batch.docs, batch.branches, positions, window=0
-        )
+        cells = forest.cells_of(batch.docs, batch.branches, positions)
+        backend = attention_lib.fitting(self.attention, positions.shape[1])
 
         def context(layer: Layer) -> blocks.Context:
             rope = None
             if spec.rope_theta:
                 rope = rope_lib.table(positions, layer.pairs, layer.magnitude)
-            mask = attention_lib.within(forest, positions, layer.window)
-            return blocks.Context(mask, rope)
+            seen = attention_lib.BACKENDS[backend].seen(cells, layer.window)
+            return blocks.Context(seen, rope)
 
         each = layers_of(spec, self.length or spec.max_positions)
         alike = all((field == field[:1]).all() for field in each)
@@ -314,7 +310,7 @@ class Decoder(nn.Module):
         def block(x: Array, xs: tuple[Tree, Layer]) -> tuple[Array, Any]:
             w, layer = xs
             seen = shared if shared is not None else context(layer)
-            backend, pin = self.attention, self.constrain
+            pin = self.constrain
             x, kept = blocks.block(spec, w, x, seen, backend=backend, pin=pin)
             return x, keep(kept)
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from dpo_jax import errors
-from dpo_jax.models import blockwise, forest
+from dpo_jax.models import blockwise, forest, splash
 from dpo_jax.models.forest import Cells
 
 Array = Any
@@ -132,12 +132,35 @@ def _picked(platform: str) -> str:
     return name
 
 
-def fitting(name: str, tokens: int) -> str:
-    """Returns the backend that runs rows of so many tokens.
+def check_platform(name: str, platform: str) -> None:
+    """Refuses a kernel where it cannot run.
 
-    A short row has no block to skip, so `xla` computes all its scores at once.
+    Args:
+      name: `model.attention`.
+      platform: of the devices that will run it.
+
+    Raises:
+      ConfigError: if they are of another kind.
     """
-    return "dense" if name == "xla" and tokens <= SHORT_ROW else name
+    if name == "splash" and platform != "tpu":
+        raise errors.ConfigError(
+            f"model.attention='splash' is a kernel for TPUs, and these devices are "
+            f"{platform}; use 'auto' or 'xla'"
+        )
+
+
+def fitting(name: str, *, tokens: int, plain: bool) -> Backend:
+    """Returns the backend that runs rows of one kind.
+
+    Args:
+      name: a key of `BACKENDS`.
+      tokens: T. A short row has no block to skip: all its scores are computed at once.
+      plain: whether attention is causal within documents and nothing else, as it is
+        where none holds several responses and no layer has a window.
+    """
+    if tokens <= SHORT_ROW:
+        return DENSE
+    return BY_DOCUMENTS if name == "splash" and plain else BACKENDS[name]
 
 
 def attention(
@@ -148,7 +171,7 @@ def attention(
     *,
     scale: float,
     softcap: float = 0.0,
-    backend: str,
+    backend: Backend,
 ) -> Array:
     """Averages values with softmax(scale·q·k) over the visible keys.
 
@@ -160,19 +183,30 @@ def attention(
         bool[B, 1, T, S], True = visible. S = T for the others.
       scale: multiplies the logits, which with their softmax are float32.
       softcap: logits are cut to softcap·tanh(logits / softcap); 0 = off.
-      backend: a key of `BACKENDS`.
+      backend: from `fitting`, or `DENSE`.
 
     Returns:
       [B, T, H, E] in the dtype of `q`; finite, as are its gradients, where a query sees
       nothing.
     """
     chex.assert_rank([q, k, v], 4)
-    return BACKENDS[backend].attend(q, k, v, seen, scale, softcap)
+    return backend.attend(q, k, v, seen, scale, softcap)
+
+
+def _documents(cells: Cells, window: int | Array) -> Array:
+    """Keeps i32[B, T] documents, which is all where attention is plain."""
+    assert isinstance(window, int) and not window
+    return cells.docs
+
+
+DENSE = Backend(_mask, _dense)
+BY_DOCUMENTS = Backend(_documents, splash.by_documents)
 
 
 BACKENDS: dict[str, Backend] = {
-    "dense": Backend(_mask, _dense),
+    "dense": DENSE,
+    "splash": Backend(_mask, splash.by_mask),
     "xla": Backend(_windowed, _xla),
 }
 
-BY_PLATFORM = {"cpu": "xla", "gpu": "xla"}
+BY_PLATFORM = {"cpu": "xla", "gpu": "xla", "tpu": "splash"}

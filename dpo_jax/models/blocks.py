@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from dpo_jax.models import attention as attention_lib
 from dpo_jax.models import cache as cache_lib
 from dpo_jax.models import rope as rope_lib
+from dpo_jax.models.attention import Backend
 from dpo_jax.models.cache import Kept
 from dpo_jax.models.spec import DecoderSpec
 
@@ -79,7 +80,7 @@ def linear(w: Tree, x: Array) -> Array:
 
 
 def self_attention(
-    spec: DecoderSpec, w: Tree, x: Array, context: Context, backend: str
+    spec: DecoderSpec, w: Tree, x: Array, context: Context, backend: Backend
 ) -> tuple[Array, Kept]:
     """Attends within [B, T, D], or to the past; also returns keys and values.
 
@@ -121,7 +122,13 @@ def mlp(spec: DecoderSpec, w: Tree, x: Array) -> Array:
 
 
 def block(
-    spec: DecoderSpec, w: Tree, x: Array, context: Context, *, backend: str, pin: Map
+    spec: DecoderSpec,
+    w: Tree,
+    x: Array,
+    context: Context,
+    *,
+    backend: Backend,
+    pin: Map,
 ) -> tuple[Array, Kept]:
     """Runs one layer on [B, T, D].
 
@@ -130,7 +137,7 @@ def block(
       w: parameters of this layer.
       x: [B, T, D] residual stream.
       context: mask and angles of this layer.
-      backend: a key of `attention.BACKENDS`.
+      backend: from `attention.fitting`.
       pin: applied to the residual stream; where a mesh pins its sharding.
 
     Returns:

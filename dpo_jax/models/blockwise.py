@@ -60,7 +60,7 @@ def padded(x: Array, block: int) -> Array:
 
 
 def to_blocks(x: Array, heads: int, block: int) -> Array:
-    """Cuts [B, T, H, E] into [N, K, (H / K)·block, E]: a block of queries, by kv head."""
+    """Cuts [B, T, H, E] into [N, K, (H / K)·block, E]: blocks, by kv head."""
     x = padded(x, block)
     rows, _, _, width = x.shape
     x = x.reshape(rows, -1, block, heads, x.shape[2] // heads, width)
@@ -232,8 +232,8 @@ def run_backward(
             return dq, dk.at[at].add(own), dv
 
         start = (jnp.zeros(queries.shape, dtype), *sums)
-        dq, *sums = jax.lax.fori_loop(0, needs.max(), add, start)
-        return tuple(sums), dq
+        dq, dk, dv = jax.lax.fori_loop(0, needs.max(), add, start)
+        return (dk, dv), dq
 
     zeros = jnp.zeros(k.shape, dtype)
     (dk, dv), dq = on_groups(one, (zeros, zeros), plan, options)

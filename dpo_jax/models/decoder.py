@@ -202,6 +202,8 @@ class Decoder(nn.Module):
       length: tokens of the longest text of the run, for rope scalings that depend on
         it; 0 = `spec.max_positions`. One length a run: a token's angle never depends on
         its batch.
+      shared: whether a document may hold several responses; where none does, and no
+        layer has a window, a kernel need not be told the mask.
       constrain: applied to each [B, T, D] of the residual stream; the place where a
         mesh pins its sharding.
     """
@@ -211,6 +213,7 @@ class Decoder(nn.Module):
     remat: str = "none"
     attention: str = "xla"
     length: int = 0
+    shared: bool = True
     constrain: Callable[[Array], Array] = lambda x: x
 
     def __post_init__(self):
@@ -293,16 +296,20 @@ class Decoder(nn.Module):
         """
         spec, positions = self.spec, batch.positions
         cells = forest.cells_of(batch.docs, batch.branches, positions)
-        backend = attention_lib.fitting(self.attention, positions.shape[1])
+        each = layers_of(spec, self.length or spec.max_positions)
+        plain = not self.shared and not each.window.any()
+        backend = attention_lib.fitting(
+            self.attention, tokens=positions.shape[1], plain=plain
+        )
 
         def context(layer: Layer) -> blocks.Context:
             rope = None
             if spec.rope_theta:
                 rope = rope_lib.table(positions, layer.pairs, layer.magnitude)
-            seen = attention_lib.BACKENDS[backend].seen(cells, layer.window)
+            window = 0 if plain else layer.window
+            seen = backend.seen(cells, window)
             return blocks.Context(seen, rope)
 
-        each = layers_of(spec, self.length or spec.max_positions)
         alike = all((field == field[:1]).all() for field in each)
         first = Layer(int(each.window[0]), each.pairs[0], each.magnitude[0])
         shared = context(first) if alike else None

@@ -90,7 +90,7 @@ def inputs(dtype=np.float32):
 def test_grouped_queries_agree_with_numpy():
     q, k, v = inputs()
     mask = np.asarray(lib.forest_mask(DOCS, BRANCHES, POSITIONS, window=0))
-    ours = lib.attention(q, k, v, mask, scale=0.3, backend="dense")
+    ours = lib.attention(q, k, v, mask, scale=0.3, backend=lib.DENSE)
     real = slice(0, 7)  # the last token is padding and sees nothing
     theirs = numpy_attention(q[:, real], k[:, real], v[:, real], mask[..., :7, :7], 0.3)
     np.testing.assert_allclose(ours[:, real], theirs, atol=1e-6)
@@ -99,8 +99,8 @@ def test_grouped_queries_agree_with_numpy():
 def test_capped_logits_agree_with_numpy():
     q, k, v = inputs()
     mask = np.asarray(lib.forest_mask(DOCS, BRANCHES, POSITIONS, window=0))
-    ours = lib.attention(q, k, v, mask, scale=2.0, softcap=1.5, backend="dense")
-    free = lib.attention(q, k, v, mask, scale=2.0, backend="dense")
+    ours = lib.attention(q, k, v, mask, scale=2.0, softcap=1.5, backend=lib.DENSE)
+    free = lib.attention(q, k, v, mask, scale=2.0, backend=lib.DENSE)
     real = slice(0, 7)
     q, k, v, mask = q[:, real], k[:, real], v[:, real], mask[..., :7, :7]
     theirs = numpy_attention(q, k, v, mask, 2.0, softcap=1.5)
@@ -115,7 +115,9 @@ def test_a_query_that_sees_nothing_is_finite_and_so_is_its_gradient(dtype, softc
     mask = jnp.zeros((1, 1, 8, 8), bool)
 
     def total(q, k, v):
-        out = lib.attention(q, k, v, mask, scale=0.3, softcap=softcap, backend="dense")
+        out = lib.attention(
+            q, k, v, mask, scale=0.3, softcap=softcap, backend=lib.DENSE
+        )
         return jnp.square(out.astype(jnp.float32)).sum()
 
     value, grads = jax.value_and_grad(total, argnums=(0, 1, 2))(q, k, v)
@@ -137,3 +139,28 @@ def test_auto_is_resolved_and_told_once_when_the_decoder_is_made(caplog):
     assert module.attention == again.attention == "xla"
     told = [r.getMessage() for r in caplog.records if "auto" in r.getMessage()]
     assert told == ["model.attention=auto picks 'xla' on cpu"]
+
+
+def test_a_kernel_is_refused_where_it_cannot_run():
+    with pytest.raises(
+        errors.ConfigError, match="TPUs, and these devices are cpu; use"
+    ):
+        lib.check_platform("splash", "cpu")
+    lib.check_platform("splash", "tpu")
+    lib.check_platform("xla", "cpu")
+
+
+def test_the_backend_fits_the_rows():
+    """Short rows have no block to skip; only plain ones are told by documents."""
+    fitting = {
+        (name, tokens, plain): lib.fitting(name, tokens=tokens, plain=plain)
+        for name in ("dense", "splash", "xla")
+        for tokens in (128, 129)
+        for plain in (False, True)
+    }
+    assert {key for key, found in fitting.items() if found != lib.DENSE} == {
+        (name, 129, plain) for name in ("splash", "xla") for plain in (False, True)
+    }
+    assert fitting["splash", 129, True] == lib.BY_DOCUMENTS
+    assert fitting["splash", 129, False] == lib.BACKENDS["splash"]
+    assert fitting["xla", 129, True] == lib.BACKENDS["xla"]

@@ -22,7 +22,7 @@ Array = Any
 
 WIDE = jnp.float32  # of logits and their softmax
 AUTO = "auto"
-SHORT_ROW = 2 * blockwise.BLOCK  # tokens; a row up to here has no block worth a skip
+SHORT_ROW = 2 * blockwise.BLOCK  # tokens; what blocks save up to here, compiling costs
 
 
 def forest_mask(
@@ -154,7 +154,8 @@ def fitting(name: str, *, tokens: int, plain: bool) -> Backend:
 
     Args:
       name: a key of `BACKENDS`.
-      tokens: T. A short row has no block to skip: all its scores are computed at once.
+      tokens: T. Of a short row all scores are computed at once: that compiles in half
+        the time, and there is little to skip.
       plain: whether attention is causal within documents and nothing else, as it is
         where none holds several responses and no layer has a window.
     """
@@ -201,7 +202,6 @@ def _documents(cells: Cells, window: int | Array) -> Array:
 
 DENSE = Backend(_mask, _dense)
 BY_DOCUMENTS = Backend(_documents, splash.by_documents)
-
 
 BACKENDS: dict[str, Backend] = {
     "dense": DENSE,

@@ -151,7 +151,7 @@ def test_a_kernel_is_refused_where_it_cannot_run():
 
 
 def test_the_backend_fits_the_rows():
-    """Short rows have no block to skip; only plain ones are told by documents."""
+    """Short rows are computed at once; only plain ones are told by documents."""
     fitting = {
         (name, tokens, plain): lib.fitting(name, tokens=tokens, plain=plain)
         for name in ("dense", "splash", "xla")

@@ -61,7 +61,7 @@ def model() -> Config:
             "preset": "",  # instead of path: train from scratch
             "dtype": "float32",  # of the computation; masters are float32
             "remat": "none",  # or 'block': recompute each layer in the backward pass
-            "attention": "xla",
+            "attention": "xla",  # or 'dense', 'splash' (TPU), 'auto': by platform
             "logits_chunk": 128,  # scored tokens per row whose logits are held at once
         }
     )

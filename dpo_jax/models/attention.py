@@ -1,29 +1,34 @@
-"""Attention over token forests: who sees whom, and the backends that compute it.
+"""Attention over token forests: one function, and the backends that compute it.
 
-This file knows nothing of parameters, families or data.
+Who sees whom is the rule of `forest`; a backend turns it into what it reads (a mask, or
+the rule's own fields) and averages values by it. This file knows nothing of parameters,
+families or data.
 """
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+from absl import logging
 
 from dpo_jax import errors
+from dpo_jax.models import blockwise, forest, splash
+from dpo_jax.models.forest import Cells
 
 Array = Any
 
 WIDE = jnp.float32  # of logits and their softmax
+AUTO = "auto"
+SHORT_ROW = 2 * blockwise.BLOCK  # tokens; what blocks save up to here, compiling costs
 
 
-def forest_mask(docs: Array, branches: Array, positions: Array, window: int) -> Array:
-    """Says which key each query sees.
-
-    Key k is visible to query q iff it does not come later in the row, lies in the same
-    document, and is of the prompt or of q's own branch. A window is one of positions,
-    never of row indices, so that a response sees the same prompt tokens wherever it
-    lies in its row. Padding sees nothing and is seen by nobody.
+def forest_mask(
+    docs: Array, branches: Array, positions: Array, window: int | Array
+) -> Array:
+    """Says which key each query sees, by the rule of `forest.visible`.
 
     Args:
       docs: i32[B, T] document of each token, from 1; 0 = padding.
@@ -34,43 +39,29 @@ def forest_mask(docs: Array, branches: Array, positions: Array, window: int) -> 
     Returns:
       bool[B, 1, T, T], queries before keys.
     """
-    chex.assert_rank([docs, branches, positions], 2)
-    query = lambda x: x[:, :, None]  # noqa: E731 (reads as the axis it adds)
-    key = lambda x: x[:, None, :]  # noqa: E731
-    row = jnp.arange(docs.shape[1])
-    seen = row[None, :] <= row[:, None]  # [T, T]
-    seen = seen & (query(docs) == key(docs)) & (query(docs) > 0)  # [B, T, T]
-    seen &= (key(branches) == 0) | (key(branches) == query(branches))
-    return within(seen[:, None], positions, window)
+    return _mask(forest.cells_of(docs, branches, positions), window)
 
 
-def within(mask: Array, positions: Array, window: int | Array) -> Array:
-    """Narrows a mask to a window of positions.
-
-    Args:
-      mask: bool[B, 1, T, T].
-      positions: i32[B, T].
-      window: tokens that a query sees, itself included; 0 = all. May be traced, so that
-        layers with and without a window are one compiled layer.
-    """
-    if isinstance(window, int) and not window:
-        return mask
-    distance = positions[:, None, :, None] - positions[:, None, None, :]
-    return mask & ((window == 0) | (distance < window))
+def _mask(cells: Cells, window: int | Array) -> Array:
+    """Applies the rule to all pairs of a row: bool[B, 1, T, T]."""
+    query = jax.tree.map(lambda x: x[:, None, :, None], cells)
+    key = jax.tree.map(lambda x: x[:, None, None, :], cells)
+    return forest.visible(query, key, window)
 
 
-def _xla(
+def _dense(
     q: Array, k: Array, v: Array, mask: Array, scale: float, softcap: float
 ) -> Array:
-    """Runs the portable backend; a query that sees nothing gets a finite average."""
+    """Holds all scores; a query that sees nothing gets a finite average."""
+    chex.assert_rank(mask, 4)
     if softcap:
-        return _xla_capped(q, k, v, mask, scale, softcap)
+        return _dense_capped(q, k, v, mask, scale, softcap)
     return jax.nn.dot_product_attention(
         q, k, v, mask=mask, scale=scale, implementation="xla"
     )
 
 
-def _xla_capped(
+def _dense_capped(
     q: Array, k: Array, v: Array, mask: Array, scale: float, softcap: float
 ) -> Array:
     """Cuts the logits to ±softcap before the mask, as Gemma 2 does.
@@ -85,40 +76,137 @@ def _xla_capped(
     return jnp.einsum("BKGTS,BSKE->BTKGE", weights, v).reshape(q.shape)
 
 
+class Windowed(NamedTuple):
+    """What the blockwise backend reads.
+
+    Attributes:
+      cells: i32[B, T] each.
+      window: i32[] tokens that a query sees, itself included; 0 = all.
+    """
+
+    cells: Cells
+    window: Array
+
+
+def _windowed(cells: Cells, window: int | Array) -> Windowed:
+    """Keeps the fields of the rule as they are: T numbers, not T²."""
+    return Windowed(cells, jnp.asarray(window, jnp.int32))
+
+
+def _xla(
+    q: Array, k: Array, v: Array, seen: Windowed, scale: float, softcap: float
+) -> Array:
+    """Computes the blocks that hold a visible key; a query that sees none gets 0."""
+    options = blockwise.Options(scale, softcap)
+    return blockwise.attend(options, q, k, v, seen.cells, seen.window)
+
+
+class Backend(NamedTuple):
+    """How attention is computed.
+
+    Attributes:
+      seen: turns the cells of rows and a window into what `attend` reads.
+      attend: (q, k, v, seen, scale, softcap) -> averages; see `attention`.
+    """
+
+    seen: Callable[[Cells, int | Array], Any]
+    attend: Callable[[Array, Array, Array, Any, float, float], Array]
+
+
+def faults(name: str) -> list[str]:
+    """Names what is wrong with a `model.attention`."""
+    known = sorted((*BACKENDS, AUTO))
+    return [] if name in known else [errors.unknown("model.attention", name, known)]
+
+
+def resolve(name: str) -> str:
+    """Returns the backend of `model.attention`: itself, or what `auto` picks."""
+    return _picked(jax.default_backend()) if name == AUTO else name
+
+
+@functools.cache
+def _picked(platform: str) -> str:
+    """Picks by platform, and says so once."""
+    name = BY_PLATFORM.get(platform, "xla")
+    logging.info("model.attention=auto picks %r on %s", name, platform)
+    return name
+
+
+def check_platform(name: str, platform: str) -> None:
+    """Refuses a kernel where it cannot run.
+
+    Args:
+      name: `model.attention`.
+      platform: of the devices that will run it.
+
+    Raises:
+      ConfigError: if they are of another kind.
+    """
+    if name == "splash" and platform != "tpu":
+        raise errors.ConfigError(
+            f"model.attention='splash' is a kernel for TPUs, and these devices are "
+            f"{platform}; use 'auto' or 'xla'"
+        )
+
+
+def fitting(name: str, *, tokens: int, plain: bool) -> Backend:
+    """Returns the backend that runs rows of one kind.
+
+    Args:
+      name: a key of `BACKENDS`.
+      tokens: T. Of a short row all scores are computed at once: that compiles in half
+        the time, and there is little to skip.
+      plain: whether attention is causal within documents and nothing else, as it is
+        where none holds several responses and no layer has a window.
+    """
+    if tokens <= SHORT_ROW:
+        return DENSE
+    return BY_DOCUMENTS if name == "splash" and plain else BACKENDS[name]
+
+
 def attention(
     q: Array,
     k: Array,
     v: Array,
-    mask: Array,
+    seen: Any,
     *,
     scale: float,
     softcap: float = 0.0,
-    backend: str,
+    backend: Backend,
 ) -> Array:
     """Averages values with softmax(scale·q·k) over the visible keys.
 
     Args:
       q: [B, T, H, E] queries.
-      k: [B, T, K, E] keys; query head h reads kv head h // (H / K).
-      v: [B, T, K, E] values.
-      mask: bool[B, 1, T, T], True = visible.
+      k: [B, S, K, E] keys; query head h reads kv head h // (H / K).
+      v: [B, S, K, E] values.
+      seen: who sees whom, as the backend's own `seen` makes it; for `dense` a mask
+        bool[B, 1, T, S], True = visible. S = T for the others.
       scale: multiplies the logits, which with their softmax are float32.
       softcap: logits are cut to softcap·tanh(logits / softcap); 0 = off.
-      backend: a key of `BACKENDS`.
+      backend: from `fitting`, or `DENSE`.
 
     Returns:
       [B, T, H, E] in the dtype of `q`; finite, as are its gradients, where a query sees
       nothing.
-
-    Raises:
-      ConfigError: if the backend is not known.
     """
-    chex.assert_rank([q, k, v, mask], 4)
-    if backend not in BACKENDS:
-        raise errors.ConfigError(errors.unknown("model.attention", backend, BACKENDS))
-    return BACKENDS[backend](q, k, v, mask, scale, softcap)
+    chex.assert_rank([q, k, v], 4)
+    return backend.attend(q, k, v, seen, scale, softcap)
 
 
-BACKENDS: dict[str, Callable[[Array, Array, Array, Array, float, float], Array]] = {
-    "xla": _xla,
+def _documents(cells: Cells, window: int | Array) -> Array:
+    """Keeps i32[B, T] documents, which is all where attention is plain."""
+    assert isinstance(window, int) and not window
+    return cells.docs
+
+
+DENSE = Backend(_mask, _dense)
+BY_DOCUMENTS = Backend(_documents, splash.by_documents)
+
+BACKENDS: dict[str, Backend] = {
+    "dense": DENSE,
+    "splash": Backend(_mask, splash.by_mask),
+    "xla": Backend(_windowed, _xla),
 }
+
+BY_PLATFORM = {"cpu": "xla", "gpu": "xla", "tpu": "splash"}

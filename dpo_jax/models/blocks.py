@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from dpo_jax.models import attention as attention_lib
 from dpo_jax.models import cache as cache_lib
 from dpo_jax.models import rope as rope_lib
+from dpo_jax.models.attention import Backend
 from dpo_jax.models.cache import Kept
 from dpo_jax.models.spec import DecoderSpec
 
@@ -37,12 +38,12 @@ class Context(NamedTuple):
     """What a layer sees beside its input.
 
     Attributes:
-      mask: bool[B, 1, T, S], True = visible; S = T without a past.
+      seen: who sees whom, as the backend reads it; with a past a mask bool[B, 1, T, S].
       rope: cos and sin, f32[B, T, 1, pairs] each; None without rotary positions.
       past: of the tokens before; None where the rows hold all that is seen.
     """
 
-    mask: Array
+    seen: Any
     rope: tuple[Array, Array] | None
     past: Past | None = None
 
@@ -79,7 +80,7 @@ def linear(w: Tree, x: Array) -> Array:
 
 
 def self_attention(
-    spec: DecoderSpec, w: Tree, x: Array, context: Context, backend: str
+    spec: DecoderSpec, w: Tree, x: Array, context: Context, backend: Backend
 ) -> tuple[Array, Kept]:
     """Attends within [B, T, D], or to the past; also returns keys and values.
 
@@ -105,7 +106,7 @@ def self_attention(
         heads("q"),
         seen.keys,
         seen.values,
-        context.mask,
+        context.seen,
         scale=spec.attn_scale or spec.head_dim**-0.5,
         softcap=spec.attn_softcap,
         backend=backend,
@@ -121,7 +122,13 @@ def mlp(spec: DecoderSpec, w: Tree, x: Array) -> Array:
 
 
 def block(
-    spec: DecoderSpec, w: Tree, x: Array, context: Context, *, backend: str, pin: Map
+    spec: DecoderSpec,
+    w: Tree,
+    x: Array,
+    context: Context,
+    *,
+    backend: Backend,
+    pin: Map,
 ) -> tuple[Array, Kept]:
     """Runs one layer on [B, T, D].
 
@@ -130,7 +137,7 @@ def block(
       w: parameters of this layer.
       x: [B, T, D] residual stream.
       context: mask and angles of this layer.
-      backend: a key of `attention.BACKENDS`.
+      backend: from `attention.fitting`.
       pin: applied to the residual stream; where a mesh pins its sharding.
 
     Returns:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from dpo_jax.models import blocks, cache
 from dpo_jax.models import rope as rope_lib
+from dpo_jax.models.attention import DENSE
 from dpo_jax.models.cache import Cache
 from dpo_jax.models.decoder import Decoder, Layer, layers_of
 from dpo_jax.types import Batch, Head, Params
@@ -124,10 +125,8 @@ def step(
             else None,
             blocks.Past(old, positions),
         )
-        backend, pin = module.attention, module.constrain
-        x, new = blocks.block(
-            spec, w["layers"][i], x, context, backend=backend, pin=pin
-        )
+        pin = module.constrain  # one query a row: there is nothing to skip
+        x, new = blocks.block(spec, w["layers"][i], x, context, backend=DENSE, pin=pin)
         kept.append(new)
     x = blocks.normalise(spec, w["final_norm"], x)
     return module.constrain(x)[:, 0], _head(module, w), tuple(kept)

@@ -31,7 +31,7 @@ import numpy as np
 
 from dpo_jax import errors
 from dpo_jax.models import attention as attention_lib
-from dpo_jax.models import blocks
+from dpo_jax.models import blocks, forest
 from dpo_jax.models import rope as rope_lib
 from dpo_jax.models.cache import Kept
 from dpo_jax.models.spec import LAYOUTS, DecoderSpec
@@ -198,10 +198,12 @@ class Decoder(nn.Module):
       dtype: compute dtype; float32 masters are cast to it where they are used.
       remat: `none` keeps every activation; `block` keeps only the input of each block
         and computes the rest again in the backward pass.
-      attention: a key of `attention.BACKENDS`.
+      attention: a key of `attention.BACKENDS`, or `auto`, which becomes one of them.
       length: tokens of the longest text of the run, for rope scalings that depend on
         it; 0 = `spec.max_positions`. One length a run: a token's angle never depends on
         its batch.
+      shared: whether a document may hold several responses; where none does, and no
+        layer has a window, a kernel need not be told the mask.
       constrain: applied to each [B, T, D] of the residual stream; the place where a
         mesh pins its sharding.
     """
@@ -211,6 +213,7 @@ class Decoder(nn.Module):
     remat: str = "none"
     attention: str = "xla"
     length: int = 0
+    shared: bool = True
     constrain: Callable[[Array], Array] = lambda x: x
 
     def __post_init__(self):
@@ -218,11 +221,8 @@ class Decoder(nn.Module):
         with errors.collected(errors.ConfigError) as complaints:
             if self.remat not in REMATS:
                 complaints.append(errors.unknown("model.remat", self.remat, REMATS))
-            if self.attention not in attention_lib.BACKENDS:
-                known = attention_lib.BACKENDS
-                complaints.append(
-                    errors.unknown("model.attention", self.attention, known)
-                )
+            complaints.extend(attention_lib.faults(self.attention))
+        self.attention = attention_lib.resolve(self.attention)
         super().__post_init__()
 
     @nn.compact
@@ -295,18 +295,21 @@ class Decoder(nn.Module):
         is compiled; what does not is computed once.
         """
         spec, positions = self.spec, batch.positions
-        forest = attention_lib.forest_mask(
-            batch.docs, batch.branches, positions, window=0
+        cells = forest.cells_of(batch.docs, batch.branches, positions)
+        each = layers_of(spec, self.length or spec.max_positions)
+        plain = not self.shared and not each.window.any()
+        backend = attention_lib.fitting(
+            self.attention, tokens=positions.shape[1], plain=plain
         )
 
         def context(layer: Layer) -> blocks.Context:
             rope = None
             if spec.rope_theta:
                 rope = rope_lib.table(positions, layer.pairs, layer.magnitude)
-            mask = attention_lib.within(forest, positions, layer.window)
-            return blocks.Context(mask, rope)
+            window = 0 if plain else layer.window
+            seen = backend.seen(cells, window)
+            return blocks.Context(seen, rope)
 
-        each = layers_of(spec, self.length or spec.max_positions)
         alike = all((field == field[:1]).all() for field in each)
         first = Layer(int(each.window[0]), each.pairs[0], each.magnitude[0])
         shared = context(first) if alike else None
@@ -314,7 +317,7 @@ class Decoder(nn.Module):
         def block(x: Array, xs: tuple[Tree, Layer]) -> tuple[Array, Any]:
             w, layer = xs
             seen = shared if shared is not None else context(layer)
-            backend, pin = self.attention, self.constrain
+            pin = self.constrain
             x, kept = blocks.block(spec, w, x, seen, backend=backend, pin=pin)
             return x, keep(kept)
 

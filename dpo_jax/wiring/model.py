@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from dpo_jax.config import Config
 from dpo_jax.data import tokenize
 from dpo_jax.errors import ConfigError, DeviceError
-from dpo_jax.models import files, hf, scalar
+from dpo_jax.models import attention, files, hf, scalar
 from dpo_jax.models.decoder import Decoder, abstract_params, init_params
 from dpo_jax.models.spec import DecoderSpec, preset
 from dpo_jax.sharding import arrays, rules
@@ -73,7 +73,11 @@ def make_model(
       folder: where the weights will come from; None = drawn.
       spec: what to build.
       dtype: of the computation; '' = model.dtype.
+
+    Raises:
+      ConfigError: if `model.attention` is not known, or is a kernel of other devices.
     """
+    attention.check_platform(config.model.attention, jax.default_backend())
 
     def decoder(constrain: Callable[[Array], Array]) -> Decoder:
         return Decoder(
@@ -82,6 +86,7 @@ def make_model(
             remat=config.model.remat,
             attention=config.model.attention,
             length=config.data.max_tokens,
+            shared=config.data.layout == "prefix_shared",
             constrain=constrain,
         )
 

@@ -1,4 +1,4 @@
-"""Who sees whom, derived by hand, and the backend against a NumPy softmax."""
+"""Who sees whom, derived by hand, and the backends against a NumPy softmax."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,10 @@ import pytest
 
 from dpo_jax import errors
 from dpo_jax.models import attention as lib
+from dpo_jax.models import decoder
+from dpo_jax.models import spec as spec_lib
+
+SPEC = spec_lib.preset("tiny", vocab=50, max_positions=16)
 
 
 def row(*values):
@@ -56,8 +60,7 @@ def test_window_is_one_of_positions():
 
 
 def test_a_traced_window_means_what_a_static_one_does():
-    everything = lib.forest_mask(DOCS, BRANCHES, POSITIONS, window=0)
-    narrow = jax.jit(lambda window: lib.within(everything, POSITIONS, window))
+    narrow = jax.jit(lambda w: lib.forest_mask(DOCS, BRANCHES, POSITIONS, window=w))
     for window in (0, 1, 2, 3):
         expected = lib.forest_mask(DOCS, BRANCHES, POSITIONS, window=window)
         np.testing.assert_array_equal(narrow(window), expected)
@@ -87,7 +90,7 @@ def inputs(dtype=np.float32):
 def test_grouped_queries_agree_with_numpy():
     q, k, v = inputs()
     mask = np.asarray(lib.forest_mask(DOCS, BRANCHES, POSITIONS, window=0))
-    ours = lib.attention(q, k, v, mask, scale=0.3, backend="xla")
+    ours = lib.attention(q, k, v, mask, scale=0.3, backend=lib.DENSE)
     real = slice(0, 7)  # the last token is padding and sees nothing
     theirs = numpy_attention(q[:, real], k[:, real], v[:, real], mask[..., :7, :7], 0.3)
     np.testing.assert_allclose(ours[:, real], theirs, atol=1e-6)
@@ -96,8 +99,8 @@ def test_grouped_queries_agree_with_numpy():
 def test_capped_logits_agree_with_numpy():
     q, k, v = inputs()
     mask = np.asarray(lib.forest_mask(DOCS, BRANCHES, POSITIONS, window=0))
-    ours = lib.attention(q, k, v, mask, scale=2.0, softcap=1.5, backend="xla")
-    free = lib.attention(q, k, v, mask, scale=2.0, backend="xla")
+    ours = lib.attention(q, k, v, mask, scale=2.0, softcap=1.5, backend=lib.DENSE)
+    free = lib.attention(q, k, v, mask, scale=2.0, backend=lib.DENSE)
     real = slice(0, 7)
     q, k, v, mask = q[:, real], k[:, real], v[:, real], mask[..., :7, :7]
     theirs = numpy_attention(q, k, v, mask, 2.0, softcap=1.5)
@@ -112,7 +115,9 @@ def test_a_query_that_sees_nothing_is_finite_and_so_is_its_gradient(dtype, softc
     mask = jnp.zeros((1, 1, 8, 8), bool)
 
     def total(q, k, v):
-        out = lib.attention(q, k, v, mask, scale=0.3, softcap=softcap, backend="xla")
+        out = lib.attention(
+            q, k, v, mask, scale=0.3, softcap=softcap, backend=lib.DENSE
+        )
         return jnp.square(out.astype(jnp.float32)).sum()
 
     value, grads = jax.value_and_grad(total, argnums=(0, 1, 2))(q, k, v)
@@ -121,6 +126,41 @@ def test_a_query_that_sees_nothing_is_finite_and_so_is_its_gradient(dtype, softc
 
 
 def test_an_unknown_backend_is_refused_with_the_known_ones():
-    q, k, v = inputs()
-    with pytest.raises(errors.ConfigError, match=r"model.attention='flsh'.*Known: xla"):
-        lib.attention(q, k, v, jnp.ones((1, 1, 8, 8), bool), scale=1.0, backend="flsh")
+    with pytest.raises(errors.ConfigError, match="attention='flsh'.*auto, dense"):
+        decoder.Decoder(SPEC, attention="flsh")
+
+
+def test_auto_is_resolved_and_told_once_when_the_decoder_is_made(caplog):
+    """Flax clones a module to apply it; the clones say nothing."""
+    lib._picked.cache_clear()
+    with caplog.at_level("INFO", logger="absl"):
+        module = decoder.Decoder(SPEC, attention="auto")
+        again = decoder.Decoder(SPEC, attention="auto").clone()
+    assert module.attention == again.attention == "xla"
+    told = [r.getMessage() for r in caplog.records if "auto" in r.getMessage()]
+    assert told == ["model.attention=auto picks 'xla' on cpu"]
+
+
+def test_a_kernel_is_refused_where_it_cannot_run():
+    with pytest.raises(
+        errors.ConfigError, match="TPUs, and these devices are cpu; use"
+    ):
+        lib.check_platform("splash", "cpu")
+    lib.check_platform("splash", "tpu")
+    lib.check_platform("xla", "cpu")
+
+
+def test_the_backend_fits_the_rows():
+    """Short rows are computed at once; only plain ones are told by documents."""
+    fitting = {
+        (name, tokens, plain): lib.fitting(name, tokens=tokens, plain=plain)
+        for name in ("dense", "splash", "xla")
+        for tokens in (128, 129)
+        for plain in (False, True)
+    }
+    assert {key for key, found in fitting.items() if found != lib.DENSE} == {
+        (name, 129, plain) for name in ("splash", "xla") for plain in (False, True)
+    }
+    assert fitting["splash", 129, True] == lib.BY_DOCUMENTS
+    assert fitting["splash", 129, False] == lib.BACKENDS["splash"]
+    assert fitting["xla", 129, True] == lib.BACKENDS["xla"]

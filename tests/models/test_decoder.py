@@ -1,5 +1,6 @@
 """The decoder: layouts agree, options change nothing, parameters start as said."""
 
+import dataclasses
 import functools
 
 import jax
@@ -171,6 +172,31 @@ def test_bfloat16_stays_near_float32():
         low = np.asarray(run(random_params(name), batch), np.float32)
         high = hidden(name, [straight(PROMPT + SECOND)])
         assert 0 < np.abs(low - high).mean() < 0.03 * np.abs(high).mean()
+
+
+def test_long_rows_in_blocks_equal_those_computed_at_once():
+    """Rows of 140 tokens, longer than `SHORT_ROW`; the second layer has a window."""
+    spec = dataclasses.replace(SPECS["tiny"], windows=(0, 33))
+    prompt, first, second = ([n % 50 for n in range(k)] for k in (40, 50, 30))
+    shared = (prompt, 0, 1, 0), (first, 40, 1, 1), (second, 40, 1, 2)
+    rows = [row(*shared, (OTHER, 0, 2, 0), pad=16), straight(prompt, pad=100)]
+    batch, params = rows_batch(rows), random_params("tiny")
+
+    def run(attention):
+        decoder = lib.Decoder(spec, attention=attention)
+
+        def total(params):
+            hidden = decoder.apply({"params": params}, batch)[0]
+            hidden = hidden * (batch.docs > 0)[..., None]
+            return jnp.square(hidden[..., :7]).sum(), hidden
+
+        return jax.jit(jax.grad(total, has_aux=True))(params)
+
+    (grads, hidden), (theirs, dense) = run("xla"), run("dense")
+    np.testing.assert_allclose(hidden, dense, atol=1e-4)
+    for ours, grad in zip(*map(jax.tree.leaves, (grads, theirs)), strict=True):
+        scale = np.abs(grad).max() + 1e-3
+        np.testing.assert_allclose(ours, grad, atol=1e-5 * scale)
 
 
 def test_unknown_options_are_refused_together():

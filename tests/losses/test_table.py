@@ -180,6 +180,9 @@ def test_a_ranking_raises_its_first_and_lowers_its_last():
     assert not grad[1, 3] and not grad[2].any()
 
 
+COLUMNS = {"ratings", "kls", "mismatched"}
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_row_is_complete(name):
     row = find(name, LOSSES)
@@ -189,7 +192,7 @@ def test_row_is_complete(name):
     assert set(options(row)) <= set(defaults)
     assert set(row.usual) <= set(options(row))
     assert all(defaults[key] != value for key, value in row.usual.items())
-    assert row.takes in RECORDS and set(row.columns) <= {"ratings", "kls"}
+    assert row.takes in RECORDS and set(row.columns) <= COLUMNS
     assert set(row.positive) <= set(options(row))
     if row.running is not None:
         assert set(row.running.start) <= set(keywords(row.fn))

@@ -116,8 +116,21 @@ def test_the_cases_are_all_there_are(shared):
     assert json.loads(text)["cases"].keys() == CASES.keys() and len(CASES) == 23
 
 
-@pytest.mark.parametrize("layout", ["padded", "prefix_shared"])
-@pytest.mark.parametrize("case", sorted(CASES))
+PADDED_IN_EVERY_CI = ("dpo", "dpo_ld", "dpo_wpo", "dpo_trdpo", "mpo", "sft")
+
+
+@pytest.mark.parametrize(
+    "case, layout",
+    [(case, "prefix_shared") for case in sorted(CASES)]
+    + [
+        pytest.param(
+            case,
+            "padded",
+            marks=() if case in PADDED_IN_EVERY_CI else pytest.mark.nightly,
+        )
+        for case in sorted(CASES)
+    ],
+)
 def test_losses(shared, train, case, layout):
     steps = golden_steps(shared, "trl_llama", case)
     assert len(steps) == 4

@@ -100,7 +100,7 @@ def seconds(function, *args):
     return time.perf_counter() - begun, found
 
 
-@pytest.mark.parametrize(("batch", "least"), [(1, 1.0), (32, 1.0)])
+@pytest.mark.parametrize(("batch", "least"), [(1, 1.0), (32, 1.2)])
 def test_the_cache_loop_is_at_least_as_fast(pair, capsys, batch, least):
     params, model = pair
     tokens = prompts(batch)

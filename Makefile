@@ -4,7 +4,9 @@ VENV ?= .venv
 RUNS ?= runs
 BIN := $(VENV)/bin
 TRAIN := $(BIN)/python -m dpo_jax train
+WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest
+SPREAD := --numprocesses=$(WORKERS) --dist=worksteal
 
 .PHONY: quickstart test parity losses lesson faults nightly lint format clean
 
@@ -31,13 +33,13 @@ quickstart: $(VENV)/.installed
 	  --out=$(RUNS)/quickstart/report.html
 
 test: $(VENV)/.installed
-	$(PYTEST) -m 'not parity and not losses and not faults and not nightly'
+	$(PYTEST) $(SPREAD) -m 'not parity and not losses and not faults and not nightly'
 
 parity: $(VENV)/.parity
-	$(PYTEST) -m 'parity and not nightly'
+	$(PYTEST) $(SPREAD) -m 'parity and not nightly'
 
 losses: $(VENV)/.installed
-	$(PYTEST) -m 'losses and not nightly'
+	$(PYTEST) $(SPREAD) -m 'losses and not nightly'
 
 lesson: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lesson]'
@@ -46,7 +48,7 @@ lesson: $(VENV)/.installed
 	  --out=$(RUNS)/lesson/lesson.ipynb
 
 faults: $(VENV)/.installed
-	$(PYTEST) -m 'faults and not nightly'
+	$(PYTEST) $(SPREAD) -m 'faults and not nightly'
 
 nightly: $(VENV)/.parity
 	$(PYTEST) -m nightly

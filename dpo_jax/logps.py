@@ -8,128 +8,15 @@ ever held. This room knows nothing of models or losses. Dimension key in `types.
 
 import functools
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 
-from dpo_jax.sharding.arrays import ROW_AXES
+from dpo_jax.heads import logit_gradient, logits, measured, wide
+from dpo_jax.sharding.arrays import on_each_shard
 from dpo_jax.types import Array, Head, TokenStats
-
-
-def wide(dtype: jnp.dtype) -> jnp.dtype:
-    """Returns float32, or the wider dtype that came in (float64 in exact tests)."""
-    return jnp.promote_types(dtype, jnp.float32)
-
-
-def logits(hidden: Array, head: Head) -> Array:
-    """Applies the head: [..., D] -> f32[..., V]."""
-    out = jnp.einsum(
-        "...D,DV->...V",
-        hidden,
-        head.kernel,
-        preferred_element_type=wide(hidden.dtype),
-    )
-    if head.bias is not None:
-        out = out + head.bias.astype(out.dtype)
-    return _cut(out, head)
-
-
-def logit_columns(hidden: Array, head: Head) -> Array:
-    """Applies the head to one token of each row: [B, D] -> f32[V, B].
-
-    The same values as those of `logits`, transposed: where there are few rows, XLA on
-    CPU is faster if the kernel leads the product.
-    """
-    out = jnp.einsum(
-        "DV,BD->VB",
-        head.kernel,
-        hidden,
-        preferred_element_type=wide(hidden.dtype),
-    )
-    if head.bias is not None:
-        out = out + head.bias.astype(out.dtype)[:, None]
-    return _cut(out, head)
-
-
-def _cut(values: Array, head: Head) -> Array:
-    """Cuts logits to ±softcap."""
-    if not head.softcap:
-        return values
-    return head.softcap * jnp.tanh(values / head.softcap)
-
-
-def log_softmax(values: Array) -> tuple[Array, Array]:
-    """Returns log-probs f32[..., V] and their normalizer log Σ exp, f32[...]."""
-    top = jax.lax.stop_gradient(values.max(-1))
-    normalizer = top + jnp.log(jnp.exp(values - top[..., None]).sum(-1))
-    return values - normalizer[..., None], normalizer
-
-
-def measured(
-    values: Array, targets: Array, ref_values: Array | None
-) -> tuple[TokenStats, Array]:
-    """Returns what logits say of targets, and their normalizer.
-
-    Args:
-      values: f32[..., V] logits.
-      targets: i32[...] ids.
-      ref_values: f32[..., V] the reference's logits, no gradient.
-    """
-    ids = jax.lax.broadcasted_iota(targets.dtype, values.shape, values.ndim - 1)
-    target, (log_probs, normalizer) = targets[..., None], log_softmax(values)
-    picked = jnp.take_along_axis(values, target, axis=-1)[..., 0]
-    frozen, best = jax.lax.stop_gradient((values, picked[..., None]))
-    beaten = (frozen < best) | ((frozen == best) & (ids >= target))
-    sure = jax.lax.stop_gradient(log_probs)
-    kl = None
-    if ref_values is not None:
-        ref_log_probs = jax.lax.stop_gradient(log_softmax(ref_values)[0])
-        kl = (jnp.exp(ref_log_probs) * (ref_log_probs - log_probs)).sum(-1)
-    stats = TokenStats(
-        logps=picked - normalizer,
-        entropy=-(jnp.exp(sure) * sure).sum(-1),
-        correct=beaten.all(-1).astype(values.dtype),
-        collision=jnp.log(jnp.exp(2 * sure).sum(-1)),
-        kl=kl,
-    )
-    return stats, normalizer
-
-
-def target_stats(values: Array, targets: Array) -> TokenStats:
-    """Returns what logits f32[..., V] say of targets i32[...]: f32[...] each."""
-    return measured(values, targets, None)[0]
-
-
-def logit_gradient(
-    values: Array,
-    normalizer: Array,
-    targets: Array,
-    slopes: TokenStats,
-    ref_values: Array | None,
-) -> Array:
-    """Returns ∂/∂logits of what `measured` says, f32[..., V].
-
-    d logps = onehot − p and d KL(ref‖policy) = p − p_ref.
-
-    Args:
-      values: f32[..., V] logits.
-      normalizer: f32[...] of the logits.
-      targets: i32[...] ids.
-      slopes: f32[...] each; `logps` and `kl` count.
-      ref_values: f32[..., V] the reference's logits.
-    """
-    ids = jax.lax.broadcasted_iota(targets.dtype, values.shape, values.ndim - 1)
-    probs = jnp.exp(values - normalizer[..., None])
-    slope = slopes.logps[..., None]
-    out = jnp.where(ids == targets[..., None], slope, 0.0) - slope * probs
-    if ref_values is not None and slopes.kl is not None:
-        ref_probs = jnp.exp(log_softmax(ref_values)[0])
-        out = out + slopes.kl[..., None] * (probs - ref_probs)
-    return out
 
 
 class Linear(NamedTuple):
@@ -140,17 +27,68 @@ class Linear(NamedTuple):
 
 
 class Listed(NamedTuple):
-    """The list of what is scored, cut into chunks along its leading axis.
+    """The list of what may be scored.
 
     Attributes:
-      parents: i32[chunks, B, chunk].
-      targets: i32[chunks, B, chunk].
-      ref_states: [chunks, B, chunk, D] the reference's hidden states, or None.
+      parents: i32[B, C].
+      targets: i32[B, C].
+      mask: bool[B, C] what is scored.
+      ref_states: [B, C, D] the reference's hidden states, or None.
     """
 
     parents: Array
     targets: Array
+    mask: Array
     ref_states: Array | None
+
+
+class Chunks(NamedTuple):
+    """The list without its gaps, joined over rows and cut into chunks.
+
+    Places behind the last scored entry read nothing and write nothing: their indices
+    are out of bounds.
+
+    Attributes:
+      count: i32[] chunks that hold a scored entry.
+      entries: i32[chunks, size] index into the B·C entries.
+      parents: i32[chunks, size] index into the B·T tokens.
+      targets: i32[chunks, size].
+    """
+
+    count: Array
+    entries: Array
+    parents: Array
+    targets: Array
+
+
+def chunks(listed: Listed, tokens: int, chunk: int) -> Chunks:
+    """Lines up what is scored.
+
+    Args:
+      listed: the list.
+      tokens: T.
+      chunk: entries per row that make a chunk, at most.
+    """
+    rows, entries = listed.mask.shape
+    number = max(1, -(-entries // chunk))
+    size = rows * -(-entries // number)
+    mask, all_entries = listed.mask.reshape(-1), rows * entries
+    order = jnp.argsort(~mask, stable=True).astype(jnp.int32)
+    scored_mask = mask[order]
+    parents = listed.parents + tokens * jnp.arange(rows, dtype=jnp.int32)[:, None]
+
+    def lined_up(values: Array, otherwise: int) -> Array:
+        values = jnp.where(scored_mask, values, otherwise)
+        missing = number * size - all_entries
+        padded = jnp.pad(values, (0, missing), constant_values=otherwise)
+        return padded.reshape(number, size)
+
+    return Chunks(
+        count=-(-mask.sum() // size),
+        entries=lined_up(order, all_entries),
+        parents=lined_up(parents.reshape(-1)[order], rows * tokens),
+        targets=lined_up(listed.targets.reshape(-1)[order], 0),
+    )
 
 
 def flat(values: Array) -> Array:
@@ -158,60 +96,48 @@ def flat(values: Array) -> Array:
     return values.reshape(-1, *values.shape[2:])
 
 
-def gathered(hidden: Array, parents: Array) -> Array:
-    """Picks hidden states: [B, T, D], i32[B, C] -> [B·C, D]."""
-    return flat(jnp.take_along_axis(hidden, parents[..., None], axis=1))
+def picked_rows(values: Array, at: Array) -> Array:
+    """Picks along the first axis; 0 where the index is out of bounds."""
+    return values.at[at].get(mode="fill", fill_value=0)
 
 
-def ref_logits(listed: Listed, softcap: float, linear: Linear | None) -> Array | None:
-    """Returns the reference's logits of a chunk, [B·C, V]; None without one."""
+def ref_logits(
+    listed: Listed, at: Array, softcap: float, linear: Linear | None
+) -> Array | None:
+    """Returns the reference's logits of a chunk, [size, V]; None without one."""
     if linear is None:
         return None
-    return logits(flat(listed.ref_states), Head(*linear, softcap))
+    return logits(picked_rows(flat(listed.ref_states), at), Head(*linear, softcap))
 
 
-def on_each_shard(run: Callable, rows: int, *, ins: tuple, outs: tuple) -> Callable:
-    """Lets every shard of rows run through its chunks alone.
+class Options(NamedTuple):
+    """Static facts of a scoring.
 
-    Left to the compiler, the kernel's gradient would be summed over the mesh once a
-    chunk. The axis `tensor`, and with it the vocabulary, does stay with the compiler.
-
-    Args:
-      run: a function of arrays.
-      rows: B, over the whole mesh.
-      ins: the axis along which each argument is split over rows; None = not split.
-      outs: the same for what `run` returns.
+    Attributes:
+      chunk: entries per row whose logits are held at a time, at most.
+      softcap: of the head.
+      ref_softcap: of the reference's.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(axis for axis in ROW_AXES if axis in mesh.axis_names)
-    shards = math.prod(mesh.shape[axis] for axis in axes)
-    if shards == 1 or rows % shards:
-        return run
-    ins, outs = (
-        tuple(P() if i is None else P(*(None,) * i, axes) for i in places)
-        for places in (ins, outs)
-    )
-    return jax.shard_map(
-        run, in_specs=ins, out_specs=outs, axis_names=set(axes), check_vma=False
-    )
+
+    chunk: int
+    softcap: float
+    ref_softcap: float
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def scored(
-    softcap: float,
-    ref_softcap: float,
+    options: Options,
     hidden: Array,
     linear: Linear,
     listed: Listed,
     ref: Linear | None,
 ) -> TokenStats:
-    """Scores chunk by chunk: -> f32[chunks, B, chunk] each."""
-    return scored_forward(softcap, ref_softcap, hidden, linear, listed, ref)[0]
+    """Scores chunk by chunk: -> f32[B, C] each."""
+    return scored_forward(options, hidden, linear, listed, ref)[0]
 
 
 def scored_forward(
-    softcap: float,
-    ref_softcap: float,
+    options: Options,
     hidden: Array,
     linear: Linear,
     listed: Listed,
@@ -220,24 +146,37 @@ def scored_forward(
     """Returns the statistics and what the backward pass needs, no logits among it."""
 
     def run(hidden: Array, linear: Linear, listed: Listed, ref: Linear | None) -> tuple:
-        def one(_: None, entries: Listed) -> tuple[None, tuple[TokenStats, Array]]:
-            states = gathered(hidden, entries.parents)
-            values = logits(states, Head(*linear, softcap))  # [B·C, V]
-            ref_values = ref_logits(entries, ref_softcap, ref)
-            found = measured(values, flat(entries.targets), ref_values)
-            shape = entries.parents.shape
-            return None, jax.tree.map(lambda leaf: leaf.reshape(shape), found)
+        every = chunks(listed, hidden.shape[1], options.chunk)
+        rows = flat(hidden)
 
-        return jax.lax.scan(one, None, listed)[1]
+        def measure(i: Array) -> tuple[TokenStats, Array]:
+            states = picked_rows(rows, every.parents[i])
+            values = logits(states, Head(*linear, options.softcap))  # [size, V]
+            others = ref_logits(listed, every.entries[i], options.ref_softcap, ref)
+            return measured(values, every.targets[i], others)
 
-    run = on_each_shard(run, len(hidden), ins=(0, None, 1, None), outs=(1, 1))
+        def one(i: Array, found: tuple) -> tuple:
+            at = every.entries[i]
+            return jax.tree.map(
+                lambda all_of_them, new: all_of_them.at[at].set(new, mode="drop"),
+                found,
+                measure(i),
+            )
+
+        shape = listed.mask.shape
+        start = jax.tree.map(
+            lambda leaf: jnp.zeros(math.prod(shape), leaf.dtype),
+            jax.eval_shape(measure, 0),
+        )
+        found = jax.lax.fori_loop(0, every.count, one, start)
+        return jax.tree.map(lambda leaf: leaf.reshape(shape), found)
+
+    run = on_each_shard(run, len(hidden), ins=(0, None, 0, None), outs=(0, 0))
     stats, normalizer = run(hidden, linear, listed, ref)
     return stats, (hidden, linear, listed, ref, normalizer)
 
 
-def scored_backward(
-    softcap: float, ref_softcap: float, saved: tuple, slopes: TokenStats
-) -> tuple:
+def scored_backward(options: Options, saved: tuple, slopes: TokenStats) -> tuple:
     """Runs the head again, chunk by chunk, and pulls the slopes back through it.
 
     The gradients of kernel and bias are summed over chunks in float32, and those of
@@ -255,35 +194,36 @@ def scored_backward(
         normalizer: Array,
         slopes: TokenStats,
     ) -> tuple[Array, Linear]:
-        def one(sums: Linear, xs: tuple) -> tuple[Linear, Array]:
-            entries, normalizer, slopes = xs
-            states = gathered(hidden, entries.parents)  # [B·C, D]
-            values = logits(states, Head(*linear, softcap))  # [B·C, V]
-            ref_values = ref_logits(entries, ref_softcap, ref)
-            normalizer, slopes = jax.tree.map(flat, (normalizer, slopes))
+        every = chunks(listed, hidden.shape[1], options.chunk)
+        rows, given = flat(hidden), jax.tree.map(flat, (normalizer, slopes))
+
+        def one(i: Array, sums: tuple[Linear, Array]) -> tuple[Linear, Array]:
+            total, d_rows = sums
+            at, parents = every.entries[i], every.parents[i]
+            states = picked_rows(rows, parents)  # [size, D]
+            values = logits(states, Head(*linear, options.softcap))  # [size, V]
+            others = ref_logits(listed, at, options.ref_softcap, ref)
+            normalizer, slopes = jax.tree.map(lambda x: picked_rows(x, at), given)
             d_values = logit_gradient(
-                values, normalizer, flat(entries.targets), slopes, ref_values
+                values, normalizer, every.targets[i], slopes, others
             )
-            if softcap:
-                d_values = d_values * (1 - jnp.square(values / softcap))
-            bias = None if sums.bias is None else sums.bias + d_values.sum(0)
+            if options.softcap:
+                d_values = d_values * (1 - jnp.square(values / options.softcap))
+            bias = None if total.bias is None else total.bias + d_values.sum(0)
             d_values = d_values.astype(linear.kernel.dtype)
             # An array of its own: a CPU multiplies by a transposed view at half speed.
             across = jax.lax.optimization_barrier(states.T)
-            kernel = sums.kernel + contract("DN,NV->DV", across, d_values)
+            kernel = total.kernel + contract("DN,NV->DV", across, d_values)
             d_states = contract("NV,DV->ND", d_values, linear.kernel)
-            d_states = d_states.reshape(*entries.parents.shape, -1)
-            return Linear(kernel, bias), d_states
+            d_rows = d_rows.at[parents].add(d_states, mode="drop")
+            return Linear(kernel, bias), d_rows
 
-        start = jax.tree.map(lambda weight: jnp.zeros(weight.shape, dtype), linear)
-        sums, d_states = jax.lax.scan(one, start, (listed, normalizer, slopes))
-        zeros = jnp.zeros((*hidden.shape[1:],), dtype)
-        d_hidden = jax.vmap(lambda parents, rows: zeros.at[parents].add(rows))(
-            joined(listed.parents), joined(d_states)
-        )
-        return d_hidden, jax.tree.map(lambda total: total[None], sums)
+        start = jax.tree.map(lambda x: jnp.zeros(x.shape, dtype), (linear, rows))
+        total, d_rows = jax.lax.fori_loop(0, every.count, one, start)
+        d_linear = jax.tree.map(lambda part: part[None], total)
+        return d_rows.reshape(hidden.shape), d_linear
 
-    run = on_each_shard(run, len(hidden), ins=(0, None, 1, None, 1, 1), outs=(0, 0))
+    run = on_each_shard(run, len(hidden), ins=(0, None, 0, None, 0, 0), outs=(0, 0))
     d_hidden, parts = run(hidden, linear, listed, ref, normalizer, slopes)
     d_linear = jax.tree.map(
         lambda part, weight: part.sum(0).astype(weight.dtype), parts, linear
@@ -294,21 +234,6 @@ def scored_backward(
 scored.defvjp(scored_forward, scored_backward)
 
 
-def split(values: Array, count: int) -> Array:
-    """Cuts a list into chunks, padded with 0: [B, C, …] -> [chunks, B, chunk, …]."""
-    rows, size = values.shape[:2]
-    chunk = -(-size // count)
-    padding = ((0, 0), (0, count * chunk - size)) + ((0, 0),) * (values.ndim - 2)
-    padded = jnp.pad(values, padding)
-    return padded.reshape(rows, count, chunk, *values.shape[2:]).swapaxes(0, 1)
-
-
-def joined(values: Array) -> Array:
-    """Puts chunks one behind the other: [chunks, B, chunk, …] -> [B, C, …]."""
-    chunks, rows, chunk = values.shape[:3]
-    return values.swapaxes(0, 1).reshape(rows, chunks * chunk, *values.shape[3:])
-
-
 def token_logps(
     hidden: Array,
     head: Head,
@@ -316,11 +241,13 @@ def token_logps(
     targets: Array,
     *,
     chunk: int,
+    scored_mask: Array | None = None,
     ref: tuple[Array, Head] | None = None,
 ) -> TokenStats:
     """Scores listed tokens, never holding more than one chunk of logits.
 
-    The head is run again in the backward pass, so that holds forward and backward.
+    The head is run again in the backward pass, so that holds forward and backward. It
+    runs on as many chunks as there is something to score: the list's padding is free.
 
     Args:
       hidden: [B, T, D] final hidden states.
@@ -328,27 +255,34 @@ def token_logps(
       parents: i32[B, C] index of the token whose hidden state predicts.
       targets: i32[B, C] the id that is predicted.
       chunk: list entries per row whose logits are held at a time at most; at least 1.
+      scored_mask: bool[B, C] which entries count; None = all.
       ref: ([B, C, D] the reference's hidden states at `parents`, its head); what comes
         from it carries no gradient back.
 
     Returns:
-      f32[B, C] each, meaningless at padding. `logps` and `kl` carry gradients to
+      f32[B, C] each, 0 where the mask is False. `logps` and `kl` carry gradients to
       `hidden` and `head`.
     """
     chex.assert_rank([hidden, parents, targets], [3, 2, 2])
     chex.assert_equal_shape([parents, targets])
-    size = parents.shape[1]
-    count = max(1, -(-size // chunk))
-    listed = Listed(split(parents, count), split(targets, count), None)
+    mask = jnp.ones(parents.shape, bool) if scored_mask is None else scored_mask
+    chex.assert_shape(mask, parents.shape)
+    hidden, *places = map(jnp.asarray, (hidden, parents, targets, mask))
+    listed = Listed(*places, None)
     linear, ref_linear, ref_softcap = Linear(head.kernel, head.bias), None, 0.0
     if ref is not None:
         ref_states, ref_head = ref
         chex.assert_shape(ref_states, (*parents.shape, None))
-        listed = listed._replace(ref_states=split(ref_states, count))
+        listed = listed._replace(ref_states=ref_states)
         ref_linear = Linear(ref_head.kernel, ref_head.bias)
         ref_softcap = ref_head.softcap
-    stats = scored(head.softcap, ref_softcap, hidden, linear, listed, ref_linear)
-    return jax.tree.map(lambda values: joined(values)[:, :size], stats)
+    options = Options(chunk, head.softcap, ref_softcap)
+    return scored(options, hidden, linear, listed, ref_linear)
+
+
+def scored_places(slots: Array, num_slots: int) -> Array:
+    """Says which entries of the list are scored and not padding: bool like `slots`."""
+    return slots < num_slots
 
 
 def response_logps(
@@ -366,9 +300,10 @@ def response_logps(
       f32[B, R] nats; 0 for empty slots, whatever stands at padding.
     """
     chex.assert_equal_shape([token_logps, weights, slots])
-    scored = slots < num_slots
     values = token_logps * weights
-    values = jnp.where(scored, values, 0.0).astype(wide(values.dtype))
+    values = jnp.where(scored_places(slots, num_slots), values, 0.0).astype(
+        wide(values.dtype)
+    )
 
     def one_row(values: Array, slots: Array) -> Array:
         return jax.ops.segment_sum(values, slots, num_segments=num_slots)

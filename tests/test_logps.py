@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dpo_jax import logps
+from dpo_jax import heads, logps
 from dpo_jax.sharding.arrays import ROW_AXES
 from dpo_jax.sharding.mesh import AXES
 from dpo_jax.types import Head
@@ -59,8 +59,8 @@ def test_any_chunk_equals_numpy(parts, chunk, softcap):
 def test_columns_are_the_logits_turned(parts, softcap, biased):
     hidden, kernel, bias, *_ = parts
     head = Head(kernel, bias if biased else None, softcap)
-    found = logps.logit_columns(hidden[:, 0], head)
-    np.testing.assert_allclose(found.T, logps.logits(hidden[:, 0], head), atol=1e-5)
+    found = heads.logit_columns(hidden[:, 0], head)
+    np.testing.assert_allclose(found.T, heads.logits(hidden[:, 0], head), atol=1e-5)
 
 
 def test_gradient_does_not_depend_on_the_chunk(parts):
@@ -249,6 +249,48 @@ def test_padding_gets_no_gradient_and_a_tie_goes_to_the_first():
     np.testing.assert_array_equal(even.correct, targets == 0)
     np.testing.assert_allclose(even.entropy, np.log(V), rtol=1e-6)
     np.testing.assert_allclose(even.collision, -np.log(V), rtol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [2, 4])
+def test_only_chunks_that_hold_something_are_run(chunk):
+    """9 of 5·6 entries lie in 1 or 2 of the chunks, in the order of the list.
+
+    What the mask leaves out says 0, and nothing of it reaches a gradient, although its
+    parents point at NaN.
+    """
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(5, T, D)).astype(np.float32)
+    kernel = rng.normal(size=(D, V)).astype(np.float32)
+    mask = np.zeros((5, C), bool)
+    mask[[0, 0, 1, 1, 1, 3, 3, 4, 4], [0, 5, 1, 2, 4, 0, 3, 2, 5]] = True
+    parents = np.where(mask, rng.integers(0, T - 1, (5, C)), T - 1).astype(np.int32)
+    targets = rng.integers(0, V, (5, C)).astype(np.int32)
+    listed = logps.Listed(*map(jnp.asarray, (parents, targets, mask)), None)
+    found = logps.chunks(listed, T, chunk)
+    size = 5 * chunk if chunk == 2 else 5 * 3  # two even chunks of 6 entries, not 4 + 2
+    assert found.entries.shape == (6 * 5 // size, size)
+    assert found.count == 1
+    np.testing.assert_array_equal(found.entries[0, :9], np.flatnonzero(mask))
+    assert (found.entries.reshape(-1)[9:] == mask.size).all()
+
+    def total(hidden, kernel):
+        stats = logps.token_logps(
+            hidden, Head(kernel, None), parents, targets, chunk=chunk, scored_mask=mask
+        )
+        return (stats.logps * slopes).sum(), stats
+
+    def plainly(hidden, kernel):
+        rows, _ = np.nonzero(mask)
+        z = jax.nn.log_softmax(hidden[rows, parents[mask]] @ kernel)
+        return (z[np.arange(9), targets[mask]] * slopes[mask]).sum()
+
+    slopes = rng.normal(size=mask.shape).astype(np.float32)
+    hidden[:, T - 1] = np.nan
+    got, stats = jax.jit(jax.grad(total, (0, 1), has_aux=True))(hidden, kernel)
+    want = jax.grad(plainly, (0, 1))(hidden, kernel)
+    chex.assert_trees_all_close(got, want, atol=1e-5)
+    assert all((leaf[~mask] == 0).all() for leaf in jax.tree.leaves(stats))
+    assert np.isfinite(stats.logps).all() and (stats.logps[mask] < 0).all()
 
 
 def over_a_mesh(rows, size, width, vocab):

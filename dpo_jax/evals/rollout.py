@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpo_jax import logps
+from dpo_jax import heads
 from dpo_jax.types import ApplyFn, Array, Batch, Params, Samples
 
 Reward = Callable[[int, str], float]  # (index of the prompt, completion) -> reward
@@ -80,7 +80,7 @@ def sequence_kl(
     def log_probs(apply: ApplyFn, params: Params) -> Array:
         hidden, head = apply(params, batch)
         states = jnp.take_along_axis(hidden, (at - 1)[..., None], axis=1)
-        return jax.nn.log_softmax(logps.logits(states, head), axis=-1)
+        return jax.nn.log_softmax(heads.logits(states, head), axis=-1)
 
     policy, reference = log_probs(apply, params), log_probs(ref_apply, ref_params)
     kl = (jnp.exp(policy) * (policy - reference)).sum(-1)

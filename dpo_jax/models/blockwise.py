@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dpo_jax.logps import on_each_shard, wide
+from dpo_jax.heads import wide
 from dpo_jax.models import forest
 from dpo_jax.models.forest import Cells
+from dpo_jax.sharding.arrays import on_each_shard
 
 Array = Any
 

@@ -73,7 +73,13 @@ def token_stats(
     """Runs a model on rows and scores their listed tokens, f32[B, C] each."""
     hidden, head = apply(params, batch)
     return logps.token_logps(
-        hidden, head, batch.parents, batch.targets, chunk=chunk, ref=ref
+        hidden,
+        head,
+        batch.parents,
+        batch.targets,
+        chunk=chunk,
+        scored_mask=logps.scored_places(batch.slots, batch.ends.shape[-1]),
+        ref=ref,
     )
 
 

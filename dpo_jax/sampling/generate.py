@@ -12,7 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from dpo_jax import logps
+from dpo_jax import heads
 from dpo_jax.sampling.pick import Pick
 from dpo_jax.types import Array, Batch, Head, Params, Samples
 
@@ -123,10 +123,10 @@ def _append(
     state: State, hidden: Array, head: Head, cache: Any, *, pick: Pick, stops: Array
 ) -> State:
     """Picks the next token of each row from [B, D] hidden states."""
-    values = logps.logit_columns(hidden, head)  # [V, B]
+    values = heads.logit_columns(hidden, head)  # [V, B]
     keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(state.keys, state.count)
     token = jax.vmap(pick, in_axes=(1, 0))(values, keys).astype(jnp.int32)
-    score = jax.vmap(lambda own, at: logps.target_stats(own, at).logps, in_axes=(1, 0))
+    score = jax.vmap(lambda own, at: heads.target_stats(own, at).logps, in_axes=(1, 0))
     column = Samples(
         jnp.where(state.done, 0, token),
         ~state.done,

@@ -1,5 +1,7 @@
-"""Host rows to global arrays, and back."""
+"""Host rows to global arrays, and back; and what each shard of rows does alone."""
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -50,3 +52,29 @@ def to_host(tree: Any) -> Any:
 def constrain_rows(values: Array) -> Array:
     """Keeps activations [B, …] spread by rows; needs `jax.set_mesh` around the jit."""
     return jax.lax.with_sharding_constraint(values, P(ROW_AXES))
+
+
+def on_each_shard(run: Callable, rows: int, *, ins: tuple, outs: tuple) -> Callable:
+    """Lets every shard of rows run through its chunks alone.
+
+    Left to the compiler, the kernel's gradient would be summed over the mesh once a
+    chunk. The axis `tensor`, and with it the vocabulary, does stay with the compiler.
+
+    Args:
+      run: a function of arrays.
+      rows: B, over the whole mesh.
+      ins: the axis along which each argument is split over rows; None = not split.
+      outs: the same for what `run` returns.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(axis for axis in ROW_AXES if axis in mesh.axis_names)
+    shards = math.prod(mesh.shape[axis] for axis in axes)
+    if shards == 1 or rows % shards:
+        return run
+    ins, outs = (
+        tuple(P() if i is None else P(*(None,) * i, axes) for i in places)
+        for places in (ins, outs)
+    )
+    return jax.shard_map(
+        run, in_specs=ins, out_specs=outs, axis_names=set(axes), check_vma=False
+    )

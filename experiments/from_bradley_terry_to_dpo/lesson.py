@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 import toy
 
-from dpo_jax import exact, logps
+from dpo_jax import exact, heads, logps
 from dpo_jax.losses import LOSSES, find
 from dpo_jax.models.decoder import Decoder, init_params
 from dpo_jax.models.spec import preset
@@ -478,7 +478,7 @@ print("targets ", " " * 39, *(f"{toy.WORDS[v]:>9}" for v in ROW.targets[0]))
 
 # %%
 hidden, head = transformer(PARAMS, ROW)
-values = logps.logits(hidden, head)[0]  # [8, 14] logits
+values = heads.logits(hidden, head)[0]  # [8, 14] logits
 log_probs = jax.nn.log_softmax(values)  # [8, 14] log-probs of every word
 picked = log_probs[ROW.parents[0], ROW.targets[0]]  # [4] gather
 total = picked.sum()  # log π(y|x)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from family_cases import drawn
 
-from dpo_jax import logps
+from dpo_jax import heads
 from dpo_jax.models import cache, decode
 from dpo_jax.models.cache import Kept
 from dpo_jax.models.decoder import Decoder
@@ -81,15 +81,15 @@ def test_steps_are_the_whole_pass(name, dtype):
     hidden, head, cached = decode.prefill(
         module, params, rows(TOKENS[:, :P], LENGTHS), LENGTHS, tokens=T
     )
-    found, row = [logps.logits(hidden, head)], np.arange(B)
+    found, row = [heads.logits(hidden, head)], np.arange(B)
     for t in range(4):
         at = LENGTHS + t
         hidden, head, cached = step(weights, TOKENS[row, at], at, cached)
-        found.append(logps.logits(hidden, head))
+        found.append(heads.logits(hidden, head))
     whole, head = module.apply({"params": params}, rows(TOKENS, LENGTHS + 4))
     assert cached[0].keys.dtype == dtype
     for t, values in enumerate(found):
-        wanted = logps.logits(whole[row, LENGTHS + t - 1], head)
+        wanted = heads.logits(whole[row, LENGTHS + t - 1], head)
         error = 1e-5 if dtype == "float32" else 3e-2
         np.testing.assert_allclose(values, wanted, atol=error)
         assert np.ptp(wanted) > 0.5

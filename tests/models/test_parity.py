@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from family_cases import CASES, CONFIGS, LENGTH, compiled, forests, sequences
 
-from dpo_jax import logps
+from dpo_jax import heads
 from dpo_jax.models import decoder, hf
 
 
@@ -79,11 +79,11 @@ def test_every_family_agrees_with_transformers(case, root, tmp_path):
         hidden, head = decoder.Decoder(spec, length=LENGTH).apply(
             {"params": params}, batch
         )
-        return logps.logits(hidden, head)
+        return heads.logits(hidden, head)
 
     def loss(params):
         values = forward(params)
-        picked = logps.target_stats(values[:2, : LENGTH - 1], sequences()[:, 1:])
+        picked = heads.target_stats(values[:2, : LENGTH - 1], sequences()[:, 1:])
         return -picked.logps.mean(), values
 
     if case in CONFIGS:

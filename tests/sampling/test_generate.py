@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpo_jax import logps
+from dpo_jax import heads, logps
 from dpo_jax.data import layouts
 from dpo_jax.models.decoder import Decoder, init_params
 from dpo_jax.models.spec import preset
@@ -85,7 +85,7 @@ def rescore(found):
     hidden, head = jax.jit(apply)(params(), batch)
     stats = logps.token_logps(hidden, head, batch.parents, batch.targets, chunk=64)
     states = np.take_along_axis(hidden, batch.parents[..., None], axis=1)
-    return np.asarray(stats.logps), np.asarray(logps.logits(states, head))
+    return np.asarray(stats.logps), np.asarray(heads.logits(states, head))
 
 
 def test_greedy_takes_the_likeliest_token_of_a_fresh_pass():

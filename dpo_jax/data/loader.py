@@ -26,6 +26,7 @@ MOST_BUCKETS = 6
 WORTH_COMPILING = 0.25  # steps of the most rows: what a further bucket must save
 SCORED_MULTIPLE = 16
 MAX_CHOSEN_TOKENS = 2048
+SHORT_ROW = 128  # tokens; what compiles fastest, and enough where two documents fit
 NEARLY = 1.005  # as cheap as the cheapest
 PROBED_RECORDS = 2**14
 
@@ -47,7 +48,8 @@ def row_token_choices(layout: str, longest: int) -> list[int]:
       layout: padded rows hold one document, so that longer ones are waste.
       longest: tokens of the longest document.
     """
-    most = longest if layout == "padded" else max(longest, MAX_CHOSEN_TOKENS)
+    most = SHORT_ROW if 2 * longest <= SHORT_ROW else MAX_CHOSEN_TOKENS
+    most = longest if layout == "padded" else max(longest, most)
     sizes = range(round_up(longest, 8), round_up(most, 8) + 1, 8)
     return sorted({round_up(size, 128 if size > 128 else 8) for size in sizes})
 

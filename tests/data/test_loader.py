@@ -103,6 +103,16 @@ def test_row_tokens_are_chosen_by_cost():
     assert Loader(rows, [[0, 1]], Settings(2, 1, "padded", 0, 1)).row_tokens == 40
 
 
+def test_sizes_of_rows_to_choose_from():
+    """Multiples of 8 to 128, of 128 beyond; up to there where two documents fit."""
+    choices = loader.row_token_choices
+    assert choices("packed", 60) == [64, 72, 80, 88, 96, 104, 112, 120, 128]
+    assert choices("packed", 100)[:5] == [104, 112, 120, 128, 256]
+    assert choices("prefix_shared", 1700) == [1792, 1920, 2048]
+    assert choices("prefix_shared", 3000) == [3072]
+    assert choices("padded", 60) == [64] and choices("padded", 700) == [768]
+
+
 def test_dense_attention_keeps_rows_short():
     """64 documents of 20 tokens: rows of 40 waste nothing, those of 24 see less."""
     rows = [
@@ -149,7 +159,7 @@ def test_no_other_buckets_are_better(seed):
 
 
 def test_a_run_of_ten_steps_compiles_little():
-    """A quarter of 18 is 4.5: by 17 nine steps save 9, by 15 four 8, by 16 two only 2."""
+    """A quarter of 18 is 4.5: 17 saves nine steps 9, 15 four steps 8, 16 two only 2."""
     counts = [16, 17, 15, 18, 14, 16, 17, 15, 13, 17]
     assert loader.row_buckets(counts, 1) == (15, 17, 18)
 

@@ -6,35 +6,22 @@ the documents, so nothing behind this file asks which layout it was. NumPy only;
 room knows nothing of models, and text was left behind in `tokenize.py`.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from dpo_jax.data import planning
+from dpo_jax.data.planning import Lengths, Plan, Table
 from dpo_jax.types import Batch, Record
-
-
-class Lengths(NamedTuple):
-    """What planning knows of a record.
-
-    Attributes:
-      prompt: tokens of its prompt.
-      responses: tokens of each of its responses.
-      comparisons: number of its comparisons.
-      group: number of its responses, if they are a ranking; else 0.
-    """
-
-    prompt: int
-    responses: tuple[int, ...]
-    comparisons: int = 0
-    group: int = 0
 
 
 class Document(NamedTuple):
     """A prompt and some of its responses, to lie together in a row.
 
     Attributes:
-      record: position among the records of the microbatch.
+      record: position among the records that `fill` is given.
       responses: which of the record's responses grow here.
     """
 
@@ -90,84 +77,57 @@ def has_ratings(records: Sequence[Record]) -> bool:
 
 def lengths_of(record: Record) -> Lengths:
     """Measures a record."""
-    responses = tuple(map(len, record.responses))
-    group = len(responses) if record.ranked else 0
-    return Lengths(len(record.prompt), responses, len(compared(record)), group)
+    prompts, responses, comparisons, groups = measure_all([record])
+    own = tuple(responses[0].tolist())
+    return Lengths(int(prompts[0]), own, int(comparisons[0]), int(groups[0]))
 
 
-def size(document: Document, lengths: Sequence[Lengths]) -> int:
-    """Counts the tokens of a document."""
-    record = lengths[document.record]
-    return record.prompt + sum(record.responses[r] for r in document.responses)
+def measure_all(records: Sequence[Record]) -> Table:
+    """Measures records; of a million in a second, for no object is made of any."""
+    return planning.tabulate(
+        len(records),
+        prompts=(len(record.prompt) for record in records),
+        counts=(len(record.responses) for record in records),
+        responses=(len(each) for record in records for each in record.responses),
+        comparisons=(len(compared(record)) for record in records),
+        groups=(len(record.responses) if record.ranked else 0 for record in records),
+    )
 
 
-def whole(lengths: Sequence[Lengths]) -> list[Document]:
-    """Makes one document a record, with all its responses."""
-    return [
-        Document(i, tuple(range(len(record.responses))))
-        for i, record in enumerate(lengths)
-    ]
+def rows_of(plan: Plan, microbatch: int = 0, start: int = 0) -> Rows:
+    """Lists the documents of each row of a microbatch, the longest first.
+
+    Args:
+      plan: of all documents of the microbatch, and perhaps of others.
+      microbatch: which one.
+      start: which of the planned records comes first among those to fill with.
+    """
+    documents = plan.documents
+    own = np.flatnonzero(plan.microbatches == microbatch)
+    found: Rows = [[] for _ in range(plan.rows[own].max(initial=-1) + 1)]
+    for at in own[np.argsort(-documents.tokens[own], kind="stable")]:
+        first, slots = int(documents.firsts[at]), int(documents.slots[at])
+        responses = tuple(range(first, first + slots))
+        document = Document(int(documents.records[at]) - start, responses)
+        found[plan.rows[at]].append(document)
+    return found
 
 
-def apart(lengths: Sequence[Lengths]) -> list[Document]:
-    """Makes one document a response, each with its own copy of the prompt."""
-    return [
-        Document(i, (r,))
-        for i, record in enumerate(lengths)
-        for r in range(len(record.responses))
-    ]
-
-
-def first_fit_decreasing(
-    documents: Sequence[Document], lengths: Sequence[Lengths], row_tokens: int
-) -> Rows:
-    """Packs documents, longest first, each into the first row with room.
+def plan_alone(layout: str, lengths: Sequence[Lengths], row_tokens: int) -> Rows:
+    """Plans a microbatch that stands for itself.
 
     Raises:
       ValueError: if a document is longer than a row.
     """
-    rows: Rows = []
-    room: list[int] = []
-    sizes = [size(document, lengths) for document in documents]
-    for i in sorted(range(len(documents)), key=lambda i: -sizes[i]):
-        if sizes[i] > row_tokens:
-            raise ValueError(f"{sizes[i]} tokens do not fit a row of {row_tokens}")
-        row = next((r for r, free in enumerate(room) if free >= sizes[i]), len(rows))
-        if row == len(rows):
-            rows.append([])
-            room.append(row_tokens)
-        rows[row].append(documents[i])
-        room[row] -= sizes[i]
-    return rows
-
-
-def padded(lengths: Sequence[Lengths], row_tokens: int) -> Rows:
-    """Plans one response a row.
-
-    Raises:
-      ValueError: if a document is longer than a row.
-    """
-    rows = [[document] for document in apart(lengths)]
-    longest = max((size(row[0], lengths) for row in rows), default=0)
-    if longest > row_tokens:
-        raise ValueError(f"{longest} tokens do not fit a row of {row_tokens}")
-    return rows
-
-
-def packed(lengths: Sequence[Lengths], row_tokens: int) -> Rows:
-    """Plans several documents a row, each a prompt with one response."""
-    return first_fit_decreasing(apart(lengths), lengths, row_tokens)
-
-
-def prefix_shared(lengths: Sequence[Lengths], row_tokens: int) -> Rows:
-    """Plans several documents a row, each a prompt with all its responses."""
-    return first_fit_decreasing(whole(lengths), lengths, row_tokens)
+    table = planning.table_of(lengths)
+    together = np.zeros(len(lengths), np.int32)
+    return rows_of(planning.plan(layout, table, together, row_tokens))
 
 
 def longest_document(layout: str, lengths: Sequence[Lengths]) -> int:
     """Counts the tokens of the longest document that a layout makes; 0 of none."""
-    split = whole if layout == "prefix_shared" else apart
-    return max((size(document, lengths) for document in split(lengths)), default=0)
+    documents = planning.LAYOUTS[layout].split(planning.table_of(lengths))
+    return int(documents.tokens.max(initial=0))
 
 
 def first_in(row: list[Document]) -> list[int]:
@@ -175,22 +135,40 @@ def first_in(row: list[Document]) -> list[int]:
     return [document.record for document in row if 0 in document.responses]
 
 
-def measure(rows: Rows, lengths: Sequence[Lengths], row_tokens: int) -> Shape:
-    """Finds the smallest shape that holds a plan, without labels and ratings."""
+def shape_of(plan: Plan, row_tokens: int, group: int) -> Shape:
+    """Finds the smallest shape that holds a plan, without labels and ratings.
 
-    def scored(row: list[Document]) -> int:
-        return sum(lengths[d.record].responses[r] for d in row for r in d.responses)
-
-    firsts = [[lengths[i] for i in first_in(row)] for row in rows]
+    Args:
+      plan: of any number of microbatches.
+      row_tokens: T.
+      group: K, responses of the longest ranking; 0 = there is none.
+    """
+    scored, slots, comparisons, rankings = planning.most_in_a_row(plan)
     return Shape(
-        rows=max(1, len(rows)),
+        rows=int(plan.rows.max(initial=0)) + 1,
         tokens=row_tokens,
-        scored=max((scored(row) for row in rows), default=1),
-        slots=max((sum(len(d.responses) for d in row) for row in rows), default=1),
-        comparisons=max([1, *(sum(r.comparisons for r in row) for row in firsts)]),
-        rankings=max([0, *(sum(r.group > 0 for r in row) for row in firsts)]),
-        group=max((record.group for record in lengths), default=0),
+        scored=max(1, scored),
+        slots=max(1, slots),
+        comparisons=max(1, comparisons),
+        rankings=rankings,
+        group=group,
     )
+
+
+def measure(rows: Rows, lengths: Sequence[Lengths], row_tokens: int) -> Shape:
+    """Finds the smallest shape that holds one microbatch; see `shape_of`."""
+    table = planning.table_of(lengths)
+    flat = [(b, document) for b, row in enumerate(rows) for document in row]
+    records = np.array([document.record for _, document in flat], np.int32)
+    firsts = np.array([min(document.responses) for _, document in flat], np.int32)
+    slots = np.array([len(document.responses) for _, document in flat], np.int32)
+    documents = planning.documents_of(table, records, firsts, slots)
+    plan = Plan(
+        documents,
+        microbatches=np.zeros_like(records),
+        rows=np.array([b for b, _ in flat], np.int32),
+    )
+    return shape_of(plan, row_tokens, int(table.groups.max(initial=0)))
 
 
 def empty(shape: Shape) -> Batch:
@@ -328,6 +306,10 @@ def _write_comparisons(
             group = [places[i, r] for r in range(len(records[i].responses))]
             batch.groups[local, at, : len(group)] = group
 
+
+padded = functools.partial(plan_alone, "padded")
+packed = functools.partial(plan_alone, "packed")
+prefix_shared = functools.partial(plan_alone, "prefix_shared")
 
 LAYOUTS: dict[str, Planner] = {
     "padded": padded,

@@ -7,24 +7,28 @@ else. All sizes are chosen from the plan of the whole run, on every host alike.
 """
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain, islice
+from itertools import accumulate, chain
 
 import grain
 import numpy as np
 
-from dpo_jax.data import layouts
-from dpo_jax.data.layouts import Lengths, Shape
+from dpo_jax.data import layouts, permutations, planning
+from dpo_jax.data.layouts import Shape
+from dpo_jax.data.planning import Documents, Plan, Table
 from dpo_jax.types import Batch, Record
 
 Join = Callable[[Sequence[Record]], Sequence[Record]]
 
-QUANTILES = (1.0, 0.9, 0.5)  # of the rows that steps need: candidates for buckets
-WORTH_COMPILING = 0.1  # share of rows that a further bucket must save
+MOST_BUCKETS = 6
+WORTH_COMPILING = 0.25  # steps of the most rows: what a further bucket must save
 SCORED_MULTIPLE = 16
 MAX_CHOSEN_TOKENS = 2048
-PROBED_STEPS = 16
+SHORT_ROW = 128  # tokens; what compiles fastest, and enough where two documents fit
+NEARLY = 1.005  # as cheap as the cheapest
+PROBED_RECORDS = 2**14
 
 
 def as_it_is(batch: Batch) -> Batch:
@@ -32,71 +36,64 @@ def as_it_is(batch: Batch) -> Batch:
     return batch
 
 
-def epochs(size: int, *, seed: int, shuffle: bool) -> grain.MapDataset:
-    """Concatenates the permutations of all epochs: position -> record."""
-    order = grain.MapDataset.range(size).seed(seed)
-    return (order.shuffle() if shuffle else order).repeat(None)
-
-
 def round_up(value: int, multiple: int) -> int:
     """Returns the smallest multiple that is at least `value`."""
     return -(-value // multiple) * multiple
 
 
-def choose_row_tokens(layout: str, lengths: Sequence[Lengths]) -> int:
-    """Chooses T: the longest document, rounded to a size that tiles well."""
-    longest = layouts.longest_document(layout, lengths)
-    return round_up(longest, 128 if longest > 128 else 8)
+def row_token_choices(layout: str, longest: int) -> list[int]:
+    """Lists sizes of T to choose from, ascending: sizes that tile well.
 
-
-def row_token_choices(layout: str, lengths: Sequence[Lengths]) -> list[int]:
-    """Lists sizes of T to choose from: the longest document, and room for more."""
-    longest = layouts.longest_document(layout, lengths)
-    least = round_up(longest, 128 if longest > 128 else 8)
-    if layout == "padded":
-        return [least]
-    return [least * n for n in (1, 2, 4, 8) if n == 1 or least * n <= MAX_CHOSEN_TOKENS]
+    Args:
+      layout: padded rows hold one document, so that longer ones are waste.
+      longest: tokens of the longest document.
+    """
+    most = SHORT_ROW if 2 * longest <= SHORT_ROW else MAX_CHOSEN_TOKENS
+    most = longest if layout == "padded" else max(longest, most)
+    sizes = range(round_up(longest, 8), round_up(most, 8) + 1, 8)
+    return sorted({round_up(size, 128 if size > 128 else 8) for size in sizes})
 
 
 def row_cost(rows: int, tokens: int, even_tokens: float) -> float:
-    """Weighs a batch of rows: every place costs, and a place in a long row costs more.
+    """Weighs rows: every place costs, and one in a long row more if attention is dense.
 
     Args:
       rows: B.
       tokens: T.
-      even_tokens: length of a row at which attention costs as much as all the rest.
+      even_tokens: length of a row at which attention costs as much as all the rest;
+        infinite where it skips what lies between documents.
     """
     return rows * tokens * (1.0 + tokens / even_tokens)
 
 
-def deal(sizes: Sequence[int], hands: int) -> list[list[int]]:
-    """Deals items to hands of even total size, longest first; order kept in a hand."""
-    totals, dealt = [0] * hands, [[] for _ in range(hands)]
-    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        hand = min(range(hands), key=lambda h: (totals[h], h))
-        totals[hand] += sizes[i]
-        dealt[hand].append(i)
-    return [sorted(hand) for hand in dealt]
+def row_buckets(counts: Sequence[int] | np.ndarray, shards: int) -> tuple[int, ...]:
+    """Chooses the numbers of rows to compile for, so that the run has fewest in all.
 
-
-def row_buckets(counts: Sequence[int], shards: int) -> tuple[int, ...]:
-    """Chooses the numbers of rows to compile for: few, and each worth its compilation.
+    A further bucket must save as many rows as `WORTH_COMPILING` of the largest steps
+    have, so that a short run compiles little.
 
     Args:
       counts: rows that each step's plan needs.
       shards: devices that rows are spread over; the numbers are multiples of it.
 
     Returns:
-      Numbers in ascending order. The last holds every step; a smaller one is there only
-      if it saves the steps that fit it at least `WORTH_COMPILING` of their rows.
+      At most `MOST_BUCKETS` numbers in ascending order; the last holds every step.
     """
-    needed = [round_up(count, shards) for count in counts]
-    marks = np.quantile(needed, QUANTILES)
-    buckets: list[int] = []
-    for mark in (round_up(int(np.ceil(mark)), shards) for mark in marks):
-        if not buckets or mark <= (1 - WORTH_COMPILING) * buckets[-1]:
-            buckets.append(mark)
-    return tuple(reversed(buckets))
+    needed = [round_up(int(count), shards) for count in counts]
+    sizes, steps = np.unique(needed, return_counts=True)
+    price = WORTH_COMPILING * sizes[-1]
+    before = np.concatenate([[0], np.cumsum(steps)])
+    # least[i]: rows and price of the steps of the i smallest sizes, in buckets best[i]
+    least, best = np.where(before == 0, 0.0, math.inf), [()] * len(before)
+    found = []
+    for _ in range(MOST_BUCKETS):
+        totals = least[:, None] + sizes * (before[1:] - before[:, None]) + price
+        totals[np.tri(len(before), len(sizes), -1, bool)] = math.inf  # would hold none
+        begins = zip(totals.argmin(0), sizes.tolist(), strict=True)  # the last bucket
+        best = [(), *((*best[i], size) for i, size in begins)]
+        least = np.append(math.inf, totals.min(0))
+        found.append((least[-1], best[-1]))
+    return min(found)[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,8 +115,63 @@ class Settings:
     layout: str
     row_tokens: int
     shards: int
-    even_tokens: float = 4096.0
+    even_tokens: float = math.inf
     mine: tuple[float, float] = (0.0, 1.0)
+
+
+def microbatches_of(table: Table, sizes: Sequence[int], hands: int) -> np.ndarray:
+    """Deals each step's records to its microbatches, evenly by tokens.
+
+    Args:
+      table: lengths of all steps' records.
+      sizes: records of each step.
+      hands: microbatches of a step.
+
+    Returns:
+      i32[N] microbatch of each record, counted over all steps.
+    """
+    steps = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+    tokens = table.prompts + table.responses.sum(1, dtype=np.int32)
+    return steps * hands + planning.deal(tokens, steps, hands)
+
+
+def rows_of_steps(plan: Plan, microbatches: int) -> np.ndarray:
+    """Counts the rows that each step's microbatches need: i64[steps]."""
+    needed = np.zeros(plan.microbatches.max(initial=-1) // microbatches + 1, np.int64)
+    np.maximum.at(needed, plan.microbatches // microbatches, plan.rows + 1)
+    return needed
+
+
+def bucketed(needed: np.ndarray, buckets: tuple[int, ...]) -> np.ndarray:
+    """Rounds numbers of rows up to the next bucket."""
+    return np.array(buckets)[np.searchsorted(buckets, needed)]
+
+
+def cheapest_row_tokens(table: Table, groups: np.ndarray, settings: Settings) -> int:
+    """Tries sizes of T on the first steps; of those nearly the cheapest, the smallest.
+
+    Args:
+      table: lengths of all steps' records.
+      groups: i32[N] microbatch of each.
+      settings: all but T.
+    """
+    layout, hands = settings.layout, settings.microbatches
+    longest = int(planning.LAYOUTS[layout].split(table).tokens.max(initial=0))
+    choices = row_token_choices(layout, longest)
+    if len(choices) == 1:
+        return choices[0]
+    probed = slice(0, max(1, PROBED_RECORDS // settings.pairs) * settings.pairs)
+    part = planning.take(table, probed)
+
+    def cost(tokens: int) -> float:
+        plan = planning.plan(layout, part, groups[probed], tokens)
+        needed = rows_of_steps(plan, hands)
+        rows = bucketed(needed, row_buckets(needed, settings.shards))
+        return row_cost(int(rows.sum()), tokens, settings.even_tokens)
+
+    costs = [cost(tokens) for tokens in choices]
+    enough = NEARLY * min(costs)
+    return next(n for n, each in zip(choices, costs, strict=True) if each <= enough)
 
 
 class Loader:
@@ -148,69 +200,45 @@ class Loader:
         """
         self._records, self._steps, self._settings = records, steps, settings
         self._join = join
-        self._lengths, every = self._measure_steps()
-        self.row_tokens = settings.row_tokens or self._cheapest_row_tokens(every)
-        shapes = [self._shape(step, self.row_tokens) for step in range(len(steps))]
-        self.buckets = row_buckets([shape.rows for shape in shapes], settings.shards)
-        largest = Shape(*(max(sizes) for sizes in zip(*shapes, strict=True)))
-        scored = round_up(largest.scored, SCORED_MULTIPLE)
-        self._largest = largest._replace(
-            scored=scored,
+        table, hands = self._measure(), settings.microbatches
+        groups = microbatches_of(table, [len(step) for step in steps], hands)
+        chosen = settings.row_tokens or cheapest_row_tokens(table, groups, settings)
+        self.row_tokens = chosen
+        self._plan = planning.plan(settings.layout, table, groups, chosen)
+        needed = rows_of_steps(self._plan, hands)
+        self.buckets = row_buckets(needed, settings.shards)
+        self._rows = bucketed(needed, self.buckets).tolist()
+        most = int(table.groups.max(initial=0))
+        shape = layouts.shape_of(self._plan, chosen, most)
+        self._largest = shape._replace(
+            scored=round_up(shape.scored, SCORED_MULTIPLE),
             labelled=layouts.has_labels(records),
             rated=layouts.has_ratings(records),
         )
-        self._rows = [self._bucket(shape.rows) for shape in shapes]
+        # where each step begins, among all steps' records and among their documents
+        self._firsts = [0, *accumulate(map(len, steps))]
+        owners = self._plan.documents.records
+        self._parts = np.searchsorted(owners, self._firsts).tolist()
 
     def __len__(self) -> int:
         return len(self._steps)
 
-    def _measure_steps(self) -> tuple[list[list[Lengths]], list[Lengths]]:
-        """Returns the lengths of each step's records, and those that T must hold."""
+    def _measure(self) -> Table:
+        """Returns the lengths of all steps' records, in order."""
         if self._join is None:
-            every = [layouts.lengths_of(record) for record in self._records]
-            return [[every[m] for m in step] for step in self._steps], every
-        joined = [
-            [layouts.lengths_of(record) for record in self._joined(step)]
-            for step in range(len(self))
-        ]
-        return joined, list(chain.from_iterable(joined))
+            order = np.fromiter(chain.from_iterable(self._steps), np.int64)
+            return planning.take(layouts.measure_all(self._records), order)
+        joined = chain.from_iterable(map(self.records_at, range(len(self))))
+        return layouts.measure_all(list(joined))
 
-    def _joined(self, step: int) -> Sequence[Record]:
-        own = [self._records[m] for m in self._steps[step]]
-        return own if self._join is None else self._join(own)
-
-    def _cheapest_row_tokens(self, lengths: Sequence[Lengths]) -> int:
-        """Tries sizes of T on the first steps; takes the one with the least cost."""
-        settings, probed = self._settings, range(min(len(self), PROBED_STEPS))
-
-        def cost(tokens: int) -> float:
-            counts = [self._shape(step, tokens).rows for step in probed]
-            most = round_up(max(counts, default=1), settings.shards)
-            return row_cost(most, tokens, settings.even_tokens)
-
-        return min(row_token_choices(settings.layout, lengths), key=cost)
-
-    def _bucket(self, rows: int) -> int:
-        return next(bucket for bucket in self.buckets if bucket >= rows)
-
-    def _hands(self, step: int) -> list[list[int]]:
-        """Deals a step's records, by their place in it, to the microbatches."""
-        sizes = [
-            record.prompt + sum(record.responses) for record in self._lengths[step]
-        ]
-        return deal(sizes, self._settings.microbatches)
-
-    def _plan(
-        self, step: int, hand: Sequence[int], row_tokens: int
-    ) -> tuple[layouts.Rows, list[Lengths]]:
-        lengths = [self._lengths[step][i] for i in hand]
-        planner = layouts.LAYOUTS[self._settings.layout]
-        return planner(lengths, row_tokens), lengths
-
-    def _shape(self, step: int, row_tokens: int) -> Shape:
-        plans = [self._plan(step, hand, row_tokens) for hand in self._hands(step)]
-        shapes = [layouts.measure(*plan, row_tokens) for plan in plans]
-        return Shape(*(max(sizes) for sizes in zip(*shapes, strict=True)))
+    def _planned(self, step: int) -> Plan:
+        """Cuts the plan of a step's microbatches out of that of the run."""
+        part = slice(*self._parts[step : step + 2])
+        return Plan(
+            Documents(*(column[part] for column in self._plan.documents)),
+            self._plan.microbatches[part] - step * self._settings.microbatches,
+            self._plan.rows[part],
+        )
 
     def shape_at(self, step: int) -> Shape:
         """Tells the sizes of a step's microbatches."""
@@ -221,38 +249,37 @@ class Loader:
         return Counter(self._rows)
 
     def facts(self, step: int) -> dict[str, float]:
-        """Counts a step's records, tokens, scored tokens, and its share of padding."""
-        shape, tokens, scored = self.shape_at(step), 0, 0
-        for hand in self._hands(step):
-            rows, lengths = self._plan(step, hand, self.row_tokens)
-            tokens += sum(layouts.size(d, lengths) for row in rows for d in row)
-            scored += sum(sum(record.responses) for record in lengths)
-        places = shape.rows * shape.tokens * self._settings.microbatches
+        """Counts a step's records, tokens and scored tokens, and what is padding.
+
+        `padding_fraction` is the share of the places for tokens, B·T of all
+        microbatches, that hold none; `scored_padding_fraction` likewise of B·C.
+        """
+        shape, documents = self.shape_at(step), self._planned(step).documents
+        tokens, scored = int(documents.tokens.sum()), int(documents.scored.sum())
+        rows = shape.rows * self._settings.microbatches
         return {
             "pairs": float(len(self._steps[step])),
             "tokens": float(tokens),
             "scored": float(scored),
-            "padding_fraction": 1.0 - tokens / places,
+            "padding_fraction": 1.0 - tokens / (rows * shape.tokens),
+            "scored_padding_fraction": 1.0 - scored / (rows * shape.scored),
         }
 
     def batch_at(self, step: int) -> Batch:
         """Fills this host's rows of a step, with a leading axis of microbatches."""
-        shape, records = self.shape_at(step), self._joined(step)
+        shape, records = self.shape_at(step), self.records_at(step)
+        plan, first = self._planned(step), self._firsts[step]
         start, stop = (round(shape.rows * part) for part in self._settings.mine)
-        filled = [
-            layouts.fill(
-                self._plan(step, hand, self.row_tokens)[0],
-                [records[i] for i in hand],
-                shape,
-                slice(start, stop),
-            )
-            for hand in self._hands(step)
-        ]
+        filled = []
+        for hand in range(self._settings.microbatches):
+            rows = layouts.rows_of(plan, hand, first)
+            filled.append(layouts.fill(rows, records, shape, slice(start, stop)))
         return Batch(*map(_stack, zip(*filled, strict=True)))
 
     def records_at(self, step: int) -> Sequence[Record]:
         """Lists a step's records as they are laid out, joined."""
-        return self._joined(step)
+        own = [self._records[m] for m in self._steps[step]]
+        return own if self._join is None else self._join(own)
 
     def ids_at(self, step: int) -> list[int]:
         """Lists `Record.index` of a step's records, in order."""
@@ -286,12 +313,6 @@ def _stack(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
     return np.stack(found) if found else None
 
 
-def _position(order: grain.MapDataset, at: int) -> int:
-    found = order[at]
-    assert found is not None  # nothing is filtered
-    return int(found)
-
-
 def train_steps(
     size: int, *, pairs: int, steps: int, seed: int, shuffle: bool
 ) -> list[list[int]]:
@@ -304,9 +325,12 @@ def train_steps(
       seed: of the permutations.
       shuffle: False = in order, epoch after epoch.
     """
-    order = epochs(size, seed=seed, shuffle=shuffle)
-    flat = (_position(order, at) for at in range(steps * pairs))
-    return [list(islice(flat, pairs)) for _ in range(steps)]
+    count = -(-steps * pairs // size)
+    if shuffle:
+        order = permutations.epochs(size, count, seed)
+    else:
+        order = np.tile(np.arange(size), count)
+    return order[: steps * pairs].reshape(steps, pairs).tolist()
 
 
 def eval_steps(size: int, *, pairs: int) -> list[list[int]]:

@@ -135,7 +135,7 @@ class DecoderSpec:
 
     @property
     def even_tokens(self) -> float:
-        """Length of a row at which attention costs as much as the rest of a layer.
+        """Length of a row at which dense attention costs as much as all the rest.
 
         A score takes 4·E operations for its two products and `SCORE_WORK` for mask and
         softmax, which no matrix unit runs.

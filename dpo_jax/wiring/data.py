@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from dpo_jax.data import loader as loader_lib
 from dpo_jax.data import prepare, sources, tokenize
 from dpo_jax.data.loader import Loader
 from dpo_jax.errors import ConfigError, DataError, UserError
-from dpo_jax.models import files
+from dpo_jax.models import attention, files
 from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.sharding import arrays, mesh
 from dpo_jax.types import Batch, Record
@@ -138,13 +139,14 @@ def make_loaders(
       steps: of training.
       join: see `Loader`; of training and evaluation alike.
     """
+    dense = attention.resolve(config.model.attention) == "dense"
     settings = loader_lib.Settings(
         pairs=config.batch.pairs,
         microbatches=config.batch.microbatches,
         layout=config.data.layout,
         row_tokens=config.data.row_tokens,
         shards=mesh.row_shards(built),
-        even_tokens=spec.even_tokens,
+        even_tokens=spec.even_tokens if dense else math.inf,
         mine=arrays.host_part(built),
     )
     order = loader_lib.train_steps(

@@ -1,6 +1,8 @@
 """Batches as a function of the step."""
 
 import functools
+import math
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -64,7 +66,7 @@ def test_the_same_pairs_in_every_layout(layout, microbatches, shards):
 def test_shapes_are_a_handful_and_counted():
     loads = make("packed", steps=40)
     shapes = {loads.batch_at(s).tokens.shape for s in range(40)}
-    assert len(shapes) == len(loads.compiled_shapes()) <= len(loader.QUANTILES)
+    assert len(shapes) == len(loads.compiled_shapes()) <= loader.MOST_BUCKETS
     assert sum(loads.compiled_shapes().values()) == 40
     assert {s[1] for s in shapes} == set(loads.compiled_shapes())
 
@@ -86,11 +88,6 @@ def test_iterating_from_a_step_equals_asking_for_it():
     assert step == 5
 
 
-def test_dealing_is_even():
-    """9 | 7, then 6 to the second (13), 5 to the first (14), 5 to the second."""
-    assert loader.deal([5, 9, 6, 7, 5], 2) == [[0, 1], [2, 3, 4]]
-
-
 def test_row_tokens_are_chosen_by_cost():
     """40-token documents: one a row wastes what longer rows share out."""
     rng = np.random.default_rng(0)
@@ -106,11 +103,101 @@ def test_row_tokens_are_chosen_by_cost():
     assert Loader(rows, [[0, 1]], Settings(2, 1, "padded", 0, 1)).row_tokens == 40
 
 
+def test_sizes_of_rows_to_choose_from():
+    """Multiples of 8 to 128, of 128 beyond; up to there where two documents fit."""
+    choices = loader.row_token_choices
+    assert choices("packed", 60) == [64, 72, 80, 88, 96, 104, 112, 120, 128]
+    assert choices("packed", 100)[:5] == [104, 112, 120, 128, 256]
+    assert choices("prefix_shared", 1700) == [1792, 1920, 2048]
+    assert choices("prefix_shared", 3000) == [3072]
+    assert choices("padded", 60) == [64] and choices("padded", 700) == [768]
+
+
+def test_dense_attention_keeps_rows_short():
+    """64 documents of 20 tokens: rows of 40 waste nothing, those of 24 see less."""
+    rows = [
+        Record(i, np.ones(12, np.int32), (np.ones(8, np.int32),)) for i in range(64)
+    ]
+
+    def chosen(even):
+        settings = Settings(64, 1, "packed", 0, 1, even_tokens=even)
+        return Loader(rows, [list(range(64))], settings).row_tokens
+
+    assert chosen(math.inf) == 40 and chosen(1.0) == 24
+
+
 def test_a_bucket_must_be_worth_its_compilation():
-    """Half of the steps need 10 rows, one 20; 19 would save too little."""
+    """Of 20 rows a quarter is 5: what 5 steps of 19 save by a bucket of their own."""
     assert loader.row_buckets([10] * 6 + [19] * 4 + [20], 1) == (10, 20)
+    assert loader.row_buckets([10] * 6 + [19] * 6 + [20], 1) == (10, 19, 20)
     assert loader.row_buckets([20, 21, 22], 1) == (22,)
     assert loader.row_buckets([3, 5, 9], 8) == (8, 16)
+
+
+def padded_rows(counts, buckets):
+    return sum(min(b for b in buckets if b >= count) for count in counts)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_other_buckets_are_better(seed):
+    """All subsets of the sizes that hold every step, with the price of each member."""
+    counts = np.random.default_rng(seed).integers(10, 19, 30)
+    *smaller, most = sorted(set(counts.tolist()))
+    every = [
+        (*some, most)
+        for n in range(loader.MOST_BUCKETS)
+        for some in combinations(smaller, n)
+    ]
+    price = loader.WORTH_COMPILING * most
+
+    def cost(buckets):
+        return padded_rows(counts, buckets) + price * len(buckets)
+
+    found = loader.row_buckets(counts, 1)
+    assert found in every and cost(found) == min(map(cost, every))
+    assert len(loader.row_buckets(np.repeat(np.arange(1, 30), 99), 1)) == 6
+
+
+def test_a_run_of_ten_steps_compiles_little():
+    """A quarter of 18 is 4.5: 17 saves nine steps 9, 15 four steps 8, 16 two only 2."""
+    counts = [16, 17, 15, 18, 14, 16, 17, 15, 13, 17]
+    assert loader.row_buckets(counts, 1) == (15, 17, 18)
+
+
+def dialogues(size):
+    """Pairs as long as those of hh-harmless: the logs of lengths are about normal."""
+    rng, ids = np.random.default_rng(0), np.ones(256, np.int32)
+
+    def draw(median, spread):
+        lengths = rng.lognormal(np.log(median), spread, size)
+        return lengths.clip(2, 256).astype(int)
+
+    lengths = zip(draw(78, 0.99), draw(28, 0.87), draw(34, 0.92), strict=True)
+    return [
+        Record(i, ids[:p], (ids[:c], ids[:r])) for i, (p, c, r) in enumerate(lengths)
+    ]
+
+
+@pytest.mark.parametrize("pairs, least", [(64, 0.95), (32, 0.90), (8, 0.70)])
+def test_rows_are_well_filled(pairs, least):
+    """Tokens of an epoch by the places that its steps run, in at most 6 shapes."""
+    steps = 2304 // pairs
+    order = loader.train_steps(2304, pairs=pairs, steps=steps, seed=0, shuffle=True)
+    loads = Loader(dialogues(2304), order, Settings(pairs, 1, "prefix_shared", 0, 1))
+    tokens = sum(loads.facts(step)["tokens"] for step in range(steps))
+    places = sum(n * rows for rows, n in loads.compiled_shapes().items())
+    assert tokens / (places * loads.row_tokens) >= least
+    assert len(loads.compiled_shapes()) <= 6
+
+
+def test_padding_is_what_the_batch_holds():
+    loads = make("prefix_shared", microbatches=2)
+    for step in range(len(loads)):
+        batch, facts = loads.batch_at(step), loads.facts(step)
+        empty = (batch.docs == 0).mean()
+        unscored = (batch.slots == batch.ends.shape[-1]).mean()
+        assert facts["padding_fraction"] == pytest.approx(empty)
+        assert facts["scored_padding_fraction"] == pytest.approx(unscored)
 
 
 KINDS = {

@@ -23,6 +23,7 @@ from dpo_jax.types import Batch, Record
 Join = Callable[[Sequence[Record]], Sequence[Record]]
 
 MOST_BUCKETS = 6
+SHORT_RUN = 32  # steps; a shorter run compiles one number of rows
 WORTH_COMPILING = 0.25  # steps of the most rows: what a further bucket must save
 SCORED_MULTIPLE = 16
 MAX_CHOSEN_TOKENS = 2048
@@ -70,7 +71,7 @@ def row_buckets(counts: Sequence[int] | np.ndarray, shards: int) -> tuple[int, .
     """Chooses the numbers of rows to compile for, so that the run has fewest in all.
 
     A further bucket must save as many rows as `WORTH_COMPILING` of the largest steps
-    have, so that a short run compiles little.
+    have, and a run shorter than `SHORT_RUN` has none.
 
     Args:
       counts: rows that each step's plan needs.
@@ -81,6 +82,8 @@ def row_buckets(counts: Sequence[int] | np.ndarray, shards: int) -> tuple[int, .
     """
     needed = [round_up(int(count), shards) for count in counts]
     sizes, steps = np.unique(needed, return_counts=True)
+    if len(needed) < SHORT_RUN:
+        return (int(sizes[-1]),)
     price = WORTH_COMPILING * sizes[-1]
     before = np.concatenate([[0], np.cumsum(steps)])
     # least[i]: rows and price of the steps of the i smallest sizes, in buckets best[i]

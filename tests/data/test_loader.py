@@ -128,10 +128,10 @@ def test_dense_attention_keeps_rows_short():
 
 def test_a_bucket_must_be_worth_its_compilation():
     """Of 20 rows a quarter is 5: what 5 steps of 19 save by a bucket of their own."""
-    assert loader.row_buckets([10] * 6 + [19] * 4 + [20], 1) == (10, 20)
-    assert loader.row_buckets([10] * 6 + [19] * 6 + [20], 1) == (10, 19, 20)
-    assert loader.row_buckets([20, 21, 22], 1) == (22,)
-    assert loader.row_buckets([3, 5, 9], 8) == (8, 16)
+    assert loader.row_buckets([10] * 26 + [19] * 4 + [20] * 2, 1) == (10, 20)
+    assert loader.row_buckets([10] * 24 + [19] * 6 + [20] * 2, 1) == (10, 19, 20)
+    assert loader.row_buckets([22] * 30 + [20, 21], 1) == (22,)
+    assert loader.row_buckets([3, 5, 9] * 11, 8) == (8, 16)
 
 
 def padded_rows(counts, buckets):
@@ -141,7 +141,7 @@ def padded_rows(counts, buckets):
 @pytest.mark.parametrize("seed", range(4))
 def test_no_other_buckets_are_better(seed):
     """All subsets of the sizes that hold every step, with the price of each member."""
-    counts = np.random.default_rng(seed).integers(10, 19, 30)
+    counts = np.random.default_rng(seed).integers(10, 19, loader.SHORT_RUN)
     *smaller, most = sorted(set(counts.tolist()))
     every = [
         (*some, most)
@@ -158,10 +158,11 @@ def test_no_other_buckets_are_better(seed):
     assert len(loader.row_buckets(np.repeat(np.arange(1, 30), 99), 1)) == 6
 
 
-def test_a_run_of_ten_steps_compiles_little():
-    """A quarter of 18 is 4.5: 17 saves nine steps 9, 15 four steps 8, 16 two only 2."""
-    counts = [16, 17, 15, 18, 14, 16, 17, 15, 13, 17]
-    assert loader.row_buckets(counts, 1) == (15, 17, 18)
+def test_a_short_run_compiles_one_number_of_rows():
+    counts = [10] * (loader.SHORT_RUN - 1)
+    counts[0] = 20
+    assert loader.row_buckets(counts, 1) == (20,)
+    assert loader.row_buckets([*counts, 10], 1) == (10, 20)
 
 
 def dialogues(size):

@@ -235,6 +235,10 @@ class Loader:
             "padding_fraction": 1.0 - tokens / places,
         }
 
+    def visible_pairs(self, step: int, window: int) -> int:
+        """Counts a step's (query, key) pairs; see `layouts.visible_pairs`."""
+        return layouts.visible_pairs(self._settings.layout, self._lengths[step], window)
+
     def batch_at(self, step: int) -> Batch:
         """Fills this host's rows of a step, with a leading axis of microbatches."""
         shape, records = self.shape_at(step), self._joined(step)

@@ -83,7 +83,7 @@ def test_another_reference_costs_its_own():
 def test_xla_counts_the_same_products():
     """One layer (XLA counts the body of a scan once), where every pair is computed.
 
-    XLA counts what is no product as well, norms, rotations and the softmax: below 5 %
+    XLA counts what is no product as well, norms, rotations and the softmax: about 1 %
     at these widths.
     """
     spec = replaced(
@@ -106,4 +106,4 @@ def test_xla_counts_the_same_products():
         scored=rows * tokens,
         visible=rows * tokens**2,
     )
-    assert ours < counted < 1.05 * ours
+    assert ours < counted < 1.02 * ours

@@ -176,14 +176,10 @@ def _loop(
         }
         checkpoints.save(step, state, meta, values)
 
-    def take(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        batch = asked.on_device(state.ref, batch)
-        return parts.trainer.step(state, batch, asked.head)
-
     timed, live = launch.clock.timed, asked.live
     batches = data_wiring.global_batches(parts.train, parts.mesh, first, asked.on_host)
     functions = loop.Parts(
-        step=timed("step", without_transfers(take)),
+        step=timed("step", _step(parts, asked)),
         next_batch=timed("data", lambda: next(batches)),
         facts=training.make_facts(
             parts.train,
@@ -197,9 +193,7 @@ def _loop(
         wait=timed("checkpoint", checkpoints.wait),
         log=_nowhere if log is None else log.write,
         progress=lambda step, values: launch.progress(step, parts.steps, values),
-        on_bad=lambda step: outputs.bad_batch(
-            workdir, step, parts.train.ids_at(step - 1)
-        ),
+        on_bad=lambda n: outputs.bad_batch(workdir, n, parts.train.ids_at(n - 1)),
         to_host=timed("step", arrays.to_host),
         stop=launch.stop,
     )
@@ -210,9 +204,7 @@ def _loop(
             first=first,
             last=parts.steps,
             cadence=loop.Cadence(
-                config.log.every_steps,
-                config.eval.every_steps,
-                config.checkpoint.every_steps,
+                *(config[what].every_steps for what in ("log", "eval", "checkpoint"))
             ),
             skip_nonfinite=config.train.on_nonfinite == "skip",
         )
@@ -220,6 +212,16 @@ def _loop(
         if log is not None:
             log.close()
     return state, values, sampled[0] if sampled else None
+
+
+def _step(parts: Parts, asked: Annotators) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Builds the loop's step: the reference's columns, then the update."""
+
+    def take(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        batch = asked.on_device(state.ref, batch)
+        return parts.trainer.step(state, batch, asked.head)
+
+    return without_transfers(take)
 
 
 def _nowhere(step: int, split: str, values: dict[str, Any]) -> None:

@@ -19,37 +19,28 @@ from dpo_jax.config import Config
 from dpo_jax.errors import ConfigError, Preempted
 from dpo_jax.losses import LOSSES
 from dpo_jax.sharding import arrays
-from dpo_jax.train import loop, runfolder, signals
+from dpo_jax.train import loop, runfolder, signals, throughput
 from dpo_jax.train.checkpoint import Checkpoints
+from dpo_jax.train.clock import Clock
 from dpo_jax.train.metrics import MetricsLog
-from dpo_jax.types import TrainState
-from dpo_jax.wiring import card, checks, evaluation, outputs, restoring, training
+from dpo_jax.train.step import Metrics, without_transfers
+from dpo_jax.types import Batch, TrainState
+from dpo_jax.wiring import (
+    card,
+    checks,
+    evaluation,
+    outputs,
+    restoring,
+    summary,
+    training,
+)
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring.parts import Parts, prepare
 from dpo_jax.wiring.reference import Annotators
+from dpo_jax.wiring.summary import Summary
 
 Progress = Callable[[int, int, dict[str, float]], None]
-
-
-class Summary(NamedTuple):
-    """What a run ended with.
-
-    Attributes:
-      step: optimizer steps taken.
-      resumed_from: step that this launch started from; 0 = from the beginning.
-      already_complete: nothing was left to do.
-      values: the last evaluation's metrics; {} without one.
-      results: the table before / after; {} without rollouts.
-      data: what data.json holds.
-    """
-
-    step: int
-    resumed_from: int
-    already_complete: bool
-    values: dict[str, float]
-    results: dict[str, Any]
-    data: dict[str, Any]
 
 
 def quiet(step: int, last: int, values: dict[str, float]) -> None:
@@ -77,28 +68,25 @@ def run(
       UserError: what a user can mend, before anything compiles.
       Preempted: after a signal, with the state committed.
     """
+    clock = Clock()
     rows = checks.check(config, losses)
     built = checks.make_mesh(config)
     runfolder.check_same(workdir, json.loads(config_lib.to_json(config)), fork=fork)
-    with jax.set_mesh(built):
-        parts = prepare(config, rows, built)
-        finished = runfolder.read_json(workdir, "results.json")
-        whole = runfolder.is_whole(workdir)
-        if finished.get("step") == parts.steps and whole and not fork:
-            return Summary(
-                parts.steps,
-                parts.steps,
-                True,
-                finished.get("values", {}),
-                finished,
-                parts.data.report,
-            )
+    with clock, jax.set_mesh(built):
+        with clock.bucket("setup"):
+            parts = prepare(config, rows, built)
+        done = runfolder.read_json(workdir, "results.json")
+        if done.get("step") == parts.steps and runfolder.is_whole(workdir) and not fork:
+            values, report = done.get("values", {}), parts.data.report
+            return Summary(parts.steps, parts.steps, True, values, done, report)
         first = jax.process_index() == 0
         with (
             runfolder.claim(workdir, first=first),
             signals.stop_requests() as stop,
         ):
-            return _train(Launch(config, workdir, parts, stop, progress, fork, losses))
+            return _train(
+                Launch(config, workdir, parts, stop, progress, fork, losses, clock)
+            )
 
 
 class Launch(NamedTuple):
@@ -111,11 +99,13 @@ class Launch(NamedTuple):
     progress: Progress
     fork: bool
     losses: checks.LossTable
+    clock: Clock
 
 
 def _train(launch: Launch) -> Summary:
     """Resumes or starts, runs the loop, and writes what a finished run leaves."""
     config, workdir, parts = launch.config, launch.workdir, launch.parts
+    clock = launch.clock
     checkpoints = Checkpoints(
         epath.Path(workdir) / "checkpoints",
         every_steps=config.checkpoint.every_steps,
@@ -129,9 +119,11 @@ def _train(launch: Launch) -> Summary:
             if jax.process_count() == 1 and launch.stop(first):
                 raise Preempted(first)
 
-        # before the state, so that a cached reference is never held beside it
-        asked = parts.annotators(config, workdir, pause=pause)
-        state = restoring.resume(checkpoints, parts, first, fork=launch.fork)
+        with clock.bucket("setup"):
+            peak = throughput.peak(config.model.dtype)
+            # before the state, so that a cached reference is never held beside it
+            asked = parts.annotators(config, workdir, pause=pause)
+            state = restoring.resume(checkpoints, parts, first, fork=launch.fork)
         if jax.process_index() == 0:
             runfolder.write_config(workdir, config_lib.to_json(config))
             report = json.dumps(parts.data.report, indent=1)
@@ -140,19 +132,25 @@ def _train(launch: Launch) -> Summary:
             logging.info("data.%s: %s", split, account["summary"])
         shapes = dict(parts.train.compiled_shapes())
         logging.info("compiles %d step shapes {rows: steps}: %s", len(shapes), shapes)
+        logging.info("mfu is a share of %.4g FLOP/s: %s", *peak)
         state, values, sampled = _loop(launch, checkpoints, asked, first, state)
-    outputs.export(
-        parts.model,
-        state.params,
-        parts.data.tokenizer,
-        epath.Path(workdir) / "export",
-        card=card.model_card(config, parts.steps, launch.losses),
-        own_tokenizer=bool(config.tokenizer.path),
-    )
-    results = {} if sampled is None else evaluation.before_and_after(sampled)
+    with clock.bucket("export"):
+        outputs.export(
+            parts.model,
+            state.params,
+            parts.data.tokenizer,
+            epath.Path(workdir) / "export",
+            card=card.model_card(config, parts.steps, launch.losses),
+            own_tokenizer=bool(config.tokenizer.path),
+        )
+        results = {} if sampled is None else evaluation.before_and_after(sampled)
+        if jax.process_index() == 0:
+            outputs.leave_behind(workdir, parts.steps, values, results, sampled)
+    report, seconds = parts.data.report, clock.seconds()
+    ended = Summary(parts.steps, first, False, values, results, report, seconds, peak)
     if jax.process_index() == 0:
-        outputs.leave_behind(workdir, parts.steps, values, results, sampled)
-    return Summary(parts.steps, first, False, values, results, parts.data.report)
+        summary.write_timing(workdir, ended)
+    return ended
 
 
 def _loop(
@@ -164,7 +162,8 @@ def _loop(
 ) -> tuple[TrainState, dict[str, float], evaluation.Sampled | None]:
     """Hands the loop its functions; returns the last values and rollouts as well."""
     config, workdir, parts = launch.config, launch.workdir, launch.parts
-    measure, sampled = _measure(config, parts, asked)
+    with launch.clock.bucket("eval"):
+        measure, sampled = _measure(config, parts, asked)
     log = MetricsLog(workdir, resume_step=first) if jax.process_index() == 0 else None
 
     def save(step: int, state: TrainState, values: dict[str, float]) -> None:
@@ -177,23 +176,25 @@ def _loop(
         }
         checkpoints.save(step, state, meta, values)
 
+    timed, live = launch.clock.timed, asked.live
+    batches = data_wiring.global_batches(parts.train, parts.mesh, first, asked.on_host)
     functions = loop.Parts(
-        step=lambda state, batch: parts.trainer.step(
-            state, asked.on_device(state.ref, batch), asked.head
+        step=timed("step", _step(parts, asked)),
+        next_batch=timed("data", lambda: next(batches)),
+        facts=training.make_facts(
+            parts.train,
+            parts.model.spec,
+            None if live is None else live.model.spec,
+            throughput.peak(config.model.dtype).flops_per_second,
         ),
-        batches=data_wiring.global_batches(
-            parts.train, parts.mesh, first, asked.on_host
-        ),
-        facts=lambda step: training.facts(config, parts.model.spec, parts.train, step),
-        evaluate=measure,
-        save=save,
-        wait=checkpoints.wait,
+        now=launch.clock.working,
+        evaluate=None if measure is None else timed("eval", measure),
+        save=timed("checkpoint", save),
+        wait=timed("checkpoint", checkpoints.wait),
         log=_nowhere if log is None else log.write,
         progress=lambda step, values: launch.progress(step, parts.steps, values),
-        on_bad=lambda step: outputs.bad_batch(
-            workdir, step, parts.train.ids_at(step - 1)
-        ),
-        to_host=arrays.to_host,
+        on_bad=lambda n: outputs.bad_batch(workdir, n, parts.train.ids_at(n - 1)),
+        to_host=timed("step", arrays.to_host),
         stop=launch.stop,
     )
     try:
@@ -203,9 +204,7 @@ def _loop(
             first=first,
             last=parts.steps,
             cadence=loop.Cadence(
-                config.log.every_steps,
-                config.eval.every_steps,
-                config.checkpoint.every_steps,
+                *(config[what].every_steps for what in ("log", "eval", "checkpoint"))
             ),
             skip_nonfinite=config.train.on_nonfinite == "skip",
         )
@@ -213,6 +212,16 @@ def _loop(
         if log is not None:
             log.close()
     return state, values, sampled[0] if sampled else None
+
+
+def _step(parts: Parts, asked: Annotators) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Builds the loop's step: the reference's columns, then the update."""
+
+    def take(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        batch = asked.on_device(state.ref, batch)
+        return parts.trainer.step(state, batch, asked.head)
+
+    return without_transfers(take)
 
 
 def _nowhere(step: int, split: str, values: dict[str, Any]) -> None:

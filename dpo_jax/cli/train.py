@@ -1,13 +1,14 @@
 """`train`: trains a policy, or goes on training it, in a run folder."""
 
-import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from absl import flags
 from tqdm import tqdm
 
 from dpo_jax.cli import common
+
+TRACED_STEPS = 5
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -21,7 +22,8 @@ def main(arguments: Sequence[str]) -> int:
             "go on from the checkpoint with a changed config",
             flag_values=values,
         )
-        flags.DEFINE_bool("profile", False, "trace the run", flag_values=values)
+        what = f"trace {TRACED_STEPS} steps behind the first, under RUN/profile"
+        flags.DEFINE_bool("profile", False, what, flag_values=values)
 
     values = common.parse(arguments, config=True, define=define)
     workdir = common.required(values, "workdir")
@@ -30,24 +32,56 @@ def main(arguments: Sequence[str]) -> int:
     common.setup_jax(config, debug=values["debug"].value)
     from dpo_jax import build
 
-    with Progress() as progress, profiled(workdir, values["profile"].value):
-        summary = build.run(
-            config, workdir, fork=values["fork"].value, progress=progress
-        )
+    traced = f"{workdir}/profile" if values["profile"].value else ""
+    with Progress() as progress, Trace(traced) as trace:
+
+        def tell(step: int, last: int, values: dict[str, float]) -> None:
+            progress(step, last, values)
+            trace(step)
+
+        summary = build.run(config, workdir, fork=values["fork"].value, progress=tell)
     sys.stdout.write(summary_text(summary, workdir))
     return 0
 
 
-@contextlib.contextmanager
-def profiled(workdir: str, wanted: bool) -> Iterator[None]:
-    """Writes a profiler trace of the whole run under RUN/profile, where wanted."""
-    if not wanted:
-        yield
-        return
-    import jax
+class Trace:
+    """Traces a few steps of a launch, once its first has been compiled and taken.
 
-    with jax.profiler.trace(f"{workdir}/profile"):
-        yield
+    All of a run would fill a disk, and bury what repeats under what happens once.
+    """
+
+    def __init__(self, folder: str) -> None:
+        """Waits for the first step.
+
+        Args:
+          folder: where the trace goes; '' = nothing is traced.
+        """
+        self._folder, self._until = folder, 0
+
+    def __enter__(self) -> "Trace":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._until:
+            self._stop()
+
+    def _stop(self) -> None:
+        import jax
+
+        jax.profiler.stop_trace()
+        self._folder, self._until = "", 0
+
+    def __call__(self, step: int) -> None:
+        """Starts behind the first step read, stops `TRACED_STEPS` later."""
+        if self._folder and not self._until:
+            import jax
+
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # each call of Python: gigabytes
+            jax.profiler.start_trace(self._folder, profiler_options=options)
+            self._until = step + TRACED_STEPS
+        elif step == self._until:
+            self._stop()
 
 
 class Progress:
@@ -94,8 +128,20 @@ def summary_text(summary: object, workdir: str) -> str:
         lines.append(f"data.{split}: {kept} of {read} rows; {account['summary']}")
     lines += values_text(summary.values)
     lines += results_text(summary.results)
+    lines += seconds_text(summary.seconds)
+    if summary.peak is not None:
+        speed, source = summary.peak
+        lines.append(f"mfu is a share of {speed / 1e12:.4g} TFLOP/s ({source})")
     lines.append(f"policy: {workdir}/export   report: {workdir}/report.html")
     return "\n".join(lines) + "\n"
+
+
+def seconds_text(seconds: dict[str, float]) -> list[str]:
+    """Renders what the time went to; the shares sum to the whole."""
+    if not seconds:
+        return []
+    shares = " + ".join(f"{name} {spent:.1f}" for name, spent in seconds.items())
+    return [f"wall time {sum(seconds.values()):.1f} s = {shares}"]
 
 
 def values_text(values: dict[str, float]) -> list[str]:

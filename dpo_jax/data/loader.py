@@ -268,6 +268,10 @@ class Loader:
             "scored_padding_fraction": 1.0 - scored / (rows * shape.scored),
         }
 
+    def visible_pairs(self, step: int, window: int) -> int:
+        """Counts a step's (query, key) pairs; see `layouts.visible_pairs`."""
+        return layouts.visible_pairs(self._settings.layout, self._lengths[step], window)
+
     def batch_at(self, step: int) -> Batch:
         """Fills this host's rows of a step, with a leading axis of microbatches."""
         shape, records = self.shape_at(step), self.records_at(step)

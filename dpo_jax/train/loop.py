@@ -6,8 +6,7 @@ before an evaluation, a checkpoint or the end they are read at once.
 """
 
 import dataclasses
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from absl import logging
@@ -34,9 +33,10 @@ class Parts:
 
     Attributes:
       step: `(state, batch) -> (state, metrics)`, annotation included.
-      batches: yields the batches from the first step on.
+      next_batch: returns the batch of each step from the first one on.
       facts: step -> what the host knows of its batch: `tokens`, `pairs`, `flops`
         as a share of what the devices do in a second, and values to log as they are.
+      now: tells the time in seconds, compilation left out.
       evaluate: `state -> values`; None = no evaluation.
       save: `(step, state, values of an evaluation of that state or {})`, asynchronous.
       wait: waits until the last save is committed.
@@ -48,8 +48,9 @@ class Parts:
     """
 
     step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-    batches: Iterator[Batch]
+    next_batch: Callable[[], Batch]
     facts: Callable[[int], dict[str, float]]
+    now: Callable[[], float]
     evaluate: Callable[[TrainState], dict[str, float]] | None
     save: Callable[[int, TrainState, dict[str, float]], None]
     wait: Callable[[], None]
@@ -61,17 +62,20 @@ class Parts:
 
 
 class Meter:
-    """Reads a step's metrics late, times it, and guards against non-finite ones."""
+    """Reads a step's metrics late, times it, and guards against non-finite ones.
+
+    The seconds of a step run from the reading of the step before to its own.
+    """
 
     def __init__(self, parts: Parts, every: int, last: int, *, skip: bool):
         self._parts, self._every, self._last, self._skip = parts, every, last, skip
         self._pending: tuple[int, Metrics, float] | None = None
-        self._clock = time.perf_counter()
+        self._since = parts.now()
         self._skipped = 0
 
     def restart_clock(self) -> None:
         """Leaves out time that was not spent on steps."""
-        self._clock = time.perf_counter()
+        self._since = self._parts.now()
 
     def push(self, step: int, metrics: Metrics, waited: float) -> None:
         """Takes the metrics of a dispatched step and reads those of the one before."""
@@ -89,8 +93,8 @@ class Meter:
         step, metrics, waited = self._pending
         self._pending = None
         values = self._parts.to_host(metrics)
-        now = time.perf_counter()
-        seconds, self._clock = now - self._clock, now
+        now = self._parts.now()
+        seconds, self._since = now - self._since, now
         ok = bool(values.pop("ok"))
         facts = self._parts.facts(step)
         flops = facts.pop("flops")
@@ -165,9 +169,9 @@ def run(
         parts.log(0, "eval", results)
     meter.restart_clock()
     for step in range(first + 1, last + 1):
-        asked = time.perf_counter()
-        batch = next(parts.batches)
-        waited = time.perf_counter() - asked
+        asked = parts.now()
+        batch = parts.next_batch()
+        waited = parts.now() - asked
         state, metrics = parts.step(state, batch)
         meter.push(step, metrics, waited)
         stopping = parts.stop(step) and step < last

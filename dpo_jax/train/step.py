@@ -7,7 +7,7 @@ is, nor whether a reference exists.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from dpo_jax.types import (
 Metrics = dict[str, Array]
 StepFn = Callable[[TrainState, Batch, Hyper], tuple[TrainState, Metrics]]
 Sync = Callable[[Params, Params, Array], Params]  # (ref, policy, step) -> ref
+Result = TypeVar("Result")
 Found = tuple[Array, Sums, Stats]  # loss, sums and counts, new statistics
 
 
@@ -280,3 +281,19 @@ def compile_step(
         out_shardings=(state_shardings, scalar),
         donate_argnums=(0,),
     )
+
+
+def without_transfers(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Makes a function refuse to copy between host and device, but where it says so.
+
+    A copy that slips in makes the host wait for the device at every step. `--debug`
+    looks at every result for NaN, so it lets them pass.
+    """
+    debugging = jax.config.jax_debug_nans  # pyright: ignore (set when jax is imported)
+    level = "allow" if debugging else "disallow"
+
+    def call(*arguments: Any) -> Result:
+        with jax.transfer_guard(level):
+            return function(*arguments)
+
+    return call

@@ -1,51 +1,138 @@
-"""What a step costs in model FLOPs, and what the hardware reaches on a plain matmul.
+"""What a step costs in model FLOPs, and what the devices could do in a second.
 
-`mfu` in metrics.jsonl is their ratio: FLOPs of the model's matrix products (attention
-scores and recomputation left out) over a matmul measured at the start of the same run,
-so it means the same on any device and no table of peaks is trusted.
+`mfu` in metrics.jsonl is their ratio. Counted are the matrix products that the step
+needs, multiply and add apart: kernels, head and attention of the policy forward and
+backward, and forward of a reference that runs. Not counted is what an implementation
+does beside: masked scores, padding, recomputation. The devices' peak stands in a table,
+or is measured at the start of the run. This room knows no model: it is given sizes.
 """
 
 import functools
 import time
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+MEASURING_SECONDS = 0.4
+
+# FLOP/s of dense bfloat16 products, of one device as jax counts and names them.
+# TPU: Google Cloud's page of each version, "peak compute per chip (bf16)".
+# A100, H100, H200: NVIDIA's datasheets; half of the figures "with sparsity".
+PEAKS: dict[str, float] = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,  # v5e
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,  # v5p
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,  # v6e
+    "TPU v6e": 918e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA H100 80GB HBM3": 989.5e12,
+    "NVIDIA H100 PCIe": 756.5e12,
+    "NVIDIA H100 NVL": 835.5e12,
+    "NVIDIA H200": 989.5e12,
+    "NVIDIA H200 NVL": 835.5e12,
+}
+
+
+class Peak(NamedTuple):
+    """What `mfu` is a share of.
+
+    Attributes:
+      flops_per_second: of all devices of the run together.
+      source: where the number comes from.
+    """
+
+    flops_per_second: float
+    source: str
+
 
 @functools.cache
-def matmul_flops_per_second(dtype: str) -> float:
-    """Measures a large matmul on this machine's devices, FLOP/s over all of them."""
-    on_cpu = jax.devices()[0].platform == "cpu"
-    size = 1024 if on_cpu else 8192
+def peak(dtype: str) -> Peak:
+    """Finds the peak of this run's devices for matrix products in `dtype`.
+
+    It is measured where the table has none: on CPUs, in other dtypes than bfloat16, on
+    devices that the table does not know. Call it while the devices are idle.
+    """
+    device = jax.devices()[0]
+    kind, count = device.device_kind, jax.device_count()
+    listed = PEAKS.get(kind) if dtype == "bfloat16" else None
+    if listed is not None:
+        return Peak(
+            listed * count, f"{count} × {kind}, bfloat16, of the vendor's sheet"
+        )
+    on_cpu = device.platform == "cpu"
+    found = matmul_flops_per_second(dtype, size=1024 if on_cpu else 8192)
+    # a CPU's fake devices share its cores; its processes measure at the same time
+    shares = jax.process_count() if on_cpu else count
+    return Peak(found * shares, f"{shares} × {kind}, {dtype} matmul as measured")
+
+
+def matmul_flops_per_second(dtype: str, *, size: int) -> float:
+    """Measures the best of many square matrix products on one device, FLOP/s."""
     left = jnp.ones((size, size), dtype)
     product = jax.jit(jnp.matmul)
-    product(left, left).block_until_ready()
-    best = min(_seconds(product, left) for _ in range(3))
-    devices = 1 if on_cpu else jax.device_count()  # fake CPU devices share the cores
-    return 2 * size**3 / best * devices
+    run = lambda: product(left, left).block_until_ready()  # noqa: E731
+    run()  # compiles
+    end = time.perf_counter() + MEASURING_SECONDS
+    best = seconds_of(run)
+    while time.perf_counter() < end:
+        best = min(best, seconds_of(run))
+    return 2 * size**3 / best
 
 
-def _seconds(product: object, left: jax.Array) -> float:
+def seconds_of(run: Callable[[], object]) -> float:
+    """Times a call."""
     start = time.perf_counter()
-    product(left, left).block_until_ready()  # pyright: ignore
+    run()
     return time.perf_counter() - start
 
 
-def model_flops(
-    *, trunk: int, head: int, tokens: float, scored: float, reference: bool
-) -> float:
-    """Counts FLOPs of a step's matrix products.
+class Sizes(NamedTuple):
+    """What the FLOPs of a model depend on.
 
-    Args:
+    Attributes:
       trunk: parameters of the layers' kernels.
       head: parameters of the head's kernel, D·V.
-      tokens: tokens that run through the trunk.
+      queries: features of all query heads of a layer, H·E.
+    """
+
+    trunk: int
+    head: int
+    queries: int
+
+
+def forward_flops(
+    sizes: Sizes, *, tokens: float, scored: float, visible: float
+) -> float:
+    """Counts FLOPs of the matrix products of a forward pass.
+
+    Args:
+      sizes: of the model.
+      tokens: that run through the trunk.
       scored: tokens that run through the head.
-      reference: whether a reference is run forward as well.
+      visible: (query, key) pairs that see each other, summed over the layers.
 
     Returns:
-      6 per parameter and token for the policy (2 forward, 4 backward), 2 for the
-      reference.
+      2 per parameter and token; 4·E per visible pair and query head: 2 for the score
+      and 2 for the weighted sum of values.
+
+    Source: arXiv:2204.02311 appendix B, with visible pairs in place of all.
     """
-    passes = 8 if reference else 6
-    return float(passes) * (trunk * tokens + head * scored)
+    kernels = sizes.trunk * tokens + sizes.head * scored
+    return 2.0 * kernels + 4.0 * sizes.queries * visible
+
+
+def step_flops(policy: float, reference: float = 0.0) -> float:
+    """Counts FLOPs of a step.
+
+    Args:
+      policy: of its forward pass; the backward pass takes twice as many.
+      reference: of its forward pass; 0 where none runs.
+    """
+    return 3.0 * policy + reference

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from jax.sharding import Mesh
 from dpo_jax.config import Config
 from dpo_jax.data.loader import Loader
 from dpo_jax.losses import Loss
-from dpo_jax.models.decoder import abstract_params
+from dpo_jax.models.decoder import abstract_params, flatten
 from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.sharding import arrays, rules
 from dpo_jax.train import optimizer, step, throughput
@@ -140,21 +141,48 @@ def state_places(
     return abstract, rules.shardings(abstract, built, rules.STATE_RULES)
 
 
-def facts(
-    config: Config, spec: DecoderSpec, loads: Loader, number: int
-) -> dict[str, float]:
-    """Tells the loop what the host knows of a step's batch.
+def make_facts(
+    loads: Loader, policy: DecoderSpec, reference: DecoderSpec | None, peak: float
+) -> Callable[[int], dict[str, float]]:
+    """Builds what tells the loop what the host knows of a step's batch.
 
-    `flops` are given in seconds at the speed of a plain matmul on these devices.
+    Args:
+      loads: lays the batches out.
+      policy: what is trained.
+      reference: what is run forward beside it; None where nothing is.
+      peak: FLOP/s of all devices; `flops` are given in seconds at that speed.
     """
-    found = loads.facts(number - 1)
-    layers = jax.tree.leaves(abstract_params(spec)["layers"])
-    flops = throughput.model_flops(
-        trunk=sum(leaf.size for leaf in layers),
-        head=spec.width * spec.vocab,
-        tokens=found["tokens"],
-        scored=found.pop("scored"),
-        reference=config.ref.mode == "live",
+
+    def facts(number: int) -> dict[str, float]:
+        found = loads.facts(number - 1)
+        flops = [
+            throughput.forward_flops(
+                sizes(spec),
+                tokens=found["tokens"],
+                scored=found["scored"],
+                visible=visible_pairs(spec, loads, number - 1),
+            )
+            for spec in (policy, reference)
+            if spec is not None
+        ]
+        del found["scored"]
+        return {**found, "flops": throughput.step_flops(*flops) / peak}
+
+    return facts
+
+
+@functools.cache
+def sizes(spec: DecoderSpec) -> throughput.Sizes:
+    """Counts what the FLOPs of a model depend on; a scalar head costs nothing."""
+    layers = flatten(abstract_params(spec)["layers"])
+    return throughput.Sizes(
+        trunk=sum(leaf.size for p, leaf in layers.items() if p.endswith("/kernel")),
+        head=0 if spec.scalar else spec.width * spec.vocab,
+        queries=spec.heads * spec.head_dim,
     )
-    speed = throughput.matmul_flops_per_second(config.model.dtype)
-    return {**found, "flops": flops / speed}
+
+
+def visible_pairs(spec: DecoderSpec, loads: Loader, step: int) -> int:
+    """Counts the (query, key) pairs of a step in all layers, each by its window."""
+    windows = Counter(spec.windows or (0,) * spec.layers)
+    return sum(n * loads.visible_pairs(step, w) for w, n in windows.items())

@@ -10,6 +10,7 @@ from dpo_jax import build, cli
 from dpo_jax.cli import common
 from dpo_jax.cli import train as train_verb
 from dpo_jax.errors import ConfigError, DataError
+from dpo_jax.train.throughput import Peak
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = "--config=configs/quickstart.py"
@@ -46,7 +47,8 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         printed = []
         patch.setattr("sys.stdout.write", printed.append)
-        code = cli.main(["dpo_jax", "train", CONFIG, f"--workdir={run}", *SMALL])
+        flags = [CONFIG, f"--workdir={run}", "--profile", *SMALL]
+        code = cli.main(["dpo_jax", "train", *flags])
     return code, "".join(printed), run
 
 
@@ -122,8 +124,27 @@ def test_train_prints_what_it_ended_with(trained):
     assert "before (reference)" in out and f"policy: {run}/export" in out
     names = {"config.json", "metrics.jsonl", "checkpoints", "export", "report.html"}
     names |= {"data.json", "log.txt", "results.json", "samples.json", "tensorboard"}
+    names |= {"timing.json", "profile"}
     assert names <= {path.name for path in run.iterdir()}
     assert not (run / "errors").exists()
+
+
+def test_profile_leaves_a_trace(trained):
+    """Of a run that ends before the last step that would have been traced."""
+    (trace,) = (trained[2] / "profile").rglob("*.xplane.pb")
+    assert b"train_step" in trace.read_bytes()
+
+
+def test_trace_begins_behind_the_first_step_and_ends(monkeypatch):
+    calls, step = [], None
+    start = lambda folder, profiler_options: calls.append((step, folder))  # noqa: E731
+    monkeypatch.setattr(jax.profiler, "start_trace", start)
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append(step))
+    with train_verb.Trace("F") as trace, train_verb.Trace("") as none:
+        for step in range(11, 30):  # noqa: B007
+            trace(step)
+            none(step)
+    assert calls == [(11, "F"), 11 + train_verb.TRACED_STEPS]
 
 
 def test_evaluate_finds_what_the_run_found(capsys, trained, tmp_path):
@@ -181,10 +202,19 @@ def test_summary_of_a_finished_run():
     text = train_verb.summary_text(summary, "R")
     assert text.startswith("already complete: 40 steps in R\n")
     assert "data.train: 9 of 10 rows; dropped 1 (1 empty)\n" in text
-    resumed = summary._replace(already_complete=False, resumed_from=30)
+    assert "wall time" not in text and "mfu" not in text
+    resumed = summary._replace(
+        already_complete=False,
+        resumed_from=30,
+        seconds={"compile": 2.5, "step": 1.25},
+        peak=Peak(1.4e11, "measured"),
+    )
     assert "finished 40 steps, resumed from 30\n" in train_verb.summary_text(
         resumed, "R"
     )
+    text = train_verb.summary_text(resumed, "R")
+    assert "wall time 3.8 s = compile 2.5 + step 1.2\n" in text
+    assert "mfu is a share of 0.14 TFLOP/s (measured)\n" in text
 
 
 def test_sample_lays_policies_side_by_side(capsys, trained, tmp_path):

@@ -217,3 +217,21 @@ def test_groups_and_pairs_name_the_responses_in_order(sizes, layout, spare):
     assert sorted((texts[a], texts[b]) for a, b in pairs) == sorted(
         pair for group in expected for pair in combinations(group, 2)
     )
+
+
+@pytest.mark.parametrize("layout", layouts.LAYOUTS)
+@pytest.mark.parametrize("window", [0, 1, 3, 100])
+def test_visible_pairs_are_those_of_the_mask(layout, window):
+    """Counted one by one in the arrays, as the dimension key says who sees whom."""
+    records = [record(0, 5, 3, 1), record(1, 2, 4), record(2, 1, 2, 2, 6)]
+    batch = rows_of(layout, records, 24)[2]
+    seen = 0
+    for docs, branches, positions in zip(
+        batch.docs, batch.branches, batch.positions, strict=True
+    ):
+        for q, k in zip(*np.tril_indices(24), strict=True):
+            near = not window or positions[q] - positions[k] < window
+            on_the_way = branches[k] in (0, branches[q])
+            seen += docs[q] > 0 and docs[q] == docs[k] and on_the_way and near
+    lengths = [layouts.lengths_of(r) for r in records]
+    assert layouts.visible_pairs(layout, lengths, window) == seen > 0

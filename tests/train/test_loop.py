@@ -4,6 +4,7 @@ The stub's state is the number of steps taken, its batches are step numbers, and
 call writes its name into one list.
 """
 
+import functools
 import itertools
 
 import pytest
@@ -20,10 +21,12 @@ class Stub:
     def __init__(self, *, first=0, bad=(), stop_at=None, evaluates=True):
         self.events, self.lines, self.saved = [], [], {}
         self.bad, self.stop_at, self.first = set(bad), stop_at, first
+        self.now = functools.partial(next, itertools.count(1.0))
         self.parts = loop.Parts(
             step=self.step,
-            batches=itertools.count(first + 1),
+            next_batch=functools.partial(next, itertools.count(first + 1)),
             facts=lambda step: {"tokens": 8.0, "pairs": 4.0, "flops": 2.0, "pad": 0.5},
+            now=self.now,
             evaluate=self.evaluate if evaluates else None,
             save=self.save,
             wait=lambda: self.events.append("wait"),
@@ -103,14 +106,19 @@ def test_save_carries_the_evaluation_of_its_own_state_only():
 
 
 def test_line_holds_values_facts_and_timings():
+    """The stub's watch moves by 1 s whenever it is read.
+
+    That is twice around a batch (the next one's) and once when metrics are read, so
+    step 2 takes 3 s.
+    """
     stub = Stub()
     stub.run()
-    step, split, values = stub.lines[1]
-    assert (step, split, values["loss"], values["pad"]) == (1, "train", 1.0, 0.5)
-    seconds = values["step_seconds"]
-    assert values["tokens_per_second"] == pytest.approx(8.0 / seconds)
-    assert values["pairs_per_second"] == pytest.approx(4.0 / seconds)
-    assert values["mfu"] == pytest.approx(2.0 / seconds)
+    step, split, values = stub.lines[2]
+    assert (step, split, values["loss"], values["pad"]) == (2, "train", 0.5, 0.5)
+    assert (values["step_seconds"], values["data_wait_seconds"]) == (3.0, 1.0)
+    assert values["tokens_per_second"] == pytest.approx(8.0 / 3.0)
+    assert values["pairs_per_second"] == pytest.approx(4.0 / 3.0)
+    assert values["mfu"] == pytest.approx(2.0 / 3.0)
     assert not {"ok", "flops", "tokens", "pairs"} & values.keys()
 
 

@@ -303,3 +303,23 @@ def test_one_compilation_serves_a_sweep_and_donates_the_state():
         losses.append(float(metrics["loss"]))
     np.testing.assert_allclose(losses, [2.5, 0.5, 0.5])
     assert compiled._cache_size() == 1
+
+
+def test_a_copy_that_slips_into_a_step_is_refused():
+    """The host's array is copied to the device by the call itself."""
+    double = step.without_transfers(jax.jit(lambda x: 2 * x))
+    assert double(jax.device_put(np.ones(3, np.float32))).sum() == 6
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        double(np.ones(3, np.float32))
+    double(jax.device_put(np.ones(3, np.float32)))
+    jax.jit(lambda x: 3 * x)(np.ones(3, np.float32))  # outside, all is as it was
+
+
+def test_debugging_may_look_at_every_result():
+    before = jax.config.jax_debug_nans
+    jax.config.update("jax_debug_nans", True)
+    try:
+        double = step.without_transfers(jax.jit(lambda x: 2 * x))
+        assert double(np.ones(3, np.float32)).sum() == 6
+    finally:
+        jax.config.update("jax_debug_nans", before)

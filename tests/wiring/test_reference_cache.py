@@ -330,14 +330,14 @@ def test_what_a_cache_cannot_serve_is_refused(configured, changed, words):
         checks.check(configured(**changed), LOSSES)
 
 
-def test_reference_that_does_not_run_costs_no_flops(configured, tmp_path):
-    """6 passes of the policy, 2 of a live reference: 8 / 6."""
-    config = configured(train__steps=1)
-    parts, _ = prepared(config, tmp_path / "run")
-    flops = {
-        mode: build.training.facts(
-            configured(ref__mode=mode), parts.model.spec, parts.train, 1
-        )["flops"]
-        for mode in ("live", "cached", "none")
-    }
-    assert flops["cached"] == flops["none"] == pytest.approx(flops["live"] * 0.75)
+def test_reference_that_does_not_run_is_not_held(configured, tmp_path):
+    """What is held runs, and what runs is counted: 3 passes, 1 of a live reference."""
+    parts, live = prepared(configured(train__steps=1, ref__mode="live"), tmp_path / "a")
+    _, cached = prepared(configured(train__steps=1), tmp_path / "b")
+    assert live.live is not None and cached.live is None
+    spec = parts.model.spec
+    flops = [
+        build.training.make_facts(parts.train, spec, reference, 1.0)(1)["flops"]
+        for reference in (live.live.model.spec, None)
+    ]
+    assert flops[1] == pytest.approx(flops[0] * 0.75)

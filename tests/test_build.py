@@ -1,0 +1,144 @@
+"""A whole run, small: what it compiles, waits for and accounts for."""
+
+import collections
+import json
+import time
+from pathlib import Path
+
+import jax
+import pytest
+from jax import monitoring
+
+from dpo_jax import build
+from dpo_jax.cli import common
+from dpo_jax.data.sources import sentiment
+from dpo_jax.report import html
+from dpo_jax.train import loop
+from dpo_jax.train.clock import BUCKETS
+from dpo_jax.wiring import summary as summary_lib
+
+ROOT = Path(__file__).parent.parent
+COMPILE = "/jax/core/compile/backend_compile_duration"
+PAIRS, STEPS = 16, 6
+SHORT, LONG = "great", " ".join(["great"] * 20)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilations():
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    common.setup_logging()
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """Fine-tuning in order over six steps of a file; batches have 8 or 16 rows.
+
+    Steps 3 and 6 need a row of 32 tokens for each text, the others for several.
+    """
+    folder = tmp_path_factory.mktemp("data")
+    sentiment.tokenizer().save_pretrained(folder / "tokenizer")
+    texts = [LONG if step % 3 == 2 else SHORT for step in range(STEPS)]
+    rows = [{"prompt": "the movie was", "completion": f" {t}"} for t in texts]
+    lines = [json.dumps(row) + "\n" for row in rows for _ in range(PAIRS)]
+    (folder / "train.jsonl").write_text("".join(lines))
+    config = common.load_config(f"{ROOT}/configs/quickstart.py:stage=sft")
+    config.update_from_flattened_dict(
+        {
+            "tokenizer.path": str(folder / "tokenizer"),
+            "data.train": str(folder / "train.jsonl"),
+            "data.eval": "",
+            "data.row_tokens": 32,
+            "data.shuffle": False,
+            "batch.pairs": PAIRS,
+            "train.steps": STEPS,
+            "checkpoint.every_steps": 0,
+        }
+    )
+    return config
+
+
+@pytest.fixture(scope="module")
+def ran(config, tmp_path_factory):
+    """A run: its summary, its folder, what it compiled, how long it took."""
+    run, compiled = tmp_path_factory.mktemp("ran") / "run", collections.Counter()
+
+    def hear(event, duration_secs, **more):
+        if event == COMPILE:
+            compiled[more["fun_name"]] += 1
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setattr(html, "write_report", lambda runs, out: out.write_text("short"))
+        monitoring.register_event_duration_secs_listener(hear)
+        begun = time.perf_counter()
+        try:
+            summary = build.run(config, run)
+        finally:
+            took = time.perf_counter() - begun
+            monitoring.unregister_event_duration_listener(hear)
+    return summary, run, compiled, took
+
+
+def test_the_step_compiles_once_for_each_number_of_rows(ran):
+    summary, run, compiled, _ = ran
+    assert "compiles 2 step shapes {rows: steps}: {8: 4, 16: 2}" in (
+        (run / "log.txt").read_text()
+    )
+    assert compiled["jit(train_step)"] == 2
+    assert summary.step == STEPS
+
+
+def test_buckets_sum_to_the_wall_time(ran):
+    summary, run, _, took = ran
+    assert tuple(summary.seconds) == BUCKETS
+    assert 0.95 * took < sum(summary.seconds.values()) <= took
+    spent = [summary.seconds[n] for n in BUCKETS if n != "eval"]
+    assert all(seconds > 0 for seconds in spent) and summary.seconds["eval"] < 0.01
+    timing = json.loads((run / "timing.json").read_text())
+    assert timing["seconds"] == summary.seconds and timing["steps"] == STEPS
+    assert timing["peak"] == summary.peak._asdict()
+
+
+def test_compiling_is_not_in_the_seconds_of_steps(ran):
+    """Reading metrics and waiting for batches are, and hardly anything else is."""
+    summary, run, _, _ = ran
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    lines = [line for line in lines if line["split"] == "train"]
+    stepping = sum(line["step_seconds"] for line in lines)
+    least = summary.seconds["step"] + summary.seconds["data"]
+    assert 0.9 * least < stepping < least + summary.seconds["other"]
+    for line in lines:
+        assert line["tokens_per_second"] > 0 and line["mfu"] > 0
+        assert line["data_wait_seconds"] > 0
+
+
+def test_a_finished_run_has_nothing_to_account_for(config, ran):
+    again = build.run(config, ran[1])
+    assert again.already_complete and again.seconds == {} and again.peak is None
+
+
+def test_no_step_copies_between_host_and_device(config, monkeypatch, tmp_path):
+    """The loop's step refuses to; a batch left on the host does not get through."""
+
+    class Reached(Exception):
+        pass
+
+    def take_one(state, parts, **_):
+        batch = parts.next_batch()
+        with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+            parts.step(state, jax.device_get(batch))
+        raise Reached
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(loop, "run", take_one)
+    with pytest.raises(Reached):
+        build.run(config, tmp_path / "run")
+
+
+def test_timing_of_no_training(tmp_path):
+    summary_lib.write_timing(tmp_path, build.Summary(3, 1, False, {}, {}, {}))
+    found = json.loads((tmp_path / "timing.json").read_text())
+    assert found == {"steps": 2, "seconds": {}, "peak": None}

@@ -267,8 +267,8 @@ def token_logps(
     chex.assert_equal_shape([parents, targets])
     mask = jnp.ones(parents.shape, bool) if scored_mask is None else scored_mask
     chex.assert_shape(mask, parents.shape)
-    hidden, *places = map(jnp.asarray, (hidden, parents, targets, mask))
-    listed = Listed(*places, None)
+    hidden = jnp.asarray(hidden)  # NumPy has no `.at`
+    listed = Listed(*map(jnp.asarray, (parents, targets, mask)), ref_states=None)
     linear, ref_linear, ref_softcap = Linear(head.kernel, head.bias), None, 0.0
     if ref is not None:
         ref_states, ref_head = ref

@@ -316,26 +316,3 @@ LAYOUTS: dict[str, Planner] = {
     "packed": packed,
     "prefix_shared": prefix_shared,
 }
-
-
-def visible_pairs(layout: str, lengths: Sequence[Lengths], window: int) -> int:
-    """Counts the (query, key) pairs of tokens that see each other.
-
-    Args:
-      layout: decides whether a prompt lies there once, or once a response.
-      lengths: of the records.
-      window: tokens that a query sees, itself included; 0 = all.
-    """
-    total = 0
-    for document in whole(lengths) if layout == "prefix_shared" else apart(lengths):
-        record = lengths[document.record]
-        prompt = causal_pairs(record.prompt, window)
-        texts = [record.prompt + record.responses[r] for r in document.responses]
-        total += prompt + sum(causal_pairs(text, window) - prompt for text in texts)
-    return total
-
-
-def causal_pairs(tokens: int, window: int) -> int:
-    """Counts (query, key) pairs of one text: Σ over p = 1…tokens of min(p, window)."""
-    ramp = min(tokens, window) if window else tokens
-    return ramp * (ramp + 1) // 2 + (tokens - ramp) * window

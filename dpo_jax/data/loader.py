@@ -203,7 +203,8 @@ class Loader:
         """
         self._records, self._steps, self._settings = records, steps, settings
         self._join = join
-        table, hands = self._measure(), settings.microbatches
+        self._table = table = self._measure()
+        hands = settings.microbatches
         groups = microbatches_of(table, [len(step) for step in steps], hands)
         chosen = settings.row_tokens or cheapest_row_tokens(table, groups, settings)
         self.row_tokens = chosen
@@ -269,8 +270,9 @@ class Loader:
         }
 
     def visible_pairs(self, step: int, window: int) -> int:
-        """Counts a step's (query, key) pairs; see `layouts.visible_pairs`."""
-        return layouts.visible_pairs(self._settings.layout, self._lengths[step], window)
+        """Counts a step's (query, key) pairs; see `planning.visible_pairs`."""
+        documents = self._planned(step).documents
+        return planning.visible_pairs(self._table, documents, window)
 
     def batch_at(self, step: int) -> Batch:
         """Fills this host's rows of a step, with a leading axis of microbatches."""

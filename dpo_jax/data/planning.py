@@ -236,6 +236,31 @@ def one_a_row(sizes: np.ndarray, groups: np.ndarray, row_tokens: int) -> np.ndar
     return rows
 
 
+def visible_pairs(table: Table, documents: Documents, window: int) -> int:
+    """Counts the (query, key) pairs of tokens that see each other.
+
+    A prompt's own are counted once a document, however many responses grow there.
+
+    Args:
+      table: of all records.
+      documents: some of theirs.
+      window: tokens that a query sees, itself included; 0 = all.
+    """
+    prompts = (documents.tokens - documents.scored).astype(np.int64)
+    places, firsts = np.arange(table.responses.shape[1]), documents.firsts[:, None]
+    here = (places >= firsts) & (places < firsts + documents.slots[:, None])
+    texts = prompts[:, None] + table.responses[documents.records]  # [D, K]
+    own = causal_pairs(prompts, window)
+    grown = np.where(here, causal_pairs(texts, window) - own[:, None], 0)
+    return int(own.sum() + grown.sum())
+
+
+def causal_pairs(tokens: np.ndarray, window: int) -> np.ndarray:
+    """Counts (query, key) pairs of texts: Σ over p = 1…tokens of min(p, window)."""
+    ramp = np.minimum(tokens, window) if window else tokens
+    return ramp * (ramp + 1) // 2 + (tokens - ramp) * window
+
+
 class Layout(NamedTuple):
     """How records become rows.
 

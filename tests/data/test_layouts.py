@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from dpo_jax.data import layouts
+from dpo_jax.data import layouts, planning
 from dpo_jax.data.layouts import Lengths, Shape
 from dpo_jax.types import Batch, Record
 
@@ -233,5 +233,6 @@ def test_visible_pairs_are_those_of_the_mask(layout, window):
             near = not window or positions[q] - positions[k] < window
             on_the_way = branches[k] in (0, branches[q])
             seen += docs[q] > 0 and docs[q] == docs[k] and on_the_way and near
-    lengths = [layouts.lengths_of(r) for r in records]
-    assert layouts.visible_pairs(layout, lengths, window) == seen > 0
+    table = planning.table_of([layouts.lengths_of(r) for r in records])
+    documents = planning.LAYOUTS[layout].split(table)
+    assert planning.visible_pairs(table, documents, window) == seen > 0

@@ -1,5 +1,8 @@
 """A configuration against the tables of losses, optimizers, sources and devices."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from jax.sharding import Mesh
 
 from dpo_jax import config as config_lib
@@ -180,13 +183,19 @@ def rollout_faults(config: Config) -> list[str]:
     return found
 
 
-def make_mesh(config: Config) -> Mesh:
+def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
     """Lays out the devices and checks that the batch fits them.
+
+    Args:
+      config: of the run.
+      devices: see `mesh.make_mesh`.
 
     Raises:
       DeviceError: with the numbers and the nearest that fit.
     """
-    built = mesh.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    built = mesh.make_mesh(
+        config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices
+    )
     shards, pairs = mesh.row_shards(built), config.batch.pairs
     if pairs % shards:
         near = f"{pairs - pairs % shards} or " if pairs > shards else ""

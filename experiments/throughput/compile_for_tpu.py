@@ -27,6 +27,7 @@ ENVIRONMENT = {  # libtpu without a TPU, and seconds that no cache shortens
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several may compile at once
     "DPO_JAX_COMPILE_CACHE": "",
 }
 DEFAULTS = (

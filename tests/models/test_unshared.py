@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import parts
+from dpo_jax.errors import DataError
+from dpo_jax.losses import LOSSES
 from dpo_jax.models import attention, blockwise, forest, unshared
+from dpo_jax.types import Record
+from dpo_jax.wiring import checks, objective
+from dpo_jax.wiring.data import Data
 
 TOKENS = 21
 SHAPES = {"q": (5, TOKENS, 4, 6), "k": (5, TOKENS, 2, 6), "v": (5, TOKENS, 2, 6)}
@@ -132,3 +138,30 @@ def test_the_platform_gives_the_kernel_and_unshared_rows_need_no_copies():
         assert fit(shared=False, windowed=True) == attention.BACKENDS["splash"]
         found, longer = fit(shared=True, windowed=False).seen(cells(*ROWS), 0)
     np.testing.assert_array_equal(longer, found.cells.docs)  # what segments are
+
+
+def data(*responses):
+    tokens = np.zeros(1, np.int32)
+    records = [Record(i, tokens, (tokens,) * n) for i, n in enumerate(responses)]
+    return Data(None, records, records[:1], {}, "")
+
+
+def test_documents_of_too_many_responses_are_refused_before_anything_compiles():
+    config = parts.base()
+    rows = objective.components(config, LOSSES)
+    checks.check_data(config, rows, data(2, 3))
+    config.model.attention = "unshared"
+    checks.check_data(config, rows, data(1, 2))
+    with pytest.raises(DataError, match="data.train: row 1 has 3 responses"):
+        checks.check_data(config, rows, data(2, 3, 4))
+    config.data.layout = "packed"  # each response has its own prompt there
+    checks.check_data(config, rows, data(2, 3))
+
+
+def test_the_response_that_kto_borrows_is_counted():
+    config = parts.base()
+    config.model.attention, config.loss.name = "unshared", "kto"
+    rows = objective.components(config, LOSSES)
+    checks.check_data(config, rows, data(1, 1))
+    with pytest.raises(DataError, match="room for 1 of a prompt"):
+        checks.check_data(config, rows, data(1, 2))

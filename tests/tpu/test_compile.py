@@ -15,6 +15,7 @@ from configs import parts
 from dpo_jax.data.layouts import Shape
 from dpo_jax.errors import DeviceError
 from dpo_jax.losses import LOSSES
+from dpo_jax.models import attention
 from dpo_jax.models.spec import preset
 from dpo_jax.wiring import checks, compiling, objective
 
@@ -30,12 +31,12 @@ def libtpu():
     pytest.importorskip("libtpu", reason="libtpu is not installed")
 
 
-def compiled(topology, attention, layout, chunk, ref="cached"):
+def compiled(topology, backend, layout, chunk, ref="cached"):
     """Compiles DPO with one row of 256 tokens on each chip, 128 of them scored."""
     config = parts.base().lock()
     config.update_from_flattened_dict(
         {
-            "model.attention": attention,
+            "model.attention": backend,
             "model.dtype": "bfloat16",
             "model.logits_chunk": chunk,
             "data.layout": layout,
@@ -104,8 +105,6 @@ def test_attention_in_blocks_needs_no_kernel():
 def test_auto_is_the_kernel_where_the_mesh_is_of_tpus():
     built = checks.make_mesh(parts.base(), compiling.tpus("v5e:2x2"))
     assert jax.default_backend() == "cpu"
-    from dpo_jax.models import attention
-
     with jax.sharding.use_abstract_mesh(built.abstract_mesh):
         assert attention.resolve("auto") == "splash"
 

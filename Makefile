@@ -1,6 +1,7 @@
 # make quickstart: the main job on embedded data · make test: the tests. Python ≥ 3.11.
 PYTHON ?= python3
 VENV ?= .venv
+TPU_VENV ?= .venv-tpu
 RUNS ?= runs
 BIN := $(VENV)/bin
 TRAIN := $(BIN)/python -m dpo_jax train
@@ -8,7 +9,7 @@ WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest
 SPREAD := --numprocesses=$(WORKERS) --dist=worksteal
 
-.PHONY: quickstart test parity losses lesson faults nightly lint format clean
+.PHONY: quickstart test parity losses lesson faults tpu nightly lint format clean
 
 $(VENV)/.installed: setup.py pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), sys.version'
@@ -18,6 +19,12 @@ $(VENV)/.installed: setup.py pyproject.toml
 
 $(VENV)/.parity: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	touch $@
+
+# An environment of its own: with libtpu beside it, jax looks for TPUs first.
+$(TPU_VENV)/.installed: setup.py pyproject.toml
+	$(PYTHON) -m venv $(TPU_VENV)
+	$(TPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,tpu]'
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.installed
@@ -33,7 +40,7 @@ quickstart: $(VENV)/.installed
 	  --out=$(RUNS)/quickstart/report.html
 
 test: $(VENV)/.installed
-	$(PYTEST) $(SPREAD) -m 'not parity and not losses and not faults and not nightly'
+	$(PYTEST) $(SPREAD) -m 'not parity and not losses and not faults and not tpu and not nightly'
 
 parity: $(VENV)/.parity
 	$(PYTEST) $(SPREAD) -m 'parity and not nightly'
@@ -50,6 +57,11 @@ lesson: $(VENV)/.installed
 faults: $(VENV)/.installed
 	$(PYTEST) $(SPREAD) -m 'faults and not nightly'
 
+tpu: $(TPU_VENV)/.installed
+	JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 TPU_WORKER_HOSTNAMES=localhost \
+	  ALLOW_MULTIPLE_LIBTPU_LOAD=1 \
+	  $(TPU_VENV)/bin/python -m pytest -m tpu tests/tpu
+
 nightly: $(VENV)/.parity
 	$(PYTEST) -m nightly
 
@@ -63,4 +75,4 @@ format: $(VENV)/.lint
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .cache build *.egg-info
+	rm -rf $(VENV) $(TPU_VENV) .cache build *.egg-info

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from absl import logging
 
 from dpo_jax import errors
-from dpo_jax.models import blockwise, forest, splash
+from dpo_jax.models import blockwise, forest, splash, unshared
 from dpo_jax.models.forest import Cells
+from dpo_jax.sharding import mesh
 
 Array = Any
 
@@ -120,8 +121,11 @@ def faults(name: str) -> list[str]:
 
 
 def resolve(name: str) -> str:
-    """Returns the backend of `model.attention`: itself, or what `auto` picks."""
-    return _picked(jax.default_backend()) if name == AUTO else name
+    """Returns the backend of `model.attention`: itself, or what `auto` picks.
+
+    That goes by the devices of the mesh in `jax.set_mesh`, if there is one.
+    """
+    return _picked(mesh.platform()) if name == AUTO else name
 
 
 @functools.cache
@@ -149,18 +153,24 @@ def check_platform(name: str, platform: str) -> None:
         )
 
 
-def fitting(name: str, *, tokens: int, plain: bool) -> Backend:
-    """Returns the backend that runs rows of one kind.
+def fitting(name: str, *, tokens: int, shared: bool, windowed: bool) -> Backend:
+    """Returns the backend that runs rows of one kind, on the devices in `jax.set_mesh`.
 
     Args:
       name: a key of `BACKENDS`.
       tokens: T. Of a short row all scores are computed at once: that compiles in half
         the time, and there is little to skip.
-      plain: whether attention is causal within documents and nothing else, as it is
-        where none holds several responses and no layer has a window.
+      shared: whether a document may hold several responses.
+      windowed: whether a layer has a window. Without one, and with nothing shared,
+        attention is causal within documents and nothing else.
     """
     if tokens <= SHORT_ROW:
         return DENSE
+    if name == "unshared":
+        inner = BY_PLATFORM.get(mesh.platform(), "xla")
+        inner = fitting(inner, tokens=tokens, shared=False, windowed=windowed)
+        return apart(inner) if shared else inner
+    plain = not (shared or windowed)
     return BY_DOCUMENTS if name == "splash" and plain else BACKENDS[name]
 
 
@@ -200,13 +210,38 @@ def _documents(cells: Cells, window: int | Array) -> Array:
     return cells.docs
 
 
+def apart(inner: Backend) -> Backend:
+    """Gives each response its own copy of the prompt, and `inner` the longer rows.
+
+    Args:
+      inner: of rows in which each document holds one response.
+    """
+
+    def seen(cells: Cells, window: int | Array) -> tuple[unshared.Spread, Any]:
+        found = unshared.spread(cells)
+        return found, inner.seen(found.cells, window)
+
+    def attend(
+        q: Array, k: Array, v: Array, seen: Any, scale: float, softcap: float
+    ) -> Array:
+        found, longer = seen
+        q, k, v = (unshared.lengthened(x, found.sources) for x in (q, k, v))
+        out = inner.attend(q, k, v, longer, scale, softcap)
+        return unshared.shortened(out, found)
+
+    return Backend(seen, attend)
+
+
 DENSE = Backend(_mask, _dense)
 BY_DOCUMENTS = Backend(_documents, splash.by_documents)
+
+IN_BLOCKS = Backend(_windowed, _xla)
 
 BACKENDS: dict[str, Backend] = {
     "dense": DENSE,
     "splash": Backend(_mask, splash.by_mask),
-    "xla": Backend(_windowed, _xla),
+    "unshared": apart(IN_BLOCKS),  # by `fitting`, the kernel of the platform
+    "xla": IN_BLOCKS,
 }
 
 BY_PLATFORM = {"cpu": "xla", "gpu": "xla", "tpu": "splash"}

@@ -297,17 +297,19 @@ class Decoder(nn.Module):
         spec, positions = self.spec, batch.positions
         cells = forest.cells_of(batch.docs, batch.branches, positions)
         each = layers_of(spec, self.length or spec.max_positions)
-        plain = not self.shared and not each.window.any()
+        windowed = bool(each.window.any())
         backend = attention_lib.fitting(
-            self.attention, tokens=positions.shape[1], plain=plain
+            self.attention,
+            tokens=positions.shape[1],
+            shared=self.shared,
+            windowed=windowed,
         )
 
         def context(layer: Layer) -> blocks.Context:
             rope = None
             if spec.rope_theta:
                 rope = rope_lib.table(positions, layer.pairs, layer.magnitude)
-            window = 0 if plain else layer.window
-            seen = backend.seen(cells, window)
+            seen = backend.seen(cells, layer.window if windowed else 0)
             return blocks.Context(seen, rope)
 
         alike = all((field == field[:1]).all() for field in each)

@@ -4,6 +4,8 @@ This room knows nothing of models or data.
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh
@@ -32,14 +34,33 @@ def mesh_sizes(data: int, fsdp: int, tensor: int, *, devices: int) -> tuple[int,
     return tuple(devices // fixed if n == -1 else n for n in asked)
 
 
-def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
-    """Lays all devices out as data × fsdp × tensor; −1 stands for the rest.
+def make_mesh(
+    data: int, fsdp: int, tensor: int, devices: Sequence[Any] | None = None
+) -> Mesh:
+    """Lays devices out as data × fsdp × tensor; −1 stands for the rest.
+
+    Args:
+      data: shards of rows.
+      fsdp: shards of rows, and of parameters along their input width.
+      tensor: shards of heads, hidden units and vocabulary.
+      devices: to lay out, such as those of a topology; None = all there are.
 
     Raises:
       DeviceError: if the sizes do not fit the devices.
     """
-    sizes = mesh_sizes(data, fsdp, tensor, devices=jax.device_count())
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    found = jax.devices() if devices is None else devices
+    sizes = mesh_sizes(data, fsdp, tensor, devices=len(found))
+    auto = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(sizes, AXES, axis_types=auto, devices=devices)
+
+
+def platform() -> str:
+    """Names the kind of the devices in `jax.set_mesh`; without one, of the default's.
+
+    A mesh may hold devices that this machine does not have.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
 def row_shards(mesh: Mesh) -> int:

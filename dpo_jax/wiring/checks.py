@@ -1,5 +1,8 @@
 """A configuration against the tables of losses, optimizers, sources and devices."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from jax.sharding import Mesh
 
 from dpo_jax import config as config_lib
@@ -7,6 +10,7 @@ from dpo_jax.config import Config
 from dpo_jax.data import sources
 from dpo_jax.errors import ConfigError, DataError, DeviceError, collected, unknown
 from dpo_jax.losses import Loss, pairwise
+from dpo_jax.models import unshared
 from dpo_jax.options import LOSS_OPTIONS
 from dpo_jax.sharding import mesh
 from dpo_jax.train import optimizer
@@ -106,11 +110,12 @@ def kind_faults(config: Config, rows: tuple[Loss, ...]) -> list[str]:
 
 
 def check_data(config: Config, rows: tuple[Loss, ...], data: Data) -> None:
-    """Refuses data without the ratings that a loss needs.
+    """Refuses data that the attention cannot hold, or without ratings a loss needs.
 
     Raises:
-      DataError: naming the columns.
+      DataError: naming the row or the columns.
     """
+    check_responses(config, rows, data)
     if config.loss.margin != "data" and not any("ratings" in r.columns for r in rows):
         return
     with collected(DataError) as complaints:
@@ -120,6 +125,27 @@ def check_data(config: Config, rows: tuple[Loss, ...], data: Data) -> None:
                     f"data.{split} has no columns 'score_chosen' and 'score_rejected' "
                     f"(or 'margin'), which loss.name={config.loss.name!r} reads"
                 )
+
+
+def check_responses(config: Config, rows: tuple[Loss, ...], data: Data) -> None:
+    """Refuses documents of more responses than `unshared` attention has room for.
+
+    Raises:
+      DataError: naming the first of each split.
+    """
+    shared = config.data.layout == "prefix_shared"
+    if config.model.attention != "unshared" or not shared:
+        return
+    joined = objective.join_of(config, rows) is not None  # adds one to each
+    room = unshared.RESPONSES - joined
+    with collected(DataError) as complaints:
+        for split, records in (("train", data.train), ("eval", data.eval)):
+            long = [r for r in records if len(r.responses) > room]
+            complaints += [
+                f"data.{split}: row {r.index} has {len(r.responses)} responses, and "
+                f"model.attention='unshared' has room for {room} of a prompt; use 'xla'"
+                for r in long[:1]
+            ]
 
 
 def optimizer_faults(config: Config) -> list[str]:
@@ -180,13 +206,19 @@ def rollout_faults(config: Config) -> list[str]:
     return found
 
 
-def make_mesh(config: Config) -> Mesh:
+def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
     """Lays out the devices and checks that the batch fits them.
+
+    Args:
+      config: of the run.
+      devices: see `mesh.make_mesh`.
 
     Raises:
       DeviceError: with the numbers and the nearest that fit.
     """
-    built = mesh.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    built = mesh.make_mesh(
+        config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices
+    )
     shards, pairs = mesh.row_shards(built), config.batch.pairs
     if pairs % shards:
         near = f"{pairs - pairs % shards} or " if pairs > shards else ""

@@ -17,7 +17,7 @@ from dpo_jax.errors import ConfigError, DeviceError
 from dpo_jax.models import attention, files, hf, scalar
 from dpo_jax.models.decoder import Decoder, abstract_params, init_params
 from dpo_jax.models.spec import DecoderSpec, preset
-from dpo_jax.sharding import arrays, rules
+from dpo_jax.sharding import arrays, mesh, rules
 from dpo_jax.train import annotate
 from dpo_jax.types import ApplyFn, Array, Batch, Head, Hyper, Params
 
@@ -66,7 +66,7 @@ def find_model(config: Config, tokenizer: Any) -> tuple[Path | None, DecoderSpec
 def make_model(
     config: Config, folder: Path | None, spec: DecoderSpec, *, dtype: str = ""
 ) -> Model:
-    """Builds a decoder; its weights come later.
+    """Builds a decoder for the devices in `jax.set_mesh`; its weights come later.
 
     Args:
       config: of the run.
@@ -77,7 +77,7 @@ def make_model(
     Raises:
       ConfigError: if `model.attention` is not known, or is a kernel of other devices.
     """
-    attention.check_platform(config.model.attention, jax.default_backend())
+    attention.check_platform(config.model.attention, mesh.platform())
 
     def decoder(constrain: Callable[[Array], Array]) -> Decoder:
         return Decoder(
@@ -204,20 +204,27 @@ def make_reference(
     model = reference_model(config, policy, built)
     if model is None:
         return None
-    dtype = config.ref.dtype or config.model.dtype
+    params = load_params(model, built, reference_dtype(config), seed=config.seed)
+    ask = compile_ask(config, model, built, whole=whole)
+    head = head_as_hyper(jax.jit(model.head)(params)) if whole else {}
+    return Reference(model, params, annotate.reference(ask, params), head)
+
+
+def reference_dtype(config: Config) -> str:
+    """Says how the reference's weights are held."""
     if config.ref.sync_every_steps:
-        dtype = (
-            "float32"  # as the one in the train state: masters, moved in small steps
-        )
-    params = load_params(model, built, dtype, seed=config.seed)
+        return "float32"  # as in the train state: masters, moved in small steps
+    return config.ref.dtype or config.model.dtype
+
+
+def compile_ask(config: Config, model: Model, built: Mesh, *, whole: bool) -> Any:
+    """Jits what a reference is asked for: `(params, batch) -> fields of the batch`."""
     ask = functools.partial(
         annotate.token_logps_and_states if whole else annotate.token_logps,
         apply=model.apply,
         chunk=config.model.logits_chunk,
     )
-    compiled = jax.jit(ask, out_shardings=arrays.row_sharding(built, leading=1))
-    head = head_as_hyper(jax.jit(model.head)(params)) if whole else {}
-    return Reference(model, params, annotate.reference(compiled, params), head)
+    return jax.jit(ask, out_shardings=arrays.row_sharding(built, leading=1))
 
 
 REF_KERNEL, REF_BIAS = "ref_kernel", "ref_bias"  # keys of `Hyper`

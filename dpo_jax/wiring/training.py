@@ -51,14 +51,33 @@ class Trainer(NamedTuple):
     hyper: Hyper
 
 
-def make_trainer(
+class Wired(NamedTuple):
+    """The step over a mesh, before any array lies there.
+
+    Attributes:
+      make: `(params, ref=None) -> the state before the first step`.
+      abstract: the state as `jax.ShapeDtypeStruct`s with shardings.
+      places: the sharding of each leaf of the state.
+      step: `(state, batch, hyper-parameters and the reference's head) -> (state,
+        metrics)`, jitted.
+      objective: what is minimised.
+    """
+
+    make: Callable[..., TrainState]
+    abstract: TrainState
+    places: Any
+    step: Any
+    objective: Objective
+
+
+def wire(
     config: Config,
     rows: tuple[Loss, ...],
     model: Model,
     reference: Model | None,
     built: Mesh,
     steps: int,
-) -> Trainer:
+) -> Wired:
     """Wires model, loss and optimizer into a step over the mesh."""
     tx = optimizer.direction(config.optimizer.name, config.optimizer.to_dict())
     whole = reference if needs_whole_reference(rows) else None
@@ -83,29 +102,46 @@ def make_trainer(
     make = functools.partial(step.init_state, tx=tx, seed=config.seed, stats=stats)
     abstract, places = state_places(model.spec, make, built, follows)
     scalar = arrays.replicated(built)
-    values = jax.device_put(hyper(config), scalar)
     compiled = step.compile_step(
         take,
         state_shardings=places,
         batch_sharding=arrays.row_sharding(built, leading=1),
-        hyper_shardings=dict.fromkeys(values, scalar)
+        hyper_shardings=dict.fromkeys(hyper(config), scalar)
         | ({} if whole is None else head_places(whole, built)),
         scalar=scalar,
     )
+    abstract = rules.with_shardings(abstract, places)
+    return Wired(make, abstract, places, compiled, objective)
+
+
+def make_trainer(
+    config: Config,
+    rows: tuple[Loss, ...],
+    model: Model,
+    reference: Model | None,
+    built: Mesh,
+    steps: int,
+) -> Trainer:
+    """Wires the step, and what gives it its first state and its hyper-parameters."""
+    wired = wire(config, rows, model, reference, built, steps)
+    values = jax.device_put(hyper(config), arrays.replicated(built))
 
     def init() -> TrainState:
         load = functools.partial(load_params, built=built, seed=config.seed)
         params = load(model, dtype="float32")
-        ref = load(reference, dtype="float32") if reference and follows else None
-        start = jax.jit(make, out_shardings=places, donate_argnames=("params", "ref"))
+        follows = reference if config.ref.sync_every_steps else None
+        ref = None if follows is None else load(follows, dtype="float32")
+        start = jax.jit(
+            wired.make, out_shardings=wired.places, donate_argnames=("params", "ref")
+        )
         return start(params=params, ref=ref)
 
     return Trainer(
         init,
-        rules.with_shardings(abstract, places),
-        lambda state, batch, head: compiled(state, batch, values | head),
+        wired.abstract,
+        lambda state, batch, head: wired.step(state, batch, values | head),
         config.objective,
-        objective,
+        wired.objective,
         values,
     )
 

@@ -153,7 +153,9 @@ def test_a_kernel_is_refused_where_it_cannot_run():
 def test_the_backend_fits_the_rows():
     """Short rows are computed at once; only plain ones are told by documents."""
     fitting = {
-        (name, tokens, plain): lib.fitting(name, tokens=tokens, plain=plain)
+        (name, tokens, plain): lib.fitting(
+            name, tokens=tokens, shared=not plain, windowed=False
+        )
         for name in ("dense", "splash", "xla")
         for tokens in (128, 129)
         for plain in (False, True)

@@ -1,0 +1,114 @@
+"""The train step compiled for real TPUs, on a machine without one.
+
+Run by `make tpu`, where libtpu installs. Nothing runs: what is held is that the
+compiler takes each path, with the kernel in it and without the logits of a whole list.
+"""
+
+import dataclasses
+import math
+import re
+
+import jax
+import pytest
+
+from configs import parts
+from dpo_jax.data.layouts import Shape
+from dpo_jax.errors import DeviceError
+from dpo_jax.losses import LOSSES
+from dpo_jax.models import attention
+from dpo_jax.models.spec import preset
+from dpo_jax.wiring import checks, compiling, objective
+
+pytestmark = pytest.mark.tpu
+
+TOKENS, SCORED, VOCAB = 256, 128, 5003  # no other size divides this one
+SPEC = dataclasses.replace(preset("tiny", vocab=VOCAB, max_positions=512))
+KERNELS = ("splash_mqa_fwd", "splash_mqa_dq", "splash_mqa_dkv")
+
+
+@pytest.fixture(autouse=True)
+def libtpu():
+    pytest.importorskip("libtpu", reason="libtpu is not installed")
+
+
+def compiled(topology, backend, layout, chunk, ref="cached"):
+    """Compiles DPO with one row of 256 tokens on each chip, 128 of them scored."""
+    config = parts.base().lock()
+    config.update_from_flattened_dict(
+        {
+            "model.attention": backend,
+            "model.dtype": "bfloat16",
+            "model.logits_chunk": chunk,
+            "data.layout": layout,
+            "ref.mode": ref,
+            "mesh.data": 1,
+            "mesh.fsdp": -1,
+        }
+    )
+    built = checks.make_mesh(config, compiling.tpus(topology))
+    shape = Shape(built.size, TOKENS, SCORED, slots=16, comparisons=8)
+    rows = objective.components(config, LOSSES)
+    return compiling.compile_run(config, rows, None, SPEC, shape, built, steps=100)
+
+
+def most_logits(text):
+    """Finds the most rows of V that any array of a program has."""
+    shapes = (map(int, dims.split(",")) for dims in re.findall(r"\w\[([\d,]+)\]", text))
+    sizes = (math.prod(dims) for dims in map(list, shapes) if VOCAB in dims)
+    return max(sizes) // VOCAB
+
+
+def kernels(text):
+    """Lists the calls of Mosaic kernels by name."""
+    calls = [line for line in text.splitlines() if "tpu_custom_call" in line]
+    return [name for line in calls for name in KERNELS if f"%{name}" in line]
+
+
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v4:2x2x4"])
+def test_prefix_shared_rows_run_the_kernel_by_mask(topology):
+    """Forward and backward, with the reference's pass; 32 of 128 rows of logits.
+
+    The head's kernel, [64, V], is the largest array with V in it.
+    """
+    ref, step = compiled(topology, "splash", "prefix_shared", 32, ref="live")
+    assert kernels(ref.text) == ["splash_mqa_fwd"]
+    assert sorted(kernels(step.text)) == sorted(KERNELS)
+    assert most_logits(ref.text) == most_logits(step.text) == SPEC.width < SCORED
+    assert step.aliased > 0.9 * step.arguments - step.temporaries
+    assert step.collectives["all-gather"] > 0  # parameters are spread
+
+
+def test_packed_rows_run_the_kernel_by_documents_and_a_whole_chunk_is_seen():
+    """With a chunk of the whole list, its logits [128, V] do stand in the program."""
+    (step,) = compiled("v5e:2x2", "splash", "packed", SCORED)
+    assert sorted(kernels(step.text)) == sorted(KERNELS)
+    assert most_logits(step.text) == SCORED
+
+
+def test_packed_rows_compile_for_a_pod():
+    (step,) = compiled("v4:2x2x4", "splash", "packed", 32)
+    assert sorted(kernels(step.text)) == sorted(KERNELS)
+
+
+def test_unshared_rows_run_the_kernel_by_documents():
+    (step,) = compiled("v5e:2x2", "unshared", "prefix_shared", 32)
+    assert sorted(kernels(step.text)) == sorted(KERNELS)
+    assert f"{2 * TOKENS},{SPEC.head_dim}]" in step.text  # rows of twice the tokens
+
+
+def test_attention_in_blocks_needs_no_kernel():
+    (step,) = compiled("v5e:2x2", "xla", "prefix_shared", 32)
+    assert not kernels(step.text)
+    assert most_logits(step.text) == SPEC.width
+
+
+def test_auto_is_the_kernel_where_the_mesh_is_of_tpus():
+    built = checks.make_mesh(parts.base(), compiling.tpus("v5e:2x2"))
+    assert jax.default_backend() == "cpu"
+    with jax.sharding.use_abstract_mesh(built.abstract_mesh):
+        assert attention.resolve("auto") == "splash"
+
+
+def test_a_topology_that_libtpu_does_not_know_is_refused():
+    with pytest.raises(DeviceError, match="v9:2x2.*such as 'v5e:2x2'"):
+        compiling.tpus("v9:2x2")

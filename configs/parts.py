@@ -60,8 +60,8 @@ def model() -> Config:
             "revision": "",  # of a hub id
             "preset": "",  # instead of path: train from scratch
             "dtype": "float32",  # of the computation; masters are float32
-            "remat": "none",  # or 'block': recompute each layer in the backward pass
-            "attention": "xla",  # or 'dense', 'splash' (TPU), 'auto': by platform
+            "remat": "none",  # or 'elementwise', 'block': what is computed again
+            "attention": "xla",  # or 'dense', 'unshared', 'splash' (TPU), 'auto'
             "logits_chunk": 128,  # scored tokens per row whose logits are held at once
         }
     )
@@ -102,6 +102,7 @@ def data() -> Config:
             "shuffle": True,
             "layout": "prefix_shared",  # or 'packed', 'padded'
             "row_tokens": 0,  # 0 = chosen from the lengths
+            "row_shapes": 0,  # numbers of rows to compile; 0 = those worth it, up to 6
         }
     )
 

@@ -67,29 +67,31 @@ def row_cost(rows: int, tokens: int, even_tokens: float) -> float:
     return rows * tokens * (1.0 + tokens / even_tokens)
 
 
-def row_buckets(counts: Sequence[int] | np.ndarray, shards: int) -> tuple[int, ...]:
+def row_buckets(
+    counts: Sequence[int] | np.ndarray, shards: int, most: int = 0
+) -> tuple[int, ...]:
     """Chooses the numbers of rows to compile for, so that the run has fewest in all.
-
-    A further bucket must save as many rows as `WORTH_COMPILING` of the largest steps
-    have, and a run shorter than `SHORT_RUN` has none.
 
     Args:
       counts: rows that each step's plan needs.
       shards: devices that rows are spread over; the numbers are multiples of it.
+      most: numbers at most. 0 = `MOST_BUCKETS`, of which each must save as many rows as
+        `WORTH_COMPILING` of the largest steps have, and one in a run shorter than
+        `SHORT_RUN`.
 
     Returns:
-      At most `MOST_BUCKETS` numbers in ascending order; the last holds every step.
+      Numbers in ascending order; the last holds every step.
     """
     needed = [round_up(int(count), shards) for count in counts]
     sizes, steps = np.unique(needed, return_counts=True)
-    if len(needed) < SHORT_RUN:
+    if not most and len(needed) < SHORT_RUN:
         return (int(sizes[-1]),)
-    price = WORTH_COMPILING * sizes[-1]
+    price = 0.0 if most else WORTH_COMPILING * sizes[-1]
     before = np.concatenate([[0], np.cumsum(steps)])
     # least[i]: rows and price of the steps of the i smallest sizes, in buckets best[i]
     least, best = np.where(before == 0, 0.0, math.inf), [()] * len(before)
     found = []
-    for _ in range(MOST_BUCKETS):
+    for _ in range(most or MOST_BUCKETS):
         totals = least[:, None] + sizes * (before[1:] - before[:, None]) + price
         totals[np.tri(len(before), len(sizes), -1, bool)] = math.inf  # would hold none
         begins = zip(totals.argmin(0), sizes.tolist(), strict=True)  # the last bucket
@@ -111,6 +113,7 @@ class Settings:
       shards: devices that rows are spread over.
       even_tokens: see `row_cost`; read where T is chosen.
       mine: this host's rows of a microbatch, as a fraction (start, stop) of them.
+      most_buckets: numbers of rows at most; 0 = see `row_buckets`.
     """
 
     pairs: int
@@ -120,6 +123,7 @@ class Settings:
     shards: int
     even_tokens: float = math.inf
     mine: tuple[float, float] = (0.0, 1.0)
+    most_buckets: int = 0
 
 
 def microbatches_of(table: Table, sizes: Sequence[int], hands: int) -> np.ndarray:
@@ -169,7 +173,9 @@ def cheapest_row_tokens(table: Table, groups: np.ndarray, settings: Settings) ->
     def cost(tokens: int) -> float:
         plan = planning.plan(layout, part, groups[probed], tokens)
         needed = rows_of_steps(plan, hands)
-        rows = bucketed(needed, row_buckets(needed, settings.shards))
+        rows = bucketed(
+            needed, row_buckets(needed, settings.shards, settings.most_buckets)
+        )
         return row_cost(int(rows.sum()), tokens, settings.even_tokens)
 
     costs = [cost(tokens) for tokens in choices]
@@ -210,7 +216,7 @@ class Loader:
         self.row_tokens = chosen
         self._plan = planning.plan(settings.layout, table, groups, chosen)
         needed = rows_of_steps(self._plan, hands)
-        self.buckets = row_buckets(needed, settings.shards)
+        self.buckets = row_buckets(needed, settings.shards, settings.most_buckets)
         self._rows = bucketed(needed, self.buckets).tolist()
         most = int(table.groups.max(initial=0))
         shape = layouts.shape_of(self._plan, chosen, most)

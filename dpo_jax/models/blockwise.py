@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from dpo_jax.heads import wide
 from dpo_jax.models import forest
@@ -270,6 +271,7 @@ def forward(
     run = functools.partial(run_forward, options)
     run = on_each_shard(run, len(q), ins=(0, 0, 0, 0, None), outs=(0, 0))
     out, normalizer = run(q, k, v, cells, window)
+    out, normalizer = (checkpoint_name(x, "attention") for x in (out, normalizer))
     return out, (q, k, v, cells, window, out, normalizer)
 
 

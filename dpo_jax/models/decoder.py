@@ -196,8 +196,8 @@ class Decoder(nn.Module):
     Attributes:
       spec: what is computed.
       dtype: compute dtype; float32 masters are cast to it where they are used.
-      remat: `none` keeps every activation; `block` keeps only the input of each block
-        and computes the rest again in the backward pass.
+      remat: what the backward pass computes again: `none`; `elementwise`, all but
+        matrix products and attention; `block`, all but the input of each block.
       attention: a key of `attention.BACKENDS`, or `auto`, which becomes one of them.
       length: tokens of the longest text of the run, for rope scalings that depend on
         it; 0 = `spec.max_positions`. One length a run: a token's angle never depends on
@@ -331,6 +331,12 @@ def _keep(block: Callable) -> Callable:
     return block
 
 
+def _keep_products(block: Callable) -> Callable:
+    """Keeps what is dear to compute; norms, rotations and activations are cheap."""
+    policy = jax.checkpoint_policies.save_only_these_names("product", "attention")
+    return jax.checkpoint(block, policy=policy, prevent_cse=False)
+
+
 def _recompute(block: Callable) -> Callable:
     """Keeps only the input of a block; scanned, so nothing can be merged away."""
     return jax.checkpoint(block, prevent_cse=False)
@@ -338,5 +344,6 @@ def _recompute(block: Callable) -> Callable:
 
 REMATS: dict[str, Callable[[Callable], Callable]] = {
     "none": _keep,
+    "elementwise": _keep_products,
     "block": _recompute,
 }

@@ -102,6 +102,7 @@ def _kernel(mask: Any, softcap: float, interpret: bool) -> Any:
         attn_logits_soft_cap=softcap or None,
         head_shards=1,
         q_seq_shards=1,
+        residual_checkpoint_name="attention",  # `decoder.REMATS` keeps it
         interpret=interpret,
     )
 

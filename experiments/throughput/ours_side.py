@@ -24,6 +24,7 @@ def config(args: argparse.Namespace) -> Config:
     chosen.batch.pairs = args.pairs
     chosen.model.path = str(args.folder / "model")
     chosen.model.attention = args.attention
+    chosen.model.remat = args.remat
     chosen.data.train = str(args.folder / "pairs.jsonl")
     chosen.data.shuffle = False
     chosen.data.layout = args.layout
@@ -36,6 +37,7 @@ def config(args: argparse.Namespace) -> Config:
     chosen.optimizer.clip = inputs.CLIP
     chosen.batch.microbatches = args.microbatches
     chosen.data.row_tokens = args.row_tokens
+    chosen.data.row_shapes = args.row_shapes
     return chosen
 
 
@@ -48,6 +50,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--layout", required=True)
     parser.add_argument("--reference", choices=("live", "cached"), required=True)
     parser.add_argument("--attention", default="xla")
+    parser.add_argument("--remat", default="elementwise")
+    parser.add_argument("--row_shapes", type=int, default=6)
     parser.add_argument("--microbatches", type=int, default=1)
     parser.add_argument("--row_tokens", type=int, default=0)
     args = parser.parse_args(argv)

@@ -139,6 +139,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--vocab", type=int, default=16_384)
     parser.add_argument("--trl", default="4,8,16", help="TRL's batch sizes to try")
     parser.add_argument("--attention", default="xla")
+    parser.add_argument("--remat", default="elementwise")
     parser.add_argument("--only", default="", help="parts of our contenders' names")
     args = parser.parse_args(argv)
     folder = prepare(args)
@@ -147,7 +148,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, (layout, reference) in OURS.items():
         if args.only in name:
             flags = [f"--layout={layout}", f"--reference={reference}"]
-            flags.append(f"--attention={args.attention}")
+            flags += [f"--attention={args.attention}", f"--remat={args.remat}"]
             found = child("ours_side", common + flags)
             results.append(result(name, found))
             least = needed(found) if name == BEST else least

@@ -163,6 +163,8 @@ def test_a_short_run_compiles_one_number_of_rows():
     counts[0] = 20
     assert loader.row_buckets(counts, 1) == (20,)
     assert loader.row_buckets([*counts, 10], 1) == (10, 20)
+    assert loader.row_buckets(counts, 1, 3) == (10, 20)  # asked for, and no third
+    assert loader.row_buckets([4, 9, 5, 8, 4], 1, 2) == (5, 9)
 
 
 def dialogues(size):

@@ -116,13 +116,48 @@ def loss_of(name, remat="none"):
 
 @pytest.mark.parametrize("name", SPECS)
 def test_remat_changes_neither_the_loss_nor_its_gradient(name):
-    plain, again = loss_of(name), loss_of(name, remat="block")
-    np.testing.assert_allclose(plain[0], again[0], rtol=1e-6)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5),
-        plain[1],
-        again[1],
+    plain = loss_of(name)
+    for remat in ("block", "elementwise"):
+        again = loss_of(name, remat=remat)
+        np.testing.assert_allclose(plain[0], again[0], rtol=1e-6)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5),
+            plain[1],
+            again[1],
+        )
+
+
+def kept_by(remat):
+    """Returns the shapes of what the layers keep for the backward pass, in a jit."""
+    spec = SPECS["tiny"]
+    decoder = lib.Decoder(spec, remat=remat)
+    batch = rows_batch([straight(PROMPT, pad=140 - len(PROMPT))])  # blockwise attention
+
+    def total(params):
+        return decoder.apply({"params": params}, batch)[0].sum()
+
+    pull = jax.eval_shape(lambda p: jax.vjp(total, p)[1], random_params("tiny"))
+    leaves = jax.tree.leaves(pull)
+    return [x.shape for x in leaves if x.shape[:3] == (spec.layers, 1, 140)]
+
+
+def test_elementwise_keeps_products_and_attention_alone():
+    """Of each layer: its input, seven products, what attention says.
+
+    Of the last product nothing is needed. The MLP's hidden units are kept before the
+    activation, and not after it.
+    """
+    spec = SPECS["tiny"]
+    shape = (spec.layers, 1, 140)
+    kept = kept_by("elementwise")
+    assert sorted(kept) == sorted(
+        [(*shape, spec.width)] * 3  # input, queries, attention's output product
+        + [(*shape, spec.kv_heads * spec.head_dim)] * 2
+        + [(*shape, spec.ff)] * 2
+        + [(*shape, spec.heads, spec.head_dim)]
     )
+    assert kept_by("block") == [(*shape, spec.width)]
+    assert len(kept_by("none")) > len(kept) + 3
 
 
 def test_gradients_are_finite_and_reach_every_leaf():

@@ -67,6 +67,7 @@ OTHERS = {  # key -> another value
     "data.shuffle": False,
     "data.layout": "padded",
     "data.row_tokens": 64,
+    "data.row_shapes": 3,
     "batch.pairs": 16,
     "batch.microbatches": 2,
     "optimizer.name": "adamw",

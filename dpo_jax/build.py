@@ -187,6 +187,7 @@ def _loop(
             None if live is None else live.model.spec,
             throughput.peak(config.model.dtype).flops_per_second,
         ),
+        compiles=parts.train.new_shapes(first).__contains__,
         now=launch.clock.working,
         evaluate=None if measure is None else timed("eval", measure),
         save=timed("checkpoint", save),

@@ -355,18 +355,24 @@ def test_the_vocabulary_stays_where_it_lies():
     assert " ".join(sent["entry"]).count("[6,509]") == 2, sent["entry"]
 
 
-def test_memory_grows_by_one_chunk_and_one_gradient():
-    """From V = 1,000 to 64,000 at 2,048 tokens: 63,000·(chunk + D)·4 bytes, and 1 %.
+@pytest.mark.parametrize(
+    "small, large", [((1_000, 128), (64_000, 128)), ((32_000, 1024), (256_000, 128))]
+)
+def test_memory_grows_by_one_chunk_and_one_gradient(small, large):
+    """At 2,048 tokens, (V, chunk) to (V, chunk): the growth of V·(chunk + D)·4 bytes.
 
-    All logits would be 16 times the chunk's.
+    And 1 %. All logits would be 16 times those of a chunk of 128. In the second case a
+    chunk's logits take the same, and what grows is the table and its gradient alone.
     """
-    size, chunk, width = 2048, 128, 64
+    size, width = 2048, 64
 
-    def total(hidden, kernel, index):
-        stats = logps.token_logps(hidden, Head(kernel, None), index, index, chunk=chunk)
-        return stats.logps.sum()
+    def temporaries(vocab, chunk):
+        def total(hidden, kernel, index):
+            head = Head(kernel, None)
+            return logps.token_logps(
+                hidden, head, index, index, chunk=chunk
+            ).logps.sum()
 
-    def temporaries(vocab):
         shaped = jax.ShapeDtypeStruct
         hidden = shaped((1, size, width), jnp.float32)
         kernel = shaped((width, vocab), jnp.float32)
@@ -374,8 +380,9 @@ def test_memory_grows_by_one_chunk_and_one_gradient():
         lowered = run.lower(hidden, kernel, shaped((1, size), jnp.int32))
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
-    grown = temporaries(64_000) - temporaries(1_000)
-    assert grown <= 1.01 * 63_000 * (chunk + width) * 4, grown
+    grown = temporaries(*large) - temporaries(*small)
+    needed = [4 * vocab * (chunk + width) for vocab, chunk in (small, large)]
+    assert grown <= 1.01 * (needed[1] - needed[0]), grown
 
 
 def test_sums_over_slots_and_ignores_padding():

@@ -91,7 +91,7 @@ def row_buckets(
     # least[i]: rows and price of the steps of the i smallest sizes, in buckets best[i]
     least, best = np.where(before == 0, 0.0, math.inf), [()] * len(before)
     found = []
-    for _ in range(most or MOST_BUCKETS):
+    for _ in range(min(most or MOST_BUCKETS, len(sizes))):
         totals = least[:, None] + sizes * (before[1:] - before[:, None]) + price
         totals[np.tri(len(before), len(sizes), -1, bool)] = math.inf  # would hold none
         begins = zip(totals.argmin(0), sizes.tolist(), strict=True)  # the last bucket
@@ -113,7 +113,7 @@ class Settings:
       shards: devices that rows are spread over.
       even_tokens: see `row_cost`; read where T is chosen.
       mine: this host's rows of a microbatch, as a fraction (start, stop) of them.
-      most_buckets: numbers of rows at most; 0 = see `row_buckets`.
+      row_shapes: numbers of rows at most; 0 = see `row_buckets`.
     """
 
     pairs: int
@@ -123,7 +123,7 @@ class Settings:
     shards: int
     even_tokens: float = math.inf
     mine: tuple[float, float] = (0.0, 1.0)
-    most_buckets: int = 0
+    row_shapes: int = 0
 
 
 def microbatches_of(table: Table, sizes: Sequence[int], hands: int) -> np.ndarray:
@@ -167,14 +167,15 @@ def cheapest_row_tokens(table: Table, groups: np.ndarray, settings: Settings) ->
     choices = row_token_choices(layout, longest)
     if len(choices) == 1:
         return choices[0]
-    probed = slice(0, max(1, PROBED_RECORDS // settings.pairs) * settings.pairs)
+    steps = max(SHORT_RUN, PROBED_RECORDS // settings.pairs)  # or they say too little
+    probed = slice(0, steps * settings.pairs)
     part = planning.take(table, probed)
 
     def cost(tokens: int) -> float:
         plan = planning.plan(layout, part, groups[probed], tokens)
         needed = rows_of_steps(plan, hands)
         rows = bucketed(
-            needed, row_buckets(needed, settings.shards, settings.most_buckets)
+            needed, row_buckets(needed, settings.shards, settings.row_shapes)
         )
         return row_cost(int(rows.sum()), tokens, settings.even_tokens)
 
@@ -216,7 +217,7 @@ class Loader:
         self.row_tokens = chosen
         self._plan = planning.plan(settings.layout, table, groups, chosen)
         needed = rows_of_steps(self._plan, hands)
-        self.buckets = row_buckets(needed, settings.shards, settings.most_buckets)
+        self.buckets = row_buckets(needed, settings.shards, settings.row_shapes)
         self._rows = bucketed(needed, self.buckets).tolist()
         most = int(table.groups.max(initial=0))
         shape = layouts.shape_of(self._plan, chosen, most)
@@ -239,7 +240,7 @@ class Loader:
             order = np.fromiter(chain.from_iterable(self._steps), np.int64)
             return planning.take(layouts.measure_all(self._records), order)
         joined = chain.from_iterable(map(self.records_at, range(len(self))))
-        return layouts.measure_all(list(joined))
+        return planning.table_of([layouts.lengths_of(record) for record in joined])
 
     def _planned(self, step: int) -> Plan:
         """Cuts the plan of a step's microbatches out of that of the run."""
@@ -257,6 +258,11 @@ class Loader:
     def compiled_shapes(self) -> Counter[int]:
         """Counts the steps of each number of rows."""
         return Counter(self._rows)
+
+    def new_shapes(self, first: int) -> set[int]:
+        """Lists the steps (from 1) whose shape no step had since step `first`."""
+        rows = self._rows[first:]
+        return {first + 1 + rows.index(number) for number in set(rows)}
 
     def facts(self, step: int) -> dict[str, float]:
         """Counts a step's records, tokens and scored tokens, and what is padding.

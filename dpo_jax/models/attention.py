@@ -13,6 +13,7 @@ import chex
 import jax
 import jax.numpy as jnp
 from absl import logging
+from jax.ad_checkpoint import checkpoint_name
 
 from dpo_jax import errors
 from dpo_jax.models import blockwise, forest, splash, unshared
@@ -57,9 +58,10 @@ def _dense(
     chex.assert_rank(mask, 4)
     if softcap:
         return _dense_capped(q, k, v, mask, scale, softcap)
-    return jax.nn.dot_product_attention(
+    out = jax.nn.dot_product_attention(
         q, k, v, mask=mask, scale=scale, implementation="xla"
     )
+    return checkpoint_name(out, "attention")
 
 
 def _dense_capped(
@@ -74,7 +76,8 @@ def _dense_capped(
     logits = softcap * jnp.tanh(scale * logits / softcap)
     logits = jnp.where(mask[:, :, None], logits, jnp.finfo(WIDE).min / 2)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.einsum("BKGTS,BSKE->BTKGE", weights, v).reshape(q.shape)
+    out = jnp.einsum("BKGTS,BSKE->BTKGE", weights, v).reshape(q.shape)
+    return checkpoint_name(out, "attention")
 
 
 class Windowed(NamedTuple):

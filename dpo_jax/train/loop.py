@@ -36,6 +36,7 @@ class Parts:
       next_batch: returns the batch of each step from the first one on.
       facts: step -> what the host knows of its batch: `tokens`, `pairs`, `flops`
         as a share of what the devices do in a second, and values to log as they are.
+      compiles: step -> whether its batch has a shape that no step had before.
       now: tells the time in seconds, compilation left out.
       evaluate: `state -> values`; None = no evaluation.
       save: `(step, state, values of an evaluation of that state or {})`, asynchronous.
@@ -50,6 +51,7 @@ class Parts:
     step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     next_batch: Callable[[], Batch]
     facts: Callable[[int], dict[str, float]]
+    compiles: Callable[[int], bool]
     now: Callable[[], float]
     evaluate: Callable[[TrainState], dict[str, float]] | None
     save: Callable[[int, TrainState, dict[str, float]], None]
@@ -172,6 +174,8 @@ def run(
         asked = parts.now()
         batch = parts.next_batch()
         waited = parts.now() - asked
+        if parts.compiles(step):
+            meter.flush()  # or the step in flight would run while no clock does
         state, metrics = parts.step(state, batch)
         meter.push(step, metrics, waited)
         stopping = parts.stop(step) and step < last

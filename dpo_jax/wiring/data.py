@@ -148,7 +148,7 @@ def make_loaders(
         shards=mesh.row_shards(built),
         even_tokens=spec.even_tokens if dense else math.inf,
         mine=arrays.host_part(built),
-        most_buckets=config.data.row_shapes,
+        row_shapes=config.data.row_shapes,
     )
     order = loader_lib.train_steps(
         len(data.train),

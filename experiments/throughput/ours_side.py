@@ -23,6 +23,7 @@ def config(args: argparse.Namespace) -> Config:
     chosen.train.steps = args.steps
     chosen.batch.pairs = args.pairs
     chosen.model.path = str(args.folder / "model")
+    chosen.model.dtype = args.dtype
     chosen.model.attention = args.attention
     chosen.model.remat = args.remat
     chosen.data.train = str(args.folder / "pairs.jsonl")
@@ -49,6 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--pairs", type=int, required=True)
     parser.add_argument("--layout", required=True)
     parser.add_argument("--reference", choices=("live", "cached"), required=True)
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--attention", default="xla")
     parser.add_argument("--remat", default="elementwise")
     parser.add_argument("--row_shapes", type=int, default=6)

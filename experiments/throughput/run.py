@@ -37,7 +37,7 @@ class Result(NamedTuple):
 
     Attributes:
       name: of the contender.
-      seconds: of a step, the median of all but the first.
+      seconds: of a step, the mean of all but the first.
       peak_bytes: resident, at most.
       losses: of each step.
       padding: share of a batch's places; NaN = not known.
@@ -62,10 +62,18 @@ class Needed(NamedTuple):
     seconds: float
 
 
-def child(module: str, flags: Sequence[str]) -> dict:
-    """Runs a side in a process of its own; returns the JSON of its last line."""
+def child(module: str, flags: Sequence[str], **settings: str) -> dict:
+    """Runs a side in a process of its own; returns the JSON of its last line.
+
+    Args:
+      module: of this folder.
+      flags: of its command line.
+      **settings: of its environment.
+    """
     command = [sys.executable, "-m", f"experiments.throughput.{module}", *flags]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ | settings
+    )
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} exits with {done.returncode}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -75,7 +83,7 @@ def result(name: str, found: dict) -> Result:
     """Sums up a side's JSON."""
     return Result(
         name=name,
-        seconds=statistics.median(found["seconds"][1:]),
+        seconds=statistics.mean(found["seconds"][1:]),
         peak_bytes=found["peak_bytes"],
         losses=found["losses"],
         padding=found.get("padding", math.nan),
@@ -137,13 +145,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--vocab", type=int, default=16_384)
+    parser.add_argument("--dtype", default="float32", help="of the computation")
     parser.add_argument("--trl", default="4,8,16", help="TRL's batch sizes to try")
     parser.add_argument("--attention", default="xla")
     parser.add_argument("--remat", default="elementwise")
     parser.add_argument("--only", default="", help="parts of our contenders' names")
     args = parser.parse_args(argv)
+    if args.only not in BEST:
+        parser.error(f"--only={args.only!r} leaves out {BEST!r}, the measure of all")
     folder = prepare(args)
-    common = [f"--folder={folder}", f"--steps={args.steps}", f"--pairs={args.pairs}"]
+    shared = ("steps", "pairs", "dtype")
+    common = [f"--{name}={getattr(args, name)}" for name in shared]
+    common.append(f"--folder={folder}")
     results, least = [], None
     for name, (layout, reference) in OURS.items():
         if args.only in name:
@@ -156,7 +169,7 @@ def main(argv: list[str] | None = None) -> None:
         flags = [f"--batch={batch}", "--reference=cached"]
         found = child("trl_side", common + flags)
         results.append(result(f"TRL, {batch} at a time, cached", found))
-    assert least is not None, f"--only={args.only!r} leaves {BEST!r} out"
+    assert least is not None
     text = table(results, least, args.pairs)
     text += f"\nLosses of a step differ by at most {apart(results):.1e}.\n"
     load = os.getloadavg()[0]

@@ -37,7 +37,7 @@ class Stopwatch(transformers.TrainerCallback):
 
 
 def options(args: argparse.Namespace) -> trl.DPOConfig:
-    """Configures TRL: nothing cut, read in order, float32, all cores."""
+    """Configures TRL: nothing cut, read in order, on a GPU if there is one."""
     return trl.DPOConfig(
         output_dir=str(args.folder / "trl"),
         max_steps=args.steps,
@@ -55,7 +55,7 @@ def options(args: argparse.Namespace) -> trl.DPOConfig:
         max_length=None,
         gradient_checkpointing=False,
         disable_dropout=True,
-        bf16=False,
+        bf16=args.dtype == "bfloat16",
         use_cpu=not torch.cuda.is_available(),
         logging_steps=1,
         save_strategy="no",
@@ -72,6 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--pairs", type=int, required=True)
     parser.add_argument("--batch", type=int, required=True, help="pairs at a time")
+    parser.add_argument("--dtype", default="float32", help="of the computation")
     parser.add_argument("--reference", choices=("live", "cached"), required=True)
     args = parser.parse_args(argv)
     folder = str(args.folder / "model")

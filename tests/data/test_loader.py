@@ -313,3 +313,15 @@ def test_two_hosts_share_out_joined_rows():
     for name in (*REQUIRED, "labels"):
         a, b, c = (getattr(each, name) for each in (whole.batch_at(1), *parts))
         np.testing.assert_array_equal(a, np.concatenate([b, c], axis=1))
+
+
+def test_new_shapes_are_those_that_no_step_had_since_the_first():
+    """Rows 10 (steps 1, 2, 4, …) and 20 (step 3): resumed behind 3, only 10."""
+    one = Record(0, np.ones(2, np.int32), (np.ones(6, np.int32),))
+    rows = [one._replace(index=i) for i in range(40)]
+    steps = [list(range(20)) if n == 2 else list(range(10)) for n in range(40)]
+    loads = Loader(rows, steps, Settings(20, 1, "padded", 8, 1))
+    assert loads.buckets == (10, 20)
+    assert loads.new_shapes(0) == {1, 3}
+    assert loads.new_shapes(2) == {3, 4}
+    assert loads.new_shapes(3) == {4}

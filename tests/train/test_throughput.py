@@ -54,6 +54,18 @@ def test_peak_is_listed_or_measured(on, kind, platform, dtype, value, words):
     assert found.flops_per_second == value and words in found.source
 
 
+def test_matmul_runs_on_one_device_whatever_the_mesh():
+    """On all eight it would run eight times on the same cores."""
+    seen = []
+    keep = lambda run: seen.append(run()) or 1.0  # noqa: E731
+    mesh = jax.make_mesh((8,), ("data",))
+    with pytest.MonkeyPatch.context() as patch, jax.set_mesh(mesh):
+        patch.setattr(throughput, "seconds_of", keep)
+        patch.setattr(throughput, "MEASURING_SECONDS", 0.0)
+        throughput.matmul_flops_per_second("float32", size=16)
+    assert len(seen[0].sharding.device_set) == 1
+
+
 def test_matmul_is_the_best_of_several(monkeypatch):
     """2·64³ operations; the best of what the watch says, not the first or the last."""
     watch = itertools.chain([0.5, 0.25, 2.0], itertools.repeat(1.0))

@@ -59,7 +59,7 @@ def read_json(workdir: os.PathLike | str, name: str) -> dict[str, Any]:
 
 
 def is_whole(folder: Path) -> bool:
-    """Tells whether the report stands, which is written last (and on disks only)."""
+    """Tells whether the report stands, the last that a run owes (and on disks only)."""
     return not is_local(folder) or (epath.Path(folder) / "report.html").exists()
 
 

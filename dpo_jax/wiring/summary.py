@@ -35,6 +35,8 @@ class Summary(NamedTuple):
 def write_timing(workdir: os.PathLike | str, ended: Summary) -> None:
     """Writes timing.json: what the launch's time went to, and what `mfu` is a share of.
 
+    Only the launch that finishes a run leaves one.
+
     Raises:
       WriteError: if it cannot be written.
     """

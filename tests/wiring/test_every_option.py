@@ -21,10 +21,13 @@ from dpo_jax.data.sources import sentiment
 from dpo_jax.errors import UserError
 from dpo_jax.losses import LOSSES, find
 from dpo_jax.models.decoder import abstract_params
+from dpo_jax.models.spec import preset
 from dpo_jax.options import LOSS_OPTIONS
+from dpo_jax.sharding import mesh
 from dpo_jax.train import loop
 from dpo_jax.types import Columns, TokenPlaces
 from dpo_jax.wiring import checks, evaluation, outputs, restoring
+from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring import objective as wiring
 
@@ -208,7 +211,7 @@ def test_every_key_is_walked_over(configured):
     assert options == {"loss.name", *(f"loss.{name}" for name in LOSS_OPTIONS)}
 
 
-@pytest.mark.parametrize("key", sorted(OTHERS))
+@pytest.mark.parametrize("key", sorted(OTHERS.keys() - {"data.row_shapes"}))
 def test_a_key_has_an_effect_or_is_refused(
     key, configured, usual, tmp_path, monkeypatch
 ):
@@ -223,6 +226,23 @@ def test_a_key_has_an_effect_or_is_refused(
         assert key.rpartition(".")[2] in said or str(OTHERS[key]) in said, said
         return
     assert found != usual
+
+
+def test_row_shapes_are_the_numbers_of_rows_at_most(configured):
+    """On eight shards every step has eight rows, so this key is walked over on one."""
+    config = configured()
+    config.data.row_tokens = 32
+    tokenizer = data_wiring.load_tokenizer(config)
+    data = data_wiring.load_data(config, tokenizer)
+    spec = preset("tiny", vocab=len(tokenizer), max_positions=64)
+    alone = jax.make_mesh((1, 1, 1), mesh.AXES, devices=jax.devices()[:1])
+    buckets = []
+    for most in (0, OTHERS["data.row_shapes"]):
+        config.data.row_shapes = most
+        train, _ = data_wiring.make_loaders(config, data, spec, alone, steps=4)
+        buckets.append(train.buckets)
+    assert len(buckets[0]) == 1 and 1 < len(buckets[1]) <= 3
+    assert buckets[1][-1] == buckets[0][0]
 
 
 def columns():

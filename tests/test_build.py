@@ -51,6 +51,7 @@ def config(tmp_path_factory):
             "data.train": str(folder / "train.jsonl"),
             "data.eval": "",
             "data.row_tokens": 32,
+            "data.row_shapes": 0,
             "data.shuffle": False,
             "batch.pairs": PAIRS,
             "train.steps": STEPS,

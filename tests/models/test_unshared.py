@@ -136,7 +136,8 @@ def test_the_platform_gives_the_kernel_and_unshared_rows_need_no_copies():
     with jax.sharding.use_abstract_mesh(mesh):
         assert fit(shared=False, windowed=False) == attention.BY_DOCUMENTS
         assert fit(shared=False, windowed=True) == attention.BACKENDS["splash"]
-        found, longer = fit(shared=True, windowed=False).seen(cells(*ROWS), 0)
+        shared = fit(shared=True, windowed=False)
+    found, longer = shared.seen(cells(*ROWS), 0)  # nothing runs on absent devices
     np.testing.assert_array_equal(longer, found.cells.docs)  # what segments are
 
 

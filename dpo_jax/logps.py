@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from dpo_jax.heads import logit_gradient, logits, measured, wide
 from dpo_jax.sharding.arrays import on_each_shard
-from dpo_jax.types import Array, Head, TokenStats
+from dpo_jax.types import Array, Batch, Head, TokenStats
 
 
 class Linear(NamedTuple):
@@ -278,6 +278,26 @@ def token_logps(
         ref_softcap = ref_head.softcap
     options = Options(chunk, head.softcap, ref_softcap)
     return scored(options, hidden, linear, listed, ref_linear)
+
+
+def list_stats(
+    hidden: Array,
+    head: Head,
+    batch: Batch,
+    *,
+    chunk: int,
+    ref: tuple[Array, Head] | None = None,
+) -> TokenStats:
+    """Scores the list of a microbatch; as `token_logps` else."""
+    return token_logps(
+        hidden,
+        head,
+        batch.parents,
+        batch.targets,
+        chunk=chunk,
+        scored_mask=scored_places(batch.slots, batch.ends.shape[-1]),
+        ref=ref,
+    )
 
 
 def scored_places(slots: Array, num_slots: int) -> Array:

@@ -72,15 +72,7 @@ def token_stats(
 ) -> TokenStats:
     """Runs a model on rows and scores their listed tokens, f32[B, C] each."""
     hidden, head = apply(params, batch)
-    return logps.token_logps(
-        hidden,
-        head,
-        batch.parents,
-        batch.targets,
-        chunk=chunk,
-        scored_mask=logps.scored_places(batch.slots, batch.ends.shape[-1]),
-        ref=ref,
-    )
+    return logps.list_stats(hidden, head, batch, chunk=chunk, ref=ref)
 
 
 def score(apply: ApplyFn, params: Params, batch: Batch, chunk: int) -> Columns:

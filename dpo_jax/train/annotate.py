@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from dpo_jax import logps
-from dpo_jax.types import ApplyFn, Array, Batch, Head, Params
+from dpo_jax.types import ApplyFn, Array, Batch, Params
 
 Fields = dict[str, Array]  # fields of `Batch` -> their values
 Ask = Callable[[Params, Batch], Fields]
@@ -31,22 +31,9 @@ def token_logps(params: Params, batch: Batch, *, apply: ApplyFn, chunk: int) -> 
     """
 
     def one(rows: Batch) -> Array:
-        return _scored(*apply(params, rows), rows, chunk)
+        return logps.list_stats(*apply(params, rows), rows, chunk=chunk).logps
 
     return {"ref_token_logps": jax.lax.map(one, batch)}
-
-
-def _scored(hidden: Array, head: Head, rows: Batch, chunk: int) -> Array:
-    """Scores the list of a microbatch: f32[B, C] nats."""
-    stats = logps.token_logps(
-        hidden,
-        head,
-        rows.parents,
-        rows.targets,
-        chunk=chunk,
-        scored_mask=logps.scored_places(rows.slots, rows.ends.shape[-1]),
-    )
-    return stats.logps
 
 
 def token_logps_and_states(
@@ -63,7 +50,7 @@ def token_logps_and_states(
     def one(rows: Batch) -> tuple[Array, Array]:
         hidden, head = apply(params, rows)
         states = jnp.take_along_axis(hidden, rows.parents[..., None], axis=1)
-        return _scored(hidden, head, rows, chunk), states
+        return logps.list_stats(hidden, head, rows, chunk=chunk).logps, states
 
     scored, states = jax.lax.map(one, batch)
     return {"ref_token_logps": scored, "ref_states": states}

@@ -88,6 +88,30 @@ def spec(*, layers: int, width: int, vocab: int) -> DecoderSpec:
     )
 
 
+def write_folder(
+    folder: Path,
+    rows: Sequence[dict[str, str]],
+    kept: int,
+    *,
+    layers: int,
+    width: int,
+    vocab: int,
+) -> None:
+    """Writes all that a contender reads; the tokenizer learns from all rows.
+
+    Args:
+      folder: for `model/` and `pairs.jsonl`.
+      rows: of `read_pairs`.
+      kept: how many of them, from the first, are trained on.
+      layers: of the model.
+      width: of the model.
+      vocab: ids of the tokenizer, at most.
+    """
+    ids = write_tokenizer(rows, folder / "model", vocab)
+    write_model(spec(layers=layers, width=width, vocab=ids), folder / "model")
+    write_rows(rows[:kept], folder / "pairs.jsonl")
+
+
 def write_model(described: DecoderSpec, folder: Path) -> None:
     """Draws parameters and writes them beside the tokenizer as an HF folder."""
     params = jax.jit(init_params, static_argnums=0)(described, jax.random.key(0))

@@ -124,17 +124,6 @@ def apart(results: Sequence[Result]) -> float:
     return max(max(losses) - min(losses) for losses in steps)
 
 
-def prepare(args: argparse.Namespace) -> Path:
-    """Writes pairs, tokenizer and model."""
-    folder: Path = args.out
-    rows = inputs.read_pairs(args.data)
-    vocab = inputs.write_tokenizer(rows, folder / "model", args.vocab)
-    described = inputs.spec(layers=args.layers, width=args.width, vocab=vocab)
-    inputs.write_model(described, folder / "model")
-    inputs.write_rows(rows[: args.steps * args.pairs], folder / "pairs.jsonl")
-    return folder
-
-
 def main(argv: list[str] | None = None) -> None:
     """Runs the contenders and writes results.json and table.md."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -153,7 +142,15 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.only not in BEST:
         parser.error(f"--only={args.only!r} leaves out {BEST!r}, the measure of all")
-    folder = prepare(args)
+    folder: Path = args.out
+    inputs.write_folder(
+        folder,
+        inputs.read_pairs(args.data),
+        args.steps * args.pairs,
+        layers=args.layers,
+        width=args.width,
+        vocab=args.vocab,
+    )
     shared = ("steps", "pairs", "dtype")
     common = [f"--{name}={getattr(args, name)}" for name in shared]
     common.append(f"--folder={folder}")

@@ -43,16 +43,6 @@ AXES = {
 HEAD = "| pairs/s | of the matmul peak | peak GB |\n|---|---|---|---|\n"
 
 
-def prepare(setting: Setting, rows: list[dict[str, str]], out: Path) -> Path:
-    """Writes pairs, tokenizer and model of a setting."""
-    folder = out / "_".join(map(str, setting[1:4]))
-    vocab = inputs.write_tokenizer(rows, folder / "model", setting.vocab)
-    described = inputs.spec(layers=setting.layers, width=setting.width, vocab=vocab)
-    inputs.write_model(described, folder / "model")
-    inputs.write_rows(rows, folder / "pairs.jsonl")
-    return folder
-
-
 def main(argv: list[str] | None = None) -> None:
     """Runs every setting once and prints a table for each axis."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -77,8 +67,17 @@ def measure(
     setting: Setting, rows: list[dict[str, str]], args: argparse.Namespace
 ) -> str:
     """Trains with a setting; returns its cells of a table."""
+    folder = args.out / "_".join(map(str, setting[1:4]))
+    inputs.write_folder(
+        folder,
+        rows,
+        len(rows),
+        layers=setting.layers,
+        width=setting.width,
+        vocab=setting.vocab,
+    )
     flags = [
-        f"--folder={prepare(setting, rows, args.out)}",
+        f"--folder={folder}",
         f"--steps={args.steps}",
         f"--pairs={args.pairs}",
         f"--row_tokens={setting.row_tokens}",

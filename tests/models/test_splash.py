@@ -1,26 +1,18 @@
 """The TPU kernel, imitated on CPU, equals the dense backend."""
 
+import forest_cases
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpo_jax.models import attention, forest, splash
+from dpo_jax.models import attention, splash
 
 TOKENS, HEADS, KV_HEADS, WIDTH = 200, 4, 2, 16  # padded to 256
 
 
 def cells(*rows):
-    """Lays out rows of documents (prompt, *responses) in tokens, then padding."""
-    found = []
-    for documents in rows:
-        row = []
-        for doc, (prompt, *responses) in enumerate(documents, start=1):
-            row += [(doc, 0, p) for p in range(prompt)]
-            for branch, length in enumerate(responses, start=1):
-                row += [(doc, branch, prompt + p) for p in range(length)]
-        found.append(row + [(0, 0, 0)] * (TOKENS - len(row)))
-    return forest.cells_of(*jnp.asarray(np.array(found, np.int32).transpose(2, 0, 1)))
+    return forest_cases.cells(TOKENS, rows)
 
 
 PACKED = cells([(60, 20), (40, 50)], [(150, 30)])

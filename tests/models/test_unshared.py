@@ -2,6 +2,7 @@
 
 import functools
 
+import forest_cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from configs import parts
 from dpo_jax.errors import DataError
 from dpo_jax.losses import LOSSES
-from dpo_jax.models import attention, blockwise, forest, unshared
+from dpo_jax.models import attention, blockwise, unshared
 from dpo_jax.types import Record
 from dpo_jax.wiring import checks, objective
 from dpo_jax.wiring.data import Data
@@ -20,16 +21,7 @@ SHAPES = {"q": (5, TOKENS, 4, 6), "k": (5, TOKENS, 2, 6), "v": (5, TOKENS, 2, 6)
 
 
 def cells(*rows):
-    """Lays out rows of documents (prompt, *responses) in tokens, then padding."""
-    found = []
-    for documents in rows:
-        row = []
-        for doc, (prompt, *responses) in enumerate(documents, start=1):
-            row += [(doc, 0, p) for p in range(prompt)]
-            for branch, length in enumerate(responses, start=1):
-                row += [(doc, branch, prompt + p) for p in range(length)]
-        found.append(row + [(0, 0, 0)] * (TOKENS - len(row)))
-    return forest.cells_of(*jnp.asarray(np.array(found, np.int32).transpose(2, 0, 1)))
+    return forest_cases.cells(TOKENS, rows)
 
 
 ROWS = (

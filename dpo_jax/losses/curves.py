@@ -152,9 +152,13 @@ def _compiled(row: Loss, chosen: Mapping[str, Any], scene: Scene) -> Evaluate:
 
 @functools.cache
 def _unit_dpo() -> Evaluate:
-    """Builds DPO at β = 1; at another β its value is that at (βa, βb)."""
+    """Builds DPO at β = 1; at another β its value is that at (βa, βb).
+
+    Of responses of one token: lengths are nothing to it, and log-probs near 0 keep more
+    of a and b in float32 than those near −80.
+    """
     row = find("dpo", LOSSES)
-    return _compiled(row, usual(row) | {"beta": 1.0}, Scene(1.0))
+    return _compiled(row, usual(row) | {"beta": 1.0}, Scene(1.0, lengths=(1.0, 1.0)))
 
 
 def _numbers(both: Evaluate, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

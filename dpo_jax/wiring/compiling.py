@@ -130,13 +130,13 @@ def compile_run(
             ask = model_wiring.compile_ask(config, reference, built, whole=whole)
             params = abstract_weights(config, reference, built)
             if config.ref.mode == "live":
-                found.append(measured("reference", ask, params, batch))
+                found.append(compiled("reference", ask, params, batch))
             batch = annotated(ask, params, batch, built)
             if whole:
                 given |= abstract_head(reference, params, built)
         return [
             *found,
-            measured("train step", wired.step, wired.abstract, batch, given),
+            compiled("train step", wired.step, wired.abstract, batch, given),
         ]
 
 
@@ -180,7 +180,7 @@ def abstract_head(reference: Model, params: Params, built: Mesh) -> Hyper:
     return rules.with_shardings(head, model_wiring.head_places(reference, built))
 
 
-def measured(name: str, program: Any, *shapes: Any) -> Program:
+def compiled(name: str, program: Any, *shapes: Any) -> Program:
     """Compiles a jitted function for arguments that are shapes with shardings.
 
     Raises:

@@ -9,7 +9,7 @@ WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest
 SPREAD := --numprocesses=$(WORKERS) --dist=worksteal
 
-.PHONY: quickstart test parity losses lesson faults tpu nightly lint format clean
+.PHONY: quickstart test parity losses lesson faults tpu gpu nightly lint format clean
 
 $(VENV)/.installed: setup.py pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), sys.version'
@@ -40,7 +40,7 @@ quickstart: $(VENV)/.installed
 	  --out=$(RUNS)/quickstart/report.html
 
 test: $(VENV)/.installed
-	$(PYTEST) $(SPREAD) -m 'not parity and not losses and not faults and not tpu and not nightly'
+	$(PYTEST) $(SPREAD) -m 'not parity and not losses and not faults and not tpu and not gpu and not nightly'
 
 parity: $(VENV)/.parity
 	$(PYTEST) $(SPREAD) -m 'parity and not nightly'
@@ -61,6 +61,10 @@ tpu: $(TPU_VENV)/.installed
 	JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 TPU_WORKER_HOSTNAMES=localhost \
 	  ALLOW_MULTIPLE_LIBTPU_LOAD=1 \
 	  $(TPU_VENV)/bin/python -m pytest -m tpu tests/tpu
+
+# With jax for its GPUs installed: pip install -e '.[cuda]'.
+gpu: $(VENV)/.installed
+	$(PYTEST) -m gpu tests/gpu
 
 nightly: $(VENV)/.parity
 	$(PYTEST) -m nightly

@@ -23,6 +23,8 @@ from dpo_jax.sharding import mesh
 Array = Any
 
 WIDE = jnp.float32  # of logits and their softmax
+HALF = (jnp.bfloat16, jnp.float16)  # what cuDNN's attention computes in
+MOST_CUDNN_FEATURES = 256  # of a head; older GPUs than Hopper stop at 128
 AUTO = "auto"
 SHORT_ROW = 2 * blockwise.BLOCK  # tokens; what blocks save up to here, compiling costs
 
@@ -80,6 +82,20 @@ def _dense_capped(
     return checkpoint_name(out, "attention")
 
 
+def _cudnn(
+    q: Array, k: Array, v: Array, mask: Array, scale: float, softcap: float
+) -> Array:
+    """Runs cuDNN's fused kernel, which holds the mask but no scores.
+
+    Nobody sees a later token of its row, so half of the blocks are skipped.
+    """
+    assert not softcap  # `check` refuses it, `auto` does not pick it
+    out = jax.nn.dot_product_attention(
+        q, k, v, mask=mask, scale=scale, is_causal=True, implementation="cudnn"
+    )
+    return checkpoint_name(out, "attention")
+
+
 class Windowed(NamedTuple):
     """What the blockwise backend reads.
 
@@ -123,40 +139,82 @@ def faults(name: str) -> list[str]:
     return [] if name in known else [errors.unknown("model.attention", name, known)]
 
 
-def resolve(name: str) -> str:
+def resolve(name: str, *, dtype: Any, softcap: float = 0.0) -> str:
     """Returns the backend of `model.attention`: itself, or what `auto` picks.
 
     That goes by the devices of the mesh in `jax.set_mesh`, if there is one.
+
+    Args:
+      name: a key of `BACKENDS`, or `auto`.
+      dtype: of queries, keys and values.
+      softcap: of the logits; 0 = off.
     """
-    return _picked(mesh.platform()) if name == AUTO else name
+    if name != AUTO:
+        return name
+    return _picked(mesh.platform(), jnp.dtype(dtype) in HALF, bool(softcap))
 
 
 @functools.cache
-def _picked(platform: str) -> str:
-    """Picks by platform, and says so once."""
-    name = BY_PLATFORM.get(platform, "xla")
+def _picked(platform: str, half: bool, capped: bool) -> str:
+    """Picks a kernel of the platform, and says so once."""
+    name = _kernel_of(platform, half, capped)
     logging.info("model.attention=auto picks %r on %s", name, platform)
     return name
 
 
-def check_platform(name: str, platform: str) -> None:
+def _kernel_of(platform: str, half: bool, capped: bool) -> str:
+    """Names the fastest backend of a platform that can do it."""
+    name = BY_PLATFORM.get(platform, "xla")
+    return "xla" if name == "cudnn" and (capped or not half) else name
+
+
+def check(
+    name: str, platform: str, *, dtype: Any, head_dim: int, softcap: float = 0.0
+) -> None:
     """Refuses a kernel where it cannot run.
 
     Args:
       name: `model.attention`.
       platform: of the devices that will run it.
+      dtype: of queries, keys and values.
+      head_dim: features of a head.
+      softcap: of the logits; 0 = off.
 
     Raises:
-      ConfigError: if they are of another kind.
+      ConfigError: if they are of another kind, or the kernel does not do that.
     """
-    if name == "splash" and platform != "tpu":
+    home = {"splash": ("tpu", "TPUs"), "cudnn": ("gpu", "NVIDIA GPUs")}.get(name)
+    if home is None:
+        return
+    faults = []
+    if platform != home[0]:
+        faults.append(f"is a kernel for {home[1]}, and these devices are {platform}")
+    if name == "cudnn":
+        if jnp.dtype(dtype) not in HALF:
+            kept = jnp.dtype(dtype).name
+            faults.append(f"computes in bfloat16 or float16, and not in {kept}")
+        if softcap:
+            faults.append(f"does not cap logits, and this model does, at {softcap:g}")
+        if head_dim % 8 or head_dim > MOST_CUDNN_FEATURES:
+            faults.append(
+                f"takes heads of 8, 16, …, {MOST_CUDNN_FEATURES} features, and these "
+                f"have {head_dim}"
+            )
+    if faults:
         raise errors.ConfigError(
-            f"model.attention='splash' is a kernel for TPUs, and these devices are "
-            f"{platform}; use 'auto' or 'xla'"
+            f"model.attention={name!r} {'; it '.join(faults)}; use 'auto' or 'xla'"
         )
 
 
-def fitting(name: str, *, tokens: int, shared: bool, windowed: bool) -> Backend:
+def fitting(
+    name: str,
+    *,
+    tokens: int,
+    shared: bool,
+    windowed: bool,
+    dtype: Any = WIDE,
+    softcap: float = 0.0,
+) -> Backend:
     """Returns the backend that runs rows of one kind, on the devices in `jax.set_mesh`.
 
     Args:
@@ -166,12 +224,19 @@ def fitting(name: str, *, tokens: int, shared: bool, windowed: bool) -> Backend:
       shared: whether a document may hold several responses.
       windowed: whether a layer has a window. Without one, and with nothing shared,
         attention is causal within documents and nothing else.
+      dtype: of queries, keys and values.
+      softcap: of the logits; 0 = off.
     """
     if tokens <= SHORT_ROW:
         return DENSE
     if name == "unshared":
-        inner = BY_PLATFORM.get(mesh.platform(), "xla")
-        inner = fitting(inner, tokens=tokens, shared=False, windowed=windowed)
+        half, capped = jnp.dtype(dtype) in HALF, bool(softcap)
+        inner = fitting(
+            _kernel_of(mesh.platform(), half, capped),
+            tokens=tokens,
+            shared=False,
+            windowed=windowed,
+        )
         return apart(inner) if shared else inner
     plain = not (shared or windowed)
     return BY_DOCUMENTS if name == "splash" and plain else BACKENDS[name]
@@ -241,10 +306,13 @@ BY_DOCUMENTS = Backend(_documents, splash.by_documents)
 IN_BLOCKS = Backend(_windowed, _xla)
 
 BACKENDS: dict[str, Backend] = {
+    "cudnn": Backend(_mask, _cudnn),
     "dense": DENSE,
     "splash": Backend(_mask, splash.by_mask),
     "unshared": apart(IN_BLOCKS),  # by `fitting`, the kernel of the platform
     "xla": IN_BLOCKS,
 }
 
-BY_PLATFORM = {"cpu": "xla", "gpu": "xla", "tpu": "splash"}
+BY_PLATFORM = {"cpu": "xla", "gpu": "cudnn", "tpu": "splash"}
+
+WHOLE_ROWS = ("cudnn", "dense")  # their cost grows with the square of a row

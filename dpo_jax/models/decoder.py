@@ -222,7 +222,9 @@ class Decoder(nn.Module):
             if self.remat not in REMATS:
                 complaints.append(errors.unknown("model.remat", self.remat, REMATS))
             complaints.extend(attention_lib.faults(self.attention))
-        self.attention = attention_lib.resolve(self.attention)
+        self.attention = attention_lib.resolve(
+            self.attention, dtype=self.dtype, softcap=self.spec.attn_softcap
+        )
         super().__post_init__()
 
     @nn.compact
@@ -303,6 +305,8 @@ class Decoder(nn.Module):
             tokens=positions.shape[1],
             shared=self.shared,
             windowed=windowed,
+            dtype=self.dtype,
+            softcap=spec.attn_softcap,
         )
 
         def context(layer: Layer) -> blocks.Context:

@@ -139,14 +139,16 @@ def make_loaders(
       steps: of training.
       join: see `Loader`; of training and evaluation alike.
     """
-    dense = attention.resolve(config.model.attention) == "dense"
+    picked = attention.resolve(
+        config.model.attention, dtype=config.model.dtype, softcap=spec.attn_softcap
+    )
     settings = loader_lib.Settings(
         pairs=config.batch.pairs,
         microbatches=config.batch.microbatches,
         layout=config.data.layout,
         row_tokens=config.data.row_tokens,
         shards=mesh.row_shards(built),
-        even_tokens=spec.even_tokens if dense else math.inf,
+        even_tokens=spec.even_tokens if picked in attention.WHOLE_ROWS else math.inf,
         mine=arrays.host_part(built),
         row_shapes=config.data.row_shapes,
     )

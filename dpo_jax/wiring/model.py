@@ -75,14 +75,22 @@ def make_model(
       dtype: of the computation; '' = model.dtype.
 
     Raises:
-      ConfigError: if `model.attention` is not known, or is a kernel of other devices.
+      ConfigError: if `model.attention` is not known, or is a kernel that cannot run
+        this model on these devices.
     """
-    attention.check_platform(config.model.attention, mesh.platform())
+    chosen = jnp.dtype(dtype or config.model.dtype)
+    attention.check(
+        config.model.attention,
+        mesh.platform(),
+        dtype=chosen,
+        head_dim=spec.head_dim,
+        softcap=spec.attn_softcap,
+    )
 
     def decoder(constrain: Callable[[Array], Array]) -> Decoder:
         return Decoder(
             spec,
-            dtype=jnp.dtype(dtype or config.model.dtype),
+            dtype=chosen,
             remat=config.model.remat,
             attention=config.model.attention,
             length=config.data.max_tokens,

@@ -46,8 +46,17 @@ def write_rows(rows: Sequence[dict[str, str]], path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
 
 
-def write_tokenizer(rows: Sequence[dict[str, str]], folder: Path, vocab: int) -> int:
-    """Learns a byte-level BPE from the rows; returns how many ids it has."""
+def write_tokenizer(
+    rows: Sequence[dict[str, str]], folder: Path, vocab: int, *, filled: int = 0
+) -> int:
+    """Learns a byte-level BPE from the rows; returns how many ids it has.
+
+    Args:
+      rows: to learn from.
+      folder: to write to.
+      vocab: ids to learn, at most.
+      filled: ids to have; what is not learnt stands for nothing.
+    """
     learnt = tokenizers.Tokenizer(models.BPE())
     learnt.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     learnt.decoder = decoders.ByteLevel()
@@ -58,6 +67,8 @@ def write_tokenizer(rows: Sequence[dict[str, str]], folder: Path, vocab: int) ->
         show_progress=False,
     )
     learnt.train_from_iterator((text for row in rows for text in row.values()), trainer)
+    unused = range(learnt.get_vocab_size(), filled)
+    learnt.add_special_tokens([f"<|unused {number}|>" for number in unused])
     folder.mkdir(parents=True, exist_ok=True)
     learnt.save(str(folder / "tokenizer.json"))
     settings = {

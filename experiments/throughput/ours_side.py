@@ -42,9 +42,8 @@ def config(args: argparse.Namespace) -> Config:
     return chosen
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Trains for a few steps."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds what `config` reads."""
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--pairs", type=int, required=True)
@@ -56,6 +55,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--row_shapes", type=int, default=6)
     parser.add_argument("--microbatches", type=int, default=1)
     parser.add_argument("--row_tokens", type=int, default=0)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Trains for a few steps."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_flags(parser)
     args = parser.parse_args(argv)
     chosen = config(args)
     common.setup_jax(chosen, debug=False)

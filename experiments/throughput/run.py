@@ -98,20 +98,23 @@ def needed(found: dict) -> Needed:
 
 
 def table(results: Sequence[Result], least: Needed, pairs: int) -> str:
-    """Writes a Markdown table; ratios are to the fastest TRL, if it took part."""
+    """Writes a Markdown table.
+
+    Ratios are to the fastest TRL, or to the first contender where TRL takes no part.
+    """
     theirs = [r for r in results if r.name.startswith("TRL")]
-    best = min(theirs, key=lambda r: r.seconds, default=None)
+    base = min(theirs or results[:1], key=lambda r: r.seconds)
     lines = [
-        "| contender | pairs/s | × TRL | useful tokens/s | of the matmul peak | "
-        "peak GB | padding | loss, first and last step |",
+        f"| contender | pairs/s | × {'TRL' if theirs else base.name} | "
+        "useful tokens/s | of the matmul peak | peak GB | padding | loss, first and last step |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for r in results:
-        ratio = f"{best.seconds / r.seconds:.2f}" if best else "–"
         padding = "–" if math.isnan(r.padding) else f"{r.padding:.1%}"
         lines.append(
-            f"| {r.name} | {pairs / r.seconds:.3f} | {ratio} | "
-            f"{least.tokens / r.seconds:.0f} | {least.seconds / r.seconds:.1%} | "
+            f"| {r.name} | {pairs / r.seconds:.3f} | "
+            f"{base.seconds / r.seconds:.2f} | {least.tokens / r.seconds:.0f} | "
+            f"{least.seconds / r.seconds:.1%} | "
             f"{r.peak_bytes / 1e9:.2f} | {padding} | "
             f"{r.losses[0]:.6f}, {r.losses[-1]:.6f} |"
         )

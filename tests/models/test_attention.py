@@ -141,13 +141,43 @@ def test_auto_is_resolved_and_told_once_when_the_decoder_is_made(caplog):
     assert told == ["model.attention=auto picks 'xla' on cpu"]
 
 
-def test_a_kernel_is_refused_where_it_cannot_run():
-    with pytest.raises(
-        errors.ConfigError, match="TPUs, and these devices are cpu; use"
-    ):
-        lib.check_platform("splash", "cpu")
-    lib.check_platform("splash", "tpu")
-    lib.check_platform("xla", "cpu")
+@pytest.mark.parametrize(
+    ("name", "platform", "given", "message"),
+    [
+        ("splash", "cpu", {}, "TPUs, and these devices are cpu; use 'auto'"),
+        ("cudnn", "cpu", {}, "NVIDIA GPUs, and these devices are cpu; use"),
+        ("cudnn", "gpu", {"dtype": "float32"}, "bfloat16 or float16, and not in float"),
+        ("cudnn", "gpu", {"softcap": 50.0}, "does not cap .* does, at 50"),
+        ("cudnn", "gpu", {"head_dim": 20}, "takes heads of 8, .* have 20"),
+        ("cudnn", "gpu", {"head_dim": 264}, "takes heads of 8, .* have 264"),
+    ],
+)
+def test_a_kernel_is_refused_where_it_cannot_run(name, platform, given, message):
+    fine = {"dtype": "bfloat16", "head_dim": 256}
+    with pytest.raises(errors.ConfigError, match=message):
+        lib.check(name, platform, **(fine | given))
+    home = {"splash": "tpu", "cudnn": "gpu"}[name]
+    lib.check(name, home, **fine)
+    lib.check("xla", platform, **(fine | given))
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype", "softcap", "expected"),
+    [
+        ("cpu", "bfloat16", 0.0, "xla"),
+        ("gpu", "bfloat16", 0.0, "cudnn"),
+        ("gpu", "float16", 0.0, "cudnn"),
+        ("gpu", "float32", 0.0, "xla"),
+        ("gpu", "bfloat16", 50.0, "xla"),
+        ("tpu", "float32", 50.0, "splash"),
+    ],
+)
+def test_auto_picks_what_can_run(platform, dtype, softcap, expected, monkeypatch):
+    monkeypatch.setattr(lib.mesh, "platform", lambda: platform)
+    assert lib.resolve("auto", dtype=dtype, softcap=softcap) == expected
+    given = {"dtype": dtype, "softcap": softcap}
+    found = lib.fitting("unshared", tokens=129, shared=False, windowed=True, **given)
+    assert found == lib.BACKENDS[expected]
 
 
 def test_the_backend_fits_the_rows():

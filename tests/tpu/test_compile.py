@@ -106,7 +106,7 @@ def test_auto_is_the_kernel_where_the_mesh_is_of_tpus():
     built = checks.make_mesh(parts.base(), compiling.tpus("v5e:2x2"))
     assert jax.default_backend() == "cpu"
     with jax.sharding.use_abstract_mesh(built.abstract_mesh):
-        assert attention.resolve("auto") == "splash"
+        assert attention.resolve("auto", dtype="bfloat16") == "splash"
 
 
 def test_a_topology_that_libtpu_does_not_know_is_refused():

@@ -1,6 +1,6 @@
 """Compiles a run's step for TPUs that are not there: bytes, seconds, collectives.
 
-    python experiments/throughput/compile_for_tpu.py --topology=v5e:2x2 --model=1b
+    python experiments/throughput/compile_for_tpu.py --topology=v5e:2x2 [--model=NAME]
 
 Needs `pip install libtpu` beside dpo_jax, on Linux x86, and no TPU. Without `--config`
 it takes `configs/dpo.py` with prefix-shared rows, splash attention, bfloat16, layers
@@ -38,30 +38,8 @@ DEFAULTS = (
     "--config.mesh.data=1",
     "--config.mesh.fsdp=-1",
 )
-MODELS: dict[str, dict[str, Any]] = {  # sizes of published Llama 3 models, and a toy
-    "tiny": {"vocab": 5003},
-    "1b": {
-        "vocab": 128256,
-        "layers": 16,
-        "width": 2048,
-        "heads": 32,
-        "kv_heads": 8,
-        "head_dim": 64,
-        "ff": 8192,
-        "rope_theta": 5e5,
-        "tie": True,
-    },
-    "8b": {
-        "vocab": 128256,
-        "layers": 32,
-        "width": 4096,
-        "heads": 32,
-        "kv_heads": 8,
-        "head_dim": 128,
-        "ff": 14336,
-        "rope_theta": 5e5,
-    },
-}
+DEFAULT_MODEL = "llama-3.2-1b"
+TINY_VOCAB = 5003
 MIB = 2**20
 
 
@@ -69,7 +47,8 @@ def define(values: flags.FlagValues) -> None:
     """Adds the flags."""
     add = flags.DEFINE_string
     add("topology", "v5e:2x2", "as libtpu names it", flag_values=values)
-    add("model", "", "tiny, 1b, 8b; '' = model.path, or 1b", flag_values=values)
+    what = f"tiny, or a key of shapes.SHAPES; '' = model.path, or {DEFAULT_MODEL}"
+    add("model", "", what, flag_values=values)
     count = flags.DEFINE_integer
     count("row_tokens", 4096, "tokens of a row", flag_values=values)
     count("rows", 1, "of a microbatch, on each shard", flag_values=values)
@@ -85,15 +64,19 @@ def find_spec(name: str, config: Config, tokens: int) -> tuple[Path | None, Any]
     import dataclasses
 
     from dpo_jax.models import files, hf, spec
+    from experiments.throughput import shapes
 
     if not name and config.model.path:
         folder = files.resolve(config.model.path, config.model.revision)
         return folder, hf.spec_of(files.read_config(folder))
-    name = name or "1b"
-    if name not in MODELS:
-        raise ConfigError(unknown("model", name, MODELS))
-    sizes = MODELS[name] | {"max_positions": tokens}
-    return None, dataclasses.replace(spec.PRESETS["tiny"], **sizes)
+    name = name or DEFAULT_MODEL
+    if name == "tiny":
+        return None, spec.preset("tiny", vocab=TINY_VOCAB, max_positions=tokens)
+    if name not in shapes.SHAPES:
+        raise ConfigError(unknown("model", name, ["tiny", *shapes.SHAPES]))
+    found = shapes.spec_of(name)
+    longest = max(tokens, found.max_positions)
+    return None, dataclasses.replace(found, max_positions=longest)
 
 
 def table(programs: Sequence[Any]) -> str:

@@ -106,7 +106,8 @@ def table(results: Sequence[Result], least: Needed, pairs: int) -> str:
     base = min(theirs or results[:1], key=lambda r: r.seconds)
     lines = [
         f"| contender | pairs/s | × {'TRL' if theirs else base.name} | "
-        "useful tokens/s | of the matmul peak | peak GB | padding | loss, first and last step |",
+        "useful tokens/s | of the matmul peak | peak GB | padding | "
+        "loss, first and last step |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for r in results:

@@ -8,6 +8,7 @@ TRAIN := $(BIN)/python -m dpo_jax train
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest
 SPREAD := --numprocesses=$(WORKERS) --dist=worksteal
+AS_USERS := XLA_FLAGS= # compiled as users compile it, not as tests/conftest.py asks
 
 .PHONY: quickstart test parity losses lesson faults tpu gpu nightly lint format clean
 
@@ -43,7 +44,7 @@ test: $(VENV)/.installed
 	$(PYTEST) $(SPREAD) -m 'not parity and not losses and not faults and not tpu and not gpu and not nightly'
 
 parity: $(VENV)/.parity
-	$(PYTEST) $(SPREAD) -m 'parity and not nightly'
+	$(AS_USERS) $(PYTEST) $(SPREAD) -m 'parity and not nightly'
 
 losses: $(VENV)/.installed
 	$(PYTEST) $(SPREAD) -m 'losses and not nightly'
@@ -58,16 +59,16 @@ faults: $(VENV)/.installed
 	$(PYTEST) $(SPREAD) -m 'faults and not nightly'
 
 tpu: $(TPU_VENV)/.installed
-	JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 TPU_WORKER_HOSTNAMES=localhost \
+	$(AS_USERS) JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 TPU_WORKER_HOSTNAMES=localhost \
 	  ALLOW_MULTIPLE_LIBTPU_LOAD=1 \
 	  $(TPU_VENV)/bin/python -m pytest -m tpu tests/tpu
 
 # With jax for its GPUs installed: pip install -e '.[cuda]'.
 gpu: $(VENV)/.installed
-	$(PYTEST) -m gpu tests/gpu
+	$(AS_USERS) $(PYTEST) -m gpu tests/gpu
 
 nightly: $(VENV)/.parity
-	$(PYTEST) -m nightly
+	$(AS_USERS) $(PYTEST) -m nightly
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -72,7 +72,8 @@ def main(argv: list[str] | None = None) -> None:
     rows = inputs.read_pairs(args.data)
     filled = shapes.spec_of(args.shape).vocab
     inputs.write_tokenizer(rows, folder / "model", min(VOCAB, filled), filled=filled)
-    inputs.write_rows(rows[: args.steps * args.pairs], folder / "pairs.jsonl")
+    drawn = inputs.sample(rows, args.steps * args.pairs)
+    inputs.write_rows(drawn, folder / "pairs.jsonl")
     shared = ("shape", "steps", "rounds", "pairs", "max_tokens", "dtype", "remat")
     common = [f"--{name}={getattr(args, name)}" for name in shared]
     common += [f"--folder={folder}", "--row_shapes=2"]

@@ -6,6 +6,7 @@ learnt from them; the model is a random Llama whose folder both libraries load.
 
 import gzip
 import json
+import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,11 @@ def read_pairs(path: Path) -> list[dict[str, str]]:
     """Reads the usable rows of hh-rlhf's format: a prompt and two other responses."""
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         return list(_usable(map(json.loads, lines)))
+
+
+def sample(rows: Sequence[dict[str, str]], count: int) -> list[dict[str, str]]:
+    """Draws rows, always the same: those that lead the file are shorter than most."""
+    return random.Random(0).sample(rows, count)
 
 
 def _usable(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, str]]:
@@ -113,14 +119,14 @@ def write_folder(
     Args:
       folder: for `model/` and `pairs.jsonl`.
       rows: of `read_pairs`.
-      kept: how many of them, from the first, are trained on.
+      kept: how many of them are trained on, by `sample`.
       layers: of the model.
       width: of the model.
       vocab: ids of the tokenizer, at most.
     """
     ids = write_tokenizer(rows, folder / "model", vocab)
     write_model(spec(layers=layers, width=width, vocab=ids), folder / "model")
-    write_rows(rows[:kept], folder / "pairs.jsonl")
+    write_rows(sample(rows, kept), folder / "pairs.jsonl")
 
 
 def write_model(described: DecoderSpec, folder: Path) -> None:

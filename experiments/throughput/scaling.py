@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--pairs", type=int, default=32, help="of a step")
     args = parser.parse_args(argv)
-    rows = inputs.read_pairs(args.data)[: args.steps * args.pairs]
+    rows = inputs.sample(inputs.read_pairs(args.data), args.steps * args.pairs)
     found: dict[Setting, str] = {}
     for axis, values in AXES.items():
         sys.stdout.write(f"\n| {axis} {HEAD}")

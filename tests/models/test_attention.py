@@ -126,7 +126,9 @@ def test_a_query_that_sees_nothing_is_finite_and_so_is_its_gradient(dtype, softc
 
 
 def test_an_unknown_backend_is_refused_with_the_known_ones():
-    with pytest.raises(errors.ConfigError, match="attention='flsh'.*auto, dense"):
+    with pytest.raises(
+        errors.ConfigError, match="attention='flsh'.*auto, cudnn, dense"
+    ):
         decoder.Decoder(SPEC, attention="flsh")
 
 

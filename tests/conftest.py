@@ -9,10 +9,13 @@ import os
 from importlib import metadata
 from pathlib import Path
 
-QUICK = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
-if metadata.version("jax").startswith("0.10."):  # later ones know no others
-    QUICK += " --xla_cpu_use_fusion_emitters=false"  # twice as fast to compile
-os.environ.setdefault("XLA_FLAGS", QUICK)
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+    # twice as fast to compile; later versions of jax do not know the flag
+    + " --xla_cpu_use_fusion_emitters=false"
+    * metadata.version("jax").startswith("0.10."),
+)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -61,7 +61,7 @@ def model() -> Config:
             "preset": "",  # instead of path: train from scratch
             "dtype": "float32",  # of the computation; masters are float32
             "remat": "none",  # or 'elementwise', 'block': what is computed again
-            "attention": "xla",  # or dense, unshared, cudnn (GPU), splash (TPU), auto
+            "attention": "auto",  # xla, cudnn (GPU), splash (TPU); or dense, unshared
             "logits_chunk": 128,  # scored tokens per row whose logits are held at once
         }
     )

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from dpo_jax.config import Config
 from dpo_jax.data.loader import Loader, as_it_is
 from dpo_jax.errors import ModelError
-from dpo_jax.models import files
+from dpo_jax.models import attention, files
 from dpo_jax.sharding import arrays, rules
 from dpo_jax.train import annotate, manifest
 from dpo_jax.train import reference as cache_lib
@@ -126,12 +126,15 @@ def identity_of(config: Config, reference: Reference) -> dict[str, Any]:
     model, spec = reference.model, reference.model.spec
     scaling = spec.rope_scaling
     by_length = scaling is not None and scaling.kind in BY_LENGTH
+    dtype = config.ref.dtype or config.model.dtype
     return {
         "format": cache_lib.FORMAT,
         "weights": weights_of(model, reference.params),
         "spec": repr(spec),
-        "dtype": config.ref.dtype or config.model.dtype,
-        "attention": config.model.attention,
+        "dtype": dtype,
+        "attention": attention.resolve(
+            config.model.attention, dtype=dtype, softcap=spec.attn_softcap
+        ),
         "length": config.data.max_tokens if by_length else 0,
     }
 

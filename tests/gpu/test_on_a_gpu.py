@@ -13,10 +13,7 @@ from dpo_jax.models.spec import preset
 from dpo_jax.types import Batch
 from tests.models.forest_cases import cells
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(jax.default_backend() != "gpu", reason="no GPU"),
-]
+pytestmark = pytest.mark.gpu
 
 TOKENS = 512
 ROWS = [
@@ -27,6 +24,12 @@ ROWS = [
 ]
 CELLS = cells(TOKENS, ROWS)
 REAL = np.asarray(CELLS.docs > 0)
+
+
+@pytest.fixture(autouse=True)
+def gpu():
+    if jax.default_backend() != "gpu":
+        pytest.skip("there is no GPU")
 
 
 @functools.cache

@@ -151,21 +151,23 @@ def resolve(name: str, *, dtype: Any, softcap: float = 0.0) -> str:
     """
     if name != AUTO:
         return name
-    return _picked(mesh.platform(), jnp.dtype(dtype) in HALF, bool(softcap))
+    return _picked(mesh.platform(), jnp.dtype(dtype), softcap)
 
 
 @functools.cache
-def _picked(platform: str, half: bool, capped: bool) -> str:
+def _picked(platform: str, dtype: Any, softcap: float) -> str:
     """Picks a kernel of the platform, and says so once."""
-    name = _kernel_of(platform, half, capped)
+    name = _kernel_of(platform, dtype, softcap)
     logging.info("model.attention=auto picks %r on %s", name, platform)
     return name
 
 
-def _kernel_of(platform: str, half: bool, capped: bool) -> str:
+def _kernel_of(platform: str, dtype: Any, softcap: float) -> str:
     """Names the fastest backend of a platform that can do it."""
     name = BY_PLATFORM.get(platform, "xla")
-    return "xla" if name == "cudnn" and (capped or not half) else name
+    if name == "cudnn" and (softcap or jnp.dtype(dtype) not in HALF):
+        return "xla"
+    return name
 
 
 def check(
@@ -186,23 +188,27 @@ def check(
     home = {"splash": ("tpu", "TPUs"), "cudnn": ("gpu", "NVIDIA GPUs")}.get(name)
     if home is None:
         return
-    faults = []
+    complaints = []
     if platform != home[0]:
-        faults.append(f"is a kernel for {home[1]}, and these devices are {platform}")
+        complaints.append(
+            f"is a kernel for {home[1]}, and these devices are {platform}"
+        )
     if name == "cudnn":
         if jnp.dtype(dtype) not in HALF:
             kept = jnp.dtype(dtype).name
-            faults.append(f"computes in bfloat16 or float16, and not in {kept}")
+            complaints.append(f"computes in bfloat16 or float16, and not in {kept}")
         if softcap:
-            faults.append(f"does not cap logits, and this model does, at {softcap:g}")
+            complaints.append(
+                f"does not cap logits, and this model does, at {softcap:g}"
+            )
         if head_dim % 8 or head_dim > MOST_CUDNN_FEATURES:
-            faults.append(
+            complaints.append(
                 f"takes heads of 8, 16, …, {MOST_CUDNN_FEATURES} features, and these "
                 f"have {head_dim}"
             )
-    if faults:
+    if complaints:
         raise errors.ConfigError(
-            f"model.attention={name!r} {'; it '.join(faults)}; use 'auto' or 'xla'"
+            f"model.attention={name!r} {'; it '.join(complaints)}; use 'auto' or 'xla'"
         )
 
 
@@ -230,9 +236,8 @@ def fitting(
     if tokens <= SHORT_ROW:
         return DENSE
     if name == "unshared":
-        half, capped = jnp.dtype(dtype) in HALF, bool(softcap)
         inner = fitting(
-            _kernel_of(mesh.platform(), half, capped),
+            _kernel_of(mesh.platform(), dtype, softcap),
             tokens=tokens,
             shared=False,
             windowed=windowed,

@@ -77,6 +77,8 @@ def main(argv: list[str] | None = None) -> None:
     shared = ("shape", "steps", "rounds", "pairs", "max_tokens", "dtype", "remat")
     common = [f"--{name}={getattr(args, name)}" for name in shared]
     common += [f"--folder={folder}", "--row_shapes=2"]
+    memory = "XLA_PYTHON_CLIENT_MEM_FRACTION"  # of the card; jax takes less by default
+    settings = {memory: os.environ.get(memory, "0.95")}
     found: dict[Contender, dict] = {}
     for one in contenders(args.layouts, args.backends):
         flags = [f"--{name}={value}" for name, value in one._asdict().items()]
@@ -84,7 +86,6 @@ def main(argv: list[str] | None = None) -> None:
             flags.append(f"--microbatches={args.repeated}")
         if args.profile and one == Contender(*OURS[BEST], "auto"):
             flags.append(f"--profile={folder / 'profile'}")
-        settings = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"} | dict(os.environ)
         try:
             found[one] = child("drawn_side", common + flags, **settings)
         except SystemExit as error:

@@ -7,14 +7,23 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    "types errors heads logps columns exact options config models sharding report",
+    "types errors files lines heads logps columns exact options config"
+    " models sharding report",
     "losses data sampling train evals launch configs",
     "objectives experiments",
     "wiring build inspection",
     "cli __main__",
 ]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms.split()}
-BLINK = ("config", "options", "data", "report", "configs")  # import no jax themselves
+BLINK = (
+    "config",
+    "options",
+    "files",
+    "lines",
+    "data",
+    "report",
+    "configs",
+)  # import no jax themselves
 
 
 def imports(path):

@@ -61,7 +61,7 @@ def model() -> Config:
             "preset": "",  # instead of path: train from scratch
             "dtype": "float32",  # of the computation; masters are float32
             "remat": "none",  # or 'elementwise', 'block': what is computed again
-            "attention": "auto",  # xla, cudnn (GPU), splash (TPU); or dense, unshared
+            "attention": "auto",  # or xla, cudnn (GPU), splash (TPU), dense
             "logits_chunk": 128,  # scored tokens per row whose logits are held at once
         }
     )

@@ -143,6 +143,7 @@ def _train(launch: Launch) -> Summary:
             card=card.model_card(config, parts.steps, launch.losses),
             own_tokenizer=bool(config.tokenizer.path),
         )
+    with clock.bucket("report"):
         results = {} if sampled is None else evaluation.before_and_after(sampled)
         if jax.process_index() == 0:
             outputs.leave_behind(workdir, parts.steps, values, results, sampled)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import parts
+from dpo_jax import schema
 from dpo_jax.errors import DataError
 from dpo_jax.losses import LOSSES
 from dpo_jax.models import attention, blockwise, unshared
@@ -140,7 +140,7 @@ def data(*responses):
 
 
 def test_documents_of_too_many_responses_are_refused_before_anything_compiles():
-    config = parts.base()
+    config = schema.base()
     rows = objective.components(config, LOSSES)
     checks.check_data(config, rows, data(2, 3))
     config.model.attention = "unshared"
@@ -152,7 +152,7 @@ def test_documents_of_too_many_responses_are_refused_before_anything_compiles():
 
 
 def test_the_response_that_kto_borrows_is_counted():
-    config = parts.base()
+    config = schema.base()
     config.model.attention, config.loss.name = "unshared", "kto"
     rows = objective.components(config, LOSSES)
     checks.check_data(config, rows, data(1, 1))

@@ -210,12 +210,6 @@ def check_combinations(config: Config) -> list[str]:
             f"data.max_prompt_tokens={config.data.max_prompt_tokens} leaves no room "
             f"for a response within data.max_tokens={config.data.max_tokens}"
         )
-    layout = config.data.layout
-    if config.model.attention == "unshared" and layout != "prefix_shared":
-        found.append(
-            f"model.attention='unshared' undoes what data.layout={layout!r} does not "
-            "do; use 'xla' or 'auto', or data.layout='prefix_shared'"
-        )
     if config.optimizer.warmup_steps and config.optimizer.warmup_share:
         found.append(
             f"optimizer.warmup_steps={config.optimizer.warmup_steps} and "

@@ -64,9 +64,7 @@ KEYS: dict[str, Key] = {
         "or 'elementwise', 'block': what is computed again",
         choices=("none", "elementwise", "block"),
     ),
-    "model.attention": Key(
-        "auto", "xla, cudnn (GPU), splash (TPU); or dense, unshared"
-    ),
+    "model.attention": Key("auto", "or xla, cudnn (GPU), splash (TPU), dense"),
     "model.logits_chunk": Key(
         128, "scored tokens per row whose logits are held at once", COUNT
     ),

@@ -179,10 +179,6 @@ def test_choices_are_checked_and_hold_the_default(key):
         ({"data__max_prompt_tokens": 512}, "leaves no room"),
         ({"ref__mode": "none", "ref__path": "R"}, "not used by ref.mode='none'"),
         ({"objective": "sft"}, "objective='sft' uses no reference; set ref.mode"),
-        (
-            {"model__attention": "unshared", "data__layout": "packed"},
-            "undoes what data.layout='packed' does not do",
-        ),
         ({"checkpoint__keep_best": "loss"}, "multiple of eval.every_steps=0"),
         (
             {"checkpoint__keep_best": "loss", "eval__every_steps": 300},

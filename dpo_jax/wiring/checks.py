@@ -10,7 +10,6 @@ from dpo_jax.config import Config
 from dpo_jax.data import sources
 from dpo_jax.errors import ConfigError, DataError, DeviceError, collected, unknown
 from dpo_jax.losses import Loss, pairwise
-from dpo_jax.models import unshared
 from dpo_jax.sharding import mesh
 from dpo_jax.train import optimizer
 from dpo_jax.wiring import objective
@@ -108,12 +107,11 @@ def kind_faults(config: Config, rows: tuple[Loss, ...]) -> list[str]:
 
 
 def check_data(config: Config, rows: tuple[Loss, ...], data: Data) -> None:
-    """Refuses data that the attention cannot hold, or without ratings a loss needs.
+    """Refuses data without ratings that a loss needs.
 
     Raises:
-      DataError: naming the row or the columns.
+      DataError: naming the columns.
     """
-    check_responses(config, rows, data)
     if config.loss.margin != "data" and not any("ratings" in r.columns for r in rows):
         return
     with collected(DataError) as complaints:
@@ -123,27 +121,6 @@ def check_data(config: Config, rows: tuple[Loss, ...], data: Data) -> None:
                     f"data.{split} has no columns 'score_chosen' and 'score_rejected' "
                     f"(or 'margin'), which loss.name={config.loss.name!r} reads"
                 )
-
-
-def check_responses(config: Config, rows: tuple[Loss, ...], data: Data) -> None:
-    """Refuses documents of more responses than `unshared` attention has room for.
-
-    Raises:
-      DataError: naming the first of each split.
-    """
-    shared = config.data.layout == "prefix_shared"
-    if config.model.attention != "unshared" or not shared:
-        return
-    joined = objective.join_of(config, rows) is not None  # adds one to each
-    room = unshared.RESPONSES - joined
-    with collected(DataError) as complaints:
-        for split, records in (("train", data.train), ("eval", data.eval)):
-            long = [r for r in records if len(r.responses) > room]
-            complaints += [
-                f"data.{split}: row {r.index} has {len(r.responses)} responses, and "
-                f"model.attention='unshared' has room for {room} of a prompt; use 'xla'"
-                for r in long[:1]
-            ]
 
 
 def optimizer_faults(config: Config) -> list[str]:

@@ -10,7 +10,6 @@ from dpo_jax.config import Config
 from dpo_jax.data import sources
 from dpo_jax.errors import ConfigError, DataError, DeviceError, collected, unknown
 from dpo_jax.losses import Loss, pairwise
-from dpo_jax.options import LOSS_OPTIONS
 from dpo_jax.sharding import mesh
 from dpo_jax.train import optimizer
 from dpo_jax.wiring import objective
@@ -45,8 +44,7 @@ def loss_faults(config: Config, rows: tuple[Loss, ...]) -> list[str]:
     if found:
         return found
     used = objective.used_options(config, rows)
-    defaults = {name: option.default for name, option in LOSS_OPTIONS.items()}
-    found += config_lib.unused_options("loss", config.loss, defaults, used, by)
+    found += config_lib.unused_options("loss", config.loss, {"name", *used}, by)
     found += [
         f"loss.{name}={config.loss[name]} must be > 0 for {by}"
         for row in rows
@@ -133,11 +131,10 @@ def optimizer_faults(config: Config) -> list[str]:
         found.append(unknown("optimizer.schedule", section.schedule, known))
     if section.name not in optimizer.OPTIMIZERS:
         return [*found, unknown("optimizer.name", section.name, optimizer.OPTIMIZERS)]
-    always = {"name", "lr", "warmup_steps", "schedule", "clip"}
+    always = {"name", "lr", "warmup_steps", "warmup_share", "schedule", "clip"}
     return found + config_lib.unused_options(
         "optimizer",
         section,
-        OPTIMIZER_OFF,
         always | set(optimizer.options(section.name)),
         f"optimizer.name={section.name!r}",
     )
@@ -153,15 +150,6 @@ def source_faults(section: Config) -> list[str]:
         for key, known in readers.items()
         if section[key] and not names & known
     ]
-
-
-OPTIMIZER_OFF = {  # what each option means when it is off
-    "weight_decay": 0.0,
-    "b1": 0.9,
-    "b2": 0.999,
-    "decay": 0.99,
-    "eps": 1e-8,
-}
 
 
 def rollout_faults(config: Config) -> list[str]:

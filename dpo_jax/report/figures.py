@@ -67,18 +67,19 @@ def curves(runs: list[Run], metric: str) -> str:
       An `<svg>` element without width and height; '' if no run has the metric.
     """
     drawn = [
-        (index, split, *map(_thinned, series(run, split, metric)))
+        (color(index), split == "eval", *series(run, split, metric))
         for split in ("train", "eval")  # eval lies on top
         for index, run in enumerate(runs)
     ]
-    drawn = [entry for entry in drawn if entry[3]]
-    if not drawn:
+    if not any(entry[3] for entry in drawn):
         return ""
-    x = _axis((step for *_, steps, _ in drawn for step in steps), LEFT, RIGHT)
-    y = _axis((value for *_, values in drawn for value in values), BOTTOM, TOP)
+    x = _axis([step for entry in drawn for step in entry[2]], LEFT, RIGHT)
+    y = _axis([value for entry in drawn for value in entry[3]], BOTTOM, TOP)
     parts = [*_frame(x, y)]
-    for index, split, steps, values in drawn:
-        parts += _curve(x, y, steps, values, color(index), is_eval=split == "eval")
+    for ink, is_eval, steps, values in drawn:
+        if values:
+            steps, values = _thinned(steps), _thinned(values)
+            parts += _curve(x, y, steps, values, ink, is_eval=is_eval)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
         f'font-size="9" fill="currentColor">{"".join(parts)}</svg>'

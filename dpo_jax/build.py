@@ -66,8 +66,7 @@ def run(
     outputs.check_own_target(workdir)
     runfolder.check_same(workdir, json.loads(config_lib.to_json(config)), fork=fork)
     with clock, jax.set_mesh(built):
-        with clock.bucket("setup"):
-            parts = prepare(config, rows, built)
+        parts = clock.timed("setup", prepare)(config, rows, built)
         if runfolder.finished_step(workdir) == parts.steps and not fork:
             done = runfolder.read_json(workdir, "results.json") or {}
             values, report = done.get("values", {}), parts.data.report
@@ -141,6 +140,7 @@ def _train(launch: Launch) -> Summary:
             card=outputs.model_card(config, parts.steps, launch.losses),
             own_tokenizer=bool(config.tokenizer.path),
         )
+    with clock.bucket("report"):
         results = {} if sampled is None else evaluation.before_and_after(sampled)
         if jax.process_index() == 0:
             outputs.leave_behind(workdir, parts.steps, values, results, sampled)

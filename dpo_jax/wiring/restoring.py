@@ -7,10 +7,9 @@ import jax
 from absl import logging
 from etils import epath
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from dpo_jax import __version__
-from dpo_jax.config import Config
+from dpo_jax.config import Config, from_json
 from dpo_jax.errors import ModelError, RunFolderError
 from dpo_jax.files import AnyPath
 from dpo_jax.lines import Seal
@@ -85,7 +84,7 @@ def run_config(workdir: AnyPath) -> Config:
     found = runfolder.read_json(workdir, "config.json")
     if found is None:
         raise RunFolderError(f"{workdir} holds no run: config.json is missing")
-    return ConfigDict(found).lock()
+    return from_json(found)
 
 
 def trained_state(workdir: AnyPath, parts: Parts) -> TrainState:

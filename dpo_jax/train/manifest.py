@@ -31,6 +31,12 @@ def step_folders(folder: epath.Path) -> dict[int, epath.Path]:
     return {int(p.name): p for p in names if p.name == str(int(p.name))}
 
 
+def _links(folder: epath.Path) -> list[str]:
+    """Names the links that stand for step folders."""
+    names = [p.name for p in folder.iterdir()] if folder.exists() else []
+    return sorted(n for n in names if n.isdecimal() and os.path.islink(folder / n))
+
+
 def held_step(path: epath.Path) -> int | None:
     """Tells which step the manifest of a folder names; None if none can be read."""
     try:
@@ -64,7 +70,9 @@ def newest_verified(folder: epath.Path, *, rename: bool = True) -> int | None:
         so that the next relaunch refuses as well.
     """
     failed: dict[int, str] = {}
-    foreign = []
+    foreign = [f"{name} is a link" for name in _links(folder)]
+    for note in foreign:
+        logging.warning("%s: ignored", note)
     for step, path in sorted(step_folders(folder).items(), reverse=True):
         if is_foreign(path):
             foreign.append(f"{step} holds step {held_step(path)}")

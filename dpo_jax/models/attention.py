@@ -16,7 +16,7 @@ from absl import logging
 from jax.ad_checkpoint import checkpoint_name
 
 from dpo_jax import errors
-from dpo_jax.models import blockwise, forest, splash, unshared
+from dpo_jax.models import blockwise, forest, splash
 from dpo_jax.models.forest import Cells
 from dpo_jax.sharding import mesh
 
@@ -27,6 +27,7 @@ HALF = (jnp.bfloat16, jnp.float16)  # what cuDNN's attention computes in
 MOST_CUDNN_FEATURES = 256  # of a head; older GPUs than Hopper stop at 128
 AUTO = "auto"
 SHORT_ROW = 2 * blockwise.BLOCK  # tokens; what blocks save up to here, compiling costs
+BY_XLA = ("auto", "xla")  # the names that leave it to us how XLA computes a short row
 
 
 def forest_mask(
@@ -156,17 +157,11 @@ def resolve(name: str, *, dtype: Any, softcap: float = 0.0) -> str:
 
 @functools.cache
 def _picked(platform: str, dtype: Any, softcap: float) -> str:
-    """Picks a kernel of the platform, and says so once."""
-    name = _kernel_of(platform, dtype, softcap)
-    logging.info("model.attention=auto picks %r on %s", name, platform)
-    return name
-
-
-def _kernel_of(platform: str, dtype: Any, softcap: float) -> str:
-    """Names the fastest backend of a platform that can do it."""
+    """Picks the fastest backend of a platform that can do it, and says so once."""
     name = BY_PLATFORM.get(platform, "xla")
-    if name == "cudnn" and (softcap or jnp.dtype(dtype) not in HALF):
-        return "xla"
+    if name == "cudnn" and (softcap or dtype not in HALF):
+        name = "xla"
+    logging.info("model.attention=auto picks %r on %s", name, platform)
     return name
 
 
@@ -224,27 +219,21 @@ def fitting(
     """Returns the backend that runs rows of one kind, on the devices in `jax.set_mesh`.
 
     Args:
-      name: a key of `BACKENDS`.
-      tokens: T. Of a short row all scores are computed at once: that compiles in half
-        the time, and there is little to skip.
+      name: a key of `BACKENDS`, or `auto`.
+      tokens: T. Of a short row `auto` and `xla` compute all scores at once: that
+        compiles in half the time, and there is little to skip. A kernel that was asked
+        for by its name runs rows of any length.
       shared: whether a document may hold several responses.
       windowed: whether a layer has a window. Without one, and with nothing shared,
         attention is causal within documents and nothing else.
       dtype: of queries, keys and values.
       softcap: of the logits; 0 = off.
     """
-    if tokens <= SHORT_ROW:
+    if tokens <= SHORT_ROW and name in BY_XLA:
         return DENSE
-    if name == "unshared":
-        inner = fitting(
-            _kernel_of(mesh.platform(), dtype, softcap),
-            tokens=tokens,
-            shared=False,
-            windowed=windowed,
-        )
-        return apart(inner) if shared else inner
+    picked = resolve(name, dtype=dtype, softcap=softcap)
     plain = not (shared or windowed)
-    return BY_DOCUMENTS if name == "splash" and plain else BACKENDS[name]
+    return BY_DOCUMENTS if picked == "splash" and plain else BACKENDS[picked]
 
 
 def attention(
@@ -283,28 +272,6 @@ def _documents(cells: Cells, window: int | Array) -> Array:
     return cells.docs
 
 
-def apart(inner: Backend) -> Backend:
-    """Gives each response its own copy of the prompt, and `inner` the longer rows.
-
-    Args:
-      inner: of rows in which each document holds one response.
-    """
-
-    def seen(cells: Cells, window: int | Array) -> tuple[unshared.Spread, Any]:
-        found = unshared.spread(cells)
-        return found, inner.seen(found.cells, window)
-
-    def attend(
-        q: Array, k: Array, v: Array, seen: Any, scale: float, softcap: float
-    ) -> Array:
-        found, longer = seen
-        q, k, v = (unshared.lengthened(x, found.sources) for x in (q, k, v))
-        out = inner.attend(q, k, v, longer, scale, softcap)
-        return unshared.shortened(out, found)
-
-    return Backend(seen, attend)
-
-
 DENSE = Backend(_mask, _dense)
 BY_DOCUMENTS = Backend(_documents, splash.by_documents)
 
@@ -314,7 +281,6 @@ BACKENDS: dict[str, Backend] = {
     "cudnn": Backend(_mask, _cudnn),
     "dense": DENSE,
     "splash": Backend(_mask, splash.by_mask),
-    "unshared": apart(IN_BLOCKS),  # by `fitting`, the kernel of the platform
     "xla": IN_BLOCKS,
 }
 

@@ -222,9 +222,6 @@ class Decoder(nn.Module):
             if self.remat not in REMATS:
                 complaints.append(errors.unknown("model.remat", self.remat, REMATS))
             complaints.extend(attention_lib.faults(self.attention))
-        self.attention = attention_lib.resolve(
-            self.attention, dtype=self.dtype, softcap=self.spec.attn_softcap
-        )
         super().__post_init__()
 
     @nn.compact

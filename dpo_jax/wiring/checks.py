@@ -10,8 +10,6 @@ from dpo_jax.config import Config
 from dpo_jax.data import sources
 from dpo_jax.errors import ConfigError, DataError, DeviceError, collected, unknown
 from dpo_jax.losses import Loss, pairwise
-from dpo_jax.models import unshared
-from dpo_jax.options import LOSS_OPTIONS
 from dpo_jax.sharding import mesh
 from dpo_jax.train import optimizer
 from dpo_jax.wiring import objective
@@ -46,8 +44,7 @@ def loss_faults(config: Config, rows: tuple[Loss, ...]) -> list[str]:
     if found:
         return found
     used = objective.used_options(config, rows)
-    defaults = {name: option.default for name, option in LOSS_OPTIONS.items()}
-    found += config_lib.unused_options("loss", config.loss, defaults, used, by)
+    found += config_lib.unused_options("loss", config.loss, {"name", *used}, by)
     found += [
         f"loss.{name}={config.loss[name]} must be > 0 for {by}"
         for row in rows
@@ -110,12 +107,11 @@ def kind_faults(config: Config, rows: tuple[Loss, ...]) -> list[str]:
 
 
 def check_data(config: Config, rows: tuple[Loss, ...], data: Data) -> None:
-    """Refuses data that the attention cannot hold, or without ratings a loss needs.
+    """Refuses data without ratings that a loss needs.
 
     Raises:
-      DataError: naming the row or the columns.
+      DataError: naming the columns.
     """
-    check_responses(config, rows, data)
     if config.loss.margin != "data" and not any("ratings" in r.columns for r in rows):
         return
     with collected(DataError) as complaints:
@@ -127,27 +123,6 @@ def check_data(config: Config, rows: tuple[Loss, ...], data: Data) -> None:
                 )
 
 
-def check_responses(config: Config, rows: tuple[Loss, ...], data: Data) -> None:
-    """Refuses documents of more responses than `unshared` attention has room for.
-
-    Raises:
-      DataError: naming the first of each split.
-    """
-    shared = config.data.layout == "prefix_shared"
-    if config.model.attention != "unshared" or not shared:
-        return
-    joined = objective.join_of(config, rows) is not None  # adds one to each
-    room = unshared.RESPONSES - joined
-    with collected(DataError) as complaints:
-        for split, records in (("train", data.train), ("eval", data.eval)):
-            long = [r for r in records if len(r.responses) > room]
-            complaints += [
-                f"data.{split}: row {r.index} has {len(r.responses)} responses, and "
-                f"model.attention='unshared' has room for {room} of a prompt; use 'xla'"
-                for r in long[:1]
-            ]
-
-
 def optimizer_faults(config: Config) -> list[str]:
     """Complains of names that are not known and of options that are not used."""
     found, section = [], config.optimizer
@@ -156,11 +131,10 @@ def optimizer_faults(config: Config) -> list[str]:
         found.append(unknown("optimizer.schedule", section.schedule, known))
     if section.name not in optimizer.OPTIMIZERS:
         return [*found, unknown("optimizer.name", section.name, optimizer.OPTIMIZERS)]
-    always = {"name", "lr", "warmup_steps", "schedule", "clip"}
+    always = {"name", "lr", "warmup_steps", "warmup_share", "schedule", "clip"}
     return found + config_lib.unused_options(
         "optimizer",
         section,
-        OPTIMIZER_OFF,
         always | set(optimizer.options(section.name)),
         f"optimizer.name={section.name!r}",
     )
@@ -176,15 +150,6 @@ def source_faults(section: Config) -> list[str]:
         for key, known in readers.items()
         if section[key] and not names & known
     ]
-
-
-OPTIMIZER_OFF = {  # what each option means when it is off
-    "weight_decay": 0.0,
-    "b1": 0.9,
-    "b2": 0.999,
-    "decay": 0.99,
-    "eps": 1e-8,
-}
 
 
 def rollout_faults(config: Config) -> list[str]:

@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--layouts", default=";".join(OURS), help="parts of their names"
     )
-    parser.add_argument("--backends", default="xla,dense,unshared")
+    parser.add_argument("--backends", default="xla,dense")
     parser.add_argument("--profile", action="store_true", help="trace the best's step")
     args = parser.parse_args(argv)
     folder: Path = args.out

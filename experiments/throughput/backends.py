@@ -3,9 +3,7 @@
     python -m experiments.throughput.backends [--rows=8] [--row_tokens=1024] [--turns=7]
 
 Forward and backward of one layer on pairs as long as hh-rlhf's, the backends taking
-turns. `xla` runs the blocks that the forest's mask leaves, `unshared` gives every
-response a copy of its prompt and then needs causal segments only, `dense` holds all
-scores.
+turns. `xla` runs the blocks that the forest's mask leaves, `dense` holds all scores.
 """
 
 import argparse
@@ -22,7 +20,7 @@ from dpo_jax.data import layouts
 from dpo_jax.models import attention, forest
 from dpo_jax.types import Batch, Record
 
-BACKENDS = ("dense", "xla", "unshared")
+BACKENDS = ("dense", "xla")
 PROMPT, RESPONSE, SPREAD = 100, 62, 0.6  # medians of tokens, deviation of their logs
 HEADS, HEAD_DIM = 8, 64
 

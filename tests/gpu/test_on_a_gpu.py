@@ -65,7 +65,7 @@ def exact(heads, features, window):
         return graded(attention.DENSE, heads, features, window, jnp.float32)
 
 
-@pytest.mark.parametrize("name", ["cudnn", "unshared", "xla"])
+@pytest.mark.parametrize("name", ["cudnn", "xla"])
 @pytest.mark.parametrize("window", [0, 33])
 @pytest.mark.parametrize(("heads", "features"), [(4, 64), (2, 80), (4, 128), (2, 256)])
 def test_a_backend_in_bfloat16_is_as_near_as_rounding_allows(
@@ -88,11 +88,9 @@ def test_a_backend_in_bfloat16_is_as_near_as_rounding_allows(
         assert apart < 1.5 * np.linalg.norm(plain - theirs) / scale
 
 
-def test_unshared_rows_and_auto_run_cudnn():
+def test_auto_runs_cudnn():
     assert attention.resolve("auto", dtype="bfloat16") == "cudnn"
     assert attention.resolve("auto", dtype="float32") == "xla"
-    fit = functools.partial(attention.fitting, "unshared", tokens=129, windowed=False)
-    assert fit(shared=False, dtype="bfloat16") == attention.BACKENDS["cudnn"]
 
 
 @functools.cache
@@ -132,7 +130,7 @@ def test_float32_log_probs_are_those_of_the_cpu():
 def test_bfloat16_log_probs_are_near_the_exact_ones_with_every_backend():
     exactly = scored("float32", "dense", jax.devices("cpu")[0])
     dense = scored("bfloat16", "dense", jax.devices()[0])
-    for backend in ("cudnn", "unshared", "xla"):
+    for backend in ("cudnn", "xla"):
         ours = scored("bfloat16", backend, jax.devices()[0])
         apart = np.abs(ours - exactly).mean()
         assert apart < 1.2 * np.abs(dense - exactly).mean()

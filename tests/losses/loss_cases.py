@@ -5,7 +5,7 @@ import functools
 import jax
 import numpy as np
 
-from configs import parts
+from dpo_jax import schema
 from dpo_jax.losses import LOSSES, find, keywords
 from dpo_jax.types import ListLogps, PairLogps, PairScores, SingleLogps
 
@@ -53,7 +53,7 @@ STATS = {
     "spread_std": 0.3,
     "spread_seen": 1.0,
 }
-OPTIONS = {**parts.loss().to_dict(), **STATS}
+OPTIONS = {**schema.base().loss.to_dict(), **STATS}
 
 
 @functools.cache

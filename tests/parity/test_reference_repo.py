@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import dpo
+from dpo_jax.configs import dpo
 from dpo_jax.data import layouts, tokenize
 from dpo_jax.losses import LOSSES, find, options
 from dpo_jax.objectives.preference import pair_metrics

@@ -11,7 +11,7 @@ import re
 import jax
 import pytest
 
-from configs import parts
+from dpo_jax import schema
 from dpo_jax.data.layouts import Shape
 from dpo_jax.errors import DeviceError
 from dpo_jax.losses import LOSSES
@@ -31,9 +31,9 @@ def libtpu():
     pytest.importorskip("libtpu", reason="libtpu is not installed")
 
 
-def compiled(topology, backend, layout, chunk, ref="cached"):
-    """Compiles DPO with one row of 256 tokens on each chip, 128 of them scored."""
-    config = parts.base().lock()
+def compiled(topology, backend, layout, chunk, ref="cached", tokens=TOKENS):
+    """Compiles DPO with one row on each chip, 128 tokens of it scored."""
+    config = schema.base().lock()
     config.update_from_flattened_dict(
         {
             "model.attention": backend,
@@ -46,7 +46,7 @@ def compiled(topology, backend, layout, chunk, ref="cached"):
         }
     )
     built = checks.make_mesh(config, compiling.tpus(topology))
-    shape = Shape(built.size, TOKENS, SCORED, slots=16, comparisons=8)
+    shape = Shape(built.size, tokens, SCORED, slots=16, comparisons=8)
     rows = objective.components(config, LOSSES)
     return compiling.compile_run(config, rows, None, SPEC, shape, built, steps=100)
 
@@ -90,10 +90,10 @@ def test_packed_rows_compile_for_a_pod():
     assert sorted(kernels(step.text)) == sorted(KERNELS)
 
 
-def test_unshared_rows_run_the_kernel_by_documents():
-    (step,) = compiled("v5e:2x2", "unshared", "prefix_shared", 32)
-    assert sorted(kernels(step.text)) == sorted(KERNELS)
-    assert f"{2 * TOKENS},{SPEC.head_dim}]" in step.text  # rows of twice the tokens
+@pytest.mark.parametrize(("backend", "calls"), [("splash", 3), ("auto", 0)])
+def test_a_kernel_asked_for_by_name_runs_short_rows(backend, calls):
+    (step,) = compiled("v5e:2x2", backend, "packed", 32, tokens=96)
+    assert len(kernels(step.text)) == calls
 
 
 def test_attention_in_blocks_needs_no_kernel():
@@ -103,7 +103,7 @@ def test_attention_in_blocks_needs_no_kernel():
 
 
 def test_auto_is_the_kernel_where_the_mesh_is_of_tpus():
-    built = checks.make_mesh(parts.base(), compiling.tpus("v5e:2x2"))
+    built = checks.make_mesh(schema.base(), compiling.tpus("v5e:2x2"))
     assert jax.default_backend() == "cpu"
     with jax.sharding.use_abstract_mesh(built.abstract_mesh):
         assert attention.resolve("auto", dtype="bfloat16") == "splash"

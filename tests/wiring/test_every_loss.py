@@ -48,7 +48,7 @@ IDS = [f"{name}{'-' if o else ''}{'-'.join(map(str, o.values()))}" for name, o i
 
 def configured(name, options):
     """A configuration of one loss at its usual setting, on the embedded data."""
-    config = importlib.import_module("configs.quickstart").get_config()
+    config = importlib.import_module("dpo_jax.configs.quickstart").get_config()
     rows = [find(part, LOSSES) for part in name.split("+")]
     config.objective = wiring.TAKEN_BY[rows[0].takes]
     config.loss.name = name

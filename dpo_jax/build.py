@@ -26,6 +26,7 @@ from dpo_jax.train.metrics import MetricsLog
 from dpo_jax.train.step import Metrics, without_transfers
 from dpo_jax.types import Batch, TrainState
 from dpo_jax.wiring import (
+    agreeing,
     card,
     checks,
     evaluation,
@@ -69,12 +70,14 @@ def run(
       Preempted: after a signal, with the state committed.
     """
     clock = Clock()
+    agreeing.agree_on_start(config, workdir)
     rows = checks.check(config, losses)
     built = checks.make_mesh(config)
     runfolder.check_same(workdir, json.loads(config_lib.to_json(config)), fork=fork)
     with clock, jax.set_mesh(built):
         with clock.bucket("setup"):
             parts = prepare(config, rows, built)
+            agreeing.agree_on_rows(parts.data)
         done = runfolder.read_json(workdir, "results.json")
         if done.get("step") == parts.steps and runfolder.is_whole(workdir) and not fork:
             values, report = done.get("values", {}), parts.data.report
@@ -260,10 +263,12 @@ def evaluate(
     losses: checks.LossTable = LOSSES,
 ) -> Summary:
     """Evaluates the newest checkpoint of a run on data.eval, and by rollouts."""
+    agreeing.agree_on_start(config, workdir)
     rows = checks.check(config, losses)
     built = checks.make_mesh(config)
     with jax.set_mesh(built):
         parts = prepare(config, rows, built)
+        agreeing.agree_on_rows(parts.data)
         state = restoring.trained_state(workdir, parts)
         asked = parts.annotators(config, workdir, evaluation_only=True)
         measure, sampled = _measure(config, parts, asked)

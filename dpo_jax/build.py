@@ -75,18 +75,13 @@ def run(
     built = checks.make_mesh(config)
     runfolder.check_same(workdir, json.loads(config_lib.to_json(config)), fork=fork)
     with clock, jax.set_mesh(built):
-        with clock.bucket("setup"):
-            parts = prepare(config, rows, built)
-            agreeing.agree_on_rows(parts.data)
+        parts = clock.timed("setup", prepare)(config, rows, built)
         done = runfolder.read_json(workdir, "results.json")
         if done.get("step") == parts.steps and runfolder.is_whole(workdir) and not fork:
             values, report = done.get("values", {}), parts.data.report
             return Summary(parts.steps, parts.steps, True, values, done, report)
         first = jax.process_index() == 0
-        with (
-            runfolder.claim(workdir, first=first),
-            signals.stop_requests() as stop,
-        ):
+        with runfolder.claim(workdir, first=first), signals.stop_requests() as stop:
             return _train(
                 Launch(config, workdir, parts, stop, progress, fork, losses, clock)
             )
@@ -146,6 +141,7 @@ def _train(launch: Launch) -> Summary:
             card=card.model_card(config, parts.steps, launch.losses),
             own_tokenizer=bool(config.tokenizer.path),
         )
+    with clock.bucket("report"):
         results = {} if sampled is None else evaluation.before_and_after(sampled)
         if jax.process_index() == 0:
             outputs.leave_behind(workdir, parts.steps, values, results, sampled)
@@ -268,7 +264,6 @@ def evaluate(
     built = checks.make_mesh(config)
     with jax.set_mesh(built):
         parts = prepare(config, rows, built)
-        agreeing.agree_on_rows(parts.data)
         state = restoring.trained_state(workdir, parts)
         asked = parts.annotators(config, workdir, evaluation_only=True)
         measure, sampled = _measure(config, parts, asked)

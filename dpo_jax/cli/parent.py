@@ -168,6 +168,7 @@ class Parent:
         """Watches until the child has ended; returns the exit code of both."""
         while self._status is None:
             self._turn()
+        self._turn()  # what the child said last
         until = time.monotonic() + ABORTED
         while (
             self._status == -signal.SIGABRT
@@ -282,7 +283,7 @@ class Parent:
             self._end(Verdict(EXIT_PEER_LOST, f"lost rank {rank} ({text}); {GO_ON}"))
         else:
             users = code <= RunFolderError.code
-            said = f"rank {rank} ended: {text}" if text else f"rank {rank} ended"
+            said = f"rank {rank} ended: {text.removeprefix(f'error[{code}]: ')}"
             self._end(Verdict(code, said, text), after=SETTLE if users else 0.0)
 
     def _lost(self, rank: int) -> None:

@@ -69,9 +69,8 @@ def run(
       UserError: what a user can mend, before anything compiles.
       Preempted: after a signal, with the state committed.
     """
-    clock = Clock()
     agreeing.agree_on_start(config, workdir)
-    rows = checks.check(config, losses)
+    clock, rows = Clock(), checks.check(config, losses)
     built = checks.make_mesh(config)
     runfolder.check_same(workdir, json.loads(config_lib.to_json(config)), fork=fork)
     with clock, jax.set_mesh(built):
@@ -216,10 +215,11 @@ def _loop(
 
 def _step(parts: Parts, asked: Annotators) -> Callable[..., tuple[TrainState, Metrics]]:
     """Builds the loop's step: the reference's columns, then the update."""
+    frozen, hyper = asked.frozen, parts.trainer.hyper()
 
     def take(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        batch = asked.on_device(state.ref, batch)
-        return parts.trainer.step(state, batch, asked.head)
+        batch = asked.on_device(state, frozen, batch, state.key, hyper)
+        return parts.trainer.step(state, frozen, batch, hyper)
 
     return without_transfers(take)
 

@@ -126,7 +126,7 @@ def test_two_processes_train_as_one(runs, pair, tmp_path):
 def test_a_signal_to_one_process_stops_both_at_one_step(runs, pair, tmp_path, number):
     """F1: both exit 75 after the same committed step, and a relaunch ends the run."""
     stopped = pair(**SHORT)
-    runs.wait_for_step(tmp_path / "run", 6, stopped.processes[0])
+    runs.wait_for_step(tmp_path / "run", 6, stopped.processes[0], seconds=PATIENCE)
     stopped.processes[1].send_signal(number)
     assert stopped.codes() == [75, 75]
     steps = {stopped.lines(rank)[0] for rank in range(2)}
@@ -142,7 +142,7 @@ def test_a_signal_to_one_process_stops_both_at_one_step(runs, pair, tmp_path, nu
 def test_a_killed_process_is_named_by_the_other(runs, pair, tmp_path, rank):
     """F2: 137 of the killed, 71 of the other, which says who is lost."""
     broken = pair(**SHORT)
-    runs.wait_for_step(tmp_path / "run", 6, broken.processes[0])
+    runs.wait_for_step(tmp_path / "run", 11, broken.processes[0], seconds=PATIENCE)
     began = time.monotonic()
     broken.processes[rank].kill()
     other = 1 - rank
@@ -156,7 +156,7 @@ def test_a_killed_process_is_named_by_the_other(runs, pair, tmp_path, rank):
 def test_a_child_killed_alone_is_told_by_its_parent(runs, pair, tmp_path):
     """As the kernel does where memory runs out."""
     broken = pair(**SHORT)
-    runs.wait_for_step(tmp_path / "run", 6, broken.processes[0])
+    runs.wait_for_step(tmp_path / "run", 11, broken.processes[0], seconds=PATIENCE)
     os.kill(broken.child(1), signal.SIGKILL)
     assert broken.codes() == [71, 137]
     assert "lost rank 1 (killed by SIGKILL)" in broken.lines(0)[0]

@@ -25,7 +25,14 @@ from dpo_jax.train.clock import Clock
 from dpo_jax.train.metrics import MetricsLog
 from dpo_jax.train.step import Metrics, without_transfers
 from dpo_jax.types import Batch, TrainState
-from dpo_jax.wiring import checks, evaluation, outputs, restoring, training
+from dpo_jax.wiring import (
+    agreeing,
+    checks,
+    evaluation,
+    outputs,
+    restoring,
+    training,
+)
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring.outputs import Summary
@@ -60,6 +67,7 @@ def run(
       UserError: what a user can mend, before anything compiles.
       Preempted: after a signal, with the state committed.
     """
+    agreeing.agree_on_start(config, workdir)
     clock, rows = Clock(), checks.check(config, losses)
     built = checks.make_mesh(config)
     outputs.check_own_target(workdir)
@@ -71,10 +79,7 @@ def run(
             values, report = done.get("values", {}), parts.data.report
             return Summary(parts.steps, parts.steps, True, values, done, report)
         first = jax.process_index() == 0
-        with (
-            runfolder.claim(workdir, first=first),
-            signals.stop_requests() as stop,
-        ):
+        with runfolder.claim(workdir, first=first), signals.stop_requests() as stop:
             return _train(
                 Launch(config, workdir, parts, stop, progress, fork, losses, clock)
             )
@@ -115,15 +120,7 @@ def _train(launch: Launch) -> Summary:
             # before the state, so that a cached reference is never held beside it
             asked = parts.annotators(config, workdir, pause=pause)
             state, seal = restoring.resume(checkpoints, parts, first, fork=launch.fork)
-        log = None
-        if jax.process_index() == 0:
-            text = config_lib.to_json(config)
-            runfolder.write_config(workdir, text)
-            outputs.write_json(workdir, "data.json", parts.data.report)
-            attempt = runfolder.begin_attempt(
-                workdir, json.loads(text), outputs.commit()
-            )
-            log = MetricsLog(workdir, resume_step=first, attempt=attempt, sealed=seal)
+        log = outputs.begin(workdir, config, parts.data.report, first, seal)
         for split, account in parts.data.report.items():
             logging.info("data.%s: %s", split, account["summary"])
         shapes = dict(parts.train.compiled_shapes())
@@ -257,6 +254,7 @@ def evaluate(
     losses: checks.LossTable = LOSSES,
 ) -> Summary:
     """Evaluates the newest checkpoint of a run on data.eval, and by rollouts."""
+    agreeing.agree_on_start(config, workdir)
     rows = checks.check(config, losses)
     built = checks.make_mesh(config)
     with jax.set_mesh(built):

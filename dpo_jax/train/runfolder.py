@@ -253,14 +253,20 @@ def write_config(folder: AnyPath, text: str) -> None:
     files.write_whole(path, text)
 
 
-def write_error(folder: AnyPath, error: BaseException) -> str | None:
-    """Keeps a traceback under errors/; returns its path, or None if that fails.
+def write_error(
+    folder: AnyPath, error: BaseException, rank: int | None = None
+) -> str | None:
+    """Keeps a traceback under errors/, of a rank as rankN.txt.
 
     What a user can mend makes no folder where none stands: it may be a typing error.
+
+    Returns:
+      Its path, or None if that fails.
     """
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S.%f")
+    what = f"{stamp}-{os.getpid()}" if rank is None else f"rank{rank}"
     try:
-        path = epath.Path(folder) / f"errors/{stamp}-{os.getpid()}.txt"
+        path = epath.Path(folder) / f"errors/{what}.txt"
         if isinstance(error, UserError) and not epath.Path(folder).exists():
             return None
         files.write_whole(path, "".join(traceback.format_exception(error)))

@@ -13,13 +13,15 @@ import jax
 from etils import epath
 
 from dpo_jax import __version__, files
-from dpo_jax.config import Config, fingerprint
+from dpo_jax.config import Config, fingerprint, to_json
 from dpo_jax.errors import ConfigError, WriteError
 from dpo_jax.files import AnyPath
+from dpo_jax.lines import Seal
 from dpo_jax.models import hf
 from dpo_jax.models.files import WANTED
 from dpo_jax.report import html
-from dpo_jax.train import manifest
+from dpo_jax.train import manifest, runfolder
+from dpo_jax.train.metrics import MetricsLog
 from dpo_jax.train.throughput import Peak
 from dpo_jax.types import Params
 from dpo_jax.wiring import evaluation
@@ -78,6 +80,34 @@ def write_json(workdir: AnyPath, name: str, value: Any) -> None:
     """
     text = json.dumps(value, indent=1) + "\n"
     files.write_whole(epath.Path(workdir) / name, text)
+
+
+def begin(
+    workdir: AnyPath,
+    config: Config,
+    report: dict[str, Any],
+    first: int,
+    sealed: Seal | None,
+) -> MetricsLog | None:
+    """Writes what a launch is, and opens its metrics; None on other than process 0.
+
+    Args:
+      workdir: the run folder, claimed.
+      config: of the run.
+      report: what data.json is to hold.
+      first: steps already taken.
+      sealed: what the checkpoint of that step says of the lines of metrics.jsonl.
+
+    Raises:
+      WriteError: if the folder does not take it.
+    """
+    if jax.process_index():
+        return None
+    text = to_json(config)
+    runfolder.write_config(workdir, text)
+    write_json(workdir, "data.json", report)
+    attempt = runfolder.begin_attempt(workdir, json.loads(text), commit())
+    return MetricsLog(workdir, resume_step=first, attempt=attempt, sealed=sealed)
 
 
 def bad_batch(workdir: AnyPath, number: int, ids: list[int]) -> str:

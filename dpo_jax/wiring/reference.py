@@ -159,12 +159,6 @@ def on_host(leaf: jax.Array) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
 
 
-def local_rows(values: jax.Array) -> np.ndarray:
-    """Copies this process's rows of an array [microbatches, B, …]; see `to_global`."""
-    held = {s.index[1].start or 0: s.data for s in values.addressable_shards}
-    return np.concatenate([np.asarray(held[at]) for at in sorted(held)], axis=1)
-
-
 def agreed(value: Array) -> np.ndarray:
     """Returns what process 0 holds, to all."""
     return np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(value)))
@@ -278,7 +272,8 @@ class Cache:
         rows = step.rows()
         asked = self._live.annotate(None, arrays.to_global(rows, self._place))
         assert asked.ref_token_logps is not None
-        return cache_lib.split(rows, local_rows(asked.ref_token_logps))
+        found = arrays.to_local(asked.ref_token_logps, self._place)
+        return cache_lib.split(rows, found)
 
     def _score_missing(self, store: Store) -> None:
         """Runs the reference over the steps that hold a response not yet known."""

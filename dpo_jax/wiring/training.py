@@ -95,7 +95,7 @@ def wire(
             total_steps=steps,
         ),
         clip_norm=config.optimizer.clip,
-        microbatches=config.batch.microbatches,
+        microbatches=config.batch.microbatches or 1,
         sync=follow(config) if follows else None,
     )
     stats = start_stats(rows)

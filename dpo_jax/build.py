@@ -68,8 +68,7 @@ def run(
       UserError: what a user can mend, before anything compiles.
       Preempted: after a signal, with the state committed.
     """
-    clock = Clock()
-    rows = checks.check(config, losses)
+    clock, rows = Clock(), checks.check(config, losses)
     built = checks.make_mesh(config)
     config = restoring.relaunched(config, workdir, fork=fork)
     with clock, jax.set_mesh(built):
@@ -214,10 +213,11 @@ def _loop(
 
 def _step(parts: Parts, asked: Annotators) -> Callable[..., tuple[TrainState, Metrics]]:
     """Builds the loop's step: the reference's columns, then the update."""
+    frozen, hyper = asked.frozen, parts.trainer.hyper()
 
     def take(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        batch = asked.on_device(state.ref, batch)
-        return parts.trainer.step(state, batch, asked.head)
+        batch = asked.on_device(state, frozen, batch, state.key, hyper)
+        return parts.trainer.step(state, frozen, batch, hyper)
 
     return without_transfers(take)
 

@@ -60,7 +60,7 @@ class Records(Sequence[Record]):
             tuple(responses),
             comparisons=tuple(combinations(range(len(responses)), 2)),
             ranked=self.ranked,
-            **{n: tuple(c[known].tolist()) for n, c in self.response.items()},
+            response={n: tuple(c[known].tolist()) for n, c in self.response.items()},
         )
 
     def table(self) -> Table:
@@ -151,8 +151,9 @@ def fingerprint(records: Sequence[Record]) -> str:
         digest.update(np.array(sizes, np.int64).tobytes())
         for ids in parts:
             digest.update(np.asarray(ids, np.int32).tobytes())
-        labels = tuple(int(label) for label in record.labels)
-        judged = (labels, record.ratings, record.comparisons, record.ranked)
+        labels = tuple(int(label) for label in record.response.get("labels", ()))
+        ratings = record.response.get("ratings", ())
+        judged = (labels, ratings, record.comparisons, record.ranked)
         if judged not in PLAIN:
             digest.update(repr(judged).encode())
     return digest.hexdigest()[:16]

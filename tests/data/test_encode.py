@@ -11,21 +11,6 @@ tokenizers = pytest.importorskip("tokenizers")
 
 CORPUS = ["a bc  abc cab", "ab ab\n\nb a c", "ca bb  a", "<u> a <e>b"]
 PIECES = [*"abcu<>▁ \n", "  ", "ab", "<u>", "<e>", "<ua>"]
-    "a",
-    "b",
-    "c",
-    " ",
-    "  ",
-    "\n",
-    "ab",
-    "<",
-    ">",
-    "u",
-    "<u>",
-    "<e>",
-    "<ua>",
-    "▁",
-]
 
 
 def byte_level(add_prefix_space):

@@ -28,7 +28,7 @@ def test_records_are_made_as_they_are_asked_for():
     records = gather(PAIRS)
     assert len(records) == 2 and [r.index for r in records] == [3, 8]
     assert [plain(r) for r in records] == [(p, list(r)) for _, p, r, _ in PAIRS]
-    assert [r.ratings for r in records] == [(0.1, -2.0), (1e-9, 3.0)]
+    assert [r.response["ratings"] for r in records] == [(0.1, -2.0), (1e-9, 3.0)]
     assert all(r.comparisons == ((0, 1),) and not r.ranked for r in records)
     assert records[-1].index == 8 and [r.index for r in records[1:]] == [8]
     assert records[0].prompt.dtype == np.int32
@@ -40,7 +40,7 @@ def test_rankings_compare_all_their_responses():
     """Records of different numbers of responses, without ratings."""
     records = gather([(0, [1], ([2], [3], [4]), ()), (1, [1], ([2], [3]), ())], True)
     assert [r.comparisons for r in records] == [((0, 1), (0, 2), (1, 2)), ((0, 1),)]
-    assert all(r.ranked and r.ratings == () for r in records)
+    assert all(r.ranked and r.response == {} for r in records)
 
 
 @pytest.mark.parametrize("ranked", [False, True])
@@ -64,11 +64,11 @@ def test_pairs_are_taken_apart():
         ([9], [[2, 3]]),
     ]
     assert [r.index for r in records] == [3, 3, 8, 8]
-    assert [(r.labels, r.ratings) for r in records] == [
-        ((1,), (0.1,)),
-        ((-1,), (-2.0,)),
-        ((1,), (1e-9,)),
-        ((-1,), (3.0,)),
+    assert [r.response for r in records] == [
+        {"labels": (1,), "ratings": (0.1,)},
+        {"labels": (-1,), "ratings": (-2.0,)},
+        {"labels": (1,), "ratings": (1e-9,)},
+        {"labels": (-1,), "ratings": (3.0,)},
     ]
     assert all(r.comparisons == () for r in records)
 

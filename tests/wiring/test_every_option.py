@@ -8,6 +8,7 @@ key of a configuration another value must change what is written down, or be ref
 import hashlib
 import importlib
 import json
+import os
 import re
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 
 from dpo_jax import build, schema
 from dpo_jax.config import flat
+from dpo_jax.data import token_cache
 from dpo_jax.data.sources import sentiment
 from dpo_jax.errors import UserError
 from dpo_jax.losses import LOSSES, find
@@ -65,6 +67,8 @@ OTHERS = {  # key -> another value
     "data.max_prompt_tokens": 3,
     "data.truncate_prompt": "keep_start",
     "data.truncate_response": "fixed",
+    "data.cache_dir": "nowhere",
+    "data.seed": 3,
     "data.labels": "bradley_terry",
     "data.on_bad_row": "error",
     "data.shuffle": False,
@@ -164,9 +168,14 @@ def observe(config, workdir, monkeypatch):
     def rollouts(*arguments):
         seen["rollouts"] = config.eval.rollouts
 
+    def kept(folder, name, make):
+        seen.setdefault("tokens", []).append(os.path.relpath(folder, workdir))
+        return make()
+
     with monkeypatch.context() as patch:
         patch.setattr(model_wiring, "load_params", load_params)
         patch.setattr(restoring, "resume", resume)
+        patch.setattr(token_cache, "kept", kept)
         patch.setattr(loop, "run", run)
         patch.setattr(evaluation, "make_rollouts", rollouts)
         patch.setattr(outputs, "export", None)
@@ -178,14 +187,15 @@ def observe(config, workdir, monkeypatch):
     seen["later"] = [digest(load.batch_at(len(load) - 1)) for load in loads]
     seen["report"] = (parts.data.report, parts.data.fingerprint)
     seen["mesh"] = dict(parts.mesh.shape)
-    seen["hyper"] = {name: float(x) for name, x in parts.trainer.hyper.items()}
+    seen["hyper"] = {name: float(x) for name, x in parts.trainer.hyper().items()}
     batch = parts.train.batch_at(0)
     scored = jax.ShapeDtypeStruct(batch.targets.shape, np.float32)
     if config.ref.mode != "none":
-        batch = batch._replace(ref_token_logps=scored)
+        batch = batch._replace(token={"ref_logps": scored})
+    trainer = parts.trainer
     with jax.set_mesh(parts.mesh):
-        traced = jax.make_jaxpr(lambda s, b: parts.trainer.step(s, b, {}))(
-            parts.trainer.abstract, batch
+        traced = jax.make_jaxpr(trainer.step)(
+            trainer.abstract, trainer.frozen, batch, trainer.hyper()
         )
     seen["step"] = re.sub(r"0x[0-9a-f]+", "", str(traced))
     return seen
@@ -254,16 +264,18 @@ def columns():
     return Columns(
         lengths=rng.integers(1, 7, (3, 4)).astype(np.float32),
         pairs=slots,
-        logps=ref_logps + draw(-1.5, 1.5),
-        ref_logps=ref_logps,
-        entropy=draw(1, 6),
-        correct=draw(0, 1),
-        certainty=draw(-0.5, 0.5),
-        kls=draw(0, 2),
-        scores=draw(-1, 1),
-        ratings=np.float32([[2, 1, 3, 0.5]] * 3) + draw(0, 0.4),
-        labels=np.array([[1, -1, 1, 0]] * 3),
         groups=slots,
+        response={
+            "logps": ref_logps + draw(-1.5, 1.5),
+            "ref_logps": ref_logps,
+            "entropy": draw(1, 6),
+            "correct": draw(0, 1),
+            "certainty": draw(-0.5, 0.5),
+            "kls": draw(0, 2),
+            "scores": draw(-1, 1),
+            "ratings": np.float32([[2, 1, 3, 0.5]] * 3) + draw(0, 0.4),
+            "labels": np.float32([[1, -1, 1, 0]] * 3),
+        },
     )
 
 
@@ -284,7 +296,7 @@ def valued(config, rows):
     hyper = wiring.hyper(config)
     start = {name: value + 0.5 for name, value in wiring.start_stats(rows).items()}
     stats = objective.update(COLUMNS, start, hyper)
-    loss, sums = objective.loss(COLUMNS, stats, hyper, COUNTS)
+    loss, sums = objective.loss(COLUMNS, {}, stats, hyper, COUNTS)
     weigh = wiring.weigh_tokens(rows[0], config)
     weights = None if weigh is None else np.asarray(weigh(PLACES, hyper)).tolist()
     shown = {n: float(s) for n, (s, _) in sums.items() if n.startswith("rewards")}

@@ -223,10 +223,11 @@ class Loader:
         self._rows = bucketed(needed, self.buckets).tolist()
         most = int(table.groups.max(initial=0))
         shape = layouts.shape_of(self._plan, chosen, most)
+        alike = layouts.kinds_of(records)
         self._largest = shape._replace(
             scored=round_up(shape.scored, SCORED_MULTIPLE),
-            token=layouts.in_all(record.token for record in records),
-            response=layouts.in_all(record.response for record in records),
+            token=layouts.in_all(record.token for record in alike),
+            response=layouts.in_all(record.response for record in alike),
         )
         # where each step begins, among all steps' records and among their documents
         self._firsts = [0, *accumulate(map(len, steps))]

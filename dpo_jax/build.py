@@ -4,7 +4,6 @@ The parts come from `wiring/`; this file says which is needed when. All that can
 refused is refused before the run folder is touched or anything compiles.
 """
 
-import json
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,7 +13,6 @@ from absl import logging
 from etils import epath
 
 from dpo_jax import __version__
-from dpo_jax import config as config_lib
 from dpo_jax.config import Config
 from dpo_jax.errors import ConfigError, Preempted
 from dpo_jax.losses import LOSSES
@@ -71,24 +69,21 @@ def run(
     clock, rows = Clock(), checks.check(config, losses)
     built = checks.make_mesh(config)
     outputs.check_own_target(workdir)
-    runfolder.check_same(workdir, json.loads(config_lib.to_json(config)), fork=fork)
+    config = restoring.relaunched(config, workdir, fork=fork)
     with clock, jax.set_mesh(built):
-        parts = clock.timed("setup", prepare)(config, rows, built)
+        parts = clock.timed("setup", prepare)(config, rows, built, workdir)
         if runfolder.finished_step(workdir) == parts.steps and not fork:
             done = runfolder.read_json(workdir, "results.json") or {}
             values, report = done.get("values", {}), parts.data.report
             return Summary(parts.steps, parts.steps, True, values, done, report)
         first = jax.process_index() == 0
         with runfolder.claim(workdir, first=first), signals.stop_requests() as stop:
-            return _train(
-                Launch(config, workdir, parts, stop, progress, fork, losses, clock)
-            )
+            return _train(Launch(workdir, parts, stop, progress, fork, losses, clock))
 
 
 class Launch(NamedTuple):
     """One launch of a run: what was asked for, and who is to be asked or told."""
 
-    config: Config
     workdir: os.PathLike | str
     parts: Parts
     stop: Callable[[int], bool]
@@ -100,7 +95,7 @@ class Launch(NamedTuple):
 
 def _train(launch: Launch) -> Summary:
     """Resumes or starts, runs the loop, and writes what a finished run leaves."""
-    config, workdir, parts = launch.config, launch.workdir, launch.parts
+    workdir, parts, config = launch.workdir, launch.parts, launch.parts.config
     clock = launch.clock
     checkpoints = Checkpoints(
         epath.Path(workdir) / "checkpoints",
@@ -156,7 +151,7 @@ def _loop(
     log: MetricsLog | None,
 ) -> tuple[TrainState, dict[str, float], evaluation.Sampled | None]:
     """Hands the loop its functions; returns the last values and rollouts as well."""
-    config, workdir, parts = launch.config, launch.workdir, launch.parts
+    workdir, parts, config = launch.workdir, launch.parts, launch.parts.config
     with launch.clock.bucket("eval"):
         measure, sampled = _measure(config, parts, asked)
 
@@ -258,7 +253,7 @@ def evaluate(
     rows = checks.check(config, losses)
     built = checks.make_mesh(config)
     with jax.set_mesh(built):
-        parts = prepare(config, rows, built)
+        parts = prepare(config, rows, built, workdir)
         state = restoring.trained_state(workdir, parts)
         asked = parts.annotators(config, workdir, evaluation_only=True)
         measure, sampled = _measure(config, parts, asked)

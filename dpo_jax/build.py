@@ -164,6 +164,12 @@ def _loop(
         }
         checkpoints.save(step, state, meta, values)
 
+    def measured(state: TrainState) -> dict[str, float]:
+        assert measure is not None
+        values = measure(state)
+        checkpoints.check_metrics(values)
+        return values
+
     timed, live = launch.clock.timed, asked.live
     batches = data_wiring.global_batches(parts.train, parts.mesh, first, asked.on_host)
     functions = loop.Parts(
@@ -177,7 +183,7 @@ def _loop(
         ),
         compiles=parts.train.new_shapes(first).__contains__,
         now=launch.clock.working,
-        evaluate=None if measure is None else timed("eval", measure),
+        evaluate=None if measure is None else timed("eval", measured),
         save=timed("checkpoint", save),
         wait=timed("checkpoint", checkpoints.wait),
         log=_nowhere if log is None else log.write,

@@ -159,7 +159,7 @@ def observe(config, workdir, monkeypatch):
             (checkpoints._every_steps, checkpoints._keep, checkpoints._keep_best)
         )
         seen["parts"] = parts
-        return parts.trainer.abstract
+        return parts.trainer.abstract, None
 
     def run(state, functions, **settings):
         seen["settings"] = repr(settings)

@@ -15,7 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dpo_jax.errors import ConfigError, collected, unknown
-from dpo_jax.options import LOSS_OPTIONS, UP_TO_ONE, Range
+from dpo_jax.options import LOSS_OPTIONS, UP_TO_ONE, Option, Range
 
 Config = Any  # an `ml_collections.ConfigDict`: its attributes are its keys
 
@@ -218,18 +218,32 @@ def check_values(config: Config) -> list[str]:
         for key, choices in CHOICES.items()
         if values[key] not in choices
     ]
-    for key, (low, high, closed) in RANGES.items():
-        value = values[key]
-        above = value >= low if closed else value > low
-        below = value < high if high != math.inf else value < math.inf
-        if not (above and below):
-            sign = "≤" if closed else "<"
-            top = " ≤ 1" if high == UP_TO_ONE else f" < {high:g}"
-            top = ", finite" if high == math.inf else top
-            complaints.append(
-                f"{key}={value!r} is out of range: {low:g} {sign} {key}{top}"
-            )
+    for key, limits in RANGES.items():
+        complaints += range_faults(key, values[key], limits)
     return complaints
+
+
+def range_faults(key: str, value: Any, limits: Range) -> list[str]:
+    """Complains of a number that is out of its range."""
+    low, high, closed = limits
+    above = value >= low if closed else value > low
+    below = value < high if high != math.inf else value < math.inf
+    if above and below:
+        return []
+    sign = "≤" if closed else "<"
+    top = " ≤ 1" if high == UP_TO_ONE else f" < {high:g}"
+    top = ", finite" if high == math.inf else top
+    return [f"{key}={value!r} is out of range: {low:g} {sign} {key}{top}"]
+
+
+def value_faults(key: str, value: Any, option: Option) -> list[str]:
+    """Complains of a value of another type than an option has, or out of its range."""
+    kind = type(option.default)
+    if not isinstance(value, (int, float) if kind is float else kind):
+        return [f"{key}={value!r} is not of type {kind.__name__}"]
+    if option.choices and value not in option.choices:
+        return [unknown(key, value, option.choices)]
+    return range_faults(key, value, option.range) if option.range else []
 
 
 def check_combinations(config: Config) -> list[str]:

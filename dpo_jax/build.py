@@ -69,12 +69,12 @@ def run(
       Preempted: after a signal, with the state committed.
     """
     clock = Clock()
-    rows = checks.check(config, losses)
+    bound = checks.check(config, losses)
     built = checks.make_mesh(config)
     runfolder.check_same(workdir, json.loads(config_lib.to_json(config)), fork=fork)
     with clock, jax.set_mesh(built):
         with clock.bucket("setup"):
-            parts = prepare(config, rows, built)
+            parts = prepare(config, bound, built)
         done = runfolder.read_json(workdir, "results.json")
         if done.get("step") == parts.steps and runfolder.is_whole(workdir) and not fork:
             values, report = done.get("values", {}), parts.data.report
@@ -260,10 +260,10 @@ def evaluate(
     losses: checks.LossTable = LOSSES,
 ) -> Summary:
     """Evaluates the newest checkpoint of a run on data.eval, and by rollouts."""
-    rows = checks.check(config, losses)
+    bound = checks.check(config, losses)
     built = checks.make_mesh(config)
     with jax.set_mesh(built):
-        parts = prepare(config, rows, built)
+        parts = prepare(config, bound, built)
         state = restoring.trained_state(workdir, parts)
         asked = parts.annotators(config, workdir, evaluation_only=True)
         measure, sampled = _measure(config, parts, asked)

@@ -9,26 +9,15 @@ import difflib
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from absl import logging
 from ml_collections import ConfigDict
 
+from dpo_jax import schema
 from dpo_jax.errors import ConfigError, collected, unknown
-from dpo_jax.options import LOSS_OPTIONS, UP_TO_ONE, Option, Range
-
-Config = Any  # an `ml_collections.ConfigDict`: its attributes are its keys
-
-RELAUNCH = (
-    "mesh.",
-    "batch.microbatches",
-    "log.",
-    "eval.",
-    "checkpoint.",
-    "model.remat",
-    "model.attention",
-    "data.row_shapes",
-)  # what a relaunched run may change without --fork
+from dpo_jax.schema import KEYS, RELAUNCH, UP_TO_ONE, Config, Range, base
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
@@ -124,11 +113,13 @@ def fingerprint(config: Config) -> str:
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Lists `key: old → new` for keys that a relaunch may not change.
 
+    A key that `old` does not have, because its version did not, had its default.
+
     Args:
       old: nested or flat configuration, as read from config.json.
       new: likewise.
     """
-    before, after = flat(old), flat(new)
+    before, after = flat(base()) | flat(old), flat(new)
     return [
         f"{key}: {before.get(key)!r} → {after.get(key)!r}"
         for key in sorted({*before, *after})
@@ -136,114 +127,74 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def from_json(found: Mapping[str, Any]) -> Config:
+    """Returns the configuration that a config.json holds, of this version or another.
+
+    Keys that its version did not have get their defaults; keys that this version does
+    not have are told and left out.
+
+    Args:
+      found: what the file holds.
+    """
+    given = flat(found)
+    config = schema.with_room(base(), given).lock()
+    known = flat(config)
+    for key in sorted(given.keys() - known.keys()):
+        logging.warning("config.json: %s=%r is not known here", key, given[key])
+    values = {key: given[key] for key in given.keys() & known.keys()}
+    lists = {key: tuple(v) for key, v in values.items() if isinstance(v, list)}
+    config.update_from_flattened_dict(values | lists)
+    return config
+
+
 def unused_options(
-    section: str,
-    values: Mapping[str, Any],
-    defaults: Mapping[str, Any],
-    used: Iterable[str],
-    by: str,
+    section: str, values: Mapping[str, Any], used: Iterable[str], by: str
 ) -> list[str]:
     """Complains of options that differ from their default although nothing reads them.
 
     Args:
       section: name of the config section.
       values: its fields.
-      defaults: their defaults.
       used: the fields that are read.
       by: who reads them, for the message.
     """
     used = set(used)
     return [
-        f"{section}.{key}={values[key]!r} is not used by {by}; leave it at "
-        f"{default!r} (used: {', '.join(sorted(used)) or 'none'})"
-        for key, default in defaults.items()
-        if key not in used and values[key] != default
+        f"{section}.{name}={values[name]!r} is not used by {by}; leave it at "
+        f"{row.default!r} (used: {_list(used - {'name'}) or 'none'})"
+        for name, row in schema.section(section).items()
+        if name not in used and values[name] != row.default
     ]
 
 
-SYNC_MIX = 0.6  # the default of ref.sync_mix, arXiv:2404.09656
 WITHOUT_REFERENCE = ("sft", "reward")  # objectives
-RANGES: dict[str, Range] = {
-    **{f"loss.{name}": o.range for name, o in LOSS_OPTIONS.items() if o.range},
-    "seed": (0, 2**32, True),
-    "ref.sync_every_steps": (0, math.inf, True),
-    "ref.sync_mix": (0.0, UP_TO_ONE, False),
-    "optimizer.lr": (0.0, math.inf, True),
-    "optimizer.warmup_steps": (0, math.inf, True),
-    "optimizer.warmup_share": (0.0, 1.0, True),
-    "optimizer.weight_decay": (0.0, math.inf, True),
-    "optimizer.clip": (0.0, math.inf, True),
-    "optimizer.b1": (0.0, 1.0, True),
-    "optimizer.b2": (0.0, 1.0, True),
-    "optimizer.decay": (0.0, 1.0, True),
-    "optimizer.eps": (0.0, math.inf, True),
-    "batch.pairs": (1, math.inf, True),
-    "batch.microbatches": (1, math.inf, True),
-    "train.steps": (0, math.inf, True),
-    "train.epochs": (0.0, math.inf, True),
-    "data.max_tokens": (2, math.inf, True),
-    "data.max_prompt_tokens": (1, math.inf, True),
-    "data.row_tokens": (0, math.inf, True),
-    "data.row_shapes": (0, math.inf, True),
-    "data.limit": (0, math.inf, True),
-    "model.logits_chunk": (1, math.inf, True),
-    "eval.every_steps": (0, math.inf, True),
-    "eval.rollouts": (0, math.inf, True),
-    "checkpoint.every_steps": (0, math.inf, True),
-    "checkpoint.keep": (1, math.inf, True),
-    "log.every_steps": (1, math.inf, True),
-}
-CHOICES: dict[str, Sequence[str]] = {
-    **{f"loss.{name}": o.choices for name, o in LOSS_OPTIONS.items() if o.choices},
-    "objective": ("preference", "sft", "unpaired", "ranking", "reward"),
-    "train.on_nonfinite": ("halt", "skip"),
-    "model.dtype": ("float32", "bfloat16", "float16"),
-    "model.remat": ("none", "elementwise", "block"),
-    "ref.mode": ("live", "cached", "none"),
-    "ref.dtype": ("", "float32", "bfloat16", "float16"),
-    "data.truncate_prompt": ("keep_end", "keep_start"),
-    "data.truncate_response": ("rest", "fixed"),
-    "data.join": ("separate", "joint"),
-    "data.format": ("", "hh"),
-    "data.on_bad_row": ("error", "drop"),
-    "data.layout": ("padded", "packed", "prefix_shared"),
-}
 
 
 def check_values(config: Config) -> list[str]:
     """Complains of numbers out of range and of names that are not known."""
-    values = flat(config)
-    complaints = [
-        unknown(key, values[key], choices)
-        for key, choices in CHOICES.items()
-        if values[key] not in choices
-    ]
-    for key, limits in RANGES.items():
-        complaints += range_faults(key, values[key], limits)
-    return complaints
+    found = []
+    for key, value in flat(config).items():
+        row = schema.row(key)
+        if row is None:
+            continue
+        if row.choices and value not in row.choices:
+            found.append(unknown(key, value, row.choices))
+        if row.range is not None and not isinstance(value, int | float):
+            found.append(f"{key}={value!r} is not a number")
+        elif row.range is not None:
+            found += _out_of_range(key, value, row.range)
+    return found
 
 
-def range_faults(key: str, value: Any, limits: Range) -> list[str]:
-    """Complains of a number that is out of its range."""
-    low, high, closed = limits
+def _out_of_range(key: str, value: float, bounds: Range) -> list[str]:
+    low, high, closed = bounds
     above = value >= low if closed else value > low
-    below = value < high if high != math.inf else value < math.inf
-    if above and below:
+    if above and value < high:
         return []
     sign = "≤" if closed else "<"
     top = " ≤ 1" if high == UP_TO_ONE else f" < {high:g}"
     top = ", finite" if high == math.inf else top
     return [f"{key}={value!r} is out of range: {low:g} {sign} {key}{top}"]
-
-
-def value_faults(key: str, value: Any, option: Option) -> list[str]:
-    """Complains of a value of another type than an option has, or out of its range."""
-    kind = type(option.default)
-    if not isinstance(value, (int, float) if kind is float else kind):
-        return [f"{key}={value!r} is not of type {kind.__name__}"]
-    if option.choices and value not in option.choices:
-        return [unknown(key, value, option.choices)]
-    return range_faults(key, value, option.range) if option.range else []
 
 
 def check_combinations(config: Config) -> list[str]:
@@ -301,10 +252,11 @@ def reference_combinations(ref: Config) -> list[str]:
             f"ref.dtype={ref.dtype!r} is not used by a reference that follows the "
             "policy (ref.sync_every_steps > 0): its weights are float32 masters"
         )
-    if not ref.sync_every_steps and ref.sync_mix != SYNC_MIX:
+    usual = KEYS["ref.sync_mix"].default
+    if not ref.sync_every_steps and ref.sync_mix != usual:
         found.append(
             f"ref.sync_mix={ref.sync_mix} is not used by ref.sync_every_steps=0; leave "
-            f"it at {SYNC_MIX}"
+            f"it at {usual}"
         )
     return found + cache_combinations(ref)
 

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from dpo_jax.config import Config
 from dpo_jax.data.loader import Loader, Settings
 from dpo_jax.errors import ConfigError, DataError
-from dpo_jax.losses import LOSSES, Loss
+from dpo_jax.losses import LOSSES
 from dpo_jax.objectives import terms
 from dpo_jax.sharding import arrays, mesh
 from dpo_jax.types import Array, Batch, Hyper, Params, Record, TokenStats
@@ -170,12 +170,12 @@ def explain(config: Config, row: Shown, workdir: os.PathLike | str | None) -> Ex
         raise ConfigError(
             "--explain shows the log-probs of tokens; objective='reward' has none"
         )
-    rows = checks.check(config, LOSSES)
+    losses = checks.check(config, LOSSES)
     built = mesh.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     with jax.set_mesh(built):
         folder, spec = model_wiring.find_model(config, row.tokenizer)
         model = model_wiring.make_model(config, folder, spec)
-        whole = objective_wiring.needs_whole_reference(rows)
+        whole = objective_wiring.needs_whole_reference(losses)
         reference = model_wiring.make_reference(config, model, built, whole=whole)
         if workdir is None:
             params = model_wiring.load_params(model, built, "float32", seed=config.seed)
@@ -185,7 +185,7 @@ def explain(config: Config, row: Shown, workdir: os.PathLike | str | None) -> Ex
         head = {}
         if reference is not None:
             batch, head = reference.annotate(None, batch), reference.head
-        return _explain(config, rows, model, reference, params, batch, head)
+        return _explain(config, losses, model, reference, params, batch, head)
 
 
 def one_row_batch(config: Config, record: Record, built: Mesh) -> Batch:
@@ -197,7 +197,7 @@ def one_row_batch(config: Config, record: Record, built: Mesh) -> Batch:
 
 def _explain(
     config: Config,
-    losses: tuple[Loss, ...],
+    losses: objective_wiring.Losses,
     model: Model,
     reference: Reference | None,
     params: Params,
@@ -208,7 +208,7 @@ def _explain(
     if reference is not None and head:
         ref_head = model_wiring.head_from_hyper(reference.model)
     objective = objective_wiring.make_objective(config, losses, model.apply, ref_head)
-    hyper = objective_wiring.hyper(config) | head
+    hyper = objective_wiring.hyper(config, losses) | head
 
     @jax.jit
     def take(params: Params, batch: Batch) -> tuple[TokenStats, Array]:

@@ -5,9 +5,11 @@ import math
 
 import pytest
 
-from configs import dpo, parts
 from dpo_jax import config as config_lib
+from dpo_jax import schema
+from dpo_jax.configs import dpo
 from dpo_jax.errors import ConfigError
+from dpo_jax.schema import KEYS, RELAUNCH
 
 CHANGED = {"data.train": "rows.jsonl", "model.path": "M"}
 
@@ -52,7 +54,27 @@ def test_flat_and_json_agree_on_tuples():
 def test_changes_lists_what_a_relaunch_may_not_change():
     old, new = configured(), configured(loss__beta=0.2, seed=3, mesh__fsdp=2)
     assert config_lib.changes(old, new) == ["loss.beta: 0.1 → 0.2", "seed: 0 → 3"]
-    assert config_lib.changes({"a": 1}, {"b": 2}) == ["a: 1 → None", "b: None → 2"]
+
+
+def test_a_key_that_an_older_version_did_not_have_had_its_default():
+    old, new = configured().to_dict(), configured(loss__dr_beta=2.0)
+    del old["loss"]["dr_beta"], old["mesh"]
+    assert config_lib.changes(old, configured()) == []
+    assert config_lib.changes(old, new) == ["loss.dr_beta: 1.0 → 2.0"]
+    assert config_lib.changes({**old, "a": 1}, configured()) == ["a: 1 → None"]
+
+
+def test_a_config_json_of_another_version_is_read(caplog):
+    """With the key that it lacks, without the one that is not known here."""
+    old = json.loads(config_lib.to_json(configured(loss__weights=(0.5, 2.0))))
+    del old["loss"]["dr_beta"]
+    old["loss"]["gone"] = 3
+    read = config_lib.from_json(old)
+    assert read.is_locked and read.loss.weights == (0.5, 2.0)
+    assert config_lib.flat(read) == config_lib.flat(
+        configured(loss__weights=(0.5, 2.0))
+    )
+    assert "loss.gone=3 is not known here" in caplog.text
 
 
 FREE = {
@@ -63,6 +85,7 @@ FREE = {
     "checkpoint__keep": 9,
     "model__remat": "block",
     "model__attention": "other",
+    "ref__cache_dir": "elsewhere",
     "data__row_shapes": 9,
 }
 
@@ -79,16 +102,14 @@ def test_fingerprint_changes_with_every_guarded_key():
     base = configured()
     seen = {config_lib.fingerprint(base)}
     for key, value in config_lib.flat(base).items():
-        if key.startswith(config_lib.RELAUNCH):
+        if key.startswith(RELAUNCH):
             continue
         other = (not value) if isinstance(value, bool) else value + type(value)("1")
         changed = configured()
         changed.update_from_flattened_dict({key: other})
         assert config_lib.changes(base, changed) == [f"{key}: {value!r} → {other!r}"]
         seen.add(config_lib.fingerprint(changed))
-    guarded = [
-        k for k in config_lib.flat(base) if not k.startswith(config_lib.RELAUNCH)
-    ]
+    guarded = [k for k in config_lib.flat(base) if not k.startswith(RELAUNCH)]
     assert len(seen) == len(guarded) + 1 and all(len(mark) == 16 for mark in seen)
 
 
@@ -112,22 +133,17 @@ def test_unknown_keys_name_the_nearest_in_or_out_of_their_section():
 
 
 def test_unused_options_are_those_that_differ_and_are_not_read():
-    values, defaults = {"a": 1, "b": 2, "c": 3}, {"a": 0, "b": 0, "c": 3}
-    told = config_lib.unused_options("loss", values, defaults, ["a"], "loss.name='x'")
+    values = {**config_lib.flat(schema.base().log), "every_steps": 2}
+    told = config_lib.unused_options("log", values, ["name", "a"], "log.name='x'")
     assert told == [
-        "loss.b=2 is not used by loss.name='x'; leave it at 0 (used: a)",
+        "log.every_steps=2 is not used by log.name='x'; leave it at 1 (used: a)",
     ]
 
 
-def test_every_checked_key_exists():
-    keys = set(config_lib.flat(parts.base()))
-    assert set(config_lib.RANGES) <= keys and set(config_lib.CHOICES) <= keys
-
-
-@pytest.mark.parametrize("key", config_lib.RANGES)
+@pytest.mark.parametrize("key", [key for key, row in KEYS.items() if row.range])
 def test_ranges_hold_at_their_ends(key):
     """Bounds, NaN and infinities, through `check_values` on a real configuration."""
-    low, high, closed = config_lib.RANGES[key]
+    low, high, closed = KEYS[key].range
     config = configured()
     kind = type(config_lib.flat(config)[key])
 
@@ -145,9 +161,9 @@ def test_ranges_hold_at_their_ends(key):
         assert complains(kind(high))
 
 
-@pytest.mark.parametrize("key", config_lib.CHOICES)
+@pytest.mark.parametrize("key", [key for key, row in KEYS.items() if row.choices])
 def test_choices_are_checked_and_hold_the_default(key):
-    assert config_lib.flat(parts.base())[key] in config_lib.CHOICES[key]
+    assert KEYS[key].default in KEYS[key].choices
     config = configured()
     config.update_from_flattened_dict({key: "no such"})
     told = config_lib.check_values(config)

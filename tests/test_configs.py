@@ -5,25 +5,22 @@ from pathlib import Path
 
 import pytest
 
-from configs import dpo, papers
 from dpo_jax import config as config_lib
+from dpo_jax.configs import dpo, papers
 from dpo_jax.errors import ConfigError
 from dpo_jax.losses import LOSSES
 from dpo_jax.wiring import checks
 from dpo_jax.wiring.training import warmup_steps
 
-FILES = sorted(
-    p.stem
-    for p in (Path(__file__).parent.parent / "configs").glob("*.py")
-    if p.stem != "parts"
-)
+ROOT = Path(__file__).parent.parent
+FILES = sorted(path.stem for path in (ROOT / "configs").glob("[a-z]*.py"))
 PRESETS = [("dpo", name) for name in dpo.PRESETS]
 PRESETS += [("papers", name) for name in papers.PRESETS]
 GIVEN = {"model.path": "M", "model.preset": "", "data.train": "x.jsonl"}
 
 
 def load(name, arg=None):
-    return importlib.import_module(f"configs.{name}").get_config(arg)
+    return importlib.import_module(f"dpo_jax.configs.{name}").get_config(arg)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -43,7 +40,7 @@ def test_has_every_key_of_the_others(name):
 
 @pytest.mark.parametrize("name", FILES)
 def test_docstring_gives_a_source_and_a_command(name):
-    text = importlib.import_module(f"configs.{name}").__doc__
+    text = importlib.import_module(f"dpo_jax.configs.{name}").__doc__
     assert "2305.18290" in text and ("dpo_jax train" in text or "make " in text)
 
 

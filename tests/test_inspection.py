@@ -23,7 +23,7 @@ def config(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     sentiment.tokenizer().save_pretrained(tmp_path / "tokenizer")
-    config = importlib.import_module("configs.quickstart").get_config()
+    config = importlib.import_module("dpo_jax.configs.quickstart").get_config()
     config.data.train = str(path)
     config.data.eval = ""
     config.eval.rollouts = 0

@@ -11,6 +11,7 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from dpo_jax import configs, schema
 from dpo_jax.config import Config, flat, unknown_keys
 from dpo_jax.errors import ConfigError, UserError, collected, unknown
 from dpo_jax.train import runfolder
@@ -20,8 +21,8 @@ Define = Callable[[flags.FlagValues], None]
 
 HELP = {"--help", "-h", "-help", "--helpfull"}
 CONFIG_HELP = (
-    "  --config: FILE.py[:ARG], the configuration\n"
-    "  --config.KEY=VALUE: overrides a key of it; the keys stand in configs/parts.py\n"
+    "  --config: FILE.py[:ARG], or NAME[:ARG] of a shipped configuration\n"
+    "  --config.KEY=VALUE: overrides a key of it; the keys stand in dpo_jax/schema.py\n"
 )
 
 
@@ -87,15 +88,17 @@ def load_config(named: str) -> Config:
     """Runs `get_config` of a Python file.
 
     Args:
-      named: `FILE` or `FILE:ARG`.
+      named: `FILE.py`, or the name of a shipped configuration; `:ARG` may follow.
 
     Raises:
-      ConfigError: if there is no such file or it gives no ConfigDict.
+      ConfigError: if there is no such file or name, or it gives no ConfigDict.
     """
     file, _, argument = named.partition(":")
     if not file:
-        raise ConfigError("--config is missing; give e.g. --config=configs/dpo.py")
-    if not (Path(file).is_file() and file.endswith(".py")):
+        raise ConfigError("--config is missing; give e.g. --config=dpo, or a FILE.py")
+    if not file.endswith(".py"):
+        file = shipped_config(file)
+    if not Path(file).is_file():
         raise ConfigError(f"--config={file}: there is no such Python file")
     spec = importlib.util.spec_from_file_location("config_file", file)
     assert spec is not None and spec.loader is not None
@@ -114,8 +117,22 @@ def load_config(named: str) -> Config:
     return loaded
 
 
+def shipped_config(name: str) -> str:
+    """Returns the file of a configuration that comes with the package.
+
+    Raises:
+      ConfigError: if none has this name.
+    """
+    shipped = {path.stem: path for path in Path(configs.__path__[0]).glob("[a-z]*.py")}
+    if name not in shipped:
+        raise ConfigError(unknown("--config", name, shipped) + "; or give a FILE.py")
+    return str(shipped[name])
+
+
 def _check_keys(config: Config, argv: Sequence[str]) -> None:
     """Refuses overrides of keys that the configuration does not have.
+
+    Options of one loss of several, which no configuration lists, are added to it.
 
     Raises:
       ConfigError: naming all of them, each with the nearest key.
@@ -123,6 +140,7 @@ def _check_keys(config: Config, argv: Sequence[str]) -> None:
     given = [a.lstrip("-").partition("=")[0] for a in argv if a.startswith("-")]
     names = [name.removeprefix("no") for name in given]
     keys = [name.partition(".")[2] for name in names if name.startswith("config.")]
+    schema.with_room(config, keys)
     with collected(ConfigError) as complaints:
         complaints += unknown_keys(config, keys)
 

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dpo_jax import schema
 from dpo_jax.losses import LOSSES, Loss, LossFn, find, keywords, options
 from dpo_jax.losses.tokens import WEIGHTS
-from dpo_jax.options import LOSS_OPTIONS
 from dpo_jax.types import (
     Array,
     ListLogps,
@@ -109,7 +109,7 @@ def curve(name: str, table: LossTable = LOSSES) -> LossCurve:
 
 def usual(row: Loss) -> dict[str, Any]:
     """Returns the options of a loss at the usual setting, name -> value."""
-    defaults = {name: option.default for name, option in LOSS_OPTIONS.items()}
+    defaults = {name: row.default for name, row in schema.section("loss").items()}
     return {name: row.usual.get(name, defaults[name]) for name in options(row)}
 
 

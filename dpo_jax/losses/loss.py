@@ -101,8 +101,8 @@ class Loss(NamedTuple):
 
     def bind(
         self,
-        shared: Mapping[str, Any],
-        own: Mapping[str, Any] | None = None,
+        given: Mapping[str, Any],
+        own: Mapping[str, Any] = {},
         *,
         name: str = "",
         weight: float | None = None,
@@ -110,14 +110,18 @@ class Loss(NamedTuple):
         """Gives a loss the options that it uses.
 
         Args:
-          shared: the options of all losses of a run, name -> value.
-          own: those of this loss alone, which go before the shared ones.
+          given: the options of all losses of a run, name -> value.
+          own: those of this loss alone, which go first.
           name: of the loss in the run, one for each that has options of its own.
           weight: of its mean in a sum of several losses; None where it is the only one.
         """
-        own, fixed, traced, values = own or {}, {}, {}, {}
+        fixed, traced, values = {}, {}, {}
         for option in options(self):
-            value = own.get(option, shared[option])
+            if option not in given:  # of a user's function, with a default
+                continue
+            value = given[option]
+            if option in own:
+                value = type(value)(own[option])
             if not isinstance(value, float) or option in FIXED:
                 fixed[option] = value
                 continue
@@ -162,7 +166,7 @@ class Bound(NamedTuple):
         """Whether it can only be taken over a whole batch at once."""
         return self.loss.couples or self.running is not None
 
-    def options(self, hyper: Hyper) -> dict[str, Any]:
+    def options(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
         """Returns its options, and what stands for statistics that it does not keep."""
         start = self.loss.running.start if self.loss.running else {}
         return {**start, **self.fixed, **{o: hyper[n] for o, n in self.traced.items()}}
@@ -188,7 +192,7 @@ def keywords(function: Callable) -> list[str]:
 
 def pick(function: Callable, options: Mapping[str, Any]) -> dict[str, Any]:
     """Takes the options that a function has keyword-only parameters for."""
-    return {name: options[name] for name in keywords(function)}
+    return {name: options[name] for name in keywords(function) if name in options}
 
 
 def options(loss: Loss) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ file knows no names of either.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -42,7 +42,7 @@ class Judged:
 
     kind: Kind
     scorer: Callable[[Params, Batch, Array, Hyper], Columns]
-    losses: tuple[Bound, ...]
+    losses: Sequence[Bound]
     weigh: Callable[[Columns], Array] | None = None
 
     @property

@@ -4,8 +4,9 @@ import subprocess
 from pathlib import Path
 
 from dpo_jax import __version__
-from dpo_jax.config import Config, fingerprint
-from dpo_jax.wiring.objective import LossTable, components, used_options
+from dpo_jax.config import Config, fingerprint, flat
+from dpo_jax.losses import LossTable
+from dpo_jax.wiring.objective import losses_of, used_options
 
 
 def commit() -> str:
@@ -33,7 +34,9 @@ def model_card(config: Config, step: int, losses: LossTable) -> str:
       losses: the table that `loss.name` was looked up in.
     """
     base = config.model.path or f"none (preset `{config.model.preset}`, from scratch)"
-    settings = ", ".join(f"{n} {config.loss[n]}" for n in _options(config, losses))
+    used = [f"{name} {config.loss[name]}" for name in _options(config, losses)]
+    own = [f"{name} {value}" for name, value in flat(config.loss.options).items()]
+    settings = ", ".join(used + own)
     rows = {
         "base model": base,
         "reference": _reference(config),
@@ -59,7 +62,7 @@ def _options(config: Config, losses: LossTable) -> list[str]:
     """Names the options of the losses; none of one that a user's own table had."""
     if not all(name in losses for name in config.loss.name.split("+")):
         return []
-    used = used_options(config, components(config, losses)) - {"name"}
+    used = used_options(config, losses_of(config.loss, losses))
     return [name for name in config.loss if name in used]
 
 

@@ -1,6 +1,6 @@
 """A configuration against the tables of losses, optimizers, sources and devices."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from jax.sharding import Mesh
@@ -9,14 +9,14 @@ from dpo_jax import config as config_lib
 from dpo_jax.config import Config
 from dpo_jax.data import sources
 from dpo_jax.errors import ConfigError, DataError, DeviceError, collected, unknown
-from dpo_jax.losses import Bound, LossTable, find
-from dpo_jax.losses.loss import options
-from dpo_jax.options import LOSS_OPTIONS
+from dpo_jax.losses import Bound, LossTable, find, pairwise
+from dpo_jax.losses.loss import options, pick
 from dpo_jax.sharding import mesh
 from dpo_jax.train import optimizer
 from dpo_jax.wiring import objective
 from dpo_jax.wiring.data import Data
 from dpo_jax.wiring.objective import Losses
+
 
 def check(config: Config, table: LossTable) -> Losses:
     """Checks a configuration on its own and looks up its losses.
@@ -30,7 +30,7 @@ def check(config: Config, table: LossTable) -> Losses:
         missing = [name for name in names if name not in table]
         complaints += [unknown("loss.name", name, table) for name in missing]
         if not missing:
-            faults = part_faults(config.loss, table)
+            faults = own_option_faults(config.loss, table)
             losses = objective.losses_of(config.loss, table)
             complaints += faults or loss_faults(config, losses)
         complaints += optimizer_faults(config) + source_faults(config.data)
@@ -39,8 +39,8 @@ def check(config: Config, table: LossTable) -> Losses:
     return objective.losses_of(config.loss, table)
 
 
-def part_faults(section: Config, table: LossTable) -> list[str]:
-    """Complains of `loss.options` that no loss reads, and of values they cannot have.
+def own_option_faults(section: Config, table: LossTable) -> list[str]:
+    """Complains of `loss.options` of which nothing is read.
 
     Args:
       section: `config.loss`.
@@ -52,15 +52,11 @@ def part_faults(section: Config, table: LossTable) -> list[str]:
             found.append(unknown("loss.options", name, names))
             continue
         used = options(find(name, table))
-        for option, value in own.items():
-            key = f"loss.options.{name}.{option}"
-            if option not in LOSS_OPTIONS:
-                found.append(unknown(f"loss.options.{name}", option, used))
-            elif option not in used:
-                names_of = ", ".join(used) or "none"
-                found.append(f"{key} is not used by {name!r} (used: {names_of})")
-            else:
-                found += config_lib.value_faults(key, value, LOSS_OPTIONS[option])
+        found += [
+            unknown(f"loss.options.{name}", option, used)
+            for option in own
+            if option not in used
+        ]
     return found
 
 
@@ -71,10 +67,8 @@ def loss_faults(config: Config, losses: Losses) -> list[str]:
     if found:
         return found
     used = objective.used_options(config, losses)
-    defaults = {name: option.default for name, option in LOSS_OPTIONS.items()}
-    found += config_lib.unused_options("loss", config.loss, defaults, used, by)
-    for bound in losses:
-        found += bound_faults(bound, config.loss.options.get(bound.name, {}))
+    found += config_lib.unused_options("loss", config.loss, {"name", *used}, by)
+    found += [fault for bound in losses for fault in bound_faults(bound)]
     if any(b.loss.reference for b in losses) and config.ref.mode == "none":
         found.append(f"{by} needs a reference; set ref.mode='live'")
     if objective.needs_whole_reference(losses) and config.ref.sync_every_steps:
@@ -87,26 +81,20 @@ def loss_faults(config: Config, losses: Losses) -> list[str]:
     return found
 
 
-def bound_faults(bound: Bound, own: Mapping[str, Any]) -> list[str]:
-    """Complains of options of a loss that it cannot take, or that do not go together.
-
-    Args:
-      bound: the loss.
-      own: the options of this loss alone.
-    """
-    values = bound.fixed | {o: bound.hyper[key] for o, key in bound.traced.items()}
-    key = {o: f"loss.options.{bound.name}.{o}" if o in own else f"loss.{o}" for o in values}
+def bound_faults(bound: Bound) -> list[str]:
+    """Complains of options that a loss cannot take, or that contradict each other."""
+    values = bound.options(bound.hyper)
     found = [
-        f"{key[name]}={values[name]} must be > 0 for loss.name={bound.name!r}"
+        f"{'loss.options' if '.' in bound.traced[name] else 'loss'}."
+        f"{bound.traced[name]}={values[name]} must be > 0 for loss.name={bound.name!r}"
         for name in bound.loss.positive
         if not values[name] > 0
     ]
-    alpha = values.get("divergence_alpha", 1.0)
-    if alpha != 1.0 and values["divergence"] != "alpha":
-        found.append(
-            f"{key['divergence_alpha']}={alpha} is not used by {key['divergence']}="
-            f"{values['divergence']!r}; leave it at 1.0 or choose 'alpha'"
-        )
+    if "divergence" in values:
+        try:
+            pairwise.check_choices(**pick(pairwise.check_choices, values))
+        except ConfigError as error:
+            found.append(str(error))
     return found
 
 
@@ -170,11 +158,10 @@ def optimizer_faults(config: Config) -> list[str]:
         found.append(unknown("optimizer.schedule", section.schedule, known))
     if section.name not in optimizer.OPTIMIZERS:
         return [*found, unknown("optimizer.name", section.name, optimizer.OPTIMIZERS)]
-    always = {"name", "lr", "warmup_steps", "schedule", "clip"}
+    always = {"name", "lr", "warmup_steps", "warmup_share", "schedule", "clip"}
     return found + config_lib.unused_options(
         "optimizer",
         section,
-        OPTIMIZER_OFF,
         always | set(optimizer.options(section.name)),
         f"optimizer.name={section.name!r}",
     )
@@ -190,15 +177,6 @@ def source_faults(section: Config) -> list[str]:
         for key, known in readers.items()
         if section[key] and not names & known
     ]
-
-
-OPTIMIZER_OFF = {  # what each option means when it is off
-    "weight_decay": 0.0,
-    "b1": 0.9,
-    "b2": 0.999,
-    "decay": 0.99,
-    "eps": 1e-8,
-}
 
 
 def rollout_faults(config: Config) -> list[str]:

@@ -21,7 +21,6 @@ from jax.sharding import Mesh
 from dpo_jax.config import Config
 from dpo_jax.data import layouts
 from dpo_jax.errors import DeviceError
-from dpo_jax.losses import Loss
 from dpo_jax.models.decoder import abstract_params
 from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.sharding import arrays, rules
@@ -29,7 +28,7 @@ from dpo_jax.types import Batch, Hyper, Params
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring import training
 from dpo_jax.wiring.model import Model
-from dpo_jax.wiring.objective import hyper, needs_whole_reference
+from dpo_jax.wiring.objective import Losses, hyper, needs_whole_reference
 
 ONE_CORE = {"v4": "megacore"}  # topologies that list a chip's cores unless asked not to
 COLLECTIVE = re.compile(
@@ -92,7 +91,7 @@ def tpus(topology: str) -> Sequence[Any]:
 
 def compile_run(
     config: Config,
-    rows: tuple[Loss, ...],
+    losses: Losses,
     folder: Path | None,
     spec: DecoderSpec,
     shape: layouts.Shape,
@@ -104,7 +103,7 @@ def compile_run(
 
     Args:
       config: of the run.
-      rows: its losses.
+      losses: of the run.
       folder: where the policy's weights would come from; None = drawn.
       spec: of the policy.
       shape: of a microbatch, over the whole mesh.
@@ -122,11 +121,11 @@ def compile_run(
         policy = model_wiring.make_model(config, folder, spec)
         model_wiring.check_loadable(policy, built)
         reference = model_wiring.reference_model(config, policy, built)
-        wired = training.wire(config, rows, policy, reference, built, steps)
+        wired = training.wire(config, losses, policy, reference, built, steps)
         batch = abstract_batch(shape, config.batch.microbatches, built)
-        given, found = abstract_hyper(config, built), []
+        given, found = abstract_hyper(config, losses, built), []
         if reference is not None:
-            whole = needs_whole_reference(rows)
+            whole = needs_whole_reference(losses)
             ask = model_wiring.compile_ask(config, reference, built, whole=whole)
             params = abstract_weights(config, reference, built)
             if config.ref.mode == "live":
@@ -168,9 +167,9 @@ def abstract_weights(config: Config, reference: Model, built: Mesh) -> Params:
     return rules.with_shardings(params, places)
 
 
-def abstract_hyper(config: Config, built: Mesh) -> Hyper:
+def abstract_hyper(config: Config, losses: Losses, built: Mesh) -> Hyper:
     """Returns the float hyper-parameters as shapes."""
-    values = jax.eval_shape(lambda: hyper(config))
+    values = jax.eval_shape(lambda: hyper(config, losses))
     return rules.with_shardings(values, dict.fromkeys(values, arrays.replicated(built)))
 
 

@@ -5,7 +5,7 @@ record they take says which objective it is.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from dpo_jax.objectives.sft import Sft
 from dpo_jax.objectives.terms import Scorer, Weigh
 from dpo_jax.types import ApplyFn, Array, Columns, Head, Hyper, Objective, Stats
 
-Losses = tuple[Bound, ...]
+Losses = Sequence[Bound]
 
 TAKEN_BY = {  # the record that a loss takes -> config.objective
     "pairs": "preference",
@@ -72,7 +72,7 @@ def used_options(config: Config, losses: Losses) -> set[str]:
 
     `ld_alpha` and `weighting` act on any loss of pairs' summed log-ratios.
     """
-    used = {"name"}
+    used = set()
     for bound in losses:
         used |= set(options(bound.loss)) - set(config.loss.options.get(bound.name, ()))
     ratios = all(b.loss.takes == "pairs" and b.loss.reference for b in losses)

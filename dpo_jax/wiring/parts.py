@@ -8,12 +8,12 @@ from jax.sharding import Mesh
 
 from dpo_jax.config import Config
 from dpo_jax.data.loader import Loader
-from dpo_jax.losses import Loss
 from dpo_jax.wiring import checks, objective, reference, training
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring.data import Data
 from dpo_jax.wiring.model import Model
+from dpo_jax.wiring.objective import Losses
 from dpo_jax.wiring.reference import Annotators
 from dpo_jax.wiring.training import Trainer
 
@@ -24,7 +24,7 @@ class Parts(NamedTuple):
     mesh: Mesh
     data: Data
     steps: int
-    rows: tuple[Loss, ...]
+    losses: Losses
     model: Model
     trainer: Trainer
     train: Loader
@@ -51,14 +51,14 @@ class Parts(NamedTuple):
             config,
             self.model,
             self.mesh,
-            whole=objective.needs_whole_reference(self.rows),
+            whole=objective.needs_whole_reference(self.losses),
             loaders=[loads for loads in loaders if loads is not None],
             workdir=workdir,
             pause=pause,
         )
 
 
-def prepare(config: Config, rows: tuple[Loss, ...], built: Mesh) -> Parts:
+def prepare(config: Config, losses: Losses, built: Mesh) -> Parts:
     """Reads the data and the model's description, and wires the step."""
     tokenizer = data_wiring.load_tokenizer(config)
     folder, spec = model_wiring.find_model(config, tokenizer)
@@ -66,9 +66,9 @@ def prepare(config: Config, rows: tuple[Loss, ...], built: Mesh) -> Parts:
     model_wiring.check_loadable(model, built)
     ref_model = model_wiring.reference_model(config, model, built)
     data = data_wiring.load_data(config, tokenizer)  # the slowest, so the last
-    checks.check_data(config, rows, data)
+    checks.check_data(config, losses, data)
     steps = data_wiring.total_steps(config, len(data.train))
-    join = objective.join_of(config, rows)
+    join = objective.join_of(config, losses)
     train, held_out = data_wiring.make_loaders(config, data, spec, built, steps, join)
-    trainer = training.make_trainer(config, rows, model, ref_model, built, steps)
-    return Parts(built, data, steps, rows, model, trainer, train, held_out)
+    trainer = training.make_trainer(config, losses, model, ref_model, built, steps)
+    return Parts(built, data, steps, losses, model, trainer, train, held_out)

@@ -5,9 +5,8 @@ import os
 from absl import logging
 from etils import epath
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from dpo_jax.config import Config
+from dpo_jax.config import Config, from_json
 from dpo_jax.errors import ModelError, RunFolderError
 from dpo_jax.models.decoder import abstract_params
 from dpo_jax.sharding import rules
@@ -71,7 +70,7 @@ def run_config(workdir: os.PathLike | str) -> Config:
     found = runfolder.read_config(workdir)
     if found is None:
         raise RunFolderError(f"{workdir} holds no run: config.json is missing")
-    return ConfigDict(found).lock()
+    return from_json(found)
 
 
 def trained_state(workdir: os.PathLike | str, parts: Parts) -> TrainState:

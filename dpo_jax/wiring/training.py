@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 
 from dpo_jax.config import Config
 from dpo_jax.data.loader import Loader
-from dpo_jax.losses import Loss
 from dpo_jax.models.decoder import abstract_params, flatten
 from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.sharding import arrays, rules
@@ -24,6 +23,7 @@ from dpo_jax.wiring.model import (
     load_params,
 )
 from dpo_jax.wiring.objective import (
+    Losses,
     hyper,
     make_objective,
     needs_whole_reference,
@@ -72,7 +72,7 @@ class Wired(NamedTuple):
 
 def wire(
     config: Config,
-    rows: tuple[Loss, ...],
+    losses: Losses,
     model: Model,
     reference: Model | None,
     built: Mesh,
@@ -80,9 +80,9 @@ def wire(
 ) -> Wired:
     """Wires model, loss and optimizer into a step over the mesh."""
     tx = optimizer.direction(config.optimizer.name, config.optimizer.to_dict())
-    whole = reference if needs_whole_reference(rows) else None
+    whole = reference if needs_whole_reference(losses) else None
     objective = make_objective(
-        config, rows, model.apply, None if whole is None else head_from_hyper(whole)
+        config, losses, model.apply, None if whole is None else head_from_hyper(whole)
     )
     follows = bool(config.ref.sync_every_steps)
     take = functools.partial(
@@ -98,7 +98,7 @@ def wire(
         microbatches=config.batch.microbatches,
         sync=follow(config) if follows else None,
     )
-    stats = start_stats(rows)
+    stats = start_stats(losses)
     make = functools.partial(step.init_state, tx=tx, seed=config.seed, stats=stats)
     abstract, places = state_places(model.spec, make, built, follows)
     scalar = arrays.replicated(built)
@@ -106,7 +106,7 @@ def wire(
         take,
         state_shardings=places,
         batch_sharding=arrays.row_sharding(built, leading=1),
-        hyper_shardings=dict.fromkeys(hyper(config), scalar)
+        hyper_shardings=dict.fromkeys(hyper(config, losses), scalar)
         | ({} if whole is None else head_places(whole, built)),
         scalar=scalar,
     )
@@ -116,15 +116,15 @@ def wire(
 
 def make_trainer(
     config: Config,
-    rows: tuple[Loss, ...],
+    losses: Losses,
     model: Model,
     reference: Model | None,
     built: Mesh,
     steps: int,
 ) -> Trainer:
     """Wires the step, and what gives it its first state and its hyper-parameters."""
-    wired = wire(config, rows, model, reference, built, steps)
-    values = jax.device_put(hyper(config), arrays.replicated(built))
+    wired = wire(config, losses, model, reference, built, steps)
+    values = jax.device_put(hyper(config, losses), arrays.replicated(built))
 
     def init() -> TrainState:
         load = functools.partial(load_params, built=built, seed=config.seed)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from configs import parts
+from dpo_jax import schema
 from dpo_jax.errors import ConfigError
 from dpo_jax.losses import LOSSES, find, options
 from dpo_jax.types import Array, PairLogps
@@ -34,7 +34,7 @@ def settings(name: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """
     row = find(name, LOSSES)
     used = options(row)
-    known = {**parts.loss(), **row.usual, **chosen}
+    known = {**schema.base().loss, **row.usual, **chosen}
     unused = sorted(set(chosen) - set(used))
     missing = sorted(set(used) - set(known))
     if unused or missing:
@@ -54,7 +54,7 @@ def loss_of(name: str, chosen: Mapping[str, Any]) -> PairLoss:
     row = find(name, LOSSES)
     assert row.takes == "pairs" and row.running is None and not row.token_weights, name
     given = settings(name, chosen)
-    return lambda pairs: row.fn(pairs, **given)
+    return lambda pairs: row(pairs, given)
 
 
 def all_pairs(responses: int) -> tuple[np.ndarray, np.ndarray]:

@@ -127,9 +127,11 @@ def run(arguments: Sequence[str]) -> str:
         slots=2 * pairs,
         comparisons=pairs,
     )
-    rows = objective.components(config, LOSSES)
+    losses = objective.losses_of(config.loss, LOSSES)
     steps = config.train.steps or 1000
-    found = compiling.compile_run(config, rows, folder, spec, shape, built, steps=steps)
+    found = compiling.compile_run(
+        config, losses, folder, spec, shape, built, steps=steps
+    )
     sizes = " × ".join(f"{axis} {n}" for axis, n in built.shape.items())
     kind = built.devices.flat[0].device_kind
     return "\n".join(

@@ -10,10 +10,10 @@ import shutil
 import sys
 from pathlib import Path
 
-from configs import dpo
 from dpo_jax import build
 from dpo_jax.cli import common
 from dpo_jax.config import Config
+from dpo_jax.configs import dpo
 from experiments.throughput import inputs
 
 

@@ -101,7 +101,8 @@ def test_configuration_is_refused(refuse, case):
         ("configs/quickstart.py:stage=dop", ["stage='dop'", "did you mean 'dpo'"]),
         ("configs/quickstart.py:steps=ten", ["steps='ten'", "int"]),
         ("configs/nope.py", ["configs/nope.py", "no such"]),
-        ("", ["--config is missing", "configs/dpo.py"]),
+        ("", ["--config is missing", "--config=dpo"]),
+        ("qickstart", ["'qickstart'", "did you mean 'quickstart'", "FILE.py"]),
     ],
 )
 def test_configuration_file_or_argument_is_refused(refuse, config, words):

@@ -16,7 +16,7 @@ from loss_cases import (
 )
 from loss_formulas import FORMULAS
 
-from configs import parts
+from dpo_jax import schema
 from dpo_jax.losses import LOSSES, as_markdown, find, keywords, options, tokens
 from dpo_jax.types import ListLogps, PairLogps, PairScores, SingleLogps
 
@@ -188,7 +188,7 @@ def test_row_is_complete(name):
     row = find(name, LOSSES)
     assert name in FORMULAS
     assert row.formula and "|" not in row.formula and "arXiv:" in row.source
-    defaults = parts.loss().to_dict()
+    defaults = schema.base().loss.to_dict()
     assert set(options(row)) <= set(defaults)
     assert set(row.usual) <= set(options(row))
     assert all(defaults[key] != value for key, value in row.usual.items())
@@ -204,5 +204,5 @@ def test_row_is_complete(name):
 
 def test_every_option_of_the_configuration_is_some_loss_or_the_objectives():
     used = {key for name in LOSSES for key in options(find(name, LOSSES))}
-    objectives = {"name", "weights", "weighting", "ld_alpha", "margin"}
-    assert set(parts.loss().to_dict()) == used | objectives
+    objectives = {"name", "options", "weights", "weighting", "ld_alpha", "margin"}
+    assert set(schema.base().loss.to_dict()) == used | objectives

@@ -41,7 +41,7 @@ def byte_level(texts):
 
 @pytest.fixture(scope="module")
 def dialogues():
-    """The 2,304 pairs, cut as configs/parts.py says."""
+    """The 2,304 pairs, cut as the schema says."""
     folder = os.environ.get("DPO_JAX_SHARED", "")
     if not folder:
         pytest.skip("DPO_JAX_SHARED is not set")

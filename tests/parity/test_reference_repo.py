@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import dpo
+from dpo_jax.configs import dpo
 from dpo_jax.data import layouts, tokenize
 from dpo_jax.losses import LOSSES, find, options
 from dpo_jax.objectives.preference import pair_metrics
@@ -118,7 +118,7 @@ def loss_and_rewards(goldens, case, dtype):
     )
     metrics = one(pairs)
     rewards = [metrics[f"rewards/{side}"][0] for side in ("chosen", "rejected")]
-    return loss.fn(compared, **chosen), *rewards
+    return loss(compared, chosen), *rewards
 
 
 @pytest.mark.parametrize("case", range(5))

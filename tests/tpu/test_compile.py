@@ -11,7 +11,7 @@ import re
 import jax
 import pytest
 
-from configs import parts
+from dpo_jax import schema
 from dpo_jax.data.layouts import Shape
 from dpo_jax.errors import DeviceError
 from dpo_jax.losses import LOSSES
@@ -33,7 +33,7 @@ def libtpu():
 
 def compiled(topology, backend, layout, chunk, ref="cached", tokens=TOKENS):
     """Compiles DPO with one row on each chip, 128 tokens of it scored."""
-    config = parts.base().lock()
+    config = schema.base().lock()
     config.update_from_flattened_dict(
         {
             "model.attention": backend,
@@ -47,8 +47,8 @@ def compiled(topology, backend, layout, chunk, ref="cached", tokens=TOKENS):
     )
     built = checks.make_mesh(config, compiling.tpus(topology))
     shape = Shape(built.size, tokens, SCORED, slots=16, comparisons=8)
-    rows = objective.components(config, LOSSES)
-    return compiling.compile_run(config, rows, None, SPEC, shape, built, steps=100)
+    losses = objective.losses_of(config.loss, LOSSES)
+    return compiling.compile_run(config, losses, None, SPEC, shape, built, steps=100)
 
 
 def most_logits(text):
@@ -103,7 +103,7 @@ def test_attention_in_blocks_needs_no_kernel():
 
 
 def test_auto_is_the_kernel_where_the_mesh_is_of_tpus():
-    built = checks.make_mesh(parts.base(), compiling.tpus("v5e:2x2"))
+    built = checks.make_mesh(schema.base(), compiling.tpus("v5e:2x2"))
     assert jax.default_backend() == "cpu"
     with jax.sharding.use_abstract_mesh(built.abstract_mesh):
         assert attention.resolve("auto", dtype="bfloat16") == "splash"

@@ -15,14 +15,13 @@ import jax
 import numpy as np
 import pytest
 
-from dpo_jax import build
+from dpo_jax import build, schema
 from dpo_jax.config import flat
 from dpo_jax.data.sources import sentiment
 from dpo_jax.errors import UserError
 from dpo_jax.losses import LOSSES, find
 from dpo_jax.models.decoder import abstract_params
 from dpo_jax.models.spec import preset
-from dpo_jax.options import LOSS_OPTIONS
 from dpo_jax.sharding import mesh
 from dpo_jax.train import loop
 from dpo_jax.types import Columns, TokenPlaces
@@ -32,6 +31,7 @@ from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring import objective as wiring
 
 pytestmark = pytest.mark.losses
+OPTIONS = {n: row for n, row in schema.section("loss").items() if n != "name"}
 ROOT = Path(__file__).parents[2]
 OTHERS = {  # key -> another value
     "seed": 3,
@@ -115,7 +115,7 @@ def configured(tmp_path_factory):
     tokenizer.save_pretrained(folder / "tokenizer")
 
     def make():
-        config = importlib.import_module("configs.quickstart").get_config()
+        config = importlib.import_module("dpo_jax.configs.quickstart").get_config()
         config.train.steps, config.train.epochs = 0, 1.5
         config.tokenizer.path = str(folder / "tokenizer")
         config.data.train = str(path)
@@ -208,7 +208,7 @@ def test_every_key_is_walked_over(configured):
     keys = {key for key in flat(configured()) if not key.startswith("loss.")}
     assert keys == OTHERS.keys()
     options = {key for key in flat(configured()) if key.startswith("loss.")}
-    assert options == {"loss.name", *(f"loss.{name}" for name in LOSS_OPTIONS)}
+    assert options == {"loss.name", *(f"loss.{name}" for name in OPTIONS)}
 
 
 @pytest.mark.parametrize("key", sorted(OTHERS.keys() - {"data.row_shapes"}))
@@ -278,14 +278,15 @@ PLACES = TokenPlaces(
 )
 
 
-def valued(config, rows):
+def valued(config):
     """Returns loss, statistics, token weights and rewards."""
-    objective = wiring.make_objective(config, rows, None, None)
-    hyper = wiring.hyper(config)
-    start = {name: value + 0.5 for name, value in wiring.start_stats(rows).items()}
+    losses = wiring.losses_of(config.loss, LOSSES)
+    objective = wiring.make_objective(config, losses, None, None)
+    hyper = wiring.hyper(config, losses)
+    start = {name: value + 0.5 for name, value in wiring.start_stats(losses).items()}
     stats = objective.update(COLUMNS, start, hyper)
     loss, sums = objective.loss(COLUMNS, stats, hyper, COUNTS)
-    weigh = wiring.weigh_tokens(rows[0], config)
+    weigh = wiring.weigh_tokens(losses, config.loss.ld_alpha)
     weights = None if weigh is None else np.asarray(weigh(PLACES, hyper)).tolist()
     shown = {n: float(s) for n, (s, _) in sums.items() if n.startswith("rewards")}
     return float(loss), {k: float(v) for k, v in stats.items()}, weights, shown
@@ -293,7 +294,7 @@ def valued(config, rows):
 
 def another(name, value):
     """Returns a value of an option that differs from the one it has."""
-    option = LOSS_OPTIONS[name]
+    option = OPTIONS[name]
     if option.choices:
         return next(choice for choice in option.choices if choice != value)
     if name == "weights":
@@ -313,8 +314,8 @@ def test_an_option_of_a_loss_has_an_effect_or_is_refused(name, configured):
         config.ref.mode = "none"
         config.eval.rollouts = 0
     checks.check(config, LOSSES)
-    want = valued(config, rows)
-    for option in LOSS_OPTIONS:
+    want = valued(config)
+    for option in OPTIONS:
         changed = config.copy_and_resolve_references().unlock()
         changed.loss[option] = another(option, config.loss[option])
         if option == "divergence_alpha":
@@ -326,8 +327,8 @@ def test_an_option_of_a_loss_has_an_effect_or_is_refused(name, configured):
             continue
         base = want
         if option == "divergence_alpha":
-            base = valued(changed_but(changed, option, 1.0), rows)
-        assert valued(changed, rows) != base, option
+            base = valued(changed_but(changed, option, 1.0))
+        assert valued(changed) != base, option
 
 
 def changed_but(config, option, value):

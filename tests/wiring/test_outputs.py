@@ -12,7 +12,7 @@ from dpo_jax.wiring import card, outputs
 
 @pytest.fixture
 def config():
-    config = importlib.import_module("configs.dpo").get_config()
+    config = importlib.import_module("dpo_jax.configs.dpo").get_config()
     config.model.path = "org/base"
     config.data.train = "pairs.jsonl"
     return config

@@ -26,9 +26,10 @@ an accelerator; hours will stand here once measured.
 
 from typing import Any
 
-from configs import parts
-from dpo_jax.config import Config, parse_arg
+from dpo_jax import schema
+from dpo_jax.config import parse_arg
 from dpo_jax.errors import ConfigError, unknown
+from dpo_jax.schema import Config
 
 PRESETS: dict[str, dict[str, Any]] = {  # what differs from the defaults
     "paper_default": {},
@@ -82,6 +83,6 @@ def get_config(arg: str | None = None) -> Config:
     preset = parse_arg(arg, preset="paper_default")["preset"]
     if preset not in PRESETS:
         raise ConfigError(unknown("preset", preset, PRESETS))
-    config = parts.base().lock()
+    config = schema.base().lock()
     config.update_from_flattened_dict(PRESETS[preset])
     return config

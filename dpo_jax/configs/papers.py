@@ -21,9 +21,10 @@ will stand here once measured.
 
 from typing import Any, NamedTuple
 
-from configs import parts
-from dpo_jax.config import Config, parse_arg
+from dpo_jax import schema
+from dpo_jax.config import parse_arg
 from dpo_jax.errors import ConfigError, unknown
+from dpo_jax.schema import Config
 
 CHOSEN: dict[str, Any] = {  # where a paper is silent
     "optimizer.name": "adamw",
@@ -387,7 +388,7 @@ def get_config(arg: str | None = None) -> Config:
     preset = parse_arg(arg, preset="simpo_llama3_base")["preset"]
     if preset not in PRESETS:
         raise ConfigError(unknown("preset", preset, PRESETS))
-    config = parts.base().lock()
+    config = schema.base().lock()
     config.update_from_flattened_dict({**CHOSEN, **PRESETS[preset].keys})
     return config
 

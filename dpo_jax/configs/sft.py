@@ -9,16 +9,16 @@ response tokens, in nats. This project has not been timed on an accelerator; hou
 stand here once measured.
 """
 
-from configs import parts
-from dpo_jax.config import Config
+from dpo_jax import schema
 from dpo_jax.errors import ConfigError
+from dpo_jax.schema import Config
 
 
 def get_config(arg: str | None = None) -> Config:
     """Returns the configuration; takes no argument."""
     if arg:
         raise ConfigError(f"configs/sft.py takes no argument, got {arg!r}")
-    config = parts.base()
+    config = schema.base()
     config.objective = "sft"
     config.loss.name = "sft"
     config.ref.mode = "none"

@@ -9,9 +9,10 @@ figure 2 (left) of arXiv:2305.18290. By itself the file is 40 steps of DPO on a 
 model.
 """
 
-from configs import parts
-from dpo_jax.config import Config, parse_arg
+from dpo_jax import schema
+from dpo_jax.config import parse_arg
 from dpo_jax.errors import ConfigError, unknown
+from dpo_jax.schema import Config
 
 
 def get_config(arg: str | None = None) -> Config:
@@ -23,7 +24,7 @@ def get_config(arg: str | None = None) -> Config:
     chosen = parse_arg(arg, stage="dpo", steps=40, model="")
     if chosen["stage"] not in STAGES:
         raise ConfigError(unknown("stage", chosen["stage"], STAGES))
-    config = parts.base()
+    config = schema.base()
     config.train.steps = chosen["steps"]
     config.train.epochs = 0.0
     config.model.path = chosen["model"]

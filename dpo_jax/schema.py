@@ -1,0 +1,298 @@
+"""Every key of a configuration: default, range, choices and meaning, one row each.
+
+Units stand in the names (`_steps`, `_tokens`) or in the meanings. 0 or '' means "off"
+or "chosen for you" where a row says so. An option that the chosen loss or optimizer
+does not use is an error. No jax, so that a configuration is read in a blink.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+Config = Any  # an `ml_collections.ConfigDict`: its attributes are its keys
+Range = tuple[float, float, bool]  # lowest, highest, whether the lowest is allowed
+UP_TO_ONE = math.nextafter(1.0, 2.0)  # the highest, never allowed, where 1 is
+
+ANY: Range = (-math.inf, math.inf, False)
+POSITIVE: Range = (0.0, math.inf, False)
+NOT_NEGATIVE: Range = (0.0, math.inf, True)
+COUNT: Range = (1, math.inf, True)
+SHARE: Range = (0.0, UP_TO_ONE, True)
+POSITIVE_SHARE: Range = (0.0, UP_TO_ONE, False)
+BELOW_ONE: Range = (0.0, 1.0, True)
+FLOATS = ("float32", "bfloat16", "float16")
+
+
+class Key(NamedTuple):
+    """A key of a configuration.
+
+    Attributes:
+      default: its value where nothing is said; off where that makes sense.
+      meaning: what it does.
+      range: of a number; None = not looked at.
+      choices: of a word; () = not looked at here.
+    """
+
+    default: Any
+    meaning: str
+    range: Range | None = None
+    choices: Sequence[str] = ()
+
+
+KEYS: dict[str, Key] = {
+    "seed": Key(0, "of permutations, dropout, generated data", (0, 2**32, True)),
+    "objective": Key(
+        "preference",
+        "what is trained",
+        choices=("preference", "sft", "unpaired", "ranking", "reward"),
+    ),
+    "train.steps": Key(0, "optimizer steps; > 0 overrides epochs", NOT_NEGATIVE),
+    "train.epochs": Key(1.0, "passes over data.train", NOT_NEGATIVE),
+    "train.on_nonfinite": Key(
+        "halt", "or 'skip', at most 3 in a row", choices=("halt", "skip")
+    ),
+    "model.path": Key("", "an HF folder or hub id: the policy"),
+    "model.revision": Key("", "of a hub id"),
+    "model.preset": Key("", "instead of path: train from scratch"),
+    "model.dtype": Key(
+        "float32", "of the computation; masters are float32", choices=FLOATS
+    ),
+    "model.remat": Key(
+        "none",
+        "or 'elementwise', 'block': what is computed again",
+        choices=("none", "elementwise", "block"),
+    ),
+    "model.attention": Key("auto", "or xla, cudnn (GPU), splash (TPU), dense"),
+    "model.logits_chunk": Key(
+        128, "scored tokens per row whose logits are held at once", COUNT
+    ),
+    "ref.path": Key("", "the reference; '' = the initial policy"),
+    "ref.revision": Key("", "of a hub id"),
+    "ref.mode": Key(
+        "live",
+        "or 'cached' (its log-probs, from disk), 'none'",
+        choices=("live", "cached", "none"),
+    ),
+    "ref.cache_dir": Key("", "of 'cached'; '' = ref_cache beside the run folder"),
+    "ref.dtype": Key(
+        "", "of its weights and computation; '' = model.dtype", choices=("", *FLOATS)
+    ),
+    "ref.sync_every_steps": Key(
+        0, "> 0: it follows the policy (TR-DPO); 0 = frozen", NOT_NEGATIVE
+    ),
+    "ref.sync_mix": Key(
+        0.6,
+        "ref ← (1 − mix)·ref + mix·policy, arXiv:2404.09656; 1 = copy",
+        POSITIVE_SHARE,
+    ),
+    "tokenizer.path": Key("", "'' = model.path, or the source's own"),
+    "data.train": Key(
+        "", ".jsonl, .jsonl.gz, .parquet, a folder, a hub id, or a source's name"
+    ),
+    "data.eval": Key("", "likewise; '' = none"),
+    "data.path": Key("", "a local copy of a source"),
+    "data.limit": Key(0, "rows to read, from the first; 0 = all", NOT_NEGATIVE),
+    "data.format": Key("", "or 'hh': transcripts", choices=("", "hh")),
+    "data.chat_template": Key("", "a file; '' = the tokenizer's"),
+    "data.join": Key("separate", "or 'joint'", choices=("separate", "joint")),
+    "data.max_tokens": Key(512, "of a prompt with one response", (2, math.inf, True)),
+    "data.max_prompt_tokens": Key(256, "of a prompt that is too long", COUNT),
+    "data.truncate_prompt": Key(
+        "keep_end", "or 'keep_start'", choices=("keep_end", "keep_start")
+    ),
+    "data.truncate_response": Key(
+        "rest",
+        "or 'fixed': max_tokens − max_prompt_tokens",
+        choices=("rest", "fixed"),
+    ),
+    "data.labels": Key(
+        "", "of 'sentiment': 'deterministic' (default), 'bradley_terry'"
+    ),
+    "data.on_bad_row": Key("error", "or 'drop'", choices=("error", "drop")),
+    "data.shuffle": Key(True, "in another order each epoch; False = as they stand"),
+    "data.layout": Key(
+        "prefix_shared",
+        "or 'packed', 'padded'",
+        choices=("padded", "packed", "prefix_shared"),
+    ),
+    "data.row_tokens": Key(
+        0, "tokens of a row; 0 = chosen from the lengths", NOT_NEGATIVE
+    ),
+    "data.row_shapes": Key(
+        0, "numbers of rows to compile; 0 = those worth it, up to 6", NOT_NEGATIVE
+    ),
+    "batch.pairs": Key(64, "of an optimizer step, over the whole mesh", COUNT),
+    "batch.microbatches": Key(1, "parts of a step, one after the other", COUNT),
+    "loss.name": Key("dpo", "or several: 'dpo+sft'"),
+    "loss.weights": Key((), "of a sum of losses, one number each; () = 1.0"),
+    "loss.beta": Key(
+        0.1, "β, strength of the KL penalty; also of `rewards/*`", POSITIVE
+    ),
+    "loss.label_smoothing": Key(
+        0.0, "ε, share of flipped labels, 0 ≤ ε < ½", (0.0, 0.5, True)
+    ),
+    "loss.normalize": Key(
+        "sum", "or 'mean' over a response's tokens", choices=("sum", "mean")
+    ),
+    "loss.divergence": Key(
+        "reverse_kl",
+        "or 'forward_kl', 'js', 'alpha'",
+        choices=("reverse_kl", "forward_kl", "js", "alpha"),
+    ),
+    "loss.divergence_alpha": Key(1.0, "of 'alpha'", ANY),
+    "loss.ld_alpha": Key(
+        1.0, "weight of tokens past the shorter response; 1 = off", SHARE
+    ),
+    "loss.weighting": Key(
+        "none",
+        "of pairs: or 'wpo', 'wpo_clamped'",
+        choices=("none", "wpo", "wpo_clamped"),
+    ),
+    "loss.baseline": Key(
+        "none",
+        "bco_pair: or 'running', the mean of rewards so far",
+        choices=("none", "running"),
+    ),
+    "loss.discopop_tau": Key(0.05, "discopop: temperature of the modulation", POSITIVE),
+    "loss.dpop_lambda": Key(
+        50.0, "dpop: weight of a chosen response that fell", NOT_NEGATIVE
+    ),
+    "loss.length_alpha": Key(0.1, "r_dpo: nats a token", NOT_NEGATIVE),
+    "loss.tdpo_alpha": Key(0.5, "tdpo2: weight of the difference of KLs", NOT_NEGATIVE),
+    "loss.beta_scale": Key(
+        0.6, "beta_dpo: how far β follows the batch; 0 = off", NOT_NEGATIVE
+    ),
+    "loss.keep_fraction": Key(0.8, "beta_dpo: of the pairs of a batch", POSITIVE_SHARE),
+    "loss.momentum": Key(
+        0.9, "beta_dpo, alpha_dpo: of the running statistics", (0.0, 1.0, True)
+    ),
+    "loss.odpo_alpha": Key(
+        1.0, "odpo: weight of the log of the ratings' difference", NOT_NEGATIVE
+    ),
+    "loss.mmpo_gamma": Key(1.0, "mmpo: scale of the ratings' difference", NOT_NEGATIVE),
+    "loss.chi_clip": Key(10.0, "chi_po: half of the largest logit", POSITIVE),
+    "loss.shift_lambda": Key(0.75, "dpo_shift: weight of the rejected response", SHARE),
+    "loss.decay": Key(
+        0.98, "d2po: weight of a token relative to the one before", POSITIVE_SHARE
+    ),
+    "loss.alpha": Key(
+        0.1, "alpha_dpo: weight of the reference in the margin", NOT_NEGATIVE
+    ),
+    "loss.gamma": Key(
+        1.0, "simpo, alpha_po, alpha_dpo: margin of the logit", NOT_NEGATIVE
+    ),
+    "loss.dr_beta": Key(1.0, "dr_dpo: robustness over pairs; ∞ = dpo", POSITIVE),
+    "loss.alpha_po_alpha": Key(0.25, "alpha_po: shape of the reward; 0 = simpo", ANY),
+    "loss.nll_weight": Key(
+        1.0, "cpo, slic_hf: of the chosen response's likelihood", NOT_NEGATIVE
+    ),
+    "loss.slic_margin": Key(1.0, "slic_hf: nats", NOT_NEGATIVE),
+    "loss.unlikelihood_alpha": Key(
+        0.5, "unlikelihood: weight of the rejected response", NOT_NEGATIVE
+    ),
+    "loss.desirable_weight": Key(1.0, "kto", NOT_NEGATIVE),
+    "loss.undesirable_weight": Key(1.0, "kto", NOT_NEGATIVE),
+    "loss.centering": Key(
+        0.01, "bradley_terry: of the squared sum of scores; 0 = off", NOT_NEGATIVE
+    ),
+    "loss.margin": Key(
+        "none",
+        "bradley_terry: or 'data', the ratings' difference",
+        choices=("none", "data"),
+    ),
+    "optimizer.name": Key("rmsprop", "or 'adamw', …: see train/optimizer.py"),
+    "optimizer.lr": Key(1e-6, "learning rate at its highest", NOT_NEGATIVE),
+    "optimizer.warmup_steps": Key(150, "steps of rising lr", NOT_NEGATIVE),
+    "optimizer.warmup_share": Key(
+        0.0, "instead of warmup_steps: of the run's steps", BELOW_ONE
+    ),
+    "optimizer.schedule": Key(
+        "constant", "or 'linear', 'cosine', to 0 at the last step"
+    ),
+    "optimizer.weight_decay": Key(0.0, "decoupled", NOT_NEGATIVE),
+    "optimizer.clip": Key(0.0, "global gradient norm; 0 = off", NOT_NEGATIVE),
+    "optimizer.b1": Key(0.9, "of the mean of gradients", BELOW_ONE),
+    "optimizer.b2": Key(0.999, "of the mean of their squares", BELOW_ONE),
+    "optimizer.decay": Key(0.99, "rmsprop's", BELOW_ONE),
+    "optimizer.eps": Key(1e-8, "beside the root of the squares", NOT_NEGATIVE),
+    "mesh.data": Key(-1, "copies of the model; -1 = the rest of the devices"),
+    "mesh.fsdp": Key(1, "devices that share the weights of a copy"),
+    "mesh.tensor": Key(1, "devices that share a product"),
+    "eval.every_steps": Key(
+        0, "0 = before the first step and after the last", NOT_NEGATIVE
+    ),
+    "eval.rollouts": Key(
+        0, "prompts to sample; needs a source with a true reward", NOT_NEGATIVE
+    ),
+    "checkpoint.every_steps": Key(500, "0 = after the last step only", NOT_NEGATIVE),
+    "checkpoint.keep": Key(2, "newest steps that stay", COUNT),
+    "checkpoint.keep_best": Key("", "an eval metric whose best step is kept as well"),
+    "log.every_steps": Key(1, "lines of metrics.jsonl", COUNT),
+}
+OWN_OPTIONS = "loss.options."  # NAME.OPTION: an option of one loss of several
+RELAUNCH = (
+    "mesh.",
+    "batch.microbatches",
+    "log.",
+    "eval.",
+    "checkpoint.",
+    "ref.cache_dir",
+    "model.remat",
+    "model.attention",
+    "data.row_shapes",
+)  # what a relaunched run may change without --fork
+
+
+def base() -> Config:
+    """Returns every key with its default; not yet locked."""
+    config: Config = ConfigDict()
+    for name, key in KEYS.items():
+        *sections, last = name.split(".")
+        place = config
+        for section in sections:
+            if section not in place:
+                place[section] = ConfigDict()
+            place = place[section]
+        place[last] = key.default
+    config.loss.options = ConfigDict()
+    return config
+
+
+def row(key: str) -> Key | None:
+    """Returns the row of a key; `loss.options.NAME.OPTION` has that of `loss.OPTION`.
+
+    None where there is none.
+    """
+    if key.startswith(OWN_OPTIONS):
+        _, dot, option = key.removeprefix(OWN_OPTIONS).partition(".")
+        key = f"loss{dot}{option}"
+    return KEYS.get(key)
+
+
+def with_room(config: Config, keys: Iterable[str]) -> Config:
+    """Adds the options of one loss of several that are among the keys.
+
+    Args:
+      config: with a section `loss.options`; changed in place.
+      keys: `section.key`; those that are not `loss.options.NAME.OPTION`, or have no
+        row, are passed over.
+
+    Returns:
+      The configuration, each added option at its default.
+    """
+    for key in keys:
+        found = row(key) if key.startswith(OWN_OPTIONS) else None
+        if found is not None:
+            name, _, option = key.removeprefix(OWN_OPTIONS).partition(".")
+            with config.unlocked():
+                own = config.loss.options.setdefault(name, ConfigDict())
+                own.setdefault(option, found.default)
+    return config
+
+
+def section(name: str) -> dict[str, Key]:
+    """Returns the rows of a section, by the names that its keys have there."""
+    there = f"{name}."
+    return {k.removeprefix(there): r for k, r in KEYS.items() if k.startswith(there)}

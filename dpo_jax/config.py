@@ -75,7 +75,8 @@ def unknown_keys(config: Config, given: Iterable[str]) -> list[str]:
       config: with every key it may have.
       given: `section.key` as someone typed them.
     """
-    keys = list(flat(config))
+    given = list(given)
+    keys = [*schema.own_options(given), *flat(config)]
     homes = {key.rpartition(".")[2]: key for key in keys} | {key: key for key in keys}
     found = []
     for name in given:

@@ -271,6 +271,12 @@ def row(key: str) -> Key | None:
     return KEYS.get(key)
 
 
+def own_options(keys: Iterable[str]) -> list[str]:
+    """Lists all `loss.options.NAME.OPTION` of each NAME among the keys."""
+    own = [key.split(".")[2] for key in keys if key.startswith(OWN_OPTIONS)]
+    return [f"{OWN_OPTIONS}{n}.{option}" for n in own for option in section("loss")]
+
+
 def with_room(config: Config, keys: Iterable[str]) -> Config:
     """Adds the options of one loss of several that are among the keys.
 
@@ -286,9 +292,12 @@ def with_room(config: Config, keys: Iterable[str]) -> Config:
         found = row(key) if key.startswith(OWN_OPTIONS) else None
         if found is not None:
             name, _, option = key.removeprefix(OWN_OPTIONS).partition(".")
+            own = config.loss.options
             with config.unlocked():
-                own = config.loss.options.setdefault(name, ConfigDict())
-                own.setdefault(option, found.default)
+                if name not in own:
+                    own[name] = ConfigDict()
+                if option not in own[name]:
+                    own[name][option] = found.default
     return config
 
 

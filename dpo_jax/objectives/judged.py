@@ -29,7 +29,7 @@ class Kind(NamedTuple):
     metrics: Callable[[Columns, Any, Hyper], Sums]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Judged:
     """Losses of judged responses, averaged over the global batch.
 

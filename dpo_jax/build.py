@@ -68,13 +68,11 @@ def run(
       UserError: what a user can mend, before anything compiles.
       Preempted: after a signal, with the state committed.
     """
-    clock = Clock()
-    bound = checks.check(config, losses)
+    clock, bound = Clock(), checks.check(config, losses)
     built = checks.make_mesh(config)
     runfolder.check_same(workdir, json.loads(config_lib.to_json(config)), fork=fork)
     with clock, jax.set_mesh(built):
-        with clock.bucket("setup"):
-            parts = prepare(config, bound, built)
+        parts = clock.timed("setup", prepare)(config, bound, built)
         done = runfolder.read_json(workdir, "results.json")
         if done.get("step") == parts.steps and runfolder.is_whole(workdir) and not fork:
             values, report = done.get("values", {}), parts.data.report
@@ -143,6 +141,7 @@ def _train(launch: Launch) -> Summary:
             card=card.model_card(config, parts.steps, launch.losses),
             own_tokenizer=bool(config.tokenizer.path),
         )
+    with clock.bucket("report"):
         results = {} if sampled is None else evaluation.before_and_after(sampled)
         if jax.process_index() == 0:
             outputs.leave_behind(workdir, parts.steps, values, results, sampled)
@@ -217,10 +216,11 @@ def _loop(
 
 def _step(parts: Parts, asked: Annotators) -> Callable[..., tuple[TrainState, Metrics]]:
     """Builds the loop's step: the reference's columns, then the update."""
+    frozen, hyper = asked.frozen, parts.trainer.hyper()
 
     def take(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        batch = asked.on_device(state.ref, batch)
-        return parts.trainer.step(state, batch, asked.head)
+        batch = asked.on_device(state, frozen, batch, state.key, hyper)
+        return parts.trainer.step(state, frozen, batch, hyper)
 
     return without_transfers(take)
 

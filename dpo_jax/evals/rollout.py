@@ -78,7 +78,7 @@ def sequence_kl(
     batch = rows(canvas, lengths + samples.mask.sum(1))
 
     def log_probs(apply: ApplyFn, params: Params) -> Array:
-        hidden, head = apply(params, batch)
+        hidden, head, _ = apply(params, batch)
         states = jnp.take_along_axis(hidden, (at - 1)[..., None], axis=1)
         return jax.nn.log_softmax(heads.logits(states, head), axis=-1)
 

@@ -14,7 +14,18 @@ import jax.numpy as jnp
 
 from dpo_jax.losses import Bound
 from dpo_jax.objectives import terms
-from dpo_jax.types import Array, Batch, Columns, Counts, Hyper, Params, Stats, Sums
+from dpo_jax.types import (
+    Array,
+    Batch,
+    Columns,
+    Counts,
+    Frozen,
+    Hyper,
+    Params,
+    Reports,
+    Stats,
+    Sums,
+)
 
 
 class Kind(NamedTuple):
@@ -41,7 +52,7 @@ class Judged:
     """
 
     kind: Kind
-    scorer: Callable[[Params, Batch, Array, Hyper], Columns]
+    scorer: Callable[..., tuple[Columns, Reports]]
     losses: Sequence[Bound]
     weigh: Callable[[Columns], Array] | None = None
 
@@ -54,9 +65,11 @@ class Judged:
         """Counts what the losses may be divided by."""
         return terms.counts(batch)
 
-    def score(self, params: Params, batch: Batch, key: Array, hyper: Hyper) -> Columns:
+    def score(
+        self, params: Params, frozen: Frozen, batch: Batch, key: Array, hyper: Hyper
+    ) -> tuple[Columns, Reports]:
         """Scores a microbatch's responses."""
-        return self.scorer(params, batch, key, hyper)
+        return self.scorer(params, frozen, batch, key, hyper)
 
     def update(self, columns: Columns, stats: Stats, hyper: Hyper) -> Stats:
         """Takes the record of a whole step into the running statistics; no gradient."""
@@ -66,9 +79,15 @@ class Judged:
         return jax.lax.stop_gradient(stats)
 
     def loss(
-        self, columns: Columns, stats: Stats, hyper: Hyper, counts: Counts
+        self,
+        columns: Columns,
+        reports: Reports,
+        stats: Stats,
+        hyper: Hyper,
+        counts: Counts,
     ) -> tuple[Array, Sums]:
         """Returns the sum of the losses' shares of their means, and the metrics."""
+        del reports  # no trunk of today's families reports anything
         record, mask = self.kind.take(columns)
         whole = jnp.zeros((), jnp.float32)
         for bound in self.losses:

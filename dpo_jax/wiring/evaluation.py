@@ -14,9 +14,19 @@ from dpo_jax.data.loader import Loader
 from dpo_jax.evals import preference, rollout
 from dpo_jax.evals.rollout import Rollout
 from dpo_jax.objectives import reward
+from dpo_jax.precision import in_products_of
 from dpo_jax.sampling import generate, pick
 from dpo_jax.sharding import arrays
-from dpo_jax.types import Batch, Columns, Counts, Hyper, Params, TrainState
+from dpo_jax.types import (
+    Batch,
+    Columns,
+    Counts,
+    Frozen,
+    Hyper,
+    Params,
+    Reports,
+    TrainState,
+)
 from dpo_jax.wiring import generation
 from dpo_jax.wiring.data import global_batches
 from dpo_jax.wiring.model import Model, Reference
@@ -34,24 +44,29 @@ def make_evaluate(
     of_scores = trainer.kind == "reward"
     extras = reward_extras if of_scores else preference.no_extras
 
-    def score(params: Params, batch: Batch, hyper: Hyper) -> tuple[Columns, Counts]:
+    def score(
+        params: Params, frozen: Frozen, batch: Batch, hyper: Hyper
+    ) -> tuple[Columns, Reports, Counts]:
         rows = jax.tree.map(lambda leaf: leaf[0], batch)
-        return objective.score(params, rows, key, hyper), objective.counts(rows)
+        counts = objective.counts(rows)
+        return *objective.score(params, frozen, rows, key, hyper), counts
 
-    compiled = jax.jit(score, out_shardings=arrays.replicated(built))
+    compiled = jax.jit(
+        in_products_of(trainer.dtype, score), out_shardings=arrays.replicated(built)
+    )
+    frozen, hyper = asked.frozen, trainer.hyper()
 
     def evaluate(state: TrainState) -> dict[str, float]:
         batches = global_batches(loads, built, 0, asked.on_host)
-        batches = (asked.on_device(state.ref, batch) for batch in batches)
+        annotated = (
+            asked.on_device(state, frozen, batch, key, hyper) for batch in batches
+        )
         return preference.evaluate(
-            state.params,
-            batches,
-            score=lambda params, batch: compiled(
-                params, batch, trainer.hyper | asked.head
-            ),
+            annotated,
+            score=lambda batch: compiled(state.params, frozen, batch, hyper),
             objective=objective,
             stats=jax.device_get(state.stats),
-            hyper={name: float(value) for name, value in trainer.hyper.items()},
+            hyper=jax.device_get(hyper),
             extras=extras,
         )
 

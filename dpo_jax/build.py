@@ -26,6 +26,7 @@ from dpo_jax.train.metrics import MetricsLog
 from dpo_jax.train.step import Metrics, without_transfers
 from dpo_jax.types import Batch, TrainState
 from dpo_jax.wiring import (
+    agreeing,
     card,
     checks,
     evaluation,
@@ -68,6 +69,7 @@ def run(
       UserError: what a user can mend, before anything compiles.
       Preempted: after a signal, with the state committed.
     """
+    agreeing.agree_on_start(config, workdir)
     clock, bound = Clock(), checks.check(config, losses)
     built = checks.make_mesh(config)
     runfolder.check_same(workdir, json.loads(config_lib.to_json(config)), fork=fork)
@@ -78,10 +80,7 @@ def run(
             values, report = done.get("values", {}), parts.data.report
             return Summary(parts.steps, parts.steps, True, values, done, report)
         first = jax.process_index() == 0
-        with (
-            runfolder.claim(workdir, first=first),
-            signals.stop_requests() as stop,
-        ):
+        with runfolder.claim(workdir, first=first), signals.stop_requests() as stop:
             return _train(
                 Launch(config, workdir, parts, stop, progress, fork, losses, clock)
             )
@@ -260,6 +259,7 @@ def evaluate(
     losses: checks.LossTable = LOSSES,
 ) -> Summary:
     """Evaluates the newest checkpoint of a run on data.eval, and by rollouts."""
+    agreeing.agree_on_start(config, workdir)
     bound = checks.check(config, losses)
     built = checks.make_mesh(config)
     with jax.set_mesh(built):

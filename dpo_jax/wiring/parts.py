@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from dpo_jax.config import Config
 from dpo_jax.data.loader import Loader
-from dpo_jax.wiring import checks, objective, reference, training
+from dpo_jax.wiring import agreeing, checks, objective, reference, training
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring.data import Data
@@ -66,6 +66,7 @@ def prepare(config: Config, losses: Losses, built: Mesh) -> Parts:
     model_wiring.check_loadable(model, built)
     ref_model = model_wiring.reference_model(config, model, built)
     data = data_wiring.load_data(config, tokenizer)  # the slowest, so the last
+    agreeing.agree_on_rows(data)
     checks.check_data(config, losses, data)
     steps = data_wiring.total_steps(config, len(data.train))
     join = objective.join_of(config, losses)

@@ -73,8 +73,7 @@ def run(
     built = checks.make_mesh(config)
     runfolder.check_same(workdir, json.loads(config_lib.to_json(config)), fork=fork)
     with clock, jax.set_mesh(built):
-        with clock.bucket("setup"):
-            parts = prepare(config, rows, built)
+        parts = clock.timed("setup", prepare)(config, rows, built)
         done = runfolder.read_json(workdir, "results.json")
         if done.get("step") == parts.steps and runfolder.is_whole(workdir) and not fork:
             values, report = done.get("values", {}), parts.data.report
@@ -143,6 +142,7 @@ def _train(launch: Launch) -> Summary:
             card=card.model_card(config, parts.steps, launch.losses),
             own_tokenizer=bool(config.tokenizer.path),
         )
+    with clock.bucket("report"):
         results = {} if sampled is None else evaluation.before_and_after(sampled)
         if jax.process_index() == 0:
             outputs.leave_behind(workdir, parts.steps, values, results, sampled)

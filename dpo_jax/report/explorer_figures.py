@@ -11,9 +11,25 @@ from typing import Any
 
 import numpy as np
 
-from dpo_jax.report.figures import INK, STYLE, inline
 from dpo_jax.types import LossCurve
 
+INK = "#010203"  # stands for the text colour of the page until the SVG is written
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.formatter.useoffset": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": INK,
+    "grid.alpha": 0.12,
+    "grid.linewidth": 0.6,
+}
 CHOSEN = "#3b82c4"
 REJECTED = "#d9772b"
 DPO = "#9aa2ab"
@@ -210,3 +226,10 @@ def _svg(figure: Any) -> str:
     metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
     figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
     return re.sub(r'<g id="[^"]*">', "<g>", inline(buffer.getvalue()))  # none is used
+
+
+def inline(svg: str) -> str:
+    """Cuts an SVG file down to an element that fits its place in a page."""
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    return re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)

@@ -1,11 +1,12 @@
 """Curves of metrics as inline SVG that takes its ink from the page.
 
-matplotlib is imported inside, so that reading runs stays quick.
+Written by hand: a run ends with a report, and to import a plotting library would take
+longer than all the rest of it.
 """
 
-import io
-import re
-from typing import Any
+import math
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from dpo_jax.report.runs import Run, series
 
@@ -20,25 +21,31 @@ COLORS = (
     "#2fa3a3",
     "#808890",
 )
-INK = "#010203"  # stands for the text colour of the page until the SVG is written
 MAX_POINTS = 1000  # of one drawn curve
-SIZE = (4.6, 2.5)  # inches
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.formatter.useoffset": False,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "grid.color": INK,
-    "grid.alpha": 0.12,
-    "grid.linewidth": 0.6,
-}
+WIDTH, HEIGHT = 331, 180
+LEFT, RIGHT, TOP, BOTTOM = 50, 325, 6, 148  # the edges of the axes
+MARGIN = 0.04  # of an axis, beyond the values
+
+
+class Axis(NamedTuple):
+    """Where values lie along one side of a figure.
+
+    Attributes:
+      low: the value at `start`.
+      high: the value at `end`.
+      start: its place.
+      end: its place.
+    """
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def at(self, value: float) -> float:
+        """Returns the place of a value."""
+        share = (value - self.low) / (self.high - self.low)
+        return self.start + share * (self.end - self.start)
 
 
 def color(index: int) -> str:
@@ -60,46 +67,104 @@ def curves(runs: list[Run], metric: str) -> str:
       An `<svg>` element without width and height; '' if no run has the metric.
     """
     drawn = [
-        (index, split, *series(run, split, metric))
+        (color(index), split == "eval", *series(run, split, metric))
+        for split in ("train", "eval")  # eval lies on top
         for index, run in enumerate(runs)
-        for split in ("train", "eval")
     ]
-    drawn = [entry for entry in drawn if entry[3]]
-    return _svg(drawn, metric) if drawn else ""
-
-
-def _svg(drawn: list[tuple[int, str, list[int], list[float]]], salt: str) -> str:
-    """Draws (colour index, split, steps, values) tuples."""
-    import matplotlib
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": salt}):
-        figure = Figure(figsize=SIZE, layout="tight")
-        axes = figure.subplots()
-        axes.grid(True)
-        axes.set_axisbelow(True)
-        axes.margins(x=0.02)
-        for index, split, steps, values in drawn:
+    if not any(entry[3] for entry in drawn):
+        return ""
+    x = _axis([step for entry in drawn for step in entry[2]], LEFT, RIGHT)
+    y = _axis([value for entry in drawn for value in entry[3]], BOTTOM, TOP)
+    parts = [*_frame(x, y)]
+    for ink, is_eval, steps, values in drawn:
+        if values:
             steps, values = _thinned(steps), _thinned(values)
-            is_eval = split == "eval"
-            axes.plot(
-                steps,
-                values,
-                color=color(index),
-                alpha=1.0 if is_eval else 0.6,  # eval stays legible over noise
-                linestyle="--" if is_eval else "-",
-                linewidth=1.4,
-                marker="o" if is_eval or len(steps) == 1 else None,
-                markersize=3,
-                zorder=3 if is_eval else 2,
-            )
-        axes.set_xlabel("step")
-        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
-        buffer = io.StringIO()
-        metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
-    return inline(buffer.getvalue())
+            parts += _curve(x, y, steps, values, ink, is_eval=is_eval)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
+        f'font-size="9" fill="currentColor">{"".join(parts)}</svg>'
+    )
+
+
+def _axis(values: Iterable[float], start: float, end: float) -> Axis:
+    """Makes an axis with room for all values that are finite."""
+    finite = [value for value in values if math.isfinite(value)]
+    low, high = min(finite, default=0.0), max(finite, default=1.0)
+    room = MARGIN * (high - low) or abs(high) / 20 or 1.0
+    return Axis(low - room, high + room, start, end)
+
+
+def ticks(axis: Axis, most: int, least_step: float = 0.0) -> list[tuple[float, str]]:
+    """Lists round values within an axis, with their text.
+
+    Args:
+      axis: from the lowest to the highest value.
+      most: steps between them at most; a step is 1, 2 or 5 times a power of ten.
+      least_step: how large it is at least.
+    """
+    wanted = max((axis.high - axis.low) / most, least_step)
+    power = math.floor(math.log10(wanted))
+    step = next(n for n in (1, 2, 5, 10) if n * 10.0**power >= wanted * (1 - 1e-9))
+    step, power = (1, power + 1) if step == 10 else (step, power)
+    step *= 10.0**power
+    values = range(math.ceil(axis.low / step), math.floor(axis.high / step) + 1)
+    largest = max((abs(n) for n in values), default=1) * step
+    form = f".{max(0, -power)}f"
+    if not 1e-3 <= largest < 1e6:
+        form = f".{max(1, math.floor(math.log10(largest or 1.0)) - power + 1)}g"
+    return [(n * step, f"{n * step:{form}}".replace("-", "−")) for n in values]
+
+
+def _frame(x: Axis, y: Axis) -> Iterator[str]:
+    """Draws the axes, their grid and their numbers."""
+    middle = (LEFT + RIGHT) / 2
+    for value, text in ticks(x, 7, least_step=1.0):
+        at = f"{x.at(value):.1f}"
+        yield _line(at, TOP, at, BOTTOM, 0.12)
+        yield f'<text x="{at}" y="{BOTTOM + 12}" text-anchor="middle">{text}</text>'
+    for value, text in ticks(y, 6):
+        at = f"{y.at(value):.1f}"
+        yield _line(LEFT, at, RIGHT, at, 0.12)
+        yield (
+            f'<text x="{LEFT - 4}" y="{at}" dy=".35em" text-anchor="end">{text}</text>'
+        )
+    yield _line(LEFT, BOTTOM, RIGHT, BOTTOM, 1.0) + _line(LEFT, TOP, LEFT, BOTTOM, 1.0)
+    yield f'<text x="{middle}" y="{BOTTOM + 26}" text-anchor="middle">step</text>'
+
+
+def _line(x1: object, y1: object, x2: object, y2: object, opacity: float) -> str:
+    return (
+        f'<path d="M{x1} {y1}L{x2} {y2}" stroke="currentColor" stroke-width=".6" '
+        f'stroke-opacity="{opacity:g}"/>'
+    )
+
+
+def _curve(
+    x: Axis,
+    y: Axis,
+    steps: list[int],
+    values: list[float],
+    ink: str,
+    *,
+    is_eval: bool,
+) -> Iterator[str]:
+    """Draws a curve, with dots where it is of eval or has one point."""
+    path, places, pen = [], [], "M"
+    for step, value in zip(steps, values, strict=True):
+        if not math.isfinite(value):
+            pen = "M"
+            continue
+        places.append((f"{x.at(step):.1f}", f"{y.at(value):.1f}"))
+        path.append(f"{pen}{' '.join(places[-1])}")
+        pen = "L"
+    # eval stays legible over noise
+    dashes = 'stroke-dasharray="5 2.5"' if is_eval else 'stroke-opacity="0.6"'
+    yield (
+        f'<path d="{"".join(path)}" fill="none" stroke="{ink}" stroke-width="1.4" '
+        f'stroke-linejoin="round" {dashes}/>'
+    )
+    for across, down in places if is_eval or len(steps) == 1 else ():
+        yield f'<circle cx="{across}" cy="{down}" r="1.7" fill="{ink}"/>'
 
 
 def _thinned(values: list) -> list:
@@ -108,10 +173,3 @@ def _thinned(values: list) -> list:
         return values
     last = len(values) - 1
     return [values[round(i * last / (MAX_POINTS - 1))] for i in range(MAX_POINTS)]
-
-
-def inline(svg: str) -> str:
-    """Cuts an SVG file down to an element that fits its place in a page."""
-    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    return re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)

@@ -23,7 +23,8 @@ BUCKETS: tuple[str, ...] = (
     "step",  # dispatching steps and waiting for their metrics
     "eval",
     "checkpoint",  # as far as the loop waits for it
-    "export",  # the policy, samples, the report
+    "export",  # the policy's folder
+    "report",  # samples, results, the page about the run
     "other",  # lines of metrics.jsonl, progress, all between
 )
 COMPILING = frozenset(  # jax tells when each begins (a scalar) and ends (a duration)

@@ -15,12 +15,30 @@ import jax
 import matplotlib
 from matplotlib.figure import Figure
 
-from dpo_jax.report.figures import COLORS, STYLE
+from dpo_jax.report.figures import COLORS
 
 INK = "#333333"
 Table = dict[tuple[str, str], float]
 Expected = dict[tuple[str, str], str]
 FIELDS = ("case", "quantity", "expected", "ours")
+STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.formatter.useoffset": False,
+    "axes.titlesize": 9.5,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": INK,
+    "grid.alpha": 0.12,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+}
 
 
 def figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, Any]:
@@ -32,10 +50,7 @@ def figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure
       width: of the whole, inches.
       height: of the whole, inches.
     """
-    style = {key: INK if "color" in key else value for key, value in STYLE.items()}
-    matplotlib.rcParams.update(
-        {**style, "legend.frameon": False, "font.size": 9, "axes.titlesize": 9.5}
-    )
+    matplotlib.rcParams.update(STYLE)
     canvas = Figure(figsize=(width, height), layout="constrained", dpi=160)
     return canvas, canvas.subplots(rows, columns)
 

@@ -166,17 +166,23 @@ def before_and_after(sampled: Sampled) -> dict[str, Any]:
         {
             "name": name,
             "values": {
-                "true reward": rollouts.mean_se(found.rewards),
-                "KL to reference (nats)": rollouts.mean_se(found.kls),
-                "length (tokens)": rollouts.mean_se(found.lengths),
+                "true reward": _cell(found.rewards),
+                "KL to reference (nats)": _cell(found.kls),
+                "length (tokens)": _cell(found.lengths),
             },
         }
         for name, found in both.items()
     ]
-    gain = rollouts.mean_se(sampled.policy.rewards - sampled.reference.rewards)
+    gain = _cell(sampled.policy.rewards - sampled.reference.rewards)
     rows.append({"name": "difference", "values": {"true reward": gain}})
     count = len(sampled.prompts)
     return {"title": f"True reward of {count} sampled continuations", "rows": rows}
+
+
+def _cell(values: np.ndarray) -> float | tuple[float, float]:
+    """Gives a mean with its standard error, where there is one."""
+    mean, error = rollouts.mean_se(values)
+    return mean if error is None else (mean, error)
 
 
 def side_by_side(sampled: Sampled, count: int) -> list[dict[str, Any]]:

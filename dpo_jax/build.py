@@ -68,8 +68,7 @@ def run(
       UserError: what a user can mend, before anything compiles.
       Preempted: after a signal, with the state committed.
     """
-    clock = Clock()
-    rows = checks.check(config, losses)
+    clock, rows = Clock(), checks.check(config, losses)
     built = checks.make_mesh(config)
     runfolder.check_same(workdir, json.loads(config_lib.to_json(config)), fork=fork)
     with clock, jax.set_mesh(built):
@@ -217,10 +216,11 @@ def _loop(
 
 def _step(parts: Parts, asked: Annotators) -> Callable[..., tuple[TrainState, Metrics]]:
     """Builds the loop's step: the reference's columns, then the update."""
+    frozen, hyper = asked.frozen, parts.trainer.hyper()
 
     def take(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        batch = asked.on_device(state.ref, batch)
-        return parts.trainer.step(state, batch, asked.head)
+        batch = asked.on_device(state, frozen, batch, state.key, hyper)
+        return parts.trainer.step(state, frozen, batch, hyper)
 
     return without_transfers(take)
 
@@ -239,9 +239,7 @@ def _measure(
             parts.trainer, asked, parts.eval, parts.mesh
         )
     if config.eval.rollouts and asked.live is not None:
-        sample = evaluation.make_rollouts(
-            config, parts.model, asked.live, parts.data.tokenizer, parts.mesh
-        )
+        sample = evaluation.make_rollouts(config, parts, asked.live)
     last: list[evaluation.Sampled] = []
 
     def measure(state: TrainState) -> dict[str, float]:

@@ -6,11 +6,10 @@ of later parts move on. This room knows nothing of losses.
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 
 from dpo_jax.types import Array, Columns
-
-SLOTS = ("pairs", "groups")  # fields that hold numbers of slots
 
 
 def flat(parts: Columns, start: int = 0) -> Columns:
@@ -21,8 +20,8 @@ def flat(parts: Columns, start: int = 0) -> Columns:
       start: number of the first slot.
 
     Returns:
-      [A·B·R, 1] for every [A, B, R]; `pairs` and `groups` as one comparison a row,
-      renumbered.
+      [A·B·R, 1] for every [A, B, R], [A·B, C] for every [A, B, C]; `pairs` and `groups`
+      as one comparison a row, renumbered.
     """
     several, slots = parts.lengths.shape[0], parts.lengths[0].size
     first = start + slots * jnp.arange(several)[:, None, None, None]
@@ -31,21 +30,18 @@ def flat(parts: Columns, start: int = 0) -> Columns:
         moved = jnp.where(values >= 0, values + first, -1)
         return moved.reshape(-1, 1, values.shape[-1])
 
-    found = {}
-    for name, values in parts._asdict().items():
-        if values is None:
-            found[name] = None
-        elif name in SLOTS:
-            found[name] = renumber(values)
-        else:
-            found[name] = values.reshape(-1, 1)
-    return Columns(**found)
+    def one_slot_a_row(values: Array) -> Array:
+        return values.reshape(-1, 1)
+
+    return Columns(
+        lengths=one_slot_a_row(parts.lengths),
+        pairs=renumber(parts.pairs),
+        groups=None if parts.groups is None else renumber(parts.groups),
+        token=jax.tree.map(lambda v: v.reshape(-1, *v.shape[2:]), parts.token),
+        response=jax.tree.map(one_slot_a_row, parts.response),
+    )
 
 
 def concatenate(parts: Sequence[Columns]) -> Columns:
     """Joins flat parts whose slots are numbered through."""
-    joined = (
-        None if values[0] is None else jnp.concatenate(values)
-        for values in zip(*parts, strict=True)
-    )
-    return Columns(*joined)
+    return jax.tree.map(lambda *values: jnp.concatenate(values), *parts)

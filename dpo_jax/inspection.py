@@ -18,13 +18,23 @@ from dpo_jax.data.loader import Loader, Settings
 from dpo_jax.errors import ConfigError, DataError
 from dpo_jax.losses import LOSSES, Loss
 from dpo_jax.objectives import terms
+from dpo_jax.precision import in_products_of
 from dpo_jax.sharding import arrays, mesh
-from dpo_jax.types import Array, Batch, Hyper, Params, Record, TokenStats
+from dpo_jax.train import annotate
+from dpo_jax.types import (
+    Array,
+    Batch,
+    Frozen,
+    Objective,
+    Params,
+    Record,
+    TokenStats,
+)
 from dpo_jax.wiring import checks, restoring
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring import objective as objective_wiring
-from dpo_jax.wiring.model import Model, Reference
+from dpo_jax.wiring.model import Model
 
 
 class Shown(NamedTuple):
@@ -181,11 +191,14 @@ def explain(config: Config, row: Shown, workdir: os.PathLike | str | None) -> Ex
             params = model_wiring.load_params(model, built, "float32", seed=config.seed)
         else:
             _, params = restoring.trained_params(workdir, model, built)
-        batch = one_row_batch(config, row.record, built)
-        head = {}
+        batch, frozen = one_row_batch(config, row.record, built), {}
         if reference is not None:
-            batch, head = reference.annotate(None, batch), reference.head
-        return _explain(config, rows, model, reference, params, batch, head)
+            frozen = {"ref": reference.params}
+            scored = reference.score(reference.params, batch)
+            batch = annotate.with_tokens(batch, scored)
+        ref_head = reference.model.head if reference is not None and whole else None
+        objective = objective_wiring.make_objective(config, rows, model.apply, ref_head)
+        return _explain(config, rows, model, objective, params, frozen, batch)
 
 
 def one_row_batch(config: Config, record: Record, built: Mesh) -> Batch:
@@ -199,28 +212,25 @@ def _explain(
     config: Config,
     losses: tuple[Loss, ...],
     model: Model,
-    reference: Reference | None,
+    objective: Objective,
     params: Params,
+    frozen: Frozen,
     batch: Batch,
-    head: Hyper,
 ) -> Explained:
-    ref_head = None
-    if reference is not None and head:
-        ref_head = model_wiring.head_from_hyper(reference.model)
-    objective = objective_wiring.make_objective(config, losses, model.apply, ref_head)
-    hyper = objective_wiring.hyper(config) | head
+    hyper = objective_wiring.hyper(config)
 
-    @jax.jit
-    def take(params: Params, batch: Batch) -> tuple[TokenStats, Array]:
+    def take(params: Params, frozen: Frozen, batch: Batch) -> tuple[TokenStats, Array]:
         rows = jax.tree.map(lambda leaf: leaf[0], batch)
         chunk = config.model.logits_chunk
-        stats = terms.token_stats(model.apply, params, rows, chunk)
-        columns = objective.score(params, rows, jax.random.key(config.seed), hyper)
+        stats, _ = terms.token_stats(model.apply, params, rows, chunk)
+        key = jax.random.key(config.seed)
+        columns, reports = objective.score(params, frozen, rows, key, hyper)
         kept = objective.update(columns, objective_wiring.start_stats(losses), hyper)
-        loss, _ = objective.loss(columns, kept, hyper, objective.counts(rows))
-        return stats, loss
+        counts = objective.counts(rows)
+        return stats, objective.loss(columns, reports, kept, hyper, counts)[0]
 
-    stats, loss = jax.device_get(take(params, batch))
+    compiled = jax.jit(in_products_of(config.model.dtype, take))
+    stats, loss = jax.device_get(compiled(params, frozen, batch))
     rows = jax.tree.map(lambda leaf: leaf[0], jax.device_get(batch))
     return Explained(list(_scores(rows, stats)), float(loss))
 
@@ -231,7 +241,7 @@ def _scores(rows: Batch, stats: TokenStats) -> list[Score]:
     branches = np.take_along_axis(rows.branches, rows.ends, axis=1)  # [B, R]
     found = []
     for b, c in zip(*np.nonzero(rows.slots < slots), strict=True):
-        reference = rows.ref_token_logps
+        reference = rows.token.get("ref_logps")
         found.append(
             Score(
                 response=int(branches[b, rows.slots[b, c]]) - 1,

@@ -12,6 +12,7 @@ the responses (branches 1…) that grow from it. Key k is visible to query q iff
 Records and protocols only: nothing here computes.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -28,29 +29,29 @@ class Record(NamedTuple):
       prompt: i32[P] token ids, BOS included if the tokenizer puts one.
       responses: i32[…] token ids each, EOS included; (chosen, rejected) for a pair,
         (completion,) for plain SFT, best first for a ranking.
-      labels: of each response, 1 = desirable, −1 = undesirable, 0 = the response of
-        another prompt; () = not judged one by one.
-      ratings: the data's own score of each response; () = none.
       comparisons: (better, worse) responses; () = the two of a plain pair, see
         `layouts.compared`.
       ranked: its responses are a ranking, best first.
+      token: name -> what is known of each token of each response, f32[…] each.
+        `ref_logps`: nats, the reference's.
+      response: name -> what is known of each response. `labels`: 1 = desirable, −1 =
+        undesirable, 0 = the response of another prompt. `ratings`: the data's score.
     """
 
     index: int
     prompt: np.ndarray
     responses: tuple[np.ndarray, ...]
-    labels: tuple[int, ...] = ()
-    ratings: tuple[float, ...] = ()
     comparisons: tuple[tuple[int, int], ...] = ()
     ranked: bool = False
+    token: Mapping[str, tuple[np.ndarray, ...]] = {}
+    response: Mapping[str, tuple[float, ...]] = {}
 
 
 class Batch(NamedTuple):
     """Rows of token forests and the list of what is scored in them.
 
     Arrays may carry a leading axis of microbatches. Padding: `docs` = 0,
-    `slots` = R, `pairs` = −1, `ids` = −1, `groups` = −1, `labels` = 0. A field that the
-    kind of data does not have is None in every batch of a run.
+    `slots` = R, `pairs` = −1, `ids` = −1, `groups` = −1, columns = 0.
 
     Attributes:
       tokens: i32[B, T] ids.
@@ -61,16 +62,15 @@ class Batch(NamedTuple):
       targets: i32[B, C] the id that is predicted.
       slots: i32[B, C] the response slot of the row that the target belongs to.
       ends: i32[B, R] index in the row of the last token of each response.
-      ids: i32[B, R] `Record.index` of each response.
+      ids: i32[B, R] `Record.index` of each response; of a response that belongs to
+        another prompt, that of the prompt it stands behind.
       pairs: i32[B, M, 2] (chosen, rejected) as `row·R + slot` of the (micro)batch.
-      labels: i32[B, R] 1 = desirable, −1 = undesirable, 0 = the response of another
-        prompt (its `ids` are those of the prompt that it stands behind).
-      ratings: f32[B, R] the data's own score of each response; 0 at padding.
       groups: i32[B, M, K] the responses of each ranking, best first, as in `pairs`; K
-        of the longest ranking, M of its own.
-      ref_token_logps: f32[B, C] nats, the reference's; None until annotated.
-      ref_states: [B, C, D] hidden states of the reference at `parents`; None until
-        annotated, and where no loss needs the reference's whole distribution.
+        of the longest ranking, M of the rankings. None in runs without rankings.
+      token: name -> [B, C, …] a column of the scored tokens, as in `Record`.
+        `ref_states`: [B, C, D] hidden states of the reference at `parents`, where a
+        loss needs the reference's whole distribution.
+      response: name -> f32[B, R] a column of the responses, as in `Record`.
     """
 
     tokens: Array
@@ -83,11 +83,9 @@ class Batch(NamedTuple):
     ends: Array
     ids: Array
     pairs: Array
-    labels: Array | None = None
-    ratings: Array | None = None
     groups: Array | None = None
-    ref_token_logps: Array | None = None
-    ref_states: Array | None = None
+    token: Mapping[str, Array] = {}
+    response: Mapping[str, Array] = {}
 
 
 class Head(NamedTuple):
@@ -139,35 +137,30 @@ class TokenPlaces(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """What an objective's loss sees of a (micro)batch; None where nobody asked for it.
+    """What an objective's loss sees of a (micro)batch.
 
     Attributes:
       lengths: f32[B, R] tokens of each response; 0 = empty slot.
       pairs: i32[B, M, 2] as in `Batch`.
-      logps: f32[B, R] nats, (weighted) sum over each response.
-      ref_logps: f32[B, R] nats, the reference's under the same weights, no gradient.
-      entropy: f32[B, R] nats, summed over each response, no gradient.
-      correct: f32[B, R] tokens of each response that the policy thinks likeliest.
-      certainty: f32[B, R] mean over each response of log p − log Σ_v p_v², no gradient.
-      kls: f32[B, R] nats, Σ_t KL(ref‖policy) along each response.
-      scores: f32[B, R] of a reward model.
-      ratings: f32[B, R] as in `Batch`.
-      labels: i32[B, R] as in `Batch`.
       groups: i32[B, M, K] as in `Batch`.
+      token: name -> f32[B, C] of each scored token, those that an objective asks for.
+      response: name -> f32[B, R] of each response.
+
+        logps: nats, (weighted) sum over the response.
+        ref_logps: the reference's under the same weights, no gradient.
+        entropy: nats, summed over the response, no gradient.
+        correct: tokens of the response that the policy thinks likeliest.
+        certainty: mean over the response of log p − log Σ_v p_v², no gradient.
+        kls: nats, Σ_t KL(ref‖policy) along the response.
+        scores: of a reward model.
+        labels, ratings: as in `Record`.
     """
 
     lengths: Array
     pairs: Array
-    logps: Array | None = None
-    ref_logps: Array | None = None
-    entropy: Array | None = None
-    correct: Array | None = None
-    certainty: Array | None = None
-    kls: Array | None = None
-    scores: Array | None = None
-    ratings: Array | None = None
-    labels: Array | None = None
     groups: Array | None = None
+    token: Mapping[str, Array] = {}
+    response: Mapping[str, Array] = {}
 
 
 class PairLogps(NamedTuple):
@@ -284,11 +277,11 @@ class LossCurve(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """All that a run carries from step to step, and all that a checkpoint holds.
+    """All that changes from step to step, and all that a checkpoint holds.
 
     Attributes:
       step: i32[] optimizer steps taken.
-      params: float32 master weights of the policy.
+      params: float32 master weights of what is trained.
       opt_state: the optax state.
       stats: running statistics of the objective; {} where it has none.
       key: u32[2] raw PRNG key data of the run; steps fold their number into it.
@@ -320,18 +313,20 @@ class Samples(NamedTuple):
 
 
 Sums = dict[str, tuple[Array, Array]]  # metric name -> (sum, count)
+Reports = dict[str, Array]  # what a trunk says of a microbatch, summed over its rows
+Frozen = dict[str, Params]  # role -> parameters that never change: `ref`, `reward`, …
 
 
 class ApplyFn(Protocol):
     """Maps parameters and rows to hidden states and the head on them."""
 
-    def __call__(self, params: Params, batch: Batch) -> tuple[Array, Head]:
-        """Returns ([B, T, D] hidden states, head)."""
+    def __call__(self, params: Params, batch: Batch) -> tuple[Array, Head, Reports]:
+        """Returns [B, T, D] hidden states, the head, and what the trunk reports."""
         ...
 
 
 Stats = dict[str, Array]  # running statistics of an objective
-Hyper = dict[str, Array]  # float hyper-parameters, and arrays that a run holds constant
+Hyper = dict[str, Array]  # float hyper-parameters
 Counts = dict[str, Array]  # what losses divide by: `pairs`, `chosen_tokens`, …
 
 
@@ -350,8 +345,14 @@ class Objective(Protocol):
         """Counts from the masks of a microbatch what its loss will be divided by."""
         ...
 
-    def score(self, params: Params, batch: Batch, key: Array, hyper: Hyper) -> Columns:
-        """Runs the model on a microbatch; anything random is keyed by `Batch.ids`."""
+    def score(
+        self, params: Params, frozen: Frozen, batch: Batch, key: Array, hyper: Hyper
+    ) -> tuple[Columns, Reports]:
+        """Runs the model on a microbatch; anything random is keyed by `Batch.ids`.
+
+        Returns:
+          The columns, and what the trunk reports; parts of a step add up.
+        """
         ...
 
     def update(self, columns: Columns, stats: Stats, hyper: Hyper) -> Stats:
@@ -359,7 +360,12 @@ class Objective(Protocol):
         ...
 
     def loss(
-        self, columns: Columns, stats: Stats, hyper: Hyper, counts: Counts
+        self,
+        columns: Columns,
+        reports: Reports,
+        stats: Stats,
+        hyper: Hyper,
+        counts: Counts,
     ) -> tuple[Array, Sums]:
         """Returns this part's share of the mean loss, and {name: (sum, count)}.
 

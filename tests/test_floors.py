@@ -7,7 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    "types errors heads logps columns exact schema config models sharding report",
+    "types errors precision heads logps columns exact schema config models"
+    " sharding report",
     "losses data sampling train evals launch configs",
     "objectives experiments",
     "wiring build inspection",

@@ -7,8 +7,8 @@ room knows nothing of models, and text was left behind in `tokenize.py`.
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,8 +44,8 @@ class Shape(NamedTuple):
       comparisons: M of `pairs`.
       rankings: M of `groups`.
       group: K, responses of the longest ranking; 0 = there are no `groups`.
-      labelled: whether there are `labels`.
-      rated: whether there are `ratings`.
+      token: names of the columns of tokens.
+      response: names of the columns of responses.
     """
 
     rows: int
@@ -55,24 +55,24 @@ class Shape(NamedTuple):
     comparisons: int
     rankings: int = 0
     group: int = 0
-    labelled: bool = False
-    rated: bool = False
+    token: tuple[str, ...] = ()
+    response: tuple[str, ...] = ()
 
 
 def compared(record: Record) -> tuple[tuple[int, int], ...]:
     """Lists (better, worse) responses: those named, or the two of a plain pair."""
-    plain = not (record.comparisons or record.labels) and len(record.responses) == 2
+    judged = record.comparisons or "labels" in record.response
+    plain = not judged and len(record.responses) == 2
     return ((0, 1),) if plain else record.comparisons
 
 
-def has_labels(records: Sequence[Record]) -> bool:
-    """Tells whether all responses are judged one by one; False of no records."""
-    return bool(records) and all(record.labels for record in records)
-
-
-def has_ratings(records: Sequence[Record]) -> bool:
-    """Tells whether all responses carry the data's own score; False of no records."""
-    return bool(records) and all(record.ratings for record in records)
+def in_all(columns: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Names the columns that all records have, in the order of the first."""
+    every = iter(columns)
+    names = list(next(every, {}))
+    for each in every:
+        names = [name for name in names if name in each]
+    return tuple(names)
 
 
 def lengths_of(record: Record) -> Lengths:
@@ -136,7 +136,7 @@ def first_in(row: list[Document]) -> list[int]:
 
 
 def shape_of(plan: Plan, row_tokens: int, group: int) -> Shape:
-    """Finds the smallest shape that holds a plan, without labels and ratings.
+    """Finds the smallest shape that holds a plan, without columns.
 
     Args:
       plan: of any number of microbatches.
@@ -189,9 +189,9 @@ def empty(shape: Shape) -> Batch:
         ends=full(0, slots),
         ids=full(-1, slots),
         pairs=full(-1, comparisons, 2),
-        labels=full(0, slots) if shape.labelled else None,
-        ratings=np.zeros((rows, slots), np.float32) if shape.rated else None,
         groups=full(-1, shape.rankings, shape.group) if shape.group else None,
+        token={name: np.zeros((rows, scored), np.float32) for name in shape.token},
+        response={name: np.zeros((rows, slots), np.float32) for name in shape.response},
     )
 
 
@@ -232,10 +232,10 @@ def _write_response(
     batch.slots[row, entries] = cursor.slot
     batch.ends[row, cursor.slot] = end - 1
     batch.ids[row, cursor.slot] = record.index
-    if batch.labels is not None:
-        batch.labels[row, cursor.slot] = record.labels[which]
-    if batch.ratings is not None:
-        batch.ratings[row, cursor.slot] = record.ratings[which]
+    for name, column in batch.token.items():
+        column[row, entries] = record.token[name][which]
+    for name, column in batch.response.items():
+        column[row, cursor.slot] = record.response[name][which]
     return Cursor(end, cursor.entry + length, cursor.slot + 1)
 
 

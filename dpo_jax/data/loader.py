@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, chain
+from typing import Any
 
 import grain
 import numpy as np
@@ -223,8 +224,8 @@ class Loader:
         shape = layouts.shape_of(self._plan, chosen, most)
         self._largest = shape._replace(
             scored=round_up(shape.scored, SCORED_MULTIPLE),
-            labelled=layouts.has_labels(records),
-            rated=layouts.has_ratings(records),
+            token=layouts.in_all(record.token for record in records),
+            response=layouts.in_all(record.response for record in records),
         )
         # where each step begins, among all steps' records and among their documents
         self._firsts = [0, *accumulate(map(len, steps))]
@@ -295,7 +296,7 @@ class Loader:
         for hand in range(self._settings.microbatches):
             rows = layouts.rows_of(plan, hand, first)
             filled.append(layouts.fill(rows, records, shape, slice(start, stop)))
-        return Batch(*map(_stack, zip(*filled, strict=True)))
+        return stacked(filled)
 
     def records_at(self, step: int) -> Sequence[Record]:
         """Lists a step's records as they are laid out, joined."""
@@ -327,11 +328,15 @@ class Loader:
         return iter(steps.to_iter_dataset(options))
 
 
-def _stack(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
-    """Stacks one field of all microbatches, or leaves out one that none has."""
-    found = [part for part in parts if part is not None]
-    assert len(found) in (0, len(parts))  # all were filled to one shape
-    return np.stack(found) if found else None
+def stacked(parts: Sequence[Batch]) -> Batch:
+    """Lays the microbatches of a step behind each other, field by field."""
+
+    def stack(values: Sequence[Any]) -> Any:
+        if isinstance(values[0], dict):
+            return {name: stack([each[name] for each in values]) for name in values[0]}
+        return None if values[0] is None else np.stack(values)
+
+    return Batch(*(stack(values) for values in zip(*parts, strict=True)))
 
 
 def train_steps(

@@ -22,8 +22,7 @@ def mismatch(records: Sequence[Record], *, max_tokens: int) -> list[Record]:
       max_tokens: of a prompt with one response; what is borrowed is cut to fit.
 
     Returns:
-      As many records in the same order; what is borrowed has label 0, and rating 0
-      where there are ratings.
+      As many records in the same order; the columns of what is borrowed are 0.
 
     Source: arXiv:2402.01306 section 4.1, the mismatched pairs (x, y') of its z0.
     """
@@ -48,9 +47,8 @@ def _lenders(records: Sequence[Record]) -> list[int | None]:
 
 def _lend(record: Record, lender: Record, max_tokens: int) -> Record:
     room = max_tokens - len(record.prompt)
-    assert room > 0 and record.labels, record.index
+    assert room > 0 and "labels" in record.response, record.index
     return record._replace(
         responses=(*record.responses, lender.responses[0][:room]),
-        labels=(*record.labels, 0),
-        ratings=(*record.ratings, 0.0) if record.ratings else (),
+        response={name: (*each, 0.0) for name, each in record.response.items()},
     )

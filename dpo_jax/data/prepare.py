@@ -96,11 +96,10 @@ def _apart(record: Record) -> Iterator[Record]:
     for which, response in enumerate(record.responses):
         yield record._replace(
             responses=(response,),
-            labels=record.labels[which : which + 1],
-            ratings=record.ratings[which : which + 1],
+            response={name: (v[which],) for name, v in record.response.items()},
         )
 
 
 def _labels(singles: list[Record]) -> dict[str, int]:
-    desirable = sum(record.labels == (1,) for record in singles)
+    desirable = sum(record.response["labels"] == (1,) for record in singles)
     return {"desirable": desirable, "undesirable": len(singles) - desirable}

@@ -231,8 +231,10 @@ def _cut(
 def _record(row: RawRow, prompt: Ids, responses: Sequence[Ids]) -> Record:
     arrays = tuple(np.asarray(ids, np.int32) for ids in (prompt, *responses))
     better = () if row.labels else tuple(combinations(range(len(responses)), 2))
-    judged = row.labels, row.ratings, better, row.ranked
-    return Record(row.index, arrays[0], arrays[1:], *judged)
+    columns = {"labels": row.labels, "ratings": row.ratings}
+    known = {name: values for name, values in columns.items() if values}
+    record = Record(row.index, arrays[0], arrays[1:], better, row.ranked)
+    return record._replace(response=known)
 
 
 def _encode_all(

@@ -6,13 +6,12 @@ import jax
 import numpy as np
 
 from dpo_jax import columns
-from dpo_jax.types import Batch, Columns, Counts, Hyper, Objective, Params, Stats
+from dpo_jax.types import Batch, Columns, Counts, Hyper, Objective, Reports, Stats
 
-ScoreFn = Callable[[Params, Batch], tuple[Columns, Counts]]
+ScoreFn = Callable[[Batch], tuple[Columns, Reports, Counts]]
 
 
 def evaluate(
-    params: Params,
     batches: Iterable[Batch],
     *,
     score: ScoreFn,
@@ -28,7 +27,6 @@ def evaluate(
     training; evaluation does not move them.
 
     Args:
-      params: the policy's.
       batches: annotated microbatches that hold each record once.
       score: jitted `objective.score` and `objective.counts`, results on every host.
       objective: whose `loss` is computed.
@@ -40,10 +38,12 @@ def evaluate(
       {metric: mean}.
     """
     parts: list[Columns] = []
+    reported: list[Reports] = []
     totals: dict[str, float] = {}
     slots = 0
     for batch in batches:
-        part, counts = jax.device_get(score(params, batch))
+        part, reports, counts = jax.device_get(score(batch))
+        reported.append(reports)
         lead = jax.tree.map(lambda leaf: leaf[None], part)
         parts.append(columns.flat(lead, slots))
         slots += part.lengths.size
@@ -51,7 +51,8 @@ def evaluate(
             totals[name] = totals.get(name, 0.0) + float(count)
     whole = columns.concatenate(parts)
     counted = {name: np.float32(total) for name, total in totals.items()}
-    loss, sums = objective.loss(whole, stats, hyper, counted)
+    reports = jax.tree.map(lambda *parts: np.sum(parts, axis=0), *reported)
+    loss, sums = objective.loss(whole, reports, stats, hyper, counted)
     means = {name: float(s) / max(float(n), 1.0) for name, (s, n) in sums.items()}
     return {"loss": float(loss), **means, **extras(whole)}
 

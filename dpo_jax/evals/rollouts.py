@@ -62,11 +62,12 @@ def sequence_kl(
     Returns:
       f32[B, R] nats.
     """
-    hidden, head = apply(params, batch)
+    hidden, head, _ = apply(params, batch)
     states = jnp.take_along_axis(hidden, batch.parents[..., None], axis=1)
+    ref_hidden, ref_head, _ = ref_apply(ref_params, batch)
     # `kl` is that of the distribution given as `ref` against the one that is scored
-    ref = ref_apply(ref_params, batch)
-    kl = logps.list_stats(*ref, batch, chunk=chunk, ref=(states, head)).kl
+    other = (states, head)
+    kl = logps.list_stats(ref_hidden, ref_head, batch, chunk=chunk, ref=other).kl
     assert kl is not None
     ones, slots = jnp.ones(kl.shape), batch.ends.shape[-1]
     return logps.response_logps(kl, ones, batch.slots, slots)

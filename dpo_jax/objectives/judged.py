@@ -13,7 +13,18 @@ import jax
 import jax.numpy as jnp
 
 from dpo_jax.objectives import terms
-from dpo_jax.types import Array, Batch, Columns, Counts, Hyper, Params, Stats, Sums
+from dpo_jax.types import (
+    Array,
+    Batch,
+    Columns,
+    Counts,
+    Frozen,
+    Hyper,
+    Params,
+    Reports,
+    Stats,
+    Sums,
+)
 
 
 class Term(NamedTuple):
@@ -95,7 +106,7 @@ class Judged:
     """
 
     kind: Kind
-    scorer: Callable[[Params, Batch, Array, Hyper], Columns]
+    scorer: Callable[..., tuple[Columns, Reports]]
     parts: tuple[Term, ...]
     couples: bool = False
     weigh: Callable[[Columns], Array] | None = None
@@ -104,18 +115,26 @@ class Judged:
         """Counts what the losses may be divided by."""
         return terms.counts(batch)
 
-    def score(self, params: Params, batch: Batch, key: Array, hyper: Hyper) -> Columns:
+    def score(
+        self, params: Params, frozen: Frozen, batch: Batch, key: Array, hyper: Hyper
+    ) -> tuple[Columns, Reports]:
         """Scores a microbatch's responses."""
-        return self.scorer(params, batch, key, hyper)
+        return self.scorer(params, frozen, batch, key, hyper)
 
     def update(self, columns: Columns, stats: Stats, hyper: Hyper) -> Stats:
         """Takes the records of a step into the running statistics."""
         return updated(self.parts, self.kind.take(columns)[0], stats, hyper)
 
     def loss(
-        self, columns: Columns, stats: Stats, hyper: Hyper, counts: Counts
+        self,
+        columns: Columns,
+        reports: Reports,
+        stats: Stats,
+        hyper: Hyper,
+        counts: Counts,
     ) -> tuple[Array, Sums]:
         """Returns the loss and the metrics."""
+        del reports  # no trunk of today's families reports anything
         record, mask = self.kind.take(columns)
         weights = None if self.weigh is None else self.weigh(columns)
         value = weighted_sum(self.parts, record, mask, stats, hyper, counts, weights)

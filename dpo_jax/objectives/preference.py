@@ -35,8 +35,8 @@ def gather_pairs(columns: Columns) -> PairLogps:
 
     Without a reference its log-probs are zeros.
     """
-    chosen, rejected = sides(columns, columns.logps)
-    ref_chosen, ref_rejected = sides(columns, columns.ref_logps)
+    chosen, rejected = sides(columns, columns.response["logps"])
+    ref_chosen, ref_rejected = sides(columns, columns.response.get("ref_logps"))
     chosen_lengths, rejected_lengths = sides(columns, columns.lengths)
     pairs = PairLogps(
         chosen=chosen,
@@ -47,11 +47,11 @@ def gather_pairs(columns: Columns) -> PairLogps:
         rejected_lengths=rejected_lengths,
         mask=columns.pairs.reshape(-1, 2)[:, 0] >= 0,
     )
-    if columns.ratings is not None:
-        better, worse = sides(columns, columns.ratings)
+    if "ratings" in columns.response:
+        better, worse = sides(columns, columns.response["ratings"])
         pairs = pairs._replace(chosen_ratings=better, rejected_ratings=worse)
-    if columns.kls is not None:
-        better, worse = sides(columns, columns.kls)
+    if "kls" in columns.response:
+        better, worse = sides(columns, columns.response["kls"])
         pairs = pairs._replace(chosen_kls=better, rejected_kls=worse)
     return pairs
 
@@ -66,12 +66,13 @@ def metrics(columns: Columns, pairs: PairLogps, hyper: Hyper) -> Sums:
     """Averages what the field reports of pairs."""
     sums = terms.token_metrics(columns) | chosen_accuracy(columns)
     sums |= pair_metrics(pairs, hyper.get("beta"))
-    return sums if columns.ref_logps is None else sums | reference_metrics(pairs)
+    known = "ref_logps" in columns.response
+    return sums | reference_metrics(pairs) if known else sums
 
 
 def chosen_accuracy(columns: Columns) -> Sums:
     """Says how many chosen tokens are the likeliest; of them alone, as TRL counts."""
-    correct, _ = sides(columns, columns.correct)
+    correct, _ = sides(columns, columns.response["correct"])
     tokens, _ = sides(columns, columns.lengths)
     return {"mean_token_accuracy": (correct.sum(), tokens.sum())}
 

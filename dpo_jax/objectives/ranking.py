@@ -14,10 +14,11 @@ from dpo_jax.types import Array, Columns, Hyper, ListLogps, Sums
 
 def take_lists(columns: Columns) -> tuple[ListLogps, Array]:
     """Takes the responses of each ranking side by side; N = B·M."""
-    assert columns.groups is not None and columns.logps is not None
+    assert columns.groups is not None
     index = columns.groups.reshape(-1, columns.groups.shape[-1])  # [N, K]
     mask = index >= 0
-    ratios = columns.logps - jax.lax.stop_gradient(columns.ref_logps)
+    response = columns.response
+    ratios = response["logps"] - jax.lax.stop_gradient(response["ref_logps"])
     record = ListLogps(jnp.where(mask, ratios.reshape(-1)[index], 0.0), mask)
     return record, mask[:, 0]
 

@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from dpo_jax import logps
 from dpo_jax.models import scalar
 from dpo_jax.objectives import terms
 from dpo_jax.objectives.judged import Kind
@@ -15,9 +14,11 @@ from dpo_jax.types import (
     Array,
     Batch,
     Columns,
+    Frozen,
     Hyper,
     PairScores,
     Params,
+    Reports,
     Sums,
 )
 
@@ -35,22 +36,18 @@ class Scorer:
     apply: ApplyFn
 
     def __call__(
-        self, params: Params, batch: Batch, key: Array, hyper: Hyper
-    ) -> Columns:
+        self, params: Params, frozen: Frozen, batch: Batch, key: Array, hyper: Hyper
+    ) -> tuple[Columns, Reports]:
         """Runs the model on rows."""
-        del key, hyper
-        hidden, head = self.apply(params, batch)
-        return Columns(
-            lengths=logps.response_lengths(batch.slots, batch.ends.shape[-1]),
-            pairs=batch.pairs,
-            scores=scalar.scores(hidden, head, batch.ends),
-            ratings=batch.ratings,
-        )
+        del frozen, key, hyper
+        hidden, head, reports = self.apply(params, batch)
+        scores = {"scores": scalar.scores(hidden, head, batch.ends)}
+        return terms.data_columns(batch, scores), reports
 
 
 def take_scores(columns: Columns) -> tuple[PairScores, Array]:
     """Takes the scores of pairs, and which of them count; no least margins."""
-    chosen, rejected = sides(columns, columns.scores)
+    chosen, rejected = sides(columns, columns.response["scores"])
     mask = columns.pairs.reshape(-1, 2)[:, 0] >= 0
     return PairScores(chosen, rejected, jnp.zeros_like(chosen)), mask
 
@@ -58,7 +55,7 @@ def take_scores(columns: Columns) -> tuple[PairScores, Array]:
 def take_scores_and_margins(columns: Columns) -> tuple[PairScores, Array]:
     """Takes the scores of pairs; the difference of ratings is the least margin."""
     record, mask = take_scores(columns)
-    better, worse = sides(columns, columns.ratings)
+    better, worse = sides(columns, columns.response["ratings"])
     return record._replace(margins=better - worse), mask
 
 
@@ -94,7 +91,7 @@ def calibration_error(columns: Columns) -> Array:
 
     Source: expected calibration error, arXiv:1706.04599 section 2.
     """
-    chosen, rejected = sides(columns, columns.scores)
+    chosen, rejected = sides(columns, columns.response["scores"])
     mask = columns.pairs.reshape(-1, 2)[:, 0] >= 0
     margins = chosen - rejected
     predicted = jax.nn.sigmoid(jnp.abs(margins))

@@ -5,7 +5,18 @@ import dataclasses
 import jax.numpy as jnp
 
 from dpo_jax.objectives import terms
-from dpo_jax.types import Array, Batch, Columns, Counts, Hyper, Params, Stats, Sums
+from dpo_jax.types import (
+    Array,
+    Batch,
+    Columns,
+    Counts,
+    Frozen,
+    Hyper,
+    Params,
+    Reports,
+    Stats,
+    Sums,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +34,11 @@ class Sft:
         """Counts tokens."""
         return terms.counts(batch)
 
-    def score(self, params: Params, batch: Batch, key: Array, hyper: Hyper) -> Columns:
+    def score(
+        self, params: Params, frozen: Frozen, batch: Batch, key: Array, hyper: Hyper
+    ) -> tuple[Columns, Reports]:
         """Scores a microbatch's responses."""
-        return self.scorer(params, batch, key, hyper)
+        return self.scorer(params, frozen, batch, key, hyper)
 
     def update(self, columns: Columns, stats: Stats, hyper: Hyper) -> Stats:
         """Keeps nothing."""
@@ -33,13 +46,18 @@ class Sft:
         return stats
 
     def loss(
-        self, columns: Columns, stats: Stats, hyper: Hyper, counts: Counts
+        self,
+        columns: Columns,
+        reports: Reports,
+        stats: Stats,
+        hyper: Hyper,
+        counts: Counts,
     ) -> tuple[Array, Sums]:
         """Returns the loss over tokens, and means over responses."""
-        del stats, hyper
-        assert columns.logps is not None
+        del reports, stats, hyper
+        logps = columns.response["logps"]
         filled = columns.lengths > 0
-        value = -columns.logps.sum() / jnp.maximum(counts["tokens"], 1.0)
-        means = {"logps/chosen": columns.logps, "lengths/chosen": columns.lengths}
+        value = -logps.sum() / jnp.maximum(counts["tokens"], 1.0)
+        means = {"logps/chosen": logps, "lengths/chosen": columns.lengths}
         sums = terms.masked_means(means, filled) | terms.token_metrics(columns)
         return value, sums

@@ -13,9 +13,11 @@ from dpo_jax.types import (
     Batch,
     Columns,
     Counts,
+    Frozen,
     Head,
     Hyper,
     Params,
+    Reports,
     Sums,
     TokenPlaces,
     TokenStats,
@@ -33,34 +35,35 @@ class Scorer:
       chunk: scored tokens per row whose logits are held at a time.
       weigh: weights of the tokens in a response's sum, which the reference shares; None
         = every token counts once.
-      ref_head: the reference's head, for losses that need its whole distribution beside
-        `Batch.ref_states`; None for all others.
-      certain: whether `Columns.certainty` is asked for.
+      ref_head: the head of the reference's parameters, for losses that need its whole
+        distribution beside the column `ref_states`; None for all others.
+      certain: whether the column `certainty` is asked for.
     """
 
     apply: ApplyFn
     chunk: int
     weigh: Weigh | None = None
-    ref_head: Callable[[Hyper], Head] | None = None
+    ref_head: Callable[[Params], Head] | None = None
     certain: bool = False
 
     def __call__(
-        self, params: Params, batch: Batch, key: Array, hyper: Hyper
-    ) -> Columns:
+        self, params: Params, frozen: Frozen, batch: Batch, key: Array, hyper: Hyper
+    ) -> tuple[Columns, Reports]:
         """Runs the model on rows and sums what it says over their responses."""
         ref = None
         if self.ref_head is not None:
-            ref = (batch.ref_states, self.ref_head(hyper))
-        stats = token_stats(self.apply, params, batch, self.chunk, ref)
+            ref = (batch.token["ref_states"], self.ref_head(frozen["ref"]))
+        stats, reports = token_stats(self.apply, params, batch, self.chunk, ref)
         weights = None
         if self.weigh is not None:
             weights = self.weigh(places(batch, key), hyper)
-        found = columns(stats, batch, weights)
+        scored = columns(stats, batch, weights)
         if not self.certain:
-            return found
-        lengths = jnp.maximum(found.lengths, 1.0)
+            return scored, reports
         sure = jax.lax.stop_gradient(stats.logps) - stats.collision
-        return found._replace(certainty=total(sure, batch) / lengths)
+        certainty = total(sure, batch) / jnp.maximum(scored.lengths, 1.0)
+        response = {**scored.response, "certainty": certainty}
+        return scored._replace(response=response), reports
 
 
 def token_stats(
@@ -69,15 +72,15 @@ def token_stats(
     batch: Batch,
     chunk: int,
     ref: tuple[Array, Head] | None = None,
-) -> TokenStats:
+) -> tuple[TokenStats, Reports]:
     """Runs a model on rows and scores their listed tokens, f32[B, C] each."""
-    hidden, head = apply(params, batch)
-    return logps.list_stats(hidden, head, batch, chunk=chunk, ref=ref)
+    hidden, head, reports = apply(params, batch)
+    return logps.list_stats(hidden, head, batch, chunk=chunk, ref=ref), reports
 
 
 def score(apply: ApplyFn, params: Params, batch: Batch, chunk: int) -> Columns:
     """Runs a model on rows and sums what it says over their responses."""
-    return columns(token_stats(apply, params, batch, chunk), batch)
+    return columns(token_stats(apply, params, batch, chunk)[0], batch)
 
 
 def total(values: Array, batch: Batch, weights: Array | None = None) -> Array:
@@ -88,20 +91,26 @@ def total(values: Array, batch: Batch, weights: Array | None = None) -> Array:
 
 def columns(stats: TokenStats, batch: Batch, weights: Array | None = None) -> Columns:
     """Sums token statistics over the responses of a microbatch."""
-    reference = batch.ref_token_logps
-    if reference is not None:
-        reference = jax.lax.stop_gradient(total(reference, batch, weights))
+    scored = {
+        "logps": total(stats.logps, batch, weights),
+        "entropy": total(stats.entropy, batch),
+        "correct": total(stats.correct, batch),
+    }
+    if "ref_logps" in batch.token:
+        reference = total(batch.token["ref_logps"], batch, weights)
+        scored["ref_logps"] = jax.lax.stop_gradient(reference)
+    if stats.kl is not None:
+        scored["kls"] = total(stats.kl, batch)
+    return data_columns(batch, scored)
+
+
+def data_columns(batch: Batch, scored: dict[str, Array]) -> Columns:
+    """Puts what was scored of each response, f32[B, R], beside what the data says."""
     return Columns(
         lengths=logps.response_lengths(batch.slots, batch.ends.shape[-1]),
         pairs=batch.pairs,
-        logps=total(stats.logps, batch, weights),
-        ref_logps=reference,
-        entropy=total(stats.entropy, batch),
-        correct=total(stats.correct, batch),
-        kls=None if stats.kl is None else total(stats.kl, batch),
-        ratings=batch.ratings,
-        labels=batch.labels,
         groups=batch.groups,
+        response={**batch.response, **scored},
     )
 
 
@@ -167,11 +176,10 @@ def masked_means(means: dict[str, Array], mask: Array) -> Sums:
 
 def token_metrics(columns: Columns) -> Sums:
     """Averages entropy and accuracy over all response tokens."""
-    assert columns.entropy is not None and columns.correct is not None
     tokens = columns.lengths.sum()
     return {
-        "entropy": (columns.entropy.sum(), tokens),
-        "mean_token_accuracy": (columns.correct.sum(), tokens),
+        "entropy": (columns.response["entropy"].sum(), tokens),
+        "mean_token_accuracy": (columns.response["correct"].sum(), tokens),
     }
 
 
@@ -185,8 +193,8 @@ def counts(batch: Batch) -> Counts:
         "chosen_tokens": chosen.sum(),
         "tokens": lengths.sum(),
     }
-    if batch.labels is not None:
-        found["singles"] = (batch.labels != 0).sum()
+    if "labels" in batch.response:
+        found["singles"] = (batch.response["labels"] != 0).sum()
     if batch.groups is not None:
         found["lists"] = (batch.groups[..., 0] >= 0).sum()
     return {name: value.astype(jnp.float32) for name, value in found.items()}

@@ -15,11 +15,11 @@ from dpo_jax.types import Array, Columns, Hyper, SingleLogps, Sums
 def take_singles(columns: Columns) -> tuple[SingleLogps, Array]:
     """Takes the responses of a batch one by one; N = B·R. Judged ones count."""
     mask = columns.lengths.reshape(-1) > 0
-    at = lambda values: jnp.where(mask, _flat(values), 0)  # noqa: E731
+    at = lambda name: jnp.where(mask, columns.response[name].reshape(-1), 0)  # noqa: E731
     record = SingleLogps(
-        logps=at(columns.logps),
-        ref_logps=jax.lax.stop_gradient(at(columns.ref_logps)),
-        labels=at(columns.labels),
+        logps=at("logps"),
+        ref_logps=jax.lax.stop_gradient(at("ref_logps")),
+        labels=at("labels").astype(jnp.int32),
         mask=mask,
     )
     return record, mask & (record.labels != 0)
@@ -29,12 +29,13 @@ def metrics(columns: Columns, record: SingleLogps, hyper: Hyper) -> Sums:
     """Averages by label; chosen = desirable, rejected = undesirable."""
     judged = record.mask & (record.labels != 0)
     lengths = columns.lengths.reshape(-1)
-    own = columns._replace(
-        lengths=jnp.where(judged, lengths, 0.0),
-        entropy=jnp.where(judged, _flat(columns.entropy), 0.0),
-        correct=jnp.where(judged, _flat(columns.correct), 0.0),
+    of_judged = {
+        name: jnp.where(judged, columns.response[name].reshape(-1), 0.0)
+        for name in ("entropy", "correct")
+    }
+    sums = terms.token_metrics(
+        columns._replace(lengths=jnp.where(judged, lengths, 0.0), response=of_judged)
     )
-    sums = terms.token_metrics(own)
     for name, label in (("chosen", 1), ("rejected", -1)):
         mask = record.mask & (record.labels == label)
         ratio = record.logps - record.ref_logps
@@ -48,11 +49,6 @@ def metrics(columns: Columns, record: SingleLogps, hyper: Hyper) -> Sums:
     ratio = record.logps - record.ref_logps
     borrowed = record.mask & (record.labels == 0)
     return sums | {"mismatched_kl": terms.masked_mean(ratio, borrowed)}
-
-
-def _flat(values: Array | None) -> Array:
-    assert values is not None
-    return values.reshape(-1)
 
 
 SINGLES = Kind(take_singles, metrics)

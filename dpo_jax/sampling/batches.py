@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from dpo_jax.precision import in_products_of
 from dpo_jax.sampling import rollout
 from dpo_jax.sampling.pick import Pick
 from dpo_jax.sampling.rollout import Decoding, Prompts, State
@@ -35,9 +36,9 @@ class Sampler(NamedTuple):
       mesh: that rows are spread over.
       max_new_tokens: G.
       ready: params -> weights.
-      start: (params, prompts, key, first, n=n) -> state.
+      start: (params, prompts, key, first, n) -> state.
       advance: (weights, state, until, kept) -> state, whose buffers it takes over.
-      finish: (samples [B, G], kept, n=n) -> samples [N, n, G].
+      finish: (samples [B, G], kept, n) -> samples [N, n, G].
       read: arrays of the mesh -> arrays of the host, on every process.
     """
 
@@ -87,6 +88,8 @@ def make_sampler(
     """
     shared = {"model": model, "pick": pick, "stops": np.asarray([*stops], np.int32)}
     start = functools.partial(rollout.start, **shared, max_new_tokens=max_new_tokens)
+    advance = functools.partial(rollout.advance, **shared)
+    start, advance = (in_products_of(model.dtype, part) for part in (start, advance))
     whole = jax.jit(lambda tree: tree, out_shardings=arrays.replicated(mesh))
 
     def finish(samples: Samples, kept: Array, n: int) -> Samples:
@@ -97,9 +100,9 @@ def make_sampler(
         mesh,
         max_new_tokens,
         jax.jit(model.ready),
-        jax.jit(start, static_argnames="n"),
-        jax.jit(functools.partial(rollout.advance, **shared), donate_argnums=1),
-        jax.jit(finish, static_argnames="n", out_shardings=arrays.row_sharding(mesh)),
+        jax.jit(start, static_argnums=4),
+        jax.jit(advance, donate_argnums=1),
+        jax.jit(finish, static_argnums=2, out_shardings=arrays.row_sharding(mesh)),
         lambda tree: arrays.to_host(whole(tree)),
     )
 
@@ -177,7 +180,7 @@ def rollouts(
     lengths, shards = [len(ids) for ids in prompts], mesh_lib.row_shards(sampler.mesh)
     for part in plan(lengths, n, batch=batch, shards=shards):
         rows = arrays.spread(lay_out(prompts, part), place)
-        state = sampler.start(params, rows, key, part.first, n=part.n)
+        state = sampler.start(params, rows, key, part.first, part.n)
         yield part, rows, _run(sampler, weights, state, part, watch)
 
 
@@ -199,7 +202,7 @@ def _run(
         looking, kept = ~samples.ended & (found == 0), arrays.spread(found, place)
         if not looking.any():
             break
-    return sampler.finish(state.samples, kept, n=part.n)
+    return sampler.finish(state.samples, kept, part.n)
 
 
 def gather(found: Iterable[tuple[Part, Any]], prompts: int, n: int) -> Any:

@@ -22,6 +22,7 @@ class Decoding(NamedTuple):
     """A model that can read a text piece by piece.
 
     Attributes:
+      dtype: of its computation.
       ready: parameters -> weights as `step` reads them.
       prefill: (params, batch, lengths i32[B], tokens of the longest text) ->
         ([B, D] hidden states of the last tokens, head, cache).
@@ -29,6 +30,7 @@ class Decoding(NamedTuple):
         token.
     """
 
+    dtype: Any
     ready: Callable[[Params], Any]
     prefill: Callable[[Params, Batch, Array, int], tuple[Array, Head, Any]]
     step: Callable[[Any, Array, Array, Any], tuple[Array, Head, Any]]
@@ -124,9 +126,9 @@ def start(
     prompts: Prompts,
     key: Array,
     first: Array,
+    n: int,
     *,
     model: Decoding,
-    n: int,
     max_new_tokens: int,
     pick: Pick,
     stops: Array,
@@ -138,8 +140,8 @@ def start(
       prompts: [N, P].
       key: PRNG key, of the run and, in training, of the turn.
       first: i32[] number of the first of the n samples.
-      model: the policy.
       n: samples of each prompt.
+      model: the policy.
       max_new_tokens: G ≥ 1.
       pick: of a row's logits.
       stops: i32[·] ids that end a sample.

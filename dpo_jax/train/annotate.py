@@ -1,23 +1,24 @@
 """Adds columns to a batch before the step: what the reference says of it.
 
-Reference parameters are arguments of the jitted function, never closed over and never
-aliased with the donated policy.
+`(state, frozen, batch, key, hyper) -> batch`, for every algorithm. Parameters are
+arguments of what is jitted, never closed over and never donated.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 
 from dpo_jax import logps
-from dpo_jax.types import ApplyFn, Array, Batch, Params
+from dpo_jax.types import ApplyFn, Array, Batch, Frozen, Hyper, Params, TrainState
 
-Fields = dict[str, Array]  # fields of `Batch` -> their values
-Ask = Callable[[Params, Batch], Fields]
-Annotate = Callable[[Params | None, Batch], Batch]
+TokenColumns = dict[str, Array]  # name -> [microbatches, B, C, …]
+Annotate = Callable[[TrainState, Frozen, Batch, Array, Hyper], Batch]
 
 
-def token_logps(params: Params, batch: Batch, *, apply: ApplyFn, chunk: int) -> Fields:
+def ref_logps(
+    params: Params, batch: Batch, *, apply: ApplyFn, chunk: int
+) -> TokenColumns:
     """Scores each microbatch under the reference.
 
     Args:
@@ -27,50 +28,66 @@ def token_logps(params: Params, batch: Batch, *, apply: ApplyFn, chunk: int) -> 
       chunk: scored tokens per row whose logits are held at a time.
 
     Returns:
-      `ref_token_logps` f32[microbatches, B, C] nats.
+      `ref_logps` f32[microbatches, B, C] nats.
     """
 
-    def one(rows: Batch) -> Array:
-        return logps.list_stats(*apply(params, rows), rows, chunk=chunk).logps
+    def one(rows: Batch) -> TokenColumns:
+        hidden, head, _ = apply(params, rows)
+        return {"ref_logps": logps.list_stats(hidden, head, rows, chunk=chunk).logps}
 
-    return {"ref_token_logps": jax.lax.map(one, batch)}
+    return jax.lax.map(one, batch)
 
 
-def token_logps_and_states(
+def ref_logps_and_states(
     params: Params, batch: Batch, *, apply: ApplyFn, chunk: int
-) -> Fields:
-    """Does as `token_logps`, and keeps the hidden states that its head would read.
+) -> TokenColumns:
+    """Does as `ref_logps`, and keeps the hidden states that its head would read.
 
     For losses that need the reference's whole distribution.
 
     Returns:
-      `ref_token_logps`, and `ref_states` [microbatches, B, C, D].
+      `ref_logps`, and `ref_states` [microbatches, B, C, D].
     """
 
-    def one(rows: Batch) -> tuple[Array, Array]:
-        hidden, head = apply(params, rows)
-        states = jnp.take_along_axis(hidden, rows.parents[..., None], axis=1)
-        return logps.list_stats(hidden, head, rows, chunk=chunk).logps, states
+    def one(rows: Batch) -> TokenColumns:
+        hidden, head, _ = apply(params, rows)
+        return {
+            "ref_logps": logps.list_stats(hidden, head, rows, chunk=chunk).logps,
+            "ref_states": jnp.take_along_axis(hidden, rows.parents[..., None], axis=1),
+        }
 
-    scored, states = jax.lax.map(one, batch)
-    return {"ref_token_logps": scored, "ref_states": states}
+    return jax.lax.map(one, batch)
 
 
-def nothing(ref: Params | None, batch: Batch) -> Batch:
-    """Leaves the batch as it is, where there is no reference."""
-    del ref
+def with_tokens(batch: Batch, columns: Mapping[str, Array]) -> Batch:
+    """Adds columns of tokens."""
+    return batch._replace(token={**batch.token, **columns})
+
+
+def nothing(
+    state: TrainState, frozen: Frozen, batch: Batch, key: Array, hyper: Hyper
+) -> Batch:
+    """Leaves the batch as it is: no reference, or its column came with the records."""
+    del state, frozen, key, hyper
     return batch
 
 
-def reference(ask: Ask, frozen: Params) -> Annotate:
-    """Makes an annotator that asks the frozen parameters, or those of the train state.
+def reference(score: Callable[[Params, Batch], TokenColumns]) -> Annotate:
+    """Makes an annotator that scores a batch under the reference.
 
     Args:
-      ask: jitted `token_logps` or `token_logps_and_states`.
-      frozen: parameters of a reference that does not move.
+      score: jitted `ref_logps` or `ref_logps_and_states`.
+
+    Returns:
+      The annotator: it reads the reference of the train state where that has one, else
+      `frozen['ref']`.
     """
 
-    def annotate(ref: Params | None, batch: Batch) -> Batch:
-        return batch._replace(**ask(frozen if ref is None else ref, batch))
+    def annotate(
+        state: TrainState, frozen: Frozen, batch: Batch, key: Array, hyper: Hyper
+    ) -> Batch:
+        del key, hyper
+        params = frozen["ref"] if state.ref is None else state.ref
+        return with_tokens(batch, score(params, batch))
 
     return annotate

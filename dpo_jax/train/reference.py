@@ -86,7 +86,7 @@ def places(batch: Batch) -> Iterator[Place]:
 
 
 def fill(batch: Batch, *, entries: Entries) -> Batch:
-    """Adds `ref_token_logps` f32[microbatches, B, C] to this host's rows.
+    """Adds the column `ref_logps` f32[microbatches, B, C] to this host's rows.
 
     Args:
       batch: NumPy arrays with a leading axis of microbatches.
@@ -102,7 +102,7 @@ def fill(batch: Batch, *, entries: Entries) -> Batch:
                 f"the reference cache lacks a response of row {batch.ids[place.row]}"
             )
         found[place.row][place.entries] = entries[place.key]
-    return batch._replace(ref_token_logps=found)
+    return batch._replace(token={**batch.token, "ref_logps": found})
 
 
 def split(batch: Batch, logps: Array) -> Entries:

@@ -1,9 +1,10 @@
 """One optimizer step, the same for every algorithm.
 
-`(state, batch, hyper) -> (state, metrics)`: gradients accumulate over microbatches
-exactly, a non-finite loss or gradient leaves the state as it was, and hyper-parameters
-are arrays, so a sweep over them compiles once. This room never asks what the objective
-is, nor whether a reference exists.
+`(state, frozen, batch, hyper) -> (state, metrics)`: gradients accumulate over
+microbatches exactly, a non-finite loss or gradient leaves the state as it was, what is
+frozen is read and neither donated nor differentiated, and hyper-parameters are arrays,
+so a sweep over them compiles once. This room never asks what the objective is, nor
+whether a reference exists.
 """
 
 from collections.abc import Callable
@@ -14,24 +15,27 @@ import jax.numpy as jnp
 import optax
 
 from dpo_jax import columns as columns_lib
+from dpo_jax.precision import in_products_of
 from dpo_jax.train.optimizer import Schedule
 from dpo_jax.types import (
     Array,
     Batch,
     Columns,
+    Frozen,
     Hyper,
     Objective,
     Params,
+    Reports,
     Stats,
     Sums,
     TrainState,
 )
 
 Metrics = dict[str, Array]
-StepFn = Callable[[TrainState, Batch, Hyper], tuple[TrainState, Metrics]]
+StepFn = Callable[[TrainState, Frozen, Batch, Hyper], tuple[TrainState, Metrics]]
 Sync = Callable[[Params, Params, Array], Params]  # (ref, policy, step) -> ref
 Result = TypeVar("Result")
-Found = tuple[Array, Sums, Stats]  # loss, sums and counts, new statistics
+Judged = tuple[Array, Sums, Stats]  # loss, sums and counts, new statistics
 
 
 def init_state(
@@ -64,23 +68,26 @@ def init_state(
 def accumulate(
     objective: Objective,
     params: Params,
+    frozen: Frozen,
     stats: Stats,
     batch: Batch,
     key: Array,
     hyper: Hyper,
     *,
     microbatches: int,
-) -> tuple[Params, Found]:
+) -> tuple[Params, Judged]:
     """Differentiates the loss of a whole step, microbatch by microbatch.
 
     What divides the loss is known from the masks beforehand, so the shares of the parts
     add up to the global mean, however ragged they are. Where a loss couples the batch,
     the parts are scored first, and the loss over all of them gives each part the
-    cotangents to pull back: two passes, as in GradCache (arXiv:2101.06983).
+    cotangents to pull back, those of what its trunk reports among them: two passes, as
+    in GradCache (arXiv:2101.06983).
 
     Args:
       objective: scores and loss.
       params: float32 masters.
+      frozen: parameters that get no gradient.
       stats: running statistics.
       batch: with a leading axis of microbatches.
       key: of this step.
@@ -92,12 +99,13 @@ def accumulate(
     """
     counts = jax.tree.map(lambda n: n.sum(0), jax.vmap(objective.counts)(batch))
 
-    def score(params: Params, rows: Batch) -> Columns:
-        return objective.score(params, rows, key, hyper)
+    def score(params: Params, rows: Batch) -> Scored:
+        return objective.score(params, frozen, rows, key, hyper)
 
-    def finish(columns: Columns) -> tuple[Array, Found]:
+    def finish(scored: Scored) -> tuple[Array, Judged]:
+        columns, reports = scored
         new = objective.update(columns, stats, hyper)
-        loss, sums = objective.loss(columns, new, hyper, counts)
+        loss, sums = objective.loss(columns, reports, new, hyper, counts)
         return loss, (loss, sums, new)
 
     if microbatches == 1:
@@ -109,13 +117,14 @@ def accumulate(
     return grads, (loss, sums, stats)
 
 
-Score = Callable[[Params, Batch], Columns]
-Finish = Callable[[Columns], tuple[Array, Found]]
+Scored = tuple[Columns, Reports]
+Score = Callable[[Params, Batch], Scored]
+Finish = Callable[[Scored], tuple[Array, Judged]]
 
 
 def _whole(
     score: Score, finish: Finish, params: Params, rows: Batch
-) -> tuple[Params, Found]:
+) -> tuple[Params, Judged]:
     """Takes one part in one pass."""
     return jax.grad(lambda params: finish(score(params, rows)), has_aux=True)(params)
 
@@ -134,20 +143,24 @@ def _in_parts(
 
 def _in_two_passes(
     score: Score, finish: Finish, params: Params, batch: Batch
-) -> tuple[Params, Found]:
+) -> tuple[Params, Judged]:
     """Scores all parts, takes the loss of them all, pulls back through each."""
     parts = jax.lax.map(lambda rows: score(params, rows), batch)
     values, rest = floats_apart(parts)
-    cotangents, found = jax.grad(
-        lambda values: finish(columns_lib.flat(rest(values))), has_aux=True
-    )(values)
+
+    def whole(values: list[Array]) -> tuple[Array, Judged]:
+        columns, reports = rest(values)
+        summed = jax.tree.map(lambda part: part.sum(0), reports)
+        return finish((columns_lib.flat(columns), summed))
+
+    cotangents, judged = jax.grad(whole, has_aux=True)(values)
 
     def one(part: tuple[Batch, list[Array]]) -> Params:
         rows, cotangent = part
         again = lambda params: floats_apart(score(params, rows))[0]  # noqa: E731
         return jax.vjp(again, params)[1](cotangent)[0]
 
-    return added(one, (batch, cotangents)), found
+    return added(one, (batch, cotangents)), judged
 
 
 def floats_apart(tree: Any) -> tuple[list[Array], Callable[[list[Array]], Any]]:
@@ -186,6 +199,7 @@ def clip(grads: Params, norm: Array, limit: float) -> Params:
 
 def train_step(
     state: TrainState,
+    frozen: Frozen,
     batch: Batch,
     hyper: Hyper,
     *,
@@ -199,7 +213,8 @@ def train_step(
     """Takes one optimizer step.
 
     Args:
-      state: donated by `compile_step`.
+      state: all that changes; donated by `compile_step`.
+      frozen: role -> parameters that never change.
       batch: annotated rows with a leading axis of microbatches.
       hyper: `lr`, and what the objective reads.
       objective: scores and loss.
@@ -217,6 +232,7 @@ def train_step(
     grads, (loss, sums, stats) = accumulate(
         objective,
         state.params,
+        frozen,
         state.stats,
         batch,
         key,
@@ -262,22 +278,24 @@ def compile_step(
     step: StepFn,
     *,
     state_shardings: object,
+    frozen_shardings: object,
     batch_sharding: object,
-    hyper_shardings: object,
     scalar: object,
+    dtype: str,
 ) -> StepFn:
     """Jits a step over a mesh with explicit shardings, the state donated.
 
     Args:
-      step: `(state, batch, hyper) -> (state, metrics)`.
+      step: `(state, frozen, batch, hyper) -> (state, metrics)`.
       state_shardings: tree of `NamedSharding`s like the state.
+      frozen_shardings: tree of `NamedSharding`s like what is frozen.
       batch_sharding: of every leaf of the batch.
-      hyper_shardings: of the hyper-parameters, one or a tree of them.
-      scalar: sharding of the metrics.
+      scalar: sharding of hyper-parameters and metrics.
+      dtype: of the model's computation.
     """
     return jax.jit(
-        step,
-        in_shardings=(state_shardings, batch_sharding, hyper_shardings),
+        in_products_of(dtype, step),
+        in_shardings=(state_shardings, frozen_shardings, batch_sharding, scalar),
         out_shardings=(state_shardings, scalar),
         donate_argnums=(0,),
     )

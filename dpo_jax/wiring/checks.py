@@ -116,7 +116,7 @@ def check_data(config: Config, rows: tuple[Loss, ...], data: Data) -> None:
         return
     with collected(DataError) as complaints:
         for split, records in (("train", data.train), ("eval", data.eval)):
-            if not all(record.ratings for record in records):
+            if not all("ratings" in record.response for record in records):
                 complaints.append(
                     f"data.{split} has no columns 'score_chosen' and 'score_rejected' "
                     f"(or 'margin'), which loss.name={config.loss.name!r} reads"

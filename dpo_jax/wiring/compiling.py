@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
@@ -22,13 +21,12 @@ from dpo_jax.config import Config
 from dpo_jax.data import layouts
 from dpo_jax.errors import DeviceError
 from dpo_jax.losses import Loss
-from dpo_jax.models.decoder import abstract_params
 from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.sharding import arrays, rules
+from dpo_jax.train import annotate
 from dpo_jax.types import Batch, Hyper, Params
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring import training
-from dpo_jax.wiring.model import Model
 from dpo_jax.wiring.objective import hyper, needs_whole_reference
 
 ONE_CORE = {"v4": "megacore"}  # topologies that list a chip's cores unless asked not to
@@ -122,22 +120,19 @@ def compile_run(
         policy = model_wiring.make_model(config, folder, spec)
         model_wiring.check_loadable(policy, built)
         reference = model_wiring.reference_model(config, policy, built)
-        wired = training.wire(config, rows, policy, reference, built, steps)
+        trainer = training.make_trainer(config, rows, policy, reference, built, steps)
         batch = abstract_batch(shape, config.batch.microbatches, built)
-        given, found = abstract_hyper(config, built), []
+        found = []
         if reference is not None:
             whole = needs_whole_reference(rows)
             ask = model_wiring.compile_ask(config, reference, built, whole=whole)
-            params = abstract_weights(config, reference, built)
+            dtype = model_wiring.reference_dtype(config)
+            params = model_wiring.abstract_weights(reference, dtype, built)
             if config.ref.mode == "live":
                 found.append(compiled("reference", ask, params, batch))
             batch = annotated(ask, params, batch, built)
-            if whole:
-                given |= abstract_head(reference, params, built)
-        return [
-            *found,
-            compiled("train step", wired.step, wired.abstract, batch, given),
-        ]
+        given = trainer.abstract, trainer.frozen, batch, abstract_hyper(config, built)
+        return [*found, compiled("train step", trainer.step, *given)]
 
 
 def abstract_batch(shape: layouts.Shape, microbatches: int, built: Mesh) -> Batch:
@@ -156,28 +151,13 @@ def annotated(ask: Any, params: Params, batch: Batch, built: Mesh) -> Batch:
     columns = jax.eval_shape(ask, params, batch)
     place = arrays.row_sharding(built, leading=1)
     places = dict.fromkeys(columns, place)
-    return batch._replace(**rules.with_shardings(columns, places))
-
-
-def abstract_weights(config: Config, reference: Model, built: Mesh) -> Params:
-    """Returns the reference's parameters as shapes, in the dtype it is held in."""
-    dtype = jnp.dtype(model_wiring.reference_dtype(config))
-    cast = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype)  # noqa: E731
-    params = jax.tree.map(cast, abstract_params(reference.spec))
-    places = model_wiring.param_places(reference.spec, built)
-    return rules.with_shardings(params, places)
+    return annotate.with_tokens(batch, rules.with_shardings(columns, places))
 
 
 def abstract_hyper(config: Config, built: Mesh) -> Hyper:
     """Returns the float hyper-parameters as shapes."""
     values = jax.eval_shape(lambda: hyper(config))
     return rules.with_shardings(values, dict.fromkeys(values, arrays.replicated(built)))
-
-
-def abstract_head(reference: Model, params: Params, built: Mesh) -> Hyper:
-    """Returns the reference's head, where it is among the hyper-parameters."""
-    head = model_wiring.head_as_hyper(jax.eval_shape(reference.head, params))
-    return rules.with_shardings(head, model_wiring.head_places(reference, built))
 
 
 def compiled(name: str, program: Any, *shapes: Any) -> Program:

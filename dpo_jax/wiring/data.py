@@ -102,7 +102,8 @@ def fingerprint(records: Sequence[Record]) -> str:
         digest.update(np.array([record.index, *lengths], np.int64).tobytes())
         for part in (record.prompt, *record.responses):
             digest.update(np.asarray(part, np.int32).tobytes())
-        judged = (record.labels, record.ratings, record.comparisons, record.ranked)
+        labels, ratings = (record.response.get(n, ()) for n in ("labels", "ratings"))
+        judged = (labels, ratings, record.comparisons, record.ranked)
         if judged not in PLAIN:
             digest.update(repr(judged).encode())
     return digest.hexdigest()[:16]

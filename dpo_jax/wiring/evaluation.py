@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -14,6 +15,7 @@ from dpo_jax.data.loader import Loader
 from dpo_jax.evals import preference, rollouts
 from dpo_jax.evals.rollouts import Rollout
 from dpo_jax.objectives import reward
+from dpo_jax.precision import in_products_of
 from dpo_jax.sampling import batches, pick
 from dpo_jax.sampling.batches import Sampler
 from dpo_jax.sampling.rollout import Prompts, rows_of
@@ -24,14 +26,17 @@ from dpo_jax.types import (
     Batch,
     Columns,
     Counts,
+    Frozen,
     Hyper,
     Params,
+    Reports,
     Samples,
     TrainState,
 )
 from dpo_jax.wiring import generation
 from dpo_jax.wiring.data import global_batches
 from dpo_jax.wiring.model import Model, Reference
+from dpo_jax.wiring.parts import Parts
 from dpo_jax.wiring.reference import Annotators
 from dpo_jax.wiring.training import Trainer
 
@@ -47,24 +52,29 @@ def make_evaluate(
     of_scores = trainer.kind == "reward"
     extras = reward_extras if of_scores else preference.no_extras
 
-    def score(params: Params, batch: Batch, hyper: Hyper) -> tuple[Columns, Counts]:
+    def score(
+        params: Params, frozen: Frozen, batch: Batch, hyper: Hyper
+    ) -> tuple[Columns, Reports, Counts]:
         rows = jax.tree.map(lambda leaf: leaf[0], batch)
-        return objective.score(params, rows, key, hyper), objective.counts(rows)
+        counts = objective.counts(rows)
+        return *objective.score(params, frozen, rows, key, hyper), counts
 
-    compiled = jax.jit(score, out_shardings=arrays.replicated(built))
+    compiled = jax.jit(
+        in_products_of(trainer.dtype, score), out_shardings=arrays.replicated(built)
+    )
+    frozen, hyper = asked.frozen, trainer.hyper()
 
     def evaluate(state: TrainState) -> dict[str, float]:
         batches = global_batches(loads, built, 0, asked.on_host)
-        batches = (asked.on_device(state.ref, batch) for batch in batches)
+        annotated = (
+            asked.on_device(state, frozen, batch, key, hyper) for batch in batches
+        )
         return preference.evaluate(
-            state.params,
-            batches,
-            score=lambda params, batch: compiled(
-                params, batch, trainer.hyper | asked.head
-            ),
+            annotated,
+            score=lambda batch: compiled(state.params, frozen, batch, hyper),
             objective=objective,
             stats=jax.device_get(state.stats),
-            hyper={name: float(value) for name, value in trainer.hyper.items()},
+            hyper=jax.device_get(hyper),
             extras=extras,
         )
 
@@ -85,9 +95,10 @@ class Sampled(NamedTuple):
 
 
 def make_rollouts(
-    config: Config, policy: Model, reference: Reference, tokenizer: Any, mesh: Mesh
+    config: Config, parts: Parts, reference: Reference
 ) -> Callable[[Params], Sampled]:
     """Builds `params -> Sampled` on the prompts of a source with a true reward."""
+    policy, mesh, tokenizer = parts.model, parts.mesh, parts.data.tokenizer
     source = sources.JUDGED[config.data.eval]
     texts = source.prompts(config.seed, config.eval.rollouts, split="eval")
     prompts = [generation.encode(config, tokenizer, text) for text in texts]
@@ -105,7 +116,6 @@ def make_rollouts(
             mesh=mesh,
         )
 
-    @jax.jit
     def kl(params: Params, ref: Params, rows: Prompts, samples: Samples) -> Array:
         return rollouts.sequence_kl(
             params,
@@ -133,13 +143,16 @@ def make_rollouts(
     def none(params: Params, ref: Params, rows: Prompts, samples: Samples) -> Array:
         return np.zeros(samples.ended.shape, np.float32)  # the reference to itself
 
+    ours, theirs = policy.decoder, reference.model.decoder
     sampler = of_ref = sampler_of(policy)  # one where both compute the same
-    if reference.model.decoder != policy.decoder:
+    if theirs != ours:
         of_ref = sampler_of(reference.model)
     before = play(of_ref, reference.params, none)
+    widest = jnp.promote_types(ours.dtype, theirs.dtype).name
+    compiled = jax.jit(in_products_of(widest, kl))
 
     def sample(params: Params) -> Sampled:
-        return Sampled(texts, play(sampler, params, kl), before)
+        return Sampled(texts, play(sampler, params, compiled), before)
 
     return sample
 

@@ -316,6 +316,7 @@ def encode(config: Config, tokenizer: Any, prompt: Text) -> np.ndarray:
 def make_decoding(decoder: Decoder) -> Decoding:
     """Makes a decoder read texts piece by piece."""
     return Decoding(
+        dtype=decoder.dtype,
         ready=functools.partial(decode.ready, decoder),
         prefill=lambda params, batch, lengths, tokens: decode.prefill(
             decoder, params, batch, lengths, tokens=tokens

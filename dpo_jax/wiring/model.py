@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from dpo_jax.config import Config
 from dpo_jax.data import tokenize
@@ -17,9 +17,10 @@ from dpo_jax.errors import ConfigError, DeviceError
 from dpo_jax.models import attention, files, hf, scalar
 from dpo_jax.models.decoder import Decoder, abstract_params, init_params
 from dpo_jax.models.spec import DecoderSpec, preset
+from dpo_jax.precision import in_products_of
 from dpo_jax.sharding import arrays, mesh, rules
 from dpo_jax.train import annotate
-from dpo_jax.types import ApplyFn, Array, Batch, Head, Hyper, Params
+from dpo_jax.types import ApplyFn, Array, Batch, Head, Params, Reports
 
 
 class Model(NamedTuple):
@@ -97,9 +98,9 @@ def make_model(
         constrain=arrays.constrain_rows,
     )
 
-    def apply(params: Params, batch: Batch) -> tuple[Array, Head]:
+    def apply(params: Params, batch: Batch) -> tuple[Array, Head, Reports]:
         hidden, head = decoder.apply({"params": params}, batch)
-        return hidden, head  # pyright: ignore (flax types both as one union)
+        return hidden, head, {}  # pyright: ignore (flax types both as one union)
 
     return Model(spec, folder, apply, decoder, decoder.head)
 
@@ -154,20 +155,25 @@ def param_places(spec: DecoderSpec, built: Mesh) -> Any:
     return rules.shardings(abstract_params(spec), built, rules.PARAM_RULES)
 
 
+def abstract_weights(model: Model, dtype: str, built: Mesh) -> Params:
+    """Returns parameters as shapes with shardings, in the dtype they are held in."""
+    cast = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype))  # noqa: E731
+    params = jax.tree.map(cast, abstract_params(model.spec))
+    return rules.with_shardings(params, param_places(model.spec, built))
+
+
 class Reference(NamedTuple):
-    """The reference and the annotator that asks it.
+    """The reference, held in its own arrays and dtype.
 
     Attributes:
       model: its decoder.
-      params: as it starts; a reference that follows the policy is in the train state.
-      annotate: `(reference of the train state or None, batch) -> batch`.
-      head: its head as hyper-parameters of the step; {} where no loss needs it.
+      params: as it starts.
+      score: jitted `(params, batch) -> columns of tokens`.
     """
 
     model: Model
     params: Params
-    annotate: annotate.Annotate
-    head: Hyper
+    score: Callable[[Params, Batch], annotate.TokenColumns]
 
 
 def reference_model(config: Config, policy: Model, built: Mesh) -> Model | None:
@@ -208,9 +214,8 @@ def make_reference(
     if model is None:
         return None
     params = load_params(model, built, reference_dtype(config), seed=config.seed)
-    ask = compile_ask(config, model, built, whole=whole)
-    head = head_as_hyper(jax.jit(model.head)(params)) if whole else {}
-    return Reference(model, params, annotate.reference(ask, params), head)
+    score = compile_ask(config, model, built, whole=whole)
+    return Reference(model, params, score)
 
 
 def reference_dtype(config: Config) -> str:
@@ -221,35 +226,13 @@ def reference_dtype(config: Config) -> str:
 
 
 def compile_ask(config: Config, model: Model, built: Mesh, *, whole: bool) -> Any:
-    """Jits what a reference is asked for: `(params, batch) -> fields of the batch`."""
-    ask = functools.partial(
-        annotate.token_logps_and_states if whole else annotate.token_logps,
+    """Jits what a reference is asked for: `(params, batch) -> columns of tokens`."""
+    score = functools.partial(
+        annotate.ref_logps_and_states if whole else annotate.ref_logps,
         apply=model.apply,
         chunk=config.model.logits_chunk,
     )
-    return jax.jit(ask, out_shardings=arrays.row_sharding(built, leading=1))
-
-
-REF_KERNEL, REF_BIAS = "ref_kernel", "ref_bias"  # keys of `Hyper`
-
-
-def head_as_hyper(head: Head) -> Hyper:
-    """Lays a reference's head among the hyper-parameters of the step."""
-    found = {REF_KERNEL: head.kernel}
-    return found if head.bias is None else found | {REF_BIAS: head.bias}
-
-
-def head_from_hyper(reference: Model) -> Callable[[Hyper], Head]:
-    """Takes the reference's head back from where `head_as_hyper` laid it."""
-    softcap = reference.spec.final_softcap
-    return lambda hyper: Head(hyper[REF_KERNEL], hyper.get(REF_BIAS), softcap)
-
-
-def head_places(reference: Model, built: Mesh) -> dict[str, NamedSharding]:
-    """Gives the sharding of each array of `head_as_hyper`."""
-    names = {REF_KERNEL: "head/kernel", REF_BIAS: "head/bias"}
-    head = jax.eval_shape(reference.head, abstract_params(reference.spec))
-    return {
-        key: rules.place(names[key], leaf.shape, built, rules.PARAM_RULES)
-        for key, leaf in head_as_hyper(head).items()
-    }
+    return jax.jit(
+        in_products_of(config.ref.dtype or config.model.dtype, score),
+        out_shardings=arrays.row_sharding(built, leading=1),
+    )

@@ -21,7 +21,7 @@ from dpo_jax.objectives import preference, ranking, reward, unpaired
 from dpo_jax.objectives.judged import Judged, Kind, Term
 from dpo_jax.objectives.sft import Sft
 from dpo_jax.objectives.terms import Scorer, Weigh
-from dpo_jax.types import ApplyFn, Array, Columns, Head, Hyper, Objective, Stats
+from dpo_jax.types import ApplyFn, Array, Columns, Head, Hyper, Objective, Params, Stats
 
 LossTable = Mapping[str, Loss | LossFn]
 
@@ -149,7 +149,7 @@ def plain(columns: Columns) -> Array:
 
     Source: WPO, arXiv:2406.11827 eq. 6.
     """
-    chosen, rejected = preference.sides(columns, columns.certainty)
+    chosen, rejected = preference.sides(columns, columns.response["certainty"])
     return jax.lax.stop_gradient(jnp.exp(chosen + rejected))
 
 
@@ -169,7 +169,7 @@ def make_objective(
     config: Config,
     rows: tuple[Loss, ...],
     apply: ApplyFn,
-    ref_head: Callable[[Hyper], Head] | None,
+    ref_head: Callable[[Params], Head] | None,
 ) -> Objective:
     """Builds what is minimised.
 
@@ -177,7 +177,8 @@ def make_objective(
       config: of the run.
       rows: from `components`.
       apply: the policy.
-      ref_head: the reference's head, where a loss needs its whole distribution.
+      ref_head: the head of the reference's parameters, where a loss needs its whole
+        distribution.
     """
     weights = config.loss.weights or (1.0,) * len(rows)
     parts = tuple(

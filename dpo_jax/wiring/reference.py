@@ -26,7 +26,7 @@ from dpo_jax.sharding import arrays, rules
 from dpo_jax.train import annotate, manifest
 from dpo_jax.train import reference as cache_lib
 from dpo_jax.train.reference import Entries, Store, Writer
-from dpo_jax.types import Array, Batch, Hyper, Params
+from dpo_jax.types import Array, Batch, Frozen, Params
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring.model import Model, Reference
 
@@ -40,18 +40,21 @@ class Annotators(NamedTuple):
 
     Attributes:
       on_host: on this host's rows, before they are global arrays: from the cache.
-      on_device: `(reference of the train state or None, batch) -> batch`: live.
-      head: the reference's head as hyper-parameters of the step; {} where none is read.
+      on_device: live; see `annotate.Annotate`.
       live: the reference, where it is held.
     """
 
     on_host: Callable[[Batch], Batch]
     on_device: annotate.Annotate
-    head: Hyper
     live: Reference | None
 
+    @property
+    def frozen(self) -> Frozen:
+        """What the step is given and never changes."""
+        return {} if self.live is None else {"ref": self.live.params}
 
-NONE = Annotators(as_it_is, annotate.nothing, {}, None)
+
+NONE = Annotators(as_it_is, annotate.nothing, None)
 
 
 class Step(NamedTuple):
@@ -95,7 +98,7 @@ def annotators(
     if live is None:
         return NONE
     if config.ref.mode != "cached":
-        return Annotators(as_it_is, live.annotate, live.head, live)
+        return Annotators(as_it_is, annotate.reference(live.score), live)
     steps = [
         Step(loads, number, keys_at(loads, number))
         for loads in loaders
@@ -106,7 +109,7 @@ def annotators(
     cache = Cache(config, live, built, steps, pause)
     entries = cache.complete(cache_folder(config, workdir))
     fill = functools.partial(cache_lib.fill, entries=entries)
-    return Annotators(fill, annotate.nothing, {}, None)
+    return Annotators(fill, annotate.nothing, None)
 
 
 def cache_folder(config: Config, workdir: os.PathLike | str) -> epath.Path:
@@ -276,9 +279,9 @@ class Cache:
     def _scored(self, step: Step) -> Entries:
         """Scores this host's rows of a step under the reference."""
         rows = step.rows()
-        asked = self._live.annotate(None, arrays.to_global(rows, self._place))
-        assert asked.ref_token_logps is not None
-        return cache_lib.split(rows, local_rows(asked.ref_token_logps))
+        batch = arrays.to_global(rows, self._place)
+        scored = self._live.score(self._live.params, batch)["ref_logps"]
+        return cache_lib.split(rows, local_rows(scored))
 
     def _score_missing(self, store: Store) -> None:
         """Runs the reference over the steps that hold a response not yet known."""

@@ -16,12 +16,12 @@ from dpo_jax.models.decoder import abstract_params, flatten
 from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.sharding import arrays, rules
 from dpo_jax.train import optimizer, step, throughput
-from dpo_jax.types import Batch, Hyper, Objective, TrainState
+from dpo_jax.types import Frozen, Hyper, Objective, TrainState
 from dpo_jax.wiring.model import (
     Model,
-    head_from_hyper,
-    head_places,
+    abstract_weights,
     load_params,
+    reference_dtype,
 )
 from dpo_jax.wiring.objective import (
     hyper,
@@ -32,57 +32,42 @@ from dpo_jax.wiring.objective import (
 
 
 class Trainer(NamedTuple):
-    """The compiled parts of training.
+    """The step over a mesh, and what it takes.
 
     Attributes:
       init: () -> the state before the first step.
       abstract: the state as `jax.ShapeDtypeStruct`s with shardings.
-      step: `(state, annotated batch, the reference's head) -> (state, metrics)`.
+      frozen: what is frozen, likewise.
+      step: `(state, frozen, annotated batch, hyper) -> (state, metrics)`, jitted.
       kind: config.objective.
+      dtype: of the model's computation.
       objective: what is minimised.
-      hyper: float hyper-parameters.
+      hyper: () -> float hyper-parameters on the mesh.
     """
 
     init: Callable[[], TrainState]
     abstract: TrainState
-    step: Callable[[TrainState, Batch, Hyper], tuple[TrainState, step.Metrics]]
+    frozen: Frozen
+    step: step.StepFn
     kind: str
+    dtype: str
     objective: Objective
-    hyper: Hyper
+    hyper: Callable[[], Hyper]
 
 
-class Wired(NamedTuple):
-    """The step over a mesh, before any array lies there.
-
-    Attributes:
-      make: `(params, ref=None) -> the state before the first step`.
-      abstract: the state as `jax.ShapeDtypeStruct`s with shardings.
-      places: the sharding of each leaf of the state.
-      step: `(state, batch, hyper-parameters and the reference's head) -> (state,
-        metrics)`, jitted.
-      objective: what is minimised.
-    """
-
-    make: Callable[..., TrainState]
-    abstract: TrainState
-    places: Any
-    step: Any
-    objective: Objective
-
-
-def wire(
+def make_trainer(
     config: Config,
     rows: tuple[Loss, ...],
     model: Model,
     reference: Model | None,
     built: Mesh,
     steps: int,
-) -> Wired:
-    """Wires model, loss and optimizer into a step over the mesh."""
+) -> Trainer:
+    """Wires model, loss and optimizer into a step over the mesh; runs nothing."""
     tx = optimizer.direction(config.optimizer.name, config.optimizer.to_dict())
     whole = reference if needs_whole_reference(rows) else None
     objective = make_objective(
-        config, rows, model.apply, None if whole is None else head_from_hyper(whole)
+        config, rows, model.apply, None if whole is None else whole.head
     )
     follows = bool(config.ref.sync_every_steps)
     take = functools.partial(
@@ -101,49 +86,43 @@ def wire(
     stats = start_stats(rows)
     make = functools.partial(step.init_state, tx=tx, seed=config.seed, stats=stats)
     abstract, places = state_places(model.spec, make, built, follows)
+    frozen = abstract_frozen(config, reference, built)
     scalar = arrays.replicated(built)
     compiled = step.compile_step(
         take,
         state_shardings=places,
+        frozen_shardings=jax.tree.map(lambda leaf: leaf.sharding, frozen),
         batch_sharding=arrays.row_sharding(built, leading=1),
-        hyper_shardings=dict.fromkeys(hyper(config), scalar)
-        | ({} if whole is None else head_places(whole, built)),
         scalar=scalar,
+        dtype=config.model.dtype,
     )
-    abstract = rules.with_shardings(abstract, places)
-    return Wired(make, abstract, places, compiled, objective)
-
-
-def make_trainer(
-    config: Config,
-    rows: tuple[Loss, ...],
-    model: Model,
-    reference: Model | None,
-    built: Mesh,
-    steps: int,
-) -> Trainer:
-    """Wires the step, and what gives it its first state and its hyper-parameters."""
-    wired = wire(config, rows, model, reference, built, steps)
-    values = jax.device_put(hyper(config), arrays.replicated(built))
 
     def init() -> TrainState:
         load = functools.partial(load_params, built=built, seed=config.seed)
         params = load(model, dtype="float32")
-        follows = reference if config.ref.sync_every_steps else None
-        ref = None if follows is None else load(follows, dtype="float32")
-        start = jax.jit(
-            wired.make, out_shardings=wired.places, donate_argnames=("params", "ref")
-        )
+        follower = reference if follows else None
+        ref = None if follower is None else load(follower, dtype="float32")
+        start = jax.jit(make, out_shardings=places, donate_argnames=("params", "ref"))
         return start(params=params, ref=ref)
 
     return Trainer(
         init,
-        wired.abstract,
-        lambda state, batch, head: wired.step(state, batch, values | head),
+        rules.with_shardings(abstract, places),
+        frozen,
+        compiled,
         config.objective,
-        wired.objective,
-        values,
+        config.model.dtype,
+        objective,
+        lambda: jax.device_put(hyper(config), scalar),
     )
+
+
+def abstract_frozen(config: Config, reference: Model | None, built: Mesh) -> Frozen:
+    """Says which roles stand still during a run, their parameters as shapes."""
+    live = config.ref.mode == "live" and not config.ref.sync_every_steps
+    if reference is None or not live:
+        return {}
+    return {"ref": abstract_weights(reference, reference_dtype(config), built)}
 
 
 def warmup_steps(config: Config, steps: int) -> int:

@@ -64,7 +64,7 @@ BETA = 0.5  # what it means: step 4
 # %%
 def score(table):
     """Returns log π of each of the six answers, f64[6]."""
-    hidden, head = toy.apply(table, ROWS)
+    hidden, head, _ = toy.apply(table, ROWS)
     words = logps.token_logps(hidden, head, ROWS.parents, ROWS.targets, chunk=8)
     ones = jnp.ones_like(words.logps)
     return logps.response_logps(words.logps, ones, ROWS.slots, 1)[:, 0]
@@ -454,14 +454,19 @@ READ = jax.jit(lambda params, batch: MODEL.apply({"params": params}, batch)[0])
 
 
 def transformer(params, batch):
-    """Returns hidden states [B, T, D] and the head, in float64."""
-    hidden = READ(params, batch._replace(ref_token_logps=None))
+    """Returns hidden states [B, T, D] and the head, in float64; it reports nothing."""
+    hidden = READ(params, batch._replace(token={}))
     head = MODEL.head(params)
-    return hidden.astype(float), head._replace(kernel=head.kernel.astype(float))
+    return hidden.astype(float), head._replace(kernel=head.kernel.astype(float)), {}
+
+
+def sequence_logps(params):
+    """Returns log π(y|x) of every response of the table."""
+    return terms.score(transformer, params, ROWS, 8).response["logps"][:, 0]
 
 
 PARAMS, _, _ = toy.minimise(
-    lambda p: -(jnp.exp(REF) * terms.score(transformer, p, ROWS, 8).logps[:, 0]).sum(),
+    lambda params: -(jnp.exp(REF) * sequence_logps(params)).sum(),
     jax.jit(init_params, static_argnums=0)(MODEL.spec, jax.random.key(0)),
     lr=3e-3,
     steps=150,
@@ -477,7 +482,7 @@ print("parents ", " " * 39, *(f"{t:>9}" for t in ROW.parents[0]))
 print("targets ", " " * 39, *(f"{toy.WORDS[v]:>9}" for v in ROW.targets[0]))
 
 # %%
-hidden, head = transformer(PARAMS, ROW)
+hidden, head, _ = transformer(PARAMS, ROW)
 values = heads.logits(hidden, head)[0]  # [8, 14] logits
 log_probs = jax.nn.log_softmax(values)  # [8, 14] log-probs of every word
 picked = log_probs[ROW.parents[0], ROW.targets[0]]  # [4] gather
@@ -512,8 +517,8 @@ PAIR = toy.record("Shanghai is in China", "Shanghai is in Japan")  # chosen, rej
 batches = {}
 for layout, row_tokens in (("padded", 8), ("packed", 16), ("prefix_shared", 12)):
     batch = toy.rows([PAIR], layout=layout, row_tokens=row_tokens)
-    reference = terms.token_stats(transformer, PARAMS, batch, 8).logps
-    batches[layout] = batch._replace(ref_token_logps=reference)
+    reference = terms.token_stats(transformer, PARAMS, batch, 8)[0].logps
+    batches[layout] = batch._replace(token={"ref_logps": reference})
 
     pairs = gather_pairs(terms.score(transformer, PARAMS, batches[layout], 8))
     sides = (side[pairs.mask] for side in pairs[:4])
@@ -598,7 +603,7 @@ drawing.show(drawing.policies(toy.ANSWERS, shown, title), "12_all_of_it", OUT)
 # %%
 def score_every_token(table):
     """Sums log-probs over the row: prompt, response and padding."""
-    hidden, head = toy.apply(table, ROWS)
+    hidden, head, _ = toy.apply(table, ROWS)
     parents = np.tile(np.arange(9), (6, 1))  # every token but the last predicts …
     targets = ROWS.tokens[:, 1:]  # … the one behind it
     return logps.token_logps(hidden, head, parents, targets, chunk=9).logps.sum(-1)
@@ -645,7 +650,7 @@ drawing.show(figure, "13_no_mask", OUT)
 # %%
 def score_current(table):
     """Asks each token for itself, not for the one behind it."""
-    hidden, head = toy.apply(table, ROWS)
+    hidden, head, _ = toy.apply(table, ROWS)
     words = logps.token_logps(hidden, head, ROWS.parents + 1, ROWS.targets, chunk=8)
     ones = jnp.ones_like(words.logps)
     return logps.response_logps(words.logps, ones, ROWS.slots, 1)[:, 0]

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from dpo_jax.data import layouts
-from dpo_jax.types import Array, Batch, Head, Params, Record
+from dpo_jax.types import Array, Batch, Head, Params, Record, Reports
 
 WORDS = "<pad> Where is Shanghai ? in China Japan a city In It I think".split()
 PROMPT = "Where is Shanghai ?"
@@ -94,7 +94,7 @@ def reference_table(seed: int) -> np.ndarray:
     return table
 
 
-def apply(table: Array, batch: Batch) -> tuple[Array, Head]:
+def apply(table: Array, batch: Batch) -> tuple[Array, Head, Reports]:
     """Reads the table as a model: a hidden state says which prefix was read.
 
     Args:
@@ -102,12 +102,12 @@ def apply(table: Array, batch: Batch) -> tuple[Array, Head]:
       batch: rows of `answer_rows`; they must be NumPy arrays.
 
     Returns:
-      One-hot [B, T, prefixes] and the head, as every model of dpo_jax does.
+      One-hot [B, T, prefixes], the head and no reports, as every model of dpo_jax does.
     """
     prefixes = numbered()
     read = [[prefixes[p] for p in _prefixes(row)] for row in np.asarray(batch.tokens)]
     hidden = jax.nn.one_hot(np.array(read), len(prefixes), dtype=table.dtype)
-    return hidden, Head(table, None)
+    return hidden, Head(table, None), {}
 
 
 def next_words(table: Array, text: str) -> dict[str, float]:

@@ -20,6 +20,11 @@ def record(index, prompt, *responses):
     return Record(index, take(prompt), tuple(take(n) for n in responses))
 
 
+def judged(record, **response):
+    """Gives a record columns of responses."""
+    return record._replace(response=response)
+
+
 def rows_of(layout, records, row_tokens):
     lengths = [layouts.lengths_of(r) for r in records]
     rows = layouts.LAYOUTS[layout](lengths, row_tokens)
@@ -159,18 +164,30 @@ def test_two_rankings_share_a_row_by_hand():
 def test_labels_and_ratings_stand_in_their_slots():
     """A row of 5 with the document of 3 tokens, then that of 2; and an empty one."""
     records = [
-        record(0, 1, 1)._replace(labels=(-1,), ratings=(0.5,)),
-        record(1, 1, 1, 1)._replace(labels=(1, 0), ratings=(2.5, 0.0)),
+        judged(record(0, 1, 1), labels=(-1,), ratings=(0.5,)),
+        judged(record(1, 1, 1, 1), labels=(1, 0), ratings=(2.5, 0.0)),
     ]
     rows, shape, bare = rows_of("prefix_shared", records, 5)
-    assert bare.labels is None and bare.ratings is None and bare.groups is None
+    assert not bare.response and not bare.token and bare.groups is None
     assert shape.comparisons == 1 and (bare.pairs == -1).all()
-    shape = shape._replace(rows=2, labelled=True, rated=True)
+    shape = shape._replace(rows=2, response=("labels", "ratings"))
     batch = layouts.fill(rows, records, shape)
     np.testing.assert_array_equal(batch.ids, [[1, 1, 0], [-1, -1, -1]])
-    np.testing.assert_array_equal(batch.labels, [[1, 0, -1], [0, 0, 0]])
-    np.testing.assert_array_equal(batch.ratings, [[2.5, 0.0, 0.5], [0, 0, 0]])
-    assert batch.labels.dtype == np.int32 and batch.ratings.dtype == np.float32
+    found = batch.response
+    np.testing.assert_array_equal(found["labels"], [[1, 0, -1], [0, 0, 0]])
+    np.testing.assert_array_equal(found["ratings"], [[2.5, 0.0, 0.5], [0, 0, 0]])
+    assert {column.dtype for column in found.values()} == {np.dtype(np.float32)}
+
+
+def test_a_column_of_tokens_stands_beside_the_scored_list():
+    """A response of 2 tokens, then one of 1, and an empty row."""
+    one = record(0, 1, 2, 1)
+    known = (np.float32([-1.5, -2.5]), np.float32([-3.5]))
+    rows, shape, _ = rows_of("prefix_shared", [one], 4)
+    shape = shape._replace(rows=2, token=("ref_logps",))
+    batch = layouts.fill(rows, [one._replace(token={"ref_logps": known})], shape)
+    want = [[-1.5, -2.5, -3.5], [0, 0, 0]]
+    np.testing.assert_array_equal(batch.token["ref_logps"], want)
 
 
 def test_what_is_compared():
@@ -178,16 +195,16 @@ def test_what_is_compared():
     pair = record(0, 1, 1, 1)
     assert layouts.compared(pair) == ((0, 1),)
     assert layouts.compared(pair._replace(comparisons=((1, 0),))) == ((1, 0),)
-    assert layouts.compared(pair._replace(labels=(1, 0))) == ()
+    assert layouts.compared(judged(pair, labels=(1, 0))) == ()
     assert layouts.compared(record(0, 1, 1)) == layouts.compared(record(0, 1, 1, 1, 1))
     assert layouts.compared(record(0, 1, 1)) == ()
 
 
-def test_a_run_has_labels_and_ratings_if_all_records_do():
-    bare, judged = record(0, 1, 1), record(1, 1, 1)._replace(labels=(1,), ratings=(0,))
-    for tell in (layouts.has_labels, layouts.has_ratings):
-        assert tell([judged, judged])
-        assert not tell([judged, bare]) and not tell([bare]) and not tell([])
+def test_a_run_has_the_columns_that_all_records_have():
+    both, one = {"labels": (1,), "ratings": (0,)}, {"ratings": (2,)}
+    assert layouts.in_all([both, both]) == ("labels", "ratings")
+    assert layouts.in_all([both, one]) == layouts.in_all([one, both]) == ("ratings",)
+    assert layouts.in_all([one, {}]) == layouts.in_all([]) == ()
 
 
 @settings(deadline=None, max_examples=40)

@@ -4,6 +4,7 @@ import functools
 import math
 from itertools import combinations
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,7 +14,6 @@ from dpo_jax.data.mismatch import mismatch
 from dpo_jax.types import Batch, Record
 
 REQUIRED = [name for name in Batch._fields if name not in Batch._field_defaults]
-OPTIONAL = [name for name in Batch._field_defaults if not name.startswith("ref_")]
 
 
 def records(n, seed=0):
@@ -205,12 +205,13 @@ def test_padding_is_what_the_batch_holds():
 
 KINDS = {
     "singles": lambda r: r._replace(
-        responses=r.responses[:1], labels=(1 - 2 * (r.index % 2),)
+        responses=r.responses[:1], response={"labels": (1 - 2 * (r.index % 2),)}
     ),
-    "rated": lambda r: r._replace(ratings=(r.index + 0.5, -1.0)),
+    "rated": lambda r: r._replace(response={"ratings": (r.index + 0.5, -1.0)}),
     "rankings": lambda r: r._replace(comparisons=((0, 1),), ranked=True),
 }
 FIELDS = {"singles": {"labels"}, "rated": {"ratings"}, "rankings": {"groups"}}
+ONE = {"labels": (1,)}
 FIRST = functools.partial(mismatch, max_tokens=20)
 
 
@@ -227,7 +228,7 @@ def seen(batch):
         scored = batch.slots[part, row] == slot
         judged = [
             None if field is None else field[part, row, slot].item()
-            for field in (batch.ids, batch.labels, batch.ratings)
+            for field in (batch.ids, *map(batch.response.get, ("labels", "ratings")))
         ]
         found.append((*judged, tuple(batch.targets[part, row][scored])))
     return sorted(found, key=str)
@@ -242,14 +243,14 @@ def test_optional_fields_are_there_in_every_batch_or_none(kind, layout, microbat
     rows = [KINDS[kind](r) for r in records(10)]
     for step in range(3):
         batch = loads.batch_at(step)
-        there = {n for n in OPTIONAL if getattr(batch, n) is not None}
-        assert there == FIELDS[kind]
+        there = {*batch.response} | ({"groups"} if batch.groups is not None else set())
+        assert there == FIELDS[kind] and not batch.token
         assert seen(batch) == sorted(
             [
                 (
                     r.index,
-                    r.labels[at] if r.labels else None,
-                    r.ratings[at] if r.ratings else None,
+                    r.response["labels"][at] if kind == "singles" else None,
+                    r.response["ratings"][at] if kind == "rated" else None,
                     tuple(response),
                 )
                 for r in rows[4 * step : 4 * step + 4]
@@ -277,7 +278,9 @@ def test_joined_records_are_those_of_the_whole_step(layout, microbatches):
     for step in range(2):
         own = rows[5 * step : 5 * step + 5]
         batch = loads.batch_at(step)
-        expected = [(r.index, r.labels[0], None, tuple(r.responses[0])) for r in own]
+        expected = [
+            (r.index, *r.response["labels"], None, tuple(r.responses[0])) for r in own
+        ]
         expected += [
             (r.index, 0, None, tuple(own[(i + 1) % 5].responses[0]))
             for i, r in enumerate(own)
@@ -292,7 +295,7 @@ def test_joined_records_are_those_of_the_whole_step(layout, microbatches):
 def test_joined_lengths_decide_the_shapes():
     """Documents of 10 + 10 tokens become 10 + 10 + 10: two a row of 48, no longer."""
     rows = [
-        Record(i, np.ones(10, np.int32), (np.full(10, i, np.int32),), (1,))
+        Record(i, np.ones(10, np.int32), (np.full(10, i, np.int32),), response=ONE)
         for i in range(8)
     ]
     settings = Settings(4, 1, "prefix_shared", 48, 1)
@@ -310,8 +313,8 @@ def test_two_hosts_share_out_joined_rows():
         of_kind("singles", "packed", 2, pairs=5, join=FIRST, mine=m).batch_at(1)
         for m in ((0.0, 0.5), (0.5, 1.0))
     ]
-    for name in (*REQUIRED, "labels"):
-        a, b, c = (getattr(each, name) for each in (whole.batch_at(1), *parts))
+    whole, *parts = (jax.tree.leaves(each) for each in (whole.batch_at(1), *parts))
+    for a, b, c in zip(whole, *parts, strict=True):
         np.testing.assert_array_equal(a, np.concatenate([b, c], axis=1))
 
 

@@ -7,9 +7,12 @@ from dpo_jax.data.mismatch import mismatch
 from dpo_jax.types import Record
 
 
-def single(index, prompt, response, label=1, ratings=()):
+def single(index, prompt, response, label=1, ratings=None):
     return Record(
-        index, np.arange(prompt), (np.array(response),), (label,), tuple(ratings)
+        index,
+        np.arange(prompt),
+        (np.array(response),),
+        response={"labels": (label,), **({"ratings": ratings} if ratings else {})},
     )
 
 
@@ -25,7 +28,7 @@ def test_each_borrows_of_the_next_and_the_last_of_the_first():
         [[20], [30, 31, 32]],
         [[30, 31, 32], [10, 11]],
     ]
-    assert [r.labels for r in joined] == [(1, 0), (-1, 0), (1, 0)]
+    assert [r.response["labels"] for r in joined] == [(1, 0), (-1, 0), (1, 0)]
     assert [r.index for r in joined] == [4, 7, 5]
     assert [len(r.prompt) for r in joined] == [2, 1, 3]
 
@@ -56,6 +59,7 @@ def test_one_prompt_never_borrows_of_itself(indices, lenders):
 
 
 def test_a_borrowed_response_has_no_rating():
-    steps = [single(0, 1, [1], ratings=[2.5]), single(1, 1, [2], ratings=[0.5])]
-    assert [r.ratings for r in mismatch(steps, max_tokens=9)] == [(2.5, 0), (0.5, 0)]
+    steps = [single(0, 1, [1], ratings=(2.5,)), single(1, 1, [2], ratings=(0.5,))]
+    joined = mismatch(steps, max_tokens=9)
+    assert [r.response["ratings"] for r in joined] == [(2.5, 0), (0.5, 0)]
     assert mismatch(steps[:1], max_tokens=9) == steps[:1]

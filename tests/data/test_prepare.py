@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from dpo_jax.data.layouts import has_ratings
+from dpo_jax.data.layouts import in_all
 from dpo_jax.data.loader import Loader, Settings
 from dpo_jax.data.mismatch import mismatch
 from dpo_jax.data.prepare import Options, prepare
@@ -43,6 +43,11 @@ def user(text):
 
 def bot(text):
     return {"role": "assistant", "content": text}
+
+
+def columns(records):
+    """Names the columns of responses that all records have."""
+    return in_all(record.response for record in records)
 
 
 @pytest.fixture(scope="module")
@@ -123,10 +128,10 @@ def test_rows_like_those_of_the_kto_mix(read, ending):
         ([USER, *ids("ab"), BOT], [[*ids("cd"), EOS]]),
         ([USER, *ids("a"), BOT], [[*ids("e"), EOS]]),
     ]
-    assert [(r.index, r.labels) for r in found] == [(0, (1,)), (1, (-1,))]
+    assert [(r.index, r.response["labels"]) for r in found] == [(0, (1,)), (1, (-1,))]
     assert all(r.comparisons == () and not r.ranked for r in found)
     assert report["labels"] == {"desirable": 1, "undesirable": 1}
-    assert not has_ratings(found)
+    assert columns(found) == ("labels",)
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
@@ -134,9 +139,9 @@ def test_rows_like_those_of_ultrafeedback(read, ending):
     found, report = read("pairs", *ULTRAFEEDBACK, ending=ending)
     prompt = [USER, *ids("ab"), BOT]
     assert plain(found[0]) == (prompt, [[*ids("cd"), EOS], [*ids("e"), EOS]])
-    assert [r.ratings for r in found] == [(8.5, 6.0), (7.0, 7.0)]
+    assert [r.response["ratings"] for r in found] == [(8.5, 6.0), (7.0, 7.0)]
     assert [r.comparisons for r in found] == [((0, 1),)] * 2
-    assert has_ratings(found) and "labels" not in report
+    assert columns(found) == ("ratings",) and "labels" not in report
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
@@ -167,8 +172,8 @@ def test_pairs_are_cut_as_pairs_then_taken_apart(read):
         (ids("cdef"), [ids("hhhh")]),
     ]
     assert [r.index for r in found] == [0, 0, 1, 1]
-    assert [r.labels for r in found] == [(1,), (-1,)] * 2
-    assert [r.ratings for r in found] == [(2.0,), (0.0,), (1.0,), (0.0,)]
+    assert [r.response["labels"] for r in found] == [(1,), (-1,)] * 2
+    assert [r.response["ratings"] for r in found] == [(2.0,), (0.0,), (1.0,), (0.0,)]
     assert report["read"] == report["kept"] == 2
     assert report["labels"] == {"desirable": 2, "undesirable": 2}
     pairs, _ = read("pairs", *rows)
@@ -220,7 +225,7 @@ def test_singles_with_mismatched_responses_in_a_batch(read):
             [USER, *ids("a"), BOT, *ids("e"), EOS, *ids("cd"), EOS, 0, 0, 0, 0],
         ],
     )
-    np.testing.assert_array_equal(batch.labels, [[[1, 0], [-1, 0]]])
+    np.testing.assert_array_equal(batch.response["labels"], [[[1, 0], [-1, 0]]])
     np.testing.assert_array_equal(batch.ids, [[[0, 0], [1, 1]]])
     np.testing.assert_array_equal(batch.ends, [[[6, 8], [4, 7]]])
     assert (batch.pairs == -1).all() and batch.groups is None
@@ -229,8 +234,10 @@ def test_singles_with_mismatched_responses_in_a_batch(read):
 def test_pairs_with_ratings_in_a_batch(read):
     found, _ = read("pairs", *ULTRAFEEDBACK)
     batch = Loader(found, [[0, 1]], Settings(2, 1, "padded", 0, 1)).batch_at(0)
-    np.testing.assert_array_equal(batch.ratings, [[[8.5], [6.0], [7.0], [7.0]]])
-    assert batch.labels is None and batch.groups is None
+    np.testing.assert_array_equal(
+        batch.response["ratings"], [[[8.5], [6.0], [7.0], [7.0]]]
+    )
+    assert "labels" not in batch.response and batch.groups is None
 
 
 def test_the_fingerprint_covers_judgements_but_not_those_of_plain_pairs(read):
@@ -241,11 +248,11 @@ def test_the_fingerprint_covers_judgements_but_not_those_of_plain_pairs(read):
     plain = fingerprint([one])
     assert plain == fingerprint([one._replace(comparisons=())]) == "b4754e3b766276c4"
     others = [
-        one._replace(ratings=(1.0, 0.0)),
-        one._replace(ratings=(2.0, 0.0)),
+        one._replace(response={"ratings": (1.0, 0.0)}),
+        one._replace(response={"ratings": (2.0, 0.0)}),
         one._replace(comparisons=((1, 0),)),
-        one._replace(comparisons=(), labels=(1, -1)),
-        one._replace(comparisons=(), labels=(1, 1)),
+        one._replace(comparisons=(), response={"labels": (1, -1)}),
+        one._replace(comparisons=(), response={"labels": (1, 1)}),
         one._replace(ranked=True),
     ]
     assert len({plain, *(fingerprint([r]) for r in others)}) == 1 + len(others)

@@ -22,7 +22,7 @@ TABLE, REF = np.random.default_rng(4).normal(size=(2, VOCAB, VOCAB)).astype(np.f
 
 
 def bigram(table, batch):
-    return jax.nn.one_hot(batch.tokens, VOCAB), Head(jnp.asarray(table), None)
+    return jax.nn.one_hot(batch.tokens, VOCAB), Head(jnp.asarray(table), None), {}
 
 
 def dpo(pairs, stats, hyper):
@@ -36,7 +36,7 @@ PLAIN = Judged(PAIRS, SCORER, PARTS)
 class Coupled(Judged):
     """A loss that compares every pair with the whole set's mean margin."""
 
-    def loss(self, columns, stats, hyper, counts):
+    def loss(self, columns, reports, stats, hyper, counts):
         pairs = gather_pairs(columns)
         margins = pairs.chosen - pairs.rejected
         total, count = terms.masked_mean(margins, pairs.mask)
@@ -53,8 +53,9 @@ def records():
 
 @functools.cache
 def score(objective):
-    def both(table, batch):
-        return objective.score(table, batch, None, HYPER), objective.counts(batch)
+    def both(batch):
+        scored = objective.score(TABLE, {}, batch, None, HYPER)
+        return *scored, objective.counts(batch)
 
     return jax.jit(both)
 
@@ -66,11 +67,10 @@ def evaluate(objective, pairs, layout, shards=1):
     def batches():
         for step in range(len(loads)):
             rows = jax.tree.map(lambda leaf: leaf[0], loads.batch_at(step))
-            stats = terms.token_stats(bigram, REF, rows, 16)
-            yield rows._replace(ref_token_logps=stats.logps)
+            stats, _ = terms.token_stats(bigram, REF, rows, 16)
+            yield rows._replace(token={"ref_logps": stats.logps})
 
     return preference.evaluate(
-        TABLE,
         batches(),
         score=score(objective),
         objective=objective,

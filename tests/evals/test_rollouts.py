@@ -20,7 +20,7 @@ POLICY, REF = TABLES
 
 
 def bigram(table, batch):
-    return jax.nn.one_hot(batch.tokens, VOCAB), Head(jnp.asarray(table), None)
+    return jax.nn.one_hot(batch.tokens, VOCAB), Head(jnp.asarray(table), None), {}
 
 
 def continuations():
@@ -89,12 +89,16 @@ def test_its_expectation_is_the_enumerated_kl():
         np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
+def of_decoder(spec):
+    return lambda params, batch: (*Decoder(spec).apply({"params": params}, batch), {})
+
+
 def test_it_is_that_of_whole_arrays_of_logits():
     """Two small decoders and a forest of three samples a prompt, by log-softmax."""
     spec = preset("tiny", vocab=11, max_positions=16)
     keys = jax.random.split(jax.random.key(0))
     policy, ref = (jax.tree.map(lambda x: 4 * x, init_params(spec, k)) for k in keys)
-    apply = lambda params, batch: Decoder(spec).apply({"params": params}, batch)  # noqa: E731
+    apply = of_decoder(spec)
     rng = np.random.default_rng(1)
     mask = np.arange(NEW) < np.array([[3, 1, 2], [2, 3, 3]])[..., None]
     tokens = np.where(mask, rng.integers(0, 11, mask.shape), 0)
@@ -105,7 +109,7 @@ def test_it_is_that_of_whole_arrays_of_logits():
     )
 
     def log_probs(params):
-        hidden, head = apply(params, batch)
+        hidden, head, _ = apply(params, batch)
         states = np.take_along_axis(hidden, batch.parents[..., None], axis=1)
         return jax.nn.log_softmax(states @ head.kernel)
 
@@ -119,7 +123,7 @@ def test_the_whole_vocabulary_is_held_for_one_chunk_only():
     """Temporary bytes of 64 tokens of 4,096 ids, against those of their logits."""
     spec = preset("tiny", vocab=4096, max_positions=128)
     params = jax.eval_shape(lambda key: init_params(spec, key), jax.random.key(0))
-    apply = lambda params, batch: Decoder(spec).apply({"params": params}, batch)  # noqa: E731
+    apply = of_decoder(spec)
 
     def kl(policy, ref, prompts, samples):
         batch = rows_of(prompts, samples)

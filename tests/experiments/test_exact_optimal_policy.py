@@ -76,11 +76,11 @@ def test_sequence_log_probs_of_a_trie(layout):
 
     @jax.jit
     def score(table, batch):
-        stats = terms.token_stats(trie.apply, table, batch, 7)
+        stats, _ = terms.token_stats(trie.apply, table, batch, 7)
         return terms.columns(stats, batch)
 
     columns = score(table, batch)
-    got = np.asarray(columns.logps).reshape(-1)[places]
+    got = np.asarray(columns.response["logps"]).reshape(-1)[places]
     np.testing.assert_allclose(got, trie.sequence_logps(table), rtol=1e-12)
     assert abs(np.exp(got).sum() - 1) < 1e-12
     assert (columns.lengths.reshape(-1)[places] == trie.DEPTH).all()

@@ -52,11 +52,11 @@ def functions(total):
     model = make_decoding(Decoder(SPEC, length=total))
     shared = {"model": model, "pick": pick.greedy, "stops": jnp.zeros(0, jnp.int32)}
     new = total - PROMPT
-    start = functools.partial(rollout.start, **shared, n=1, max_new_tokens=new)
+    start = functools.partial(rollout.start, **shared, max_new_tokens=new)
     advance = functools.partial(rollout.advance, **shared)
     return (
         jax.jit(model.ready),
-        jax.jit(start),
+        jax.jit(start, static_argnums=4),
         jax.jit(advance, donate_argnums=1),
     )
 
@@ -66,7 +66,7 @@ def begin(params, tokens, new):
     ready, start, advance = functions(PROMPT + new)
     size = len(tokens)
     asked = Prompts(tokens, jnp.full(size, PROMPT), jnp.arange(size))
-    state = start(params, asked, jax.random.key(0), 0)
+    state = start(params, asked, jax.random.key(0), 0, 1)
     return ready(params), state, advance, jnp.zeros(size, jnp.int32)
 
 

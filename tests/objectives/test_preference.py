@@ -22,13 +22,22 @@ VOCAB = 7
 
 # Two rows of two slots: (chosen, rejected) = slots (0, 1), (3, 2); one empty place.
 COLUMNS = Columns(
-    logps=jnp.float32([[-1.0, -4.0], [-3.0, -2.0]]),
-    ref_logps=jnp.float32([[-2.0, -3.0], [-3.5, -1.0]]),
     lengths=jnp.float32([[2, 4], [3, 5]]),
-    entropy=jnp.float32([[2, 4], [6, 2]]),
-    correct=jnp.float32([[1, 4], [2, 0]]),
     pairs=jnp.array([[[0, 1], [-1, -1]], [[3, 2], [-1, -1]]]),
+    response={
+        "logps": jnp.float32([[-1.0, -4.0], [-3.0, -2.0]]),
+        "ref_logps": jnp.float32([[-2.0, -3.0], [-3.5, -1.0]]),
+        "entropy": jnp.float32([[2, 4], [6, 2]]),
+        "correct": jnp.float32([[1, 4], [2, 0]]),
+    },
 )
+
+
+def with_column(columns, name, values):
+    """Puts other values into a column of responses; None takes it away."""
+    response = {**columns.response, name: values}
+    kept = {name: v for name, v in response.items() if v is not None}
+    return columns._replace(response=kept)
 
 
 COUNTS = {"pairs": np.float32(2), "chosen_tokens": np.float32(7)}
@@ -49,13 +58,13 @@ def means(sums):
 
 def valued(name, columns=COLUMNS):
     """Returns the loss and the metrics of columns."""
-    value, sums = objective(name).loss(columns, {}, HYPER, COUNTS)
+    value, sums = objective(name).loss(columns, {}, {}, HYPER, COUNTS)
     return float(value), means(sums)
 
 
 def bigram(params, batch):
     """A model of three lines: the next token depends on the token alone."""
-    return jax.nn.one_hot(batch.tokens, VOCAB), Head(params, None)
+    return jax.nn.one_hot(batch.tokens, VOCAB), Head(params, None), {}
 
 
 def rows(records, layout="prefix_shared", spare=0):
@@ -82,8 +91,8 @@ REF = jnp.asarray(np.random.default_rng(1).normal(size=(VOCAB, VOCAB)), jnp.floa
 
 @jax.jit
 def annotated(batch):
-    stats = terms.token_stats(bigram, REF, batch, 4)
-    return batch._replace(ref_token_logps=stats.logps)
+    stats, _ = terms.token_stats(bigram, REF, batch, 4)
+    return batch._replace(token={"ref_logps": stats.logps})
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -91,8 +100,8 @@ def graded(fit, table, batch):
     """Returns (mean loss, sums), and the gradient of the mean."""
 
     def mean(table):
-        columns = fit.score(table, batch, None, HYPER)
-        return fit.loss(columns, {}, HYPER, fit.counts(batch))
+        columns, reports = fit.score(table, {}, batch, None, HYPER)
+        return fit.loss(columns, reports, {}, HYPER, fit.counts(batch))
 
     return jax.value_and_grad(mean, has_aux=True)(table)
 
@@ -140,7 +149,7 @@ def test_metrics_by_hand():
 
 def test_without_a_reference_its_metrics_are_missing():
     """Rewards are then β × log-prob; the reference counts as 0."""
-    _, got = valued("sft", COLUMNS._replace(ref_logps=None))
+    _, got = valued("sft", with_column(COLUMNS, "ref_logps", None))
     assert not any("ref" in name or "displacement" in name for name in got)
     np.testing.assert_allclose(got["rewards/chosen"], BETA * -1.5)
     np.testing.assert_allclose(got["rewards/margins"], BETA * 2.0)
@@ -164,10 +173,10 @@ def test_masked_pairs_contribute_exactly_nothing(name):
 
     @jax.jit
     def total(other):
-        logps = COLUMNS.logps.at[1].set(other)
-        columns = COLUMNS._replace(logps=logps, pairs=pairs)
+        logps = COLUMNS.response["logps"].at[1].set(other)
+        columns = with_column(COLUMNS, "logps", logps)._replace(pairs=pairs)
         counts = {"pairs": 1.0, "chosen_tokens": 1.0}
-        return fit.loss(columns, {}, HYPER, counts)[0]
+        return fit.loss(columns, {}, {}, HYPER, counts)[0]
 
     gathered = preference.gather_pairs(COLUMNS)
     alone = fit.parts[0].fn(jax.tree.map(lambda x: x[:1], gathered), {}, HYPER)
@@ -178,10 +187,10 @@ def test_masked_pairs_contribute_exactly_nothing(name):
 
 def test_the_reference_gets_no_gradient():
     def total(ref):
-        columns = COLUMNS._replace(ref_logps=ref)
-        return objective().loss(columns, {}, HYPER, COUNTS)[0]
+        columns = with_column(COLUMNS, "ref_logps", ref)
+        return objective().loss(columns, {}, {}, HYPER, COUNTS)[0]
 
-    assert not np.asarray(jax.grad(total)(COLUMNS.ref_logps)).any()
+    assert not np.asarray(jax.grad(total)(COLUMNS.response["ref_logps"])).any()
 
 
 @pytest.mark.parametrize("layout", sorted(layouts.LAYOUTS))
@@ -204,7 +213,7 @@ def test_log_probs_of_a_bigram_model_by_numpy():
     """Sums log softmax(table[previous])[next] along each response."""
     logps = np.asarray(jax.nn.log_softmax(TABLE))
     batch = rows(RECORDS)
-    columns = objective(apply=bigram).score(TABLE, batch, None, HYPER)
+    columns = objective(apply=bigram).score(TABLE, {}, batch, None, HYPER)[0]
     pairs = preference.gather_pairs(columns)
     found = {}
     for place, (chosen, _) in enumerate(batch.pairs.reshape(-1, 2)):
@@ -222,10 +231,11 @@ def test_log_probs_of_a_bigram_model_by_numpy():
 def test_the_first_loss_where_policy_and_reference_are_equal(name, want):
     """ln 2 to 1e-6: δ is exactly 0."""
     batch = rows(RECORDS)
-    own = terms.token_stats(bigram, TABLE, batch, 4).logps
+    own = terms.token_stats(bigram, TABLE, batch, 4)[0].logps
     fit = objective(name, bigram)
-    columns = fit.score(TABLE, batch._replace(ref_token_logps=own), None, HYPER)
-    loss, sums = fit.loss(columns, {}, HYPER, fit.counts(batch))
+    batch = batch._replace(token={"ref_logps": own})
+    columns, reports = fit.score(TABLE, {}, batch, None, HYPER)
+    loss, sums = fit.loss(columns, reports, {}, HYPER, fit.counts(batch))
     got = means(sums)
     assert abs(loss - want) < 1e-6
     assert got["rewards/margins"] == got["displacement/chosen"] == 0.0

@@ -165,7 +165,7 @@ def stub(table, calls=None):
         return after(table, batch.tokens[at, lengths - 1])
 
     step = lambda table, tokens, positions, cache: after(table, tokens)  # noqa: E731
-    return Decoding(ready=lambda table: table, prefill=prefill, step=step)
+    return Decoding(jnp.float32, lambda table: table, prefill, step)
 
 
 def test_a_prompt_is_read_once_for_all_its_samples():
@@ -191,8 +191,8 @@ def test_samples_follow_the_distribution():
         Prompts(jnp.zeros((1, 1), int), jnp.ones(1, int), jnp.zeros(1, int)),
         jax.random.key(0),
         jnp.int32(0),
+        20_000,
         model=stub(table),
-        n=20_000,
         max_new_tokens=1,
         pick=PLAIN,
         stops=np.zeros(0, np.int32),

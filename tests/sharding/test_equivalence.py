@@ -73,7 +73,10 @@ def compile_run(built, microbatches):
     """Compiles annotation and step together over a mesh."""
     constrain = arrays.constrain_rows
     module = Decoder(SPEC, constrain=constrain)
-    apply = lambda params, batch: module.apply({"params": params}, batch)  # noqa: E731
+
+    def apply(params, batch):
+        return *module.apply({"params": params}, batch), {}
+
     take = functools.partial(
         step.train_step,
         objective=Judged(
@@ -85,10 +88,9 @@ def compile_run(built, microbatches):
         microbatches=microbatches,
     )
 
-    def whole(state, asked, hyper):
-        batch, ref_params = asked
-        asked = annotate.token_logps(ref_params, batch, apply=apply, chunk=8)
-        return take(state, batch._replace(**asked), hyper)
+    def whole(state, frozen, batch, hyper):
+        scored = annotate.ref_logps(frozen["ref"], batch, apply=apply, chunk=8)
+        return take(state, frozen, annotate.with_tokens(batch, scored), hyper)
 
     make = functools.partial(step.init_state, tx=keep_gradient(), seed=0)
     abstract = jax.eval_shape(make, abstract_params(SPEC))
@@ -97,17 +99,18 @@ def compile_run(built, microbatches):
     compiled = step.compile_step(
         whole,
         state_shardings=places,
-        batch_sharding=(rows, places.params),
-        hyper_shardings=arrays.replicated(built),
+        frozen_shardings={"ref": places.params},
+        batch_sharding=rows,
         scalar=arrays.replicated(built),
+        dtype="float32",
     )
 
     def run(batch, params, ref_params):
         state = jax.device_put(make(params), places)
-        reference = jax.device_put(ref_params, places.params)
+        frozen = {"ref": jax.device_put(ref_params, places.params)}
         hyper = {name: jnp.float32(value) for name, value in HYPER.items()}
-        asked = (arrays.to_global(batch, rows), reference)
-        state, metrics = compiled(state, asked, hyper)
+        batch = arrays.to_global(batch, rows)
+        state, metrics = compiled(state, frozen, batch, hyper)
         grads = state.opt_state.trace
         return arrays.to_host((metrics, grads, state.params))
 

@@ -81,7 +81,7 @@ def test_fill_puts_each_number_where_its_token_is_scored(layout, microbatches):
     """Every scored entry's number is decoded and held against ids, slots, targets."""
     rows = records()
     batch = batch_of(rows, layout, microbatches).batch_at(0)
-    filled = reference.fill(batch, entries=numbered(rows)).ref_token_logps
+    filled = reference.fill(batch, entries=numbered(rows)).token["ref_logps"]
     assert filled.dtype == np.float32 and filled.shape == batch.targets.shape
     count = 0
     for m, b, c in np.ndindex(*filled.shape):
@@ -103,14 +103,15 @@ def test_split_takes_apart_what_fill_put_together(layout):
     entries = numbered(records())
     batch = batch_of(records(), layout, 2).batch_at(0)
     filled = reference.fill(batch, entries=entries)
-    again = reference.split(batch, filled.ref_token_logps)
+    again = reference.split(batch, filled.token["ref_logps"])
     assert again.keys() == entries.keys()
     assert all(np.array_equal(again[key], entries[key]) for key in entries)
 
 
 def test_a_response_behind_another_prompt_is_another_entry():
     """KTO's mismatched responses: as `records_at` lists them, so the batch has them."""
-    singles = [r._replace(responses=r.responses[:1], labels=(1,)) for r in records()]
+    one = {"labels": (1,)}
+    singles = [r._replace(responses=r.responses[:1], response=one) for r in records()]
     join = functools.partial(mismatch.mismatch, max_tokens=12)
     loads = Loader(
         singles, [[0, 1, 2], [3, 4]], Settings(3, 1, "packed", 0, 1), join=join

@@ -24,22 +24,25 @@ class Fit:
     def counts(self, batch):
         return {"scored": (batch.docs > 0).sum().astype(jnp.float32)}
 
-    def score(self, params, batch, key, hyper):
+    def score(self, params, frozen, batch, key, hyper):
         values = params["w"] * batch.tokens + params["b"]
         noise = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, batch.ids[:, 0])
         noise = jax.vmap(jax.random.uniform)(noise)[:, None]
         entropy = jnp.broadcast_to(noise, values.shape)
-        return Columns(batch.docs, batch.pairs, values, entropy=entropy)
+        response = {"logps": values, "entropy": entropy}
+        return Columns(batch.docs, batch.pairs, response=response), {}
 
     def update(self, columns, stats, hyper):
         return stats
 
-    def loss(self, columns, stats, hyper, counts):
+    def loss(self, columns, reports, stats, hyper, counts):
         mask = columns.lengths > 0
-        error = jnp.where(mask, jnp.square(columns.logps - hyper["target"]), 0.0)
+        error = jnp.where(
+            mask, jnp.square(columns.response["logps"] - hyper["target"]), 0.0
+        )
         sums = {
             "error": (error.sum(), mask.sum().astype(jnp.float32)),
-            "noise": (columns.entropy.sum(), jnp.float32(mask.size)),
+            "noise": (columns.response["entropy"].sum(), jnp.float32(mask.size)),
         }
         return error.sum() / jnp.maximum(counts["scored"], 1.0), sums
 
@@ -54,10 +57,10 @@ class Spread(Fit):
             name: seen + (columns.lengths > 0).sum() for name, seen in stats.items()
         }
 
-    def loss(self, columns, stats, hyper, counts):
+    def loss(self, columns, reports, stats, hyper, counts):
         mask = columns.lengths > 0
-        mean = jnp.where(mask, columns.logps, 0.0).sum() / counts["scored"]
-        spread = jnp.where(mask, jnp.square(columns.logps - mean), 0.0)
+        mean = jnp.where(mask, columns.response["logps"], 0.0).sum() / counts["scored"]
+        spread = jnp.where(mask, jnp.square(columns.response["logps"] - mean), 0.0)
         return stats["seen"] * spread.sum() / counts["scored"], {}
 
 
@@ -69,8 +72,32 @@ class Root(Fit):
     def update(self, columns, stats, hyper):
         return {name: seen + 1 for name, seen in stats.items()}
 
-    def loss(self, columns, stats, hyper, counts):
-        return jnp.sqrt(jnp.abs(columns.logps)).sum(), {}
+    def loss(self, columns, reports, stats, hyper, counts):
+        return jnp.sqrt(jnp.abs(columns.response["logps"])).sum(), {}
+
+
+class Anchored(Fit):
+    """Predictions (w + base)·x + b, where the base is frozen."""
+
+    def score(self, params, frozen, batch, key, hyper):
+        whole = {**params, "w": params["w"] + frozen["base"]}
+        return super().score(whole, frozen, batch, key, hyper)
+
+
+class Routed(Fit):
+    """A trunk that reports its load Σ w²x, and a loss of the whole step's load."""
+
+    couples = True
+
+    def score(self, params, frozen, batch, key, hyper):
+        columns, _ = super().score(params, frozen, batch, key, hyper)
+        read = jnp.where(batch.docs > 0, batch.tokens, 0)
+        return columns, {"load": (jnp.square(params["w"]) * read).sum()}
+
+    def loss(self, columns, reports, stats, hyper, counts):
+        loss, sums = super().loss(columns, reports, stats, hyper, counts)
+        load = reports["load"] / counts["scored"]
+        return loss + jnp.square(load), sums | {"load": (load, jnp.float32(1))}
 
 
 def batch_of(tokens, docs):
@@ -106,9 +133,11 @@ def take(
     lr_factor=optimizer.constant,
     clip=0.0,
     sync=None,
+    frozen=None,
 ):
     return step.train_step(
         state,
+        frozen or {},
         batch,
         hyper,
         objective=objective,
@@ -212,6 +241,7 @@ def test_gradients_are_of_the_global_mean():
         Fit(),
         {"w": jnp.float32(0.3), "b": jnp.float32(-0.1)},
         {},
+        {},
         batch_of(tokens, docs),
         jax.random.key(0),
         HYPER,
@@ -223,6 +253,66 @@ def test_gradients_are_of_the_global_mean():
     np.testing.assert_allclose(loss, np.square(error).sum() / 10, rtol=1e-5)
     np.testing.assert_allclose(sums["error"][0], np.square(error).sum(), rtol=1e-5)
     assert sums["error"][1] == 10
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_reports_of_a_trunk_add_up_and_are_pulled_back(parts):
+    """Load L = w²·Σx/n; the loss gains L², its slope in w 2L · 2w·Σx/n."""
+    tokens = np.random.default_rng(1).integers(-5, 6, (4, 2, 3))
+    docs = np.reshape(RAGGED, (4, 2, 3))
+    params = {"w": jnp.float32(0.3), "b": jnp.float32(-0.1)}
+    batch = batch_of(*(x.reshape(parts, -1, 3) for x in (tokens, docs)))
+    plain, routed = (
+        step.accumulate(
+            objective, params, {}, {}, batch, jax.random.key(0), HYPER, microbatches=n
+        )
+        for objective, n in ((Fit(), parts), (Routed(), parts))
+    )
+    mean = np.where(docs > 0, tokens, 0).sum() / 10
+    load = 0.09 * mean
+    assert abs(load) > 0.01
+    np.testing.assert_allclose(routed[1][1]["load"][0], load, rtol=1e-5)
+    np.testing.assert_allclose(routed[1][0] - plain[1][0], load**2, rtol=1e-3)
+    slope = routed[0]["w"] - plain[0]["w"]
+    np.testing.assert_allclose(slope, 2 * load * 2 * 0.3 * mean, rtol=1e-3)
+
+
+def test_what_is_frozen_is_read_and_gets_no_gradient():
+    """Base 1 on top of w = 1 is w = 2: the same loss, and the base stays 1."""
+    frozen = {"base": jnp.float32(1.0)}
+    state, metrics = take(state_of(), ONE, objective=Anchored(), frozen=frozen)
+    other, wanted = take(state_of(w=2.0), ONE)
+    np.testing.assert_allclose(metrics["loss"], wanted["loss"])
+    np.testing.assert_allclose(state.params["w"], other.params["w"] - 1, rtol=1e-6)
+    assert frozen["base"] == 1.0
+
+
+@pytest.mark.parametrize("flag", ["default", "highest", "bfloat16"])
+def test_float32_products_are_exact_whoever_calls(flag):
+    """As the program has it, forward and backward; no flag of the process decides."""
+
+    class Product(Fit):
+        def score(self, params, frozen, batch, key, hyper):
+            columns, reports = super().score(params, frozen, batch, key, hyper)
+            values = params["w"] * batch.tokens @ jnp.ones((3, 3), jnp.float32)
+            response = {**columns.response, "logps": values}
+            return columns._replace(response=response), reports
+
+    compiled = step.compile_step(
+        lambda state, frozen, batch, hyper: take.__wrapped__(
+            state, batch, hyper, objective=Product()
+        ),
+        state_shardings=None,
+        frozen_shardings=None,
+        batch_sharding=None,
+        scalar=None,
+        dtype="float32",
+    )
+    with jax.default_matmul_precision(flag):
+        text = str(jax.make_jaxpr(compiled)(state_of(), {}, ONE, HYPER))
+    products = text.count("dot_general[")
+    assert products >= 2
+    assert text.count("precision=(Precision.HIGHEST") == products
 
 
 def test_an_empty_batch_moves_nothing():
@@ -288,18 +378,23 @@ def test_one_compilation_serves_a_sweep_and_donates_the_state():
     mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
     everywhere = NamedSharding(mesh, P())
     compiled = step.compile_step(
-        functools.partial(take.__wrapped__, clip=1.0),
+        lambda state, frozen, batch, hyper: take.__wrapped__(
+            state, batch, hyper, frozen=frozen, objective=Anchored()
+        ),
         state_shardings=everywhere,
+        frozen_shardings=everywhere,
         batch_sharding=everywhere,
-        hyper_shardings=everywhere,
         scalar=everywhere,
+        dtype="float32",
     )
+    frozen = jax.device_put({"base": jnp.float32(0.0)}, everywhere)
     losses = []
     for target in (1.0, 2.0, 3.0):
         state = jax.device_put(state_of(), everywhere)
         hyper = HYPER | {"target": jnp.float32(target)}
-        new, metrics = compiled(state, ONE, hyper)
+        new, metrics = compiled(state, frozen, ONE, hyper)
         assert state.params["w"].is_deleted() and not new.params["w"].is_deleted()
+        assert not frozen["base"].is_deleted()
         losses.append(float(metrics["loss"]))
     np.testing.assert_allclose(losses, [2.5, 0.5, 0.5])
     assert compiled._cache_size() == 1

@@ -29,7 +29,6 @@ from dpo_jax.types import Head, Record
 from dpo_jax.wiring import checks
 from dpo_jax.wiring import objective as wiring
 from dpo_jax.wiring.data import KINDS
-from dpo_jax.wiring.model import head_as_hyper
 
 pytestmark = pytest.mark.losses
 ROOT = Path(__file__).parents[2]
@@ -74,20 +73,25 @@ def records(kind):
         responses = tuple(ids(1, 8).astype(np.int32) for _ in range(several))
         found.append(Record(i, ids(1, 7).astype(np.int32), responses))
     if kind == "singles":
-        return [r._replace(labels=(1 if r.index % 3 else -1,)) for r in found]
+        return [
+            r._replace(response={"labels": (1 if r.index % 3 else -1,)}) for r in found
+        ]
     if kind == "rankings":
         order = ((0, 1), (0, 2), (1, 2))
         return [r._replace(comparisons=order, ranked=True) for r in found]
     rated = [tuple(rng.normal(size=2) + (1, 0)) for _ in found] if several == 2 else []
-    return [r._replace(ratings=s) for r, s in zip(found, rated, strict=bool(rated))]
+    if not rated:
+        return found
+    both = zip(found, rated, strict=True)
+    return [r._replace(response={"ratings": s}) for r, s in both]
 
 
 def language_model(params, batch):
-    return jax.nn.one_hot(batch.tokens, VOCAB), Head(params["table"], None)
+    return jax.nn.one_hot(batch.tokens, VOCAB), Head(params["table"], None), {}
 
 
 def reward_model(params, batch):
-    return jax.nn.one_hot(batch.tokens, VOCAB), Head(params["score"], None)
+    return jax.nn.one_hot(batch.tokens, VOCAB), Head(params["score"], None), {}
 
 
 def tables(seed):
@@ -117,20 +121,21 @@ def graded(config, layout, microbatches, devices):
     batch = laid_out(config, rows, layout, microbatches, devices)
     apply = reward_model if config.objective == "reward" else language_model
     whole = wiring.needs_whole_reference(rows)
-    head_of = lambda hyper: Head(hyper["ref_kernel"], None)  # noqa: E731
+    head_of = lambda ref: Head(ref["table"], None)  # noqa: E731
     objective = wiring.make_objective(config, rows, apply, head_of if whole else None)
     ref = tables(1)
-    hyper = wiring.hyper(config) | head_as_hyper(Head(ref["table"], None))
+    hyper = wiring.hyper(config)
     stats = {name: value + 0.25 for name, value in wiring.start_stats(rows).items()}
-    ask = annotate.token_logps_and_states if whole else annotate.token_logps
+    score = annotate.ref_logps_and_states if whole else annotate.ref_logps
 
     def take(params, batch):
         if config.ref.mode != "none":
-            asked = ask(ref, batch, apply=language_model, chunk=5)
-            batch = batch._replace(**asked)
+            scored = score(ref, batch, apply=language_model, chunk=5)
+            batch = annotate.with_tokens(batch, scored)
         return step.accumulate(
             objective,
             params,
+            {"ref": ref},
             stats,
             batch,
             jax.random.key(3),

@@ -178,14 +178,15 @@ def observe(config, workdir, monkeypatch):
     seen["later"] = [digest(load.batch_at(len(load) - 1)) for load in loads]
     seen["report"] = (parts.data.report, parts.data.fingerprint)
     seen["mesh"] = dict(parts.mesh.shape)
-    seen["hyper"] = {name: float(x) for name, x in parts.trainer.hyper.items()}
+    seen["hyper"] = {name: float(x) for name, x in parts.trainer.hyper().items()}
     batch = parts.train.batch_at(0)
     scored = jax.ShapeDtypeStruct(batch.targets.shape, np.float32)
     if config.ref.mode != "none":
-        batch = batch._replace(ref_token_logps=scored)
+        batch = batch._replace(token={"ref_logps": scored})
+    trainer = parts.trainer
     with jax.set_mesh(parts.mesh):
-        traced = jax.make_jaxpr(lambda s, b: parts.trainer.step(s, b, {}))(
-            parts.trainer.abstract, batch
+        traced = jax.make_jaxpr(trainer.step)(
+            trainer.abstract, trainer.frozen, batch, trainer.hyper()
         )
     seen["step"] = re.sub(r"0x[0-9a-f]+", "", str(traced))
     return seen
@@ -254,16 +255,18 @@ def columns():
     return Columns(
         lengths=rng.integers(1, 7, (3, 4)).astype(np.float32),
         pairs=slots,
-        logps=ref_logps + draw(-1.5, 1.5),
-        ref_logps=ref_logps,
-        entropy=draw(1, 6),
-        correct=draw(0, 1),
-        certainty=draw(-0.5, 0.5),
-        kls=draw(0, 2),
-        scores=draw(-1, 1),
-        ratings=np.float32([[2, 1, 3, 0.5]] * 3) + draw(0, 0.4),
-        labels=np.array([[1, -1, 1, 0]] * 3),
         groups=slots,
+        response={
+            "logps": ref_logps + draw(-1.5, 1.5),
+            "ref_logps": ref_logps,
+            "entropy": draw(1, 6),
+            "correct": draw(0, 1),
+            "certainty": draw(-0.5, 0.5),
+            "kls": draw(0, 2),
+            "scores": draw(-1, 1),
+            "ratings": np.float32([[2, 1, 3, 0.5]] * 3) + draw(0, 0.4),
+            "labels": np.float32([[1, -1, 1, 0]] * 3),
+        },
     )
 
 
@@ -284,7 +287,7 @@ def valued(config, rows):
     hyper = wiring.hyper(config)
     start = {name: value + 0.5 for name, value in wiring.start_stats(rows).items()}
     stats = objective.update(COLUMNS, start, hyper)
-    loss, sums = objective.loss(COLUMNS, stats, hyper, COUNTS)
+    loss, sums = objective.loss(COLUMNS, {}, stats, hyper, COUNTS)
     weigh = wiring.weigh_tokens(rows[0], config)
     weights = None if weigh is None else np.asarray(weigh(PLACES, hyper)).tolist()
     shown = {n: float(s) for n, (s, _) in sums.items() if n.startswith("rewards")}

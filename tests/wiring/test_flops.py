@@ -97,7 +97,7 @@ def test_xla_counts_the_same_products():
         hidden, head = module.apply({"params": params}, batch)
         return hidden @ head.kernel
 
-    batch = Batch(*[cell] * len(Batch._fields))
+    batch = Batch(*[cell] * 11)
     lowered = jax.jit(forward).lower(abstract_params(spec), batch)
     counted = lowered.cost_analysis()["flops"]
     ours = throughput.forward_flops(

@@ -65,6 +65,15 @@ def test_what_continues_no_text_is_refused_in_words():
         generation.check_texts("runs/a", spec, 8, 9)
 
 
+def test_a_reward_run_is_refused_before_anything_is_loaded(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "the film"}\n')
+    made = config(objective="reward", mesh__data=8)
+    policy = generation.Policy("runs/rm", made, "runs/rm")
+    with pytest.raises(ModelError, match="runs/rm is a reward model"):
+        generation.sample(made, REQUEST._replace(prompts=str(file)), [policy])
+
+
 @pytest.fixture(scope="module")
 def stretched(tmp_path_factory):
     """A model whose angles follow the length of the text; trained on 8 positions."""

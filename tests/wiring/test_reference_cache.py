@@ -79,8 +79,10 @@ def annotated(parts, asked, step):
     batch = asked.on_host(parts.train.batch_at(step))
     with jax.set_mesh(parts.mesh):
         place = arrays.row_sharding(parts.mesh, leading=1)
-        batch = asked.on_device(None, arrays.to_global(batch, place))
-    return np.asarray(batch.ref_token_logps)
+        batch = arrays.to_global(batch, place)
+        state = parts.trainer.abstract
+        batch = asked.on_device(state, asked.frozen, batch, None, {})
+    return np.asarray(batch.token["ref_logps"])
 
 
 def shards(folder):
@@ -208,7 +210,7 @@ def test_reference_is_not_held(configured, tmp_path):
         return after - before, parts, asked
 
     cached, _, asked = held("cached")
-    assert asked.live is None and asked.head == {}
+    assert asked.live is None and asked.frozen == {}
     live, parts, asked = held("live")
     size = sum(x.size for x in jax.tree.leaves(parts.trainer.abstract.params)) * 4
     assert size > 1e5

@@ -66,23 +66,21 @@ def fit_trie(*, steps: int = 4000) -> dict[str, Array]:
     ref_table = jnp.asarray(rng.normal(size=(trie.NODES, trie.WORDS)))
     rewards = jnp.asarray(rng.normal(size=len(trie.SEQUENCES)))
     batch, places, first, second = trie.rows("prefix_shared")
-    annotated = terms.token_stats(trie.apply, ref_table, batch, 512).logps
-    batch = jax.tree.map(jnp.asarray, batch._replace(ref_token_logps=annotated))
+    annotated = terms.token_stats(trie.apply, ref_table, batch, 512)[0].logps
+    batch = jax.tree.map(jnp.asarray, batch._replace(token={"ref_logps": annotated}))
     probability = exact.bradley_terry(rewards[first] - rewards[second])
     loss = common.loss_of("dpo", {"beta": TRIE_BETA})
 
-    def columns(table):
-        return terms.columns(terms.token_stats(trie.apply, table, batch, 512), batch)
-
     def total(table):
-        pairs = gather_pairs(columns(table))
+        pairs = gather_pairs(terms.score(trie.apply, table, batch, 512))
         return common.over_labels(loss, pairs, probability).mean()
 
     fit = jax.jit(partial(common.minimise, total, lr=0.1, steps=steps))
     table = fit(ref_table)
+    scored = jax.jit(partial(terms.score, trie.apply, batch=batch, chunk=512))(table)
     ref_logps = trie.sequence_logps(ref_table)
     return {
-        "logps": np.asarray(jax.jit(columns)(table).logps).reshape(-1)[places],
+        "logps": np.asarray(scored.response["logps"]).reshape(-1)[places],
         "optimal_logps": exact.optimal_policy(ref_logps, rewards, beta=TRIE_BETA),
         "first_word": jax.nn.log_softmax(table)[trie.node(())],
         "optimal_first_word": trie.first_word(ref_table, rewards, TRIE_BETA),

@@ -13,7 +13,7 @@ import numpy as np
 from dpo_jax import exact
 from dpo_jax.data import layouts
 from dpo_jax.models.attention import forest_mask
-from dpo_jax.types import Array, Batch, Head, Record
+from dpo_jax.types import Array, Batch, Head, Record, Reports
 
 WORDS, DEPTH = 3, 4
 SEQUENCES = np.array(list(itertools.product(range(WORDS), repeat=DEPTH)), np.int32)
@@ -26,7 +26,7 @@ def node(words: tuple[int, ...]) -> int:
     return LEVELS[len(words)] + sum(w * WORDS**i for i, w in enumerate(words))
 
 
-def apply(table: Array, batch: Batch) -> tuple[Array, Head]:
+def apply(table: Array, batch: Batch) -> tuple[Array, Head, Reports]:
     """Is a model whose hidden state is the one-hot node of what a token sees.
 
     Args:
@@ -39,7 +39,7 @@ def apply(table: Array, batch: Batch) -> tuple[Array, Head]:
     level = jnp.array([*LEVELS])[depth]
     nodes = level + (seen * worth[:, None, :]).sum(-1)
     hidden = jax.nn.one_hot(nodes, NODES, dtype=table.dtype)  # [B, T, nodes]
-    return hidden, Head(table, None)
+    return hidden, Head(table, None), {}
 
 
 def rows(layout: str) -> tuple[Batch, np.ndarray, np.ndarray, np.ndarray]:

@@ -26,6 +26,7 @@ from dpo_jax.train.metrics import MetricsLog
 from dpo_jax.train.step import Metrics, without_transfers
 from dpo_jax.types import Batch, TrainState
 from dpo_jax.wiring import (
+    agreeing,
     card,
     checks,
     evaluation,
@@ -68,20 +69,18 @@ def run(
       UserError: what a user can mend, before anything compiles.
       Preempted: after a signal, with the state committed.
     """
+    agreeing.agree_on_start(config, workdir)
     clock, rows = Clock(), checks.check(config, losses)
     built = checks.make_mesh(config)
     runfolder.check_same(workdir, json.loads(config_lib.to_json(config)), fork=fork)
     with clock, jax.set_mesh(built):
-        parts = clock.timed("setup", prepare)(config, rows, built)
+        parts = clock.timed("setup", prepare)(config, rows, built, workdir)
         done = runfolder.read_json(workdir, "results.json")
         if done.get("step") == parts.steps and runfolder.is_whole(workdir) and not fork:
             values, report = done.get("values", {}), parts.data.report
             return Summary(parts.steps, parts.steps, True, values, done, report)
         first = jax.process_index() == 0
-        with (
-            runfolder.claim(workdir, first=first),
-            signals.stop_requests() as stop,
-        ):
+        with runfolder.claim(workdir, first=first), signals.stop_requests() as stop:
             return _train(
                 Launch(config, workdir, parts, stop, progress, fork, losses, clock)
             )
@@ -259,10 +258,11 @@ def evaluate(
     losses: checks.LossTable = LOSSES,
 ) -> Summary:
     """Evaluates the newest checkpoint of a run on data.eval, and by rollouts."""
+    agreeing.agree_on_start(config, workdir)
     rows = checks.check(config, losses)
     built = checks.make_mesh(config)
     with jax.set_mesh(built):
-        parts = prepare(config, rows, built)
+        parts = prepare(config, rows, built, workdir)
         state = restoring.trained_state(workdir, parts)
         asked = parts.annotators(config, workdir, evaluation_only=True)
         measure, sampled = _measure(config, parts, asked)

@@ -42,7 +42,11 @@ class Key(NamedTuple):
 
 
 KEYS: dict[str, Key] = {
-    "seed": Key(0, "of permutations, dropout, generated data", (0, 2**32, True)),
+    "seed": Key(
+        0,
+        "of a model from scratch, of draws, and of the order of the data",
+        (0, 2**32, True),
+    ),
     "objective": Key(
         "preference",
         "what is trained",
@@ -52,6 +56,12 @@ KEYS: dict[str, Key] = {
     "train.epochs": Key(1.0, "passes over data.train", NOT_NEGATIVE),
     "train.on_nonfinite": Key(
         "halt", "or 'skip', at most 3 in a row", choices=("halt", "skip")
+    ),
+    "train.watchdog_seconds": Key(
+        1800.0, "without a beat of the loop, then exit 124; 0 = off", NOT_NEGATIVE
+    ),
+    "distributed.timeout_seconds": Key(
+        300.0, "for the processes of a run to meet", POSITIVE
     ),
     "model.path": Key("", "an HF folder or hub id: the policy"),
     "model.revision": Key("", "of a hub id"),
@@ -106,6 +116,10 @@ KEYS: dict[str, Key] = {
         "rest",
         "or 'fixed': max_tokens − max_prompt_tokens",
         choices=("rest", "fixed"),
+    ),
+    "data.cache_dir": Key("", "where tokens are kept; '' = beside the run folder"),
+    "data.seed": Key(
+        -1, "of the order and making of data.train; -1 = seed", (-1, 2**32, True)
     ),
     "data.labels": Key(
         "", "of 'sentiment': 'deterministic' (default), 'bradley_terry'"
@@ -237,6 +251,9 @@ RELAUNCH = (
     "log.",
     "eval.",
     "checkpoint.",
+    "data.cache_dir",
+    "distributed.",
+    "train.watchdog_seconds",
     "ref.cache_dir",
     "model.remat",
     "model.attention",

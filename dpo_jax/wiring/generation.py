@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from dpo_jax.config import Config
 from dpo_jax.data import records, sources, tokenize
+from dpo_jax.data.encode import encode as encode_row
 from dpo_jax.data.records import RawRow, Text
 from dpo_jax.errors import ConfigError, DataError, ModelError
 from dpo_jax.models import decode, files, hf
@@ -150,17 +151,17 @@ def read_prompts(config: Config, request: Request) -> list[Text]:
     section = config.data
     if request.prompts:
         found = _prompts_of(request.prompts)
-    elif section.eval:
+    elif name := section.eval:
         rows = sources.read(
-            section.eval,
+            name,
             split="eval",
-            path=section.path if section.eval in sources.LOCAL_COPY else "",
+            path=section.path if name in sources.LOCAL_COPY else "",
             seed=config.seed,
         )
         kept, _ = records.validate(
             rows,
             kind=data_wiring.KINDS[config.objective],
-            format=section.format,
+            format="hh" if name in sources.TRANSCRIPTS else section.format,
             on_bad_row=section.on_bad_row,
         )
         found = [row.prompt for row in kept]
@@ -296,9 +297,10 @@ def encode(config: Config, tokenizer: Any, prompt: Text) -> np.ndarray:
     """
     template = tokenize.read_chat_template(config.data.chat_template)
     if isinstance(prompt, str):
-        row = RawRow(f"prompt {prompt[:40]!r}", prompt, ("",), 0)
+        row = RawRow(prompt, ("",), where=f"prompt {prompt[:40]!r}")
         join = config.data.join
-        return tokenize.encode(row, tokenizer, join=join, chat_template=template).prompt
+        ids, _ = encode_row(row, tokenizer, join=join, chat_template=template)
+        return np.asarray(ids, np.int32)
     if not (template or tokenizer.chat_template):
         raise ModelError(
             "a prompt is a chat, but the tokenizer has no chat template; set "

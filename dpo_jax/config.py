@@ -103,6 +103,13 @@ def to_json(config: Config) -> str:
     return json.dumps(config.to_dict(), indent=1, sort_keys=True) + "\n"
 
 
+def stated(config: Config, values: Mapping[str, Any]) -> Config:
+    """Returns a copy in which some keys, as `section.key`, have other values."""
+    copy = config.copy_and_resolve_references()
+    copy.update_from_flattened_dict(dict(values))
+    return copy
+
+
 def fingerprint(config: Config) -> str:
     """Returns 16 hex digits that change with every key that `--fork` guards."""
     guarded = {k: v for k, v in flat(config).items() if not k.startswith(RELAUNCH)}
@@ -113,13 +120,13 @@ def fingerprint(config: Config) -> str:
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Lists `key: old → new` for keys that a relaunch may not change.
 
-    A key that `old` does not have, because its version did not, had its default.
+    A key that one does not have, because its version did not, had its default.
 
     Args:
       old: nested or flat configuration, as read from config.json.
       new: likewise.
     """
-    before, after = flat(base()) | flat(old), flat(new)
+    before, after = (flat(base()) | flat(config) for config in (old, new))
     return [
         f"{key}: {before.get(key)!r} → {after.get(key)!r}"
         for key in sorted({*before, *after})

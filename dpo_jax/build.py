@@ -228,8 +228,7 @@ def _measure(
             parts.trainer, asked, parts.eval, parts.mesh
         )
     if config.eval.rollouts and asked.live is not None:
-        tokenizer = parts.data.tokenizer
-        sample = evaluation.make_rollouts(config, parts.model, asked.live, tokenizer)
+        sample = evaluation.make_rollouts(config, parts, asked.live)
     last: list[evaluation.Sampled] = []
 
     def measure(state: TrainState) -> dict[str, float]:

@@ -92,7 +92,17 @@ def test_interleaved_rows_give_one_processs_losses_and_go_on_on_four(runs, tmp_p
 
 @pytest.mark.faults
 def test_two_processes_that_hold_the_same_rows_give_one_processs_losses(runs, tmp_path):
-    """`tensor` lies across the processes, so that both lay out all rows."""
-    how, run = {**HOW, "mesh__fsdp": 2, "mesh__tensor": 2}, tmp_path / "run"
+    """`tensor` lies across the processes, so that both lay out all rows.
+
+    Their rollouts are those of one process, too: to the accuracy of a mean reward.
+    """
+    how = {**HOW, "mesh__fsdp": 2, "mesh__tensor": 2, "ref__mode": "live"}
+    how |= {"data__eval": "sentiment", "eval__rollouts": 8, "eval__every_steps": 12}
+    run, one = tmp_path / "run", tmp_path / "one" / "run"
     assert_ended(start(runs, run, 2, **how), run, 0)
-    assert_same_losses(runs, run, alone(runs, tmp_path / "one" / "run", **how))
+    assert_same_losses(runs, run, alone(runs, one, **how))
+    ours, wanted = (runs.lines(folder)[-1] for folder in (run, one))
+    names = [name for name in wanted if name.startswith("rollouts/")]
+    assert names and {n: ours[n] for n in names} == pytest.approx(
+        {n: wanted[n] for n in names}, abs=1e-4
+    )

@@ -18,9 +18,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 WORKER = "tests.faults.interleaved"
-HOW = {  # an optimizer that does not blow rounding up, as the quotients of Adam do
+HOW = {  # rounding is not blown up, as by Adam's quotients and quickstart's β = 1
+    "loss__beta": 0.1,
     "optimizer__name": "sgd",
-    "optimizer__lr": 0.003,
+    "optimizer__lr": 0.03,
     "optimizer__warmup_steps": 0,
     "train__steps": 12,
     "ref__mode": "cached",
@@ -92,7 +93,17 @@ def test_interleaved_rows_give_one_processs_losses_and_go_on_on_four(runs, tmp_p
 
 @pytest.mark.faults
 def test_two_processes_that_hold_the_same_rows_give_one_processs_losses(runs, tmp_path):
-    """`tensor` lies across the processes, so that both lay out all rows."""
-    how, run = {**HOW, "mesh__fsdp": 2, "mesh__tensor": 2}, tmp_path / "run"
+    """`tensor` lies across the processes, so that both lay out all rows.
+
+    Their rollouts are those of one process, too: to the accuracy of a mean reward.
+    """
+    how = {**HOW, "mesh__fsdp": 2, "mesh__tensor": 2, "ref__mode": "live"}
+    how |= {"data__eval": "sentiment", "eval__rollouts": 8, "eval__every_steps": 12}
+    run, one = tmp_path / "run", tmp_path / "one" / "run"
     assert_ended(start(runs, run, 2, **how), run, 0)
-    assert_same_losses(runs, run, alone(runs, tmp_path / "one" / "run", **how))
+    assert_same_losses(runs, run, alone(runs, one, **how))
+    ours, wanted = (runs.lines(folder)[-1] for folder in (run, one))
+    names = [name for name in wanted if name.startswith("rollouts/")]
+    assert names and {n: ours[n] for n in names} == pytest.approx(
+        {n: wanted[n] for n in names}, abs=1e-4
+    )

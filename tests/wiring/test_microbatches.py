@@ -74,8 +74,8 @@ def loaders(**changed):
 def test_0_is_chosen_from_the_plan_and_a_number_stays():
     """Packed, a step is 32 rows of two documents of 900 tokens each.
 
-    A row of 1,920 holds 0.47 GB, so that a part is one row. With the layers' inputs alone
-    it holds 0.144 GB: eight parts of four rows keep to 0.805.
+    A row of 1,920 holds 0.47 GB, so that a part is one row. With the layers' inputs
+    alone it holds 0.144 GB: eight parts of four rows keep to 0.805.
     """
     train, _ = loaders()
     assert (train.buckets, train.row_tokens) == ((1,), 1920)

@@ -94,6 +94,7 @@ def test_devices_that_form_no_whole_slices_are_refused(missing):
 def test_rows_lie_over_data_and_fsdp():
     mesh = mesh_lib.make_mesh(2, 2, -1)
     assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert list(mesh.devices.flat) == jax.devices()
     assert mesh_lib.row_shards(mesh) == 4
     assert arrays.row_sharding(mesh, leading=1).spec == P(None, ("data", "fsdp"))
     place = arrays.row_sharding(mesh, leading=1)

@@ -34,7 +34,7 @@ from dpo_jax.types import (
     TrainState,
 )
 from dpo_jax.wiring import generation
-from dpo_jax.wiring.data import global_batches
+from dpo_jax.wiring.data import EVAL_SEED, global_batches
 from dpo_jax.wiring.model import Model, Reference
 from dpo_jax.wiring.parts import Parts
 from dpo_jax.wiring.reference import Annotators
@@ -100,7 +100,7 @@ def make_rollouts(
     """Builds `params -> Sampled` on the prompts of a source with a true reward."""
     policy, mesh, tokenizer = parts.model, parts.mesh, parts.data.tokenizer
     source = sources.JUDGED[config.data.eval]
-    texts = source.prompts(config.seed, config.eval.rollouts, split="eval")
+    texts = source.prompts(EVAL_SEED, config.eval.rollouts, split="eval")
     prompts = [generation.encode(config, tokenizer, text) for text in texts]
     key, chunk = jax.random.key(ROLLOUT_SEED), config.model.logits_chunk
 

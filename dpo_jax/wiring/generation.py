@@ -156,7 +156,7 @@ def read_prompts(config: Config, request: Request) -> list[Text]:
             name,
             split="eval",
             path=section.path if name in sources.LOCAL_COPY else "",
-            seed=config.seed,
+            seed=data_wiring.EVAL_SEED,
         )
         kept, _ = records.validate(
             rows,

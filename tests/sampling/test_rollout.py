@@ -169,17 +169,20 @@ def stub(table, calls=None):
 
 
 def test_a_prompt_is_read_once_for_all_its_samples():
-    """Four samples of two prompts of 16 places: one prefill of [2, 16]."""
-    calls, table = [], np.eye(4, dtype=np.float32)
+    """Four samples of two prompts of 16 places: one prefill of [2, 16]; one program,
+    whoever's parameters they are."""
+    calls, tables = [], np.eye(4, dtype=np.float32)[[[0, 1, 2, 3], [1, 0, 3, 2]]]
     sampler = batches.make_sampler(
-        stub(table, calls), pick=WARM, stops=(), max_new_tokens=2, mesh=one_device()
+        stub(tables[0], calls), pick=WARM, stops=(), max_new_tokens=2, mesh=one_device()
     )
     prompts = [np.array([1, 2]), np.array([3])]
     with jax.set_mesh(sampler.mesh):
-        ((_, _, found),) = batches.rollouts(
-            table, prompts, jax.random.key(0), sampler=sampler, n=4, batch=8
-        )
-    assert calls == [(2, 16)] and found.tokens.shape == (2, 4, 2)
+        for table in tables:
+            ((_, _, found),) = batches.rollouts(
+                table, prompts, jax.random.key(0), sampler=sampler, n=4, batch=8
+            )
+            assert found.tokens.shape == (2, 4, 2)
+    assert calls == [(2, 16)]
 
 
 def test_samples_follow_the_distribution():

@@ -1,6 +1,7 @@
 """Whose prompts are sampled, by what model, and what a rollout leaves in a report."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -123,6 +124,44 @@ def test_one_rope_length_a_run(stretched):
         scored = jax.jit(score, static_argnums=0)(model, params, rows)
     np.testing.assert_allclose(scored, drawn.reshape(8, -1), atol=1e-4)
     assert (drawn < -1).any()
+
+
+@pytest.mark.parametrize("ref_dtype", ["", "bfloat16"])
+def test_one_sampler_serves_a_policy_and_a_reference_like_it(ref_dtype, monkeypatch):
+    """A reference that computes in another dtype has one of its own."""
+    made = []
+    make_sampler = batches.make_sampler
+    monkeypatch.setattr(
+        batches,
+        "make_sampler",
+        lambda *args, **keys: made.append(make_sampler(*args, **keys)) or made[-1],
+    )
+    asked = config(eval__rollouts=9, ref__dtype=ref_dtype)
+    tokenizer, mesh = sentiment.tokenizer(), mesh_lib.make_mesh(4, 2, 1)
+    spec = preset("tiny", vocab=len(tokenizer), max_positions=32)
+    with jax.set_mesh(mesh):
+        policy = model_wiring.make_model(asked, None, spec)
+        ref = model_wiring.make_model(asked, None, spec, dtype=ref_dtype)
+        params, other = (
+            jax.tree.map(lambda x: 4 * x, model_wiring.load_params(m, mesh, d, seed=i))
+            for i, (m, d) in enumerate(
+                [(ref, ref_dtype or "float32"), (policy, "float32")]
+            )
+        )
+        parts = SimpleNamespace(
+            model=policy, mesh=mesh, data=SimpleNamespace(tokenizer=tokenizer)
+        )
+        reference = model_wiring.Reference(ref, params, lambda *_: {})
+        roll = evaluation.make_rollouts(asked, parts, reference)
+        sampled = roll(other)
+        assert len(made) == 1 + bool(ref_dtype)
+        if not ref_dtype:
+            same = roll(params)
+            assert same.policy.texts == same.reference.texts
+            assert not same.policy.kls.any() and not same.reference.kls.any()
+    assert len(sampled.policy.texts) == len(sampled.reference.texts) == 9
+    assert (sampled.policy.kls > 0.1).all() and not sampled.reference.kls.any()
+    assert sampled.policy.texts != sampled.reference.texts
 
 
 def test_a_single_rollout_is_valid_json():

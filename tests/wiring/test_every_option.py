@@ -299,14 +299,15 @@ PLACES = TokenPlaces(
 )
 
 
-def valued(config, rows):
+def valued(config):
     """Returns loss, statistics, token weights and rewards."""
-    objective = wiring.make_objective(config, rows, None, None)
-    hyper = wiring.hyper(config)
-    start = {name: value + 0.5 for name, value in wiring.start_stats(rows).items()}
+    losses = wiring.losses_of(config.loss, LOSSES)
+    objective = wiring.make_objective(config, losses, None, None)
+    hyper = wiring.hyper(config, losses)
+    start = {name: value + 0.5 for name, value in wiring.start_stats(losses).items()}
     stats = objective.update(COLUMNS, start, hyper)
     loss, sums = objective.loss(COLUMNS, {}, stats, hyper, COUNTS)
-    weigh = wiring.weigh_tokens(rows[0], config)
+    weigh = wiring.weigh_tokens(losses, config.loss.ld_alpha)
     weights = None if weigh is None else np.asarray(weigh(PLACES, hyper)).tolist()
     shown = {n: float(s) for n, (s, _) in sums.items() if n.startswith("rewards")}
     return float(loss), {k: float(v) for k, v in stats.items()}, weights, shown
@@ -334,7 +335,7 @@ def test_an_option_of_a_loss_has_an_effect_or_is_refused(name, configured):
         config.ref.mode = "none"
         config.eval.rollouts = 0
     checks.check(config, LOSSES)
-    want = valued(config, rows)
+    want = valued(config)
     for option in OPTIONS:
         changed = config.copy_and_resolve_references().unlock()
         changed.loss[option] = another(option, config.loss[option])
@@ -347,8 +348,8 @@ def test_an_option_of_a_loss_has_an_effect_or_is_refused(name, configured):
             continue
         base = want
         if option == "divergence_alpha":
-            base = valued(changed_but(changed, option, 1.0), rows)
-        assert valued(changed, rows) != base, option
+            base = valued(changed_but(changed, option, 1.0))
+        assert valued(changed) != base, option
 
 
 def changed_but(config, option, value):

@@ -27,7 +27,7 @@ from dpo_jax.models.spec import preset
 from dpo_jax.sharding import mesh
 from dpo_jax.train import loop
 from dpo_jax.types import Columns, TokenPlaces
-from dpo_jax.wiring import checks, evaluation, outputs, restoring
+from dpo_jax.wiring import agreeing, checks, evaluation, outputs, restoring
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring import objective as wiring
@@ -92,12 +92,14 @@ OTHERS = {  # key -> another value
     "mesh.fsdp": 2,
     "mesh.tensor": 2,
     "eval.every_steps": 1,
-    "eval.rollouts": 0,
+    "eval.rollouts": 5,
     "checkpoint.every_steps": 1,
     "checkpoint.keep": 7,
     "checkpoint.keep_best": "rewards/margins",
     "log.every_steps": 2,
+    "distributed.timeout_seconds": 7.0,
 }
+OF_THE_PARENT = {"train.watchdog_seconds"}  # see tests/cli/test_parent.py
 
 
 SCORES = {"score_chosen": 1.0, "score_rejected": 0.0}
@@ -159,14 +161,20 @@ def observe(config, workdir, monkeypatch):
             (checkpoints._every_steps, checkpoints._keep, checkpoints._keep_best)
         )
         seen["parts"] = parts
-        return parts.trainer.abstract
+        return parts.trainer.abstract, None
+
+    def agree(name, mine, *, seconds):
+        seen.setdefault("agreed", []).append((name, seconds))
 
     def run(state, functions, **settings):
         seen["settings"] = repr(settings)
         raise Written
 
-    def rollouts(*arguments):
-        seen["rollouts"] = config.eval.rollouts
+    encode = evaluation.generation.encode
+
+    def encode_prompt(config, tokenizer, text):
+        seen.setdefault("prompts", []).append(text)
+        return encode(config, tokenizer, text)
 
     def kept(folder, name, make):
         seen.setdefault("tokens", []).append(os.path.relpath(folder, workdir))
@@ -175,9 +183,10 @@ def observe(config, workdir, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(model_wiring, "load_params", load_params)
         patch.setattr(restoring, "resume", resume)
+        patch.setattr(agreeing.agree, "agree", agree)
         patch.setattr(token_cache, "kept", kept)
         patch.setattr(loop, "run", run)
-        patch.setattr(evaluation, "make_rollouts", rollouts)
+        patch.setattr(evaluation.generation, "encode", encode_prompt)
         patch.setattr(outputs, "export", None)
         with pytest.raises(Written):
             build.run(config, workdir)
@@ -216,7 +225,7 @@ def usual(configured, tmp_path_factory):
 
 def test_every_key_is_walked_over(configured):
     keys = {key for key in flat(configured()) if not key.startswith("loss.")}
-    assert keys == OTHERS.keys()
+    assert keys == OTHERS.keys() | OF_THE_PARENT
     options = {key for key in flat(configured()) if key.startswith("loss.")}
     assert options == {"loss.name", *(f"loss.{name}" for name in OPTIONS)}
 

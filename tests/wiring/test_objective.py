@@ -92,9 +92,7 @@ def test_a_response_in_two_comparisons_is_refused_where_it_needs_one_partner(cha
     config = configured(dpo, **changed)
     losses = checks.check(config, LOSSES)
     checks.check_data(config, losses, Data(None, [once], [], {}, ""))
-    with pytest.raises(
-        DataError, match="data.train: row 4 has a response in two"
-    ):
+    with pytest.raises(DataError, match="data.train: row 4 has a response in two"):
         checks.check_data(config, losses, Data(None, [once, twice], [], {}, ""))
     plain = configured(dpo)
     losses = checks.check(plain, LOSSES)

@@ -66,12 +66,12 @@ def run(
       Preempted: after a signal, with the state committed.
     """
     agreeing.agree_on_start(config, workdir)
-    clock, rows = Clock(), checks.check(config, losses)
+    clock, bound = Clock(), checks.check(config, losses)
     built = checks.make_mesh(config)
     outputs.check_own_target(workdir)
     config = restoring.relaunched(config, workdir, fork=fork)
     with clock, jax.set_mesh(built):
-        parts = clock.timed("setup", prepare)(config, rows, built, workdir)
+        parts = clock.timed("setup", prepare)(config, bound, built, workdir)
         if runfolder.finished_step(workdir) == parts.steps and not fork:
             done = runfolder.read_json(workdir, "results.json") or {}
             values, report = done.get("values", {}), parts.data.report
@@ -234,8 +234,7 @@ def _measure(
             parts.trainer, asked, parts.eval, parts.mesh
         )
     if config.eval.rollouts and asked.live is not None:
-        tokenizer = parts.data.tokenizer
-        sample = evaluation.make_rollouts(config, parts.model, asked.live, tokenizer)
+        sample = evaluation.make_rollouts(config, parts, asked.live)
     last: list[evaluation.Sampled] = []
 
     def measure(state: TrainState) -> dict[str, float]:
@@ -256,10 +255,10 @@ def evaluate(
 ) -> Summary:
     """Evaluates the newest checkpoint of a run on data.eval, and by rollouts."""
     agreeing.agree_on_start(config, workdir)
-    rows = checks.check(config, losses)
+    bound = checks.check(config, losses)
     built = checks.make_mesh(config)
     with jax.set_mesh(built):
-        parts = prepare(config, rows, built, workdir)
+        parts = prepare(config, bound, built, workdir)
         state = restoring.trained_state(workdir, parts)
         asked = parts.annotators(config, workdir, evaluation_only=True)
         measure, sampled = _measure(config, parts, asked)

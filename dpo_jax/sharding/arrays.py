@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -47,6 +48,13 @@ def to_global(local: Any, sharding: NamedSharding) -> Any:
 def to_host(tree: Any) -> Any:
     """Copies replicated device values to NumPy."""
     return jax.tree.map(np.asarray, jax.device_get(tree))
+
+
+def to_every_host(values: Any) -> np.ndarray:
+    """Copies an array, however it is spread, to NumPy on every process."""
+    if isinstance(values, jax.Array) and not values.is_fully_addressable:
+        return np.asarray(multihost_utils.process_allgather(values, tiled=True))
+    return np.asarray(values)
 
 
 def constrain_rows(values: Array) -> Array:

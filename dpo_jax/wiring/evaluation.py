@@ -1,7 +1,7 @@
 """What is measured besides training: held-out pairs, and sampled continuations."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +17,7 @@ from dpo_jax.objectives import reward
 from dpo_jax.precision import in_products_of
 from dpo_jax.sampling import generate, pick
 from dpo_jax.sharding import arrays
+from dpo_jax.train.loop import Evaluator
 from dpo_jax.types import (
     Batch,
     Columns,
@@ -29,17 +30,47 @@ from dpo_jax.types import (
 )
 from dpo_jax.wiring import generation
 from dpo_jax.wiring.data import global_batches
-from dpo_jax.wiring.model import Model, Reference
-from dpo_jax.wiring.reference import Annotators
+from dpo_jax.wiring.model import Model, load_reference
+from dpo_jax.wiring.parts import Parts
+from dpo_jax.wiring.reference import Referred
 from dpo_jax.wiring.training import Trainer
 
 ROLLOUT_SEED = 99  # one key for all policies: common random numbers
 
 
-def make_evaluate(
-    trainer: Trainer, asked: Annotators, loads: Loader, built: Mesh
-) -> Callable[[TrainState], dict[str, float]]:
-    """Builds `state -> metrics` over the evaluation set, every record once."""
+class Measures(NamedTuple):
+    """What a run measures besides training.
+
+    Attributes:
+      evaluators: name -> evaluator, in order.
+      rollouts: its last samples lie here; None where nothing is sampled.
+    """
+
+    evaluators: dict[str, Evaluator]
+    rollouts: "Rollouts | None"
+
+
+def make_measures(config: Config, parts: Parts, referred: Referred) -> Measures:
+    """Builds the evaluators that a run asks for.
+
+    A new one is a function of the state and a line here.
+    """
+    every = config.eval.every_steps
+    evaluators, rollouts = {}, None
+    if referred.eval is not None:
+        pairs = make_pairs(parts.trainer, referred, referred.eval, parts.mesh)
+        evaluators["pairs"] = Evaluator(pairs, every)
+    if config.eval.rollouts and parts.reference is not None:
+        rollouts = Rollouts(make_rollouts(config, parts, referred))
+        own = config.eval.rollouts_every_steps
+        evaluators["rollouts"] = Evaluator(rollouts, own or every)
+    return Measures(evaluators, rollouts)
+
+
+def make_pairs(
+    trainer: Trainer, referred: Referred, loads: Loader, mesh: Mesh
+) -> Callable[[TrainState], Iterator[tuple[str, float]]]:
+    """Builds the loss and metrics over the evaluation set, every record once."""
     key, objective = jax.random.key(0), trainer.objective
     of_scores = trainer.kind == "reward"
     extras = reward_extras if of_scores else preference.no_extras
@@ -52,16 +83,16 @@ def make_evaluate(
         return *objective.score(params, frozen, rows, key, hyper), counts
 
     compiled = jax.jit(
-        in_products_of(trainer.dtype, score), out_shardings=arrays.replicated(built)
+        in_products_of(trainer.dtype, score), out_shardings=arrays.replicated(mesh)
     )
-    frozen, hyper = asked.frozen, trainer.hyper()
+    frozen, hyper = referred.frozen, trainer.hyper()
 
-    def evaluate(state: TrainState) -> dict[str, float]:
-        batches = global_batches(loads, built, 0, asked.on_host)
+    def measure(state: TrainState) -> Iterator[tuple[str, float]]:
+        batches = global_batches(loads, mesh, 0)
         annotated = (
-            asked.on_device(state, frozen, batch, key, hyper) for batch in batches
+            referred.annotate(state, frozen, batch, key, hyper) for batch in batches
         )
-        return preference.evaluate(
+        values = preference.evaluate(
             annotated,
             score=lambda batch: compiled(state.params, frozen, batch, hyper),
             objective=objective,
@@ -69,8 +100,9 @@ def make_evaluate(
             hyper=jax.device_get(hyper),
             extras=extras,
         )
+        yield from values.items()
 
-    return evaluate
+    return measure
 
 
 def reward_extras(whole: Columns) -> dict[str, float]:
@@ -86,10 +118,28 @@ class Sampled(NamedTuple):
     reference: Rollout
 
 
+class Rollouts:
+    """Samples continuations of a state, and keeps the last for the report."""
+
+    def __init__(self, sample: Callable[[TrainState], Sampled]):
+        self._sample = sample
+        self.last: Sampled | None = None
+
+    def __call__(self, state: TrainState) -> Iterator[tuple[str, float]]:
+        """Yields means and standard errors of what was sampled."""
+        self.last = self._sample(state)
+        yield from rollout_metrics(self.last).items()
+
+
 def make_rollouts(
-    config: Config, policy: Model, reference: Reference, tokenizer: Any
-) -> Callable[[Params], Sampled]:
-    """Builds `params -> Sampled` on the prompts of a source with a true reward."""
+    config: Config, parts: Parts, referred: Referred
+) -> Callable[[TrainState], Sampled]:
+    """Builds `state -> Sampled` on the prompts of a source with a true reward.
+
+    The KL is that to the reference of the state where it moves.
+    """
+    policy, reference, tokenizer = parts.model, parts.reference, parts.data.tokenizer
+    assert reference is not None  # `checks.rollout_faults`
     judged = sources.JUDGED[config.data.eval]
     texts = judged.prompts(config.seed, config.eval.rollouts, split="eval")
     prompts = [generation.encode(config, tokenizer, text) for text in texts]
@@ -114,7 +164,7 @@ def make_rollouts(
         )
         return rollout.make_play(
             apply=model.apply_anywhere,
-            ref_apply=reference.model.apply_anywhere,
+            ref_apply=reference.apply_anywhere,
             sample=sample,
             rows=generate.rows,
         )
@@ -123,16 +173,19 @@ def make_rollouts(
         rollout.rollout,
         prompts=prompts,
         key=jax.random.key(ROLLOUT_SEED),
-        ref_params=reference.params,
         decode=functools.partial(tokenizer.decode, skip_special_tokens=True),
         reward=judge,
     )
     of_ref = config.ref.dtype or config.model.dtype
-    before = rollout_of(reference.params, play=player(reference.model, of_ref))
+    start = referred.frozen.get("ref")
+    if start is None:  # it moves: its beginning is not held beside the train state
+        start = load_reference(config, reference, parts.mesh)
+    before = rollout_of(start, start, play=player(reference, of_ref))
     play = player(policy, config.model.dtype)  # compiled at the first evaluation
 
-    def sample(params: Params) -> Sampled:
-        return Sampled(texts, rollout_of(params, play=play), before)
+    def sample(state: TrainState) -> Sampled:
+        ref = referred.frozen.get("ref", state.ref)
+        return Sampled(texts, rollout_of(state.params, ref, play=play), before)
 
     return sample
 

@@ -14,7 +14,7 @@ from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring.data import Data
 from dpo_jax.wiring.model import Model
-from dpo_jax.wiring.reference import Annotators
+from dpo_jax.wiring.reference import Referred
 from dpo_jax.wiring.training import Trainer
 
 
@@ -24,51 +24,52 @@ class Parts(NamedTuple):
     mesh: Mesh
     data: Data
     steps: int
-    rows: tuple[Loss, ...]
+    losses: tuple[Loss, ...]
     model: Model
+    reference: Model | None
     trainer: Trainer
     train: Loader
     eval: Loader | None
 
-    def annotators(
+    def refer(
         self,
         config: Config,
         workdir: os.PathLike | str,
         *,
         evaluation_only: bool = False,
         pause: Callable[[], None] = lambda: None,
-    ) -> Annotators:
+    ) -> Referred:
         """Loads the reference, or brings its cache up to what the run needs.
 
         Args:
           config: of the run.
           workdir: the run folder.
           evaluation_only: whether no step will be trained.
-          pause: see `reference.annotators`.
+          pause: see `reference.refer`.
         """
-        loaders = (None if evaluation_only else self.train, self.eval)
-        return reference.annotators(
+        return reference.refer(
             config,
-            self.model,
+            self.reference,
             self.mesh,
-            whole=objective.needs_whole_reference(self.rows),
-            loaders=[loads for loads in loaders if loads is not None],
+            whole=objective.needs_whole_reference(self.losses),
+            train=None if evaluation_only else self.train,
+            held_out=self.eval,
             workdir=workdir,
             pause=pause,
         )
 
 
-def prepare(config: Config, rows: tuple[Loss, ...], built: Mesh) -> Parts:
+def prepare(config: Config, losses: tuple[Loss, ...], mesh: Mesh) -> Parts:
     """Reads the data and the model's description, and wires the step."""
     tokenizer = data_wiring.load_tokenizer(config)
     folder, spec = model_wiring.find_model(config, tokenizer)
     model = model_wiring.make_model(config, folder, spec)
-    model_wiring.check_loadable(model, built)
-    ref_model = model_wiring.reference_model(config, model, built)
+    model_wiring.check_loadable(model, mesh)
+    ref_model = model_wiring.reference_model(config, model, mesh)
     data = data_wiring.load_data(config, tokenizer)  # the slowest, so the last
-    checks.check_data(config, rows, data)
+    checks.check_data(config, losses, data)
     steps = data_wiring.total_steps(config, len(data.train))
-    join = objective.join_of(config, rows)
-    train, held_out = data_wiring.make_loaders(config, data, spec, built, steps, join)
-    trainer = training.make_trainer(config, rows, model, ref_model, built, steps)
-    return Parts(built, data, steps, rows, model, trainer, train, held_out)
+    join = objective.join_of(config, losses)
+    train, held_out = data_wiring.make_loaders(config, data, spec, mesh, steps, join)
+    trainer = training.make_trainer(config, losses, model, ref_model, mesh, steps)
+    return Parts(mesh, data, steps, losses, model, ref_model, trainer, train, held_out)

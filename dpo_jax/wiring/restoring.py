@@ -12,7 +12,7 @@ from dpo_jax.models.decoder import abstract_params
 from dpo_jax.sharding import rules
 from dpo_jax.train import runfolder
 from dpo_jax.train.checkpoint import Checkpoints
-from dpo_jax.types import Params, TrainState
+from dpo_jax.types import Frozen, Params, TrainState
 from dpo_jax.wiring.model import Model
 from dpo_jax.wiring.parts import Parts
 
@@ -38,15 +38,19 @@ def first_step(checkpoints: Checkpoints, parts: Parts) -> int:
 
 
 def resume(
-    checkpoints: Checkpoints, parts: Parts, first: int, *, fork: bool
-) -> TrainState:
+    checkpoints: Checkpoints, parts: Parts, frozen: Frozen, first: int, *, fork: bool
+) -> tuple[TrainState, bool]:
     """Restores the state after `first` steps, from `first_step`.
+
+    Returns:
+      The state, and whether the evaluations due after that step were made: a run that
+      is told to stop leaves them to the next launch.
 
     Raises:
       RunFolderError: if the data are not those that the run was trained on.
     """
     if not first:
-        return parts.trainer.init()
+        return parts.trainer.init(frozen), False
     state, meta = checkpoints.restore(first, parts.trainer.abstract)
     if meta["data"] != parts.data.fingerprint and not fork:
         raise RunFolderError(
@@ -58,7 +62,7 @@ def resume(
     if meta["mesh"] != here:
         logging.warning("mesh changed: %s → %s", meta["mesh"], here)
     logging.info("resumed from step %d", first)
-    return state
+    return state, meta.get("measured", True)
 
 
 def run_config(workdir: os.PathLike | str) -> Config:

@@ -26,6 +26,7 @@ from dpo_jax.train.metrics import MetricsLog
 from dpo_jax.train.step import Metrics, without_transfers
 from dpo_jax.types import Batch, TrainState
 from dpo_jax.wiring import (
+    agreeing,
     card,
     checks,
     evaluation,
@@ -68,6 +69,7 @@ def run(
       UserError: what a user can mend, before anything compiles.
       Preempted: after a signal, with the state committed.
     """
+    agreeing.agree_on_start(config, workdir)
     clock, rows = Clock(), checks.check(config, losses)
     built = checks.make_mesh(config)
     runfolder.check_same(workdir, json.loads(config_lib.to_json(config)), fork=fork)
@@ -78,10 +80,7 @@ def run(
             values, report = done.get("values", {}), parts.data.report
             return Summary(parts.steps, parts.steps, True, values, done, report)
         first = jax.process_index() == 0
-        with (
-            runfolder.claim(workdir, first=first),
-            signals.stop_requests() as stop,
-        ):
+        with runfolder.claim(workdir, first=first), signals.stop_requests() as stop:
             return _train(
                 Launch(config, workdir, parts, stop, progress, fork, losses, clock)
             )
@@ -123,7 +122,7 @@ def _train(launch: Launch) -> Summary:
             referred = parts.refer(config, workdir, pause=pause)
             with clock.bucket("eval"):
                 measures = evaluation.make_measures(config, parts, referred)
-            state, measured = restoring.resume(
+            start = restoring.resume(
                 checkpoints, parts, referred.frozen, first, fork=launch.fork
             )
         if jax.process_index() == 0:
@@ -135,7 +134,6 @@ def _train(launch: Launch) -> Summary:
         shapes = dict(parts.train.compiled_shapes())
         logging.info("compiles %d step shapes {rows: steps}: %s", len(shapes), shapes)
         logging.info("mfu is a share of %.4g FLOP/s: %s", *peak)
-        start = Start(first, state, measured)
         state, values = _loop(launch, checkpoints, referred, measures, start)
     sampled = None if measures.rollouts is None else measures.rollouts.last
     with clock.bucket("export"):
@@ -158,20 +156,12 @@ def _train(launch: Launch) -> Summary:
     return ended
 
 
-class Start(NamedTuple):
-    """Where the loop begins: updates taken, the state, and if it was measured."""
-
-    first: int
-    state: TrainState
-    measured: bool
-
-
 def _loop(
     launch: Launch,
     checkpoints: Checkpoints,
     referred: Referred,
     measures: evaluation.Measures,
-    start: Start,
+    start: restoring.Start,
 ) -> tuple[TrainState, dict[str, float]]:
     """Hands the loop its functions; returns the last state and the last values."""
     config, workdir, parts = launch.config, launch.workdir, launch.parts
@@ -261,6 +251,7 @@ def evaluate(
     losses: checks.LossTable = LOSSES,
 ) -> Summary:
     """Evaluates the newest checkpoint of a run on data.eval, and by rollouts."""
+    agreeing.agree_on_start(config, workdir)
     rows = checks.check(config, losses)
     built = checks.make_mesh(config)
     with jax.set_mesh(built):

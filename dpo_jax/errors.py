@@ -12,8 +12,10 @@ from contextlib import contextmanager
 MAX_LINE = 1000  # bytes of one printed error line
 
 EXIT_INTERNAL = 70
+EXIT_PEER_LOST = 71
 EXIT_PREEMPTED = 75
 EXIT_WATCHDOG = 124
+EXIT_INTERRUPTED = 130
 
 
 class UserError(ValueError):
@@ -64,11 +66,12 @@ class RunFolderError(UserError):
     code = 8
 
 
-class Preempted(Exception):  # noqa: N818 (it is an event, not an error)
+class Preempted(BaseException):  # no error, and not for `except Exception` to swallow
     """A signal stopped the run after its state was committed at `step`."""
 
     def __init__(self, step: int):
-        super().__init__(f"preempted; step {step} committed")
+        committed = f"; step {step} committed" if step else " before step 1"
+        super().__init__(f"preempted{committed}")
         self.step = step
 
 

@@ -53,6 +53,12 @@ KEYS: dict[str, Key] = {
     "train.on_nonfinite": Key(
         "halt", "or 'skip', at most 3 in a row", choices=("halt", "skip")
     ),
+    "train.watchdog_seconds": Key(
+        1800.0, "without a beat of the loop, then exit 124; 0 = off", NOT_NEGATIVE
+    ),
+    "distributed.timeout_seconds": Key(
+        300.0, "for the processes of a run to meet", POSITIVE
+    ),
     "model.path": Key("", "an HF folder or hub id: the policy"),
     "model.revision": Key("", "of a hub id"),
     "model.preset": Key("", "instead of path: train from scratch"),
@@ -237,6 +243,8 @@ RELAUNCH = (
     "log.",
     "eval.",
     "checkpoint.",
+    "distributed.",
+    "train.watchdog_seconds",
     "ref.cache_dir",
     "model.remat",
     "model.attention",

@@ -6,10 +6,15 @@
 import importlib
 import os
 import sys
+import time
+import traceback
 from collections.abc import Sequence
 
+from dpo_jax.cli import parent
+from dpo_jax.cli.peers import place_of
 from dpo_jax.errors import (
     EXIT_INTERNAL,
+    EXIT_INTERRUPTED,
     EXIT_PREEMPTED,
     MAX_LINE,
     ConfigError,
@@ -49,11 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(usage())
         return 0 if len(arguments) > 1 else ConfigError.code
     verb, rest = arguments[1], arguments[2:]
-    sys.path.insert(0, os.getcwd())  # where `configs` lies
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # of no PyTorch
     try:
         if verb not in VERBS:
             raise ConfigError(unknown("verb", verb, VERBS))
+        named = os.environ.get("DPO_JAX_DISTRIBUTED", "")
+        place = place_of(named)
+        if named == "auto" or (place is not None and place.count > 1):
+            code = parent.split()
+            if code is not None:
+                return code
         return importlib.import_module(f"dpo_jax.cli.{verb}").main(rest)
     except Preempted as event:
         sys.stderr.write(f"{event}; relaunch to go on\n")
@@ -61,31 +71,48 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as event:  # --help
         return int(event.code or 0)
     except KeyboardInterrupt:
-        return 130
+        return EXIT_INTERRUPTED
     except Exception as error:  # the top of the process
         return report_error(error, rest)
 
 
 def report_error(error: Exception, arguments: Sequence[str]) -> int:
-    """Prints one line, keeps the traceback in the run folder, returns the code."""
-    workdir = _value(arguments, "--workdir")
-    kept = None
-    if workdir:
+    """Prints one line, keeps the traceback in the run folder, returns the code.
+
+    With several processes it does not return: who went on would meet the others in a
+    collective, where they wait for something else.
+    """
+    link = parent.link()
+    kept = _keep(error, _value(arguments, "--workdir"))
+    if link is not None and not isinstance(error, UserError):
+        time.sleep(parent.LINGER)  # a lost peer is no error of this process
+    if "--debug" in arguments:
+        traceback.print_exception(error)
+    line = one_line(error)
+    if not isinstance(error, UserError):
+        where = f" (traceback: {kept})" if kept else "; --debug shows the traceback"
+        whole = one_line(RuntimeError(f"{type(error).__name__}: {error}")).encode()
+        room = MAX_LINE - len(where.encode())
+        line = whole[:room].decode(errors="ignore") + where
+    sys.stderr.write(line + "\n")
+    code = error.code if isinstance(error, UserError) else EXIT_INTERNAL
+    if link is not None:
+        link.leave(code, line)
+    return code
+
+
+def _keep(error: Exception, workdir: str) -> str | None:
+    """Writes the traceback into the run folder; returns its path, or None."""
+    link = parent.link()
+    if not workdir:
+        return None
+    try:
         from dpo_jax.train import runfolder
 
-        kept = runfolder.write_error(workdir, error)
-    if "--debug" in arguments:
-        import traceback
-
-        traceback.print_exception(error)
-    if isinstance(error, UserError):
-        sys.stderr.write(one_line(error) + "\n")
-        return error.code
-    where = f" (traceback: {kept})" if kept else "; --debug shows the traceback"
-    line = one_line(RuntimeError(f"{type(error).__name__}: {error}")).encode()
-    room = MAX_LINE - len(where.encode())
-    sys.stderr.write(line[:room].decode(errors="ignore") + where + "\n")
-    return EXIT_INTERNAL
+        rank = None if link is None else link.rank
+        return runfolder.write_error(workdir, error, rank)
+    except Exception:  # nothing may fail here: the error itself is to be told
+        return None
 
 
 def _value(arguments: Sequence[str], flag: str) -> str:

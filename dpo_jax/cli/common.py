@@ -1,6 +1,7 @@
 """Flags, jax settings and logging that the verbs share."""
 
 import importlib.util
+import math
 import os
 import re
 import sys
@@ -12,8 +13,10 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from dpo_jax import configs
+from dpo_jax.cli import parent
+from dpo_jax.cli.peers import Place, free_port, place_of
 from dpo_jax.config import Config, flat, unknown_keys
-from dpo_jax.errors import ConfigError, UserError, collected, unknown
+from dpo_jax.errors import ConfigError, DeviceError, UserError, collected, unknown
 from dpo_jax.train import runfolder
 
 Flags = Any  # absl FlagValues: `values[name].value`
@@ -192,32 +195,64 @@ def setup_jax(config: Config, *, debug: bool) -> None:
             raise ConfigError(f"DPO_JAX_CPU_DEVICES={devices!r} must be an integer ≥ 1")
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", int(devices))
-    join_processes(os.environ.get("DPO_JAX_DISTRIBUTED", ""))
+    join_processes(config)
 
 
-def join_processes(named: str) -> None:
-    """Joins the processes of a run.
-
-    Args:
-      named: '' = this process is alone; `auto` = jax finds the others (TPU pods, SLURM,
-        Open MPI); or `HOST:PORT,COUNT,INDEX`.
+def join_processes(config: Config) -> None:
+    """Joins the processes of a run; see `peers.place_of`.
 
     Raises:
-      ConfigError: if it is none of these.
+      ConfigError: if it says nothing known.
+      DeviceError: if jax counts other processes.
     """
     import jax
 
-    if not named:
+    named, link = os.environ.get("DPO_JAX_DISTRIBUTED", ""), parent.link()
+    place, seconds = place_of(named), config.distributed.timeout_seconds
+    if link is None:
         return
-    if named == "auto":
-        jax.distributed.initialize()
-        return
-    found = re.fullmatch(r"([^,]+:\d+),(\d+),(\d+)", named)
-    if found is None:
-        raise ConfigError(
-            f"DPO_JAX_DISTRIBUTED={named!r} is not 'auto' or HOST:PORT,COUNT,INDEX"
+    if place is None:
+        jax.distributed.initialize(initialization_timeout=math.ceil(seconds))
+        place = found_place(seconds)
+        if place.count > 1:
+            link.join(place, seconds)
+    else:
+        port = link.join(place, seconds)
+        jax.distributed.initialize(
+            f"{place.host}:{port}",
+            place.count,
+            place.rank,
+            cluster_detection_method="deactivate",  # of local devices, too
+            initialization_timeout=math.ceil(seconds),
         )
-    jax.distributed.initialize(found[1], int(found[2]), int(found[3]))
+    if config.train.watchdog_seconds:
+        link.keep_beating(config.train.watchdog_seconds)
+    if jax.process_count() != place.count:
+        raise DeviceError(
+            f"DPO_JAX_DISTRIBUTED={named!r} names {place.count} processes, the devices "
+            f"belong to {jax.process_count()}; give each process its own devices"
+        )
+
+
+def found_place(seconds: float) -> Place:
+    """Says where this process stands among those that jax found."""
+    from jax._src import distributed  # jax has no other door to its store
+
+    state = distributed.global_state
+    assert state.client is not None and state.coordinator_address is not None
+    key = "dpo_jax/parents"
+    if state.process_id == 0:
+        state.client.key_value_set(key, str(free_port()))
+    port = int(state.client.blocking_key_value_get(key, int(seconds * 1000)))
+    host = state.coordinator_address.rpartition(":")[0]
+    return Place(host, port, state.num_processes, state.process_id)
+
+
+def is_first() -> bool:
+    """Tells whether this process prints and writes for all."""
+    import jax
+
+    return jax.process_index() == 0
 
 
 def setup_logging() -> None:

@@ -25,6 +25,8 @@ def main(arguments: Sequence[str]) -> int:
     from dpo_jax import build
 
     summary = build.evaluate(config, workdir)
+    if not common.is_first():
+        return 0
     lines = [f"step {summary.step} of {workdir}", *values_text(summary.values)]
     sys.stdout.write("\n".join(lines + results_text(summary.results)) + "\n")
     if values["out"].value:

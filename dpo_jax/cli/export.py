@@ -31,6 +31,8 @@ def main(arguments: Sequence[str]) -> int:
 
     common.setup_jax(restoring.run_config(workdir), debug=values["debug"].value)
     build.export_run(workdir, out, dtype=values["dtype"].value)
+    if not common.is_first():
+        return 0
     sys.stdout.write(f"{out}\n")
     if values["push"].value:
         address = outputs.push(Path(out), values["push"].value)

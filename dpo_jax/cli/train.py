@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from absl import flags
 from tqdm import tqdm
 
-from dpo_jax.cli import common
+from dpo_jax.cli import common, parent
 
 TRACED_STEPS = 5
 
@@ -33,14 +33,18 @@ def main(arguments: Sequence[str]) -> int:
     from dpo_jax import build
 
     traced = f"{workdir}/profile" if values["profile"].value else ""
+    link = parent.link()
     with Progress() as progress, Trace(traced) as trace:
 
         def tell(step: int, last: int, values: dict[str, float]) -> None:
             progress(step, last, values)
             trace(step)
+            if link is not None:
+                link.tell(f"step {step}")
 
         summary = build.run(config, workdir, fork=values["fork"].value, progress=tell)
-    sys.stdout.write(summary_text(summary, workdir))
+    if common.is_first():
+        sys.stdout.write(summary_text(summary, workdir))
     return 0
 
 

@@ -39,6 +39,9 @@ from dpo_jax.train.manifest import (
 )
 from dpo_jax.types import Params, TrainState
 
+EXIT_SECONDS = (
+    10.0  # for a save in flight, where an error ends one of several processes
+)
 MAX_STEP = 2**31 - 1  # steps travel between processes as int32
 # orbax wraps what the system says into other classes; the words survive.
 SYSTEM_WORDS = tuple(
@@ -108,8 +111,11 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or jax.process_count() == 1:
+            self.close()
+        elif self._thread is not None:  # the others may be in another collective
+            self._thread.join(EXIT_SECONDS)
 
     def due(self, step: int) -> bool:
         """Says whether `step` is one of those that are saved on schedule."""

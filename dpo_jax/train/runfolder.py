@@ -171,10 +171,17 @@ def write_config(folder: Path, text: str) -> None:
     write_text(folder, "config.json", text)
 
 
-def write_error(folder: Path, error: BaseException) -> str | None:
-    """Keeps a traceback under errors/; returns its path, or None if even that fails."""
+def write_error(
+    folder: Path, error: BaseException, rank: int | None = None
+) -> str | None:
+    """Keeps a traceback under errors/, of a rank as rankN.txt.
+
+    Returns:
+      Its path, or None if even that fails.
+    """
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S.%f")
-    name = f"errors/{stamp}-{os.getpid()}.txt"
+    what = f"{stamp}-{os.getpid()}" if rank is None else f"rank{rank}"
+    name = f"errors/{what}.txt"
     try:
         write_text(folder, name, "".join(traceback.format_exception(error)))
     except WriteError:

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from dpo_jax.config import Config
 from dpo_jax.data.loader import Loader
 from dpo_jax.losses import Loss
-from dpo_jax.wiring import checks, objective, reference, training
+from dpo_jax.wiring import agreeing, checks, objective, reference, training
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring.data import Data
@@ -67,6 +67,7 @@ def prepare(config: Config, losses: tuple[Loss, ...], mesh: Mesh) -> Parts:
     model_wiring.check_loadable(model, mesh)
     ref_model = model_wiring.reference_model(config, model, mesh)
     data = data_wiring.load_data(config, tokenizer)  # the slowest, so the last
+    agreeing.agree_on_rows(data)
     checks.check_data(config, losses, data)
     steps = data_wiring.total_steps(config, len(data.train))
     join = objective.join_of(config, losses)

@@ -1,6 +1,7 @@
 """What a run folder holds already: its configuration, its state, its parameters."""
 
 import os
+from typing import NamedTuple
 
 from absl import logging
 from etils import epath
@@ -15,6 +16,21 @@ from dpo_jax.train.checkpoint import Checkpoints
 from dpo_jax.types import Frozen, Params, TrainState
 from dpo_jax.wiring.model import Model
 from dpo_jax.wiring.parts import Parts
+
+
+class Start(NamedTuple):
+    """Where a launch begins.
+
+    Attributes:
+      first: updates taken.
+      state: after them.
+      measured: whether the evaluations due after them were made; a run that is told to
+        stop leaves them to the next launch.
+    """
+
+    first: int
+    state: TrainState
+    measured: bool
 
 
 def first_step(checkpoints: Checkpoints, parts: Parts) -> int:
@@ -39,18 +55,14 @@ def first_step(checkpoints: Checkpoints, parts: Parts) -> int:
 
 def resume(
     checkpoints: Checkpoints, parts: Parts, frozen: Frozen, first: int, *, fork: bool
-) -> tuple[TrainState, bool]:
+) -> Start:
     """Restores the state after `first` steps, from `first_step`.
-
-    Returns:
-      The state, and whether the evaluations due after that step were made: a run that
-      is told to stop leaves them to the next launch.
 
     Raises:
       RunFolderError: if the data are not those that the run was trained on.
     """
     if not first:
-        return parts.trainer.init(frozen), False
+        return Start(0, parts.trainer.init(frozen), measured=False)
     state, meta = checkpoints.restore(first, parts.trainer.abstract)
     if meta["data"] != parts.data.fingerprint and not fork:
         raise RunFolderError(
@@ -62,7 +74,7 @@ def resume(
     if meta["mesh"] != here:
         logging.warning("mesh changed: %s → %s", meta["mesh"], here)
     logging.info("resumed from step %d", first)
-    return state, meta.get("measured", True)
+    return Start(first, state, meta.get("measured", True))
 
 
 def run_config(workdir: os.PathLike | str) -> Config:

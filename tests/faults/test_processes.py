@@ -1,15 +1,25 @@
-"""Two processes of one run: each fills its rows, both take the same steps."""
+"""Two processes of one run: they train as one, agree, stop together, die together.
 
+Exit codes, messages and what is left, of the cases F1 to F7 of the plan's faults.
+"""
+
+import contextlib
+import gzip
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
+FAULTY = str(Path(__file__).parent / "faulty.py")
+SHORT = {"eval.every_steps": 0, "data.eval": "", "checkpoint.every_steps": 5}
+PATIENCE = 240  # seconds that a test waits before it calls itself failed
 
 
 def free_port():
@@ -18,60 +28,222 @@ def free_port():
         return found.getsockname()[1]
 
 
-def start(runs, workdir, **changed):
-    """Starts two processes of two devices each; returns them."""
-    address = f"127.0.0.1:{free_port()}"
-    started = []
-    for index in range(2):
-        env = {
-            **os.environ,
-            "DPO_JAX_COMPILE_CACHE": str(ROOT / ".cache" / "jax"),
-            "DPO_JAX_CPU_DEVICES": "2",
-            "DPO_JAX_DISTRIBUTED": f"{address},2,{index}",
-        }
-        command = [sys.executable, "-m", "dpo_jax", "train"]
-        with open(f"{workdir}.{index}.stderr", "w") as stderr:
-            started.append(
-                subprocess.Popen(
-                    [*command, *runs.flags(workdir, **changed)],
-                    cwd=ROOT,
-                    env=env,
-                    stdout=stderr,
-                    stderr=stderr,
+class Pair:
+    """Processes of one run, two devices each; stderr goes beside the run folder."""
+
+    def __init__(self, runs, workdir, *, count=2, fault=(), each=({}, {}), **changed):
+        self.workdir = workdir
+        address = f"127.0.0.1:{free_port()}"
+        self.processes = []
+        self.began = time.monotonic()
+        for rank, own in enumerate(each):
+            env = {
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                "DPO_JAX_COMPILE_CACHE": str(ROOT / ".cache" / "jax"),
+                "DPO_JAX_CPU_DEVICES": "2",
+                "DPO_JAX_DISTRIBUTED": f"{address},{count},{rank}",
+            }
+            head = [FAULTY, *fault] if fault else ["-m", "dpo_jax"]
+            own, cwd = dict(own), own.get("cwd", ROOT)
+            own.pop("cwd", None)
+            flags = runs.flags(own.pop("workdir", workdir), **{**changed, **own})
+            with open(f"{workdir}.{rank}.stderr", "w") as stderr:
+                self.processes.append(
+                    subprocess.Popen(
+                        [sys.executable, *head, "train", *flags],
+                        cwd=cwd,
+                        env=env,
+                        stdout=stderr,
+                        stderr=stderr,
+                    )
                 )
-            )
-    return started
+
+    def codes(self):
+        """Waits for all; returns their exit codes as a shell sees them."""
+        found = [process.wait(timeout=PATIENCE) for process in self.processes]
+        return [code if code >= 0 else 128 - code for code in found]
+
+    def said(self, rank):
+        return Path(f"{self.workdir}.{rank}.stderr").read_text()
+
+    def lines(self, rank):
+        """Returns the lines that say how a rank ended."""
+        heads = ("error[", "preempted")
+        return [line for line in self.said(rank).splitlines() if line.startswith(heads)]
+
+    def child(self, rank):
+        """Returns the process id of the child that trains."""
+        (found,) = psutil.Process(self.processes[rank].pid).children()
+        return found.pid
+
+    def kill(self):
+        for process in self.processes:
+            process.kill()
+            process.wait()
 
 
-def codes(processes):
-    return [process.wait(timeout=240) for process in processes]
+@pytest.fixture
+def pair(runs, tmp_path):
+    """Starts pairs; leaves no process behind."""
+    with contextlib.ExitStack() as stack:
+
+        def start(name="run", **options):
+            started = Pair(runs, tmp_path / name, **options)
+            stack.callback(started.kill)
+            return started
+
+        yield start
+
+
+def within(seconds, started):
+    """Asserts that less than `seconds` passed; this machine may do other work, too."""
+    assert time.monotonic() - started < seconds
 
 
 @pytest.mark.faults
-def test_two_processes_train_as_one(runs, tmp_path):
+def test_two_processes_train_as_one(runs, pair, tmp_path):
     """Losses to 1e-5 of one process with four devices, in the same line order."""
-    alone, together = tmp_path / "alone", tmp_path / "together"
-    assert codes(start(runs, together)) == [0, 0]
-    code, printed = runs.there(alone, devices=4)
+    together = pair("together")
+    assert together.codes() == [0, 0]
+    code, printed = runs.there(tmp_path / "alone", devices=4)
     assert code == 0, printed
-    lines = list(zip(runs.lines(alone), runs.lines(together), strict=True))
+    pairs = zip(
+        runs.lines(tmp_path / "alone"), runs.lines(tmp_path / "together"), strict=True
+    )
+    lines = list(pairs)
     assert len(lines) > 20
     for one, two in lines:
         assert (one["step"], one["split"]) == (two["step"], two["split"])
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
-    assert (together / "export" / "model.safetensors").exists()
+    assert (tmp_path / "together" / "export" / "model.safetensors").exists()
+    assert "finished 24 steps" in together.said(0)
+    assert "finished" not in together.said(1)
 
 
 @pytest.mark.faults
-def test_a_signal_to_one_process_stops_both_at_one_step(runs, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_process_stops_both_at_one_step(runs, pair, tmp_path, number):
     """F1: both exit 75 after the same committed step, and a relaunch ends the run."""
-    run = tmp_path / "run"
-    processes = start(runs, run)
-    runs.wait_for_step(run, 6, processes[0])
-    processes[1].send_signal(signal.SIGTERM)
-    assert codes(processes) == [75, 75]
-    said = [Path(f"{run}.{i}.stderr").read_text() for i in range(2)]
-    steps = {text.split("preempted; step ")[1].split(" ")[0] for text in said}
-    assert len(steps) == 1 and 6 <= int(steps.pop()) < 24
-    assert codes(start(runs, run)) == [0, 0]
-    assert runs.lines(run)[-1]["step"] == 24
+    stopped = pair(**SHORT)
+    runs.wait_for_step(tmp_path / "run", 6, stopped.processes[0], seconds=PATIENCE)
+    stopped.processes[1].send_signal(number)
+    assert stopped.codes() == [75, 75]
+    steps = {stopped.lines(rank)[0] for rank in range(2)}
+    step = int(steps.pop().split("preempted; step ")[1].split(" ")[0])
+    assert not steps and 6 <= step < 24
+    if number == signal.SIGTERM:
+        assert pair(**SHORT).codes() == [0, 0]
+        assert runs.lines(tmp_path / "run")[-1]["step"] == 24
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_is_named_by_the_other(runs, pair, tmp_path, rank):
+    """F2: 137 of the killed, 71 of the other, which says who is lost."""
+    broken = pair(**SHORT)
+    runs.wait_for_step(tmp_path / "run", 11, broken.processes[0], seconds=PATIENCE)
+    began = time.monotonic()
+    broken.processes[rank].kill()
+    other = 1 - rank
+    assert broken.codes()[rank] == 137 and broken.codes()[other] == 71
+    within(30, began)
+    assert f"error[71]: lost rank {rank}; relaunch" in broken.lines(other)[0]
+    assert (tmp_path / "run" / "checkpoints" / "5").exists()
+
+
+@pytest.mark.faults
+def test_a_child_killed_alone_is_told_by_its_parent(runs, pair, tmp_path):
+    """As the kernel does where memory runs out."""
+    broken = pair(**SHORT)
+    runs.wait_for_step(tmp_path / "run", 11, broken.processes[0], seconds=PATIENCE)
+    os.kill(broken.child(1), signal.SIGKILL)
+    assert broken.codes() == [71, 137]
+    assert "lost rank 1 (killed by SIGKILL)" in broken.lines(0)[0]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("where, rank", [("hook", 1), ("hook", 0), ("save", 1)])
+def test_an_exception_on_one_rank_ends_both(runs, pair, tmp_path, where, rank):
+    """F3, F7: both exit 70, the traceback is kept, the step before stands."""
+    broken = pair(fault=(where, str(rank)), **SHORT)
+    assert broken.codes() == [70, 70]
+    (line,) = broken.lines(rank)
+    what = {"hook": "KeyError: 'nobody has it'", "save": "RuntimeError: no save today"}
+    assert line.startswith(f"error[70]: {what[where]}")
+    (other,) = broken.lines(1 - rank)
+    assert other.startswith(f"error[70]: rank {rank} ended: {what[where]}")
+    kept = (tmp_path / "run" / "errors" / f"rank{rank}.txt").read_text()
+    assert "Traceback" in kept and what[where].partition(":")[0] in kept
+    if where == "hook":
+        assert (tmp_path / "run" / "checkpoints" / "5").exists()
+
+
+@pytest.mark.faults
+def test_a_fault_of_the_loader_keeps_its_code(pair, tmp_path):
+    """C4 on one rank of two: 3 of both, naming the rows."""
+    broken = pair(fault=("loader", "1"), **SHORT)
+    assert broken.codes() == [3, 3]
+    assert "step 8 cannot be made (OSError: disk gone); its rows" in broken.lines(0)[0]
+    assert (tmp_path / "run" / "errors" / "rank1.txt").exists()
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_alone_says_who_is_missing(runs, tmp_path, rank):
+    """F5: within the time it was told, not 306 s."""
+    each = [{}] if rank == 0 else [{}, {}]
+    alone = Pair(runs, tmp_path / "run", each=each, distributed__timeout_seconds=5)
+    if rank:
+        alone.processes[0].kill()
+    try:
+        code = alone.processes[rank].wait(timeout=60)
+    finally:
+        alone.kill()
+    assert code == 5
+    (line,) = alone.lines(rank)
+    assert line.startswith(f"error[5]: rank {1 - rank} did not appear at 127.0.0.1:")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.faults
+def test_processes_that_differ_do_not_start(pair, tmp_path):
+    """F6: fields are named with both values, on both; nothing is left but errors/."""
+    other = {
+        "loss__beta": 0.5,
+        "seed": 5,
+        "checkpoint__every_steps": 7,
+        "workdir": tmp_path / "elsewhere",
+    }
+    mixed = pair(each=({}, other))
+    assert mixed.codes() == [5, 5]
+    for rank in range(2):
+        (line,) = mixed.lines(rank)
+        assert line.startswith("error[5]: processes disagree: ")
+        assert f"--workdir is '{tmp_path}/run' on rank 0, '{tmp_path}/e" in line
+        for said in (
+            "loss.beta is 1.0 on rank 0, 0.5 on rank 1",
+            "seed is 0 on rank 0",
+        ):
+            assert said in line
+    for name in ("run", "elsewhere"):
+        assert [path.name for path in (tmp_path / name).iterdir()] == ["errors"]
+
+
+@pytest.mark.faults
+def test_other_rows_under_the_same_path_are_seen(runs, pair, tmp_path):
+    """F6: a stale copy on one host; here a relative path in two working folders."""
+    rows = gzip.decompress(Path(runs.rows["data.train"]).read_bytes()).splitlines()
+    for rank in range(2):
+        folder = tmp_path / f"host{rank}"
+        folder.mkdir()
+        (folder / "configs").symlink_to(ROOT / "configs")
+        stale = b"\n".join(rows[: len(rows) - rank]) + b"\n"
+        (folder / "rows.jsonl").write_bytes(stale)
+    folders = [{"cwd": tmp_path / f"host{rank}"} for rank in range(2)]
+    mixed = pair(each=folders, **{**SHORT, "data.train": "rows.jsonl"})
+    assert mixed.codes() == [5, 5]
+    for rank in range(2):
+        (line,) = mixed.lines(rank)
+        assert line.startswith("error[5]: processes disagree: content of data.train is")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["errors"]

@@ -1,0 +1,109 @@
+"""What the processes of a run must have in common, compared before anything compiles.
+
+`make_array_from_process_local_data` takes other values from each process without a
+word. So facts are exchanged as text, through jax's key-value store, which needs no
+device and has timeouts; every process finds the same differences, and stops.
+"""
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from dpo_jax.errors import DeviceError, collected
+
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+SHOWN = 8  # differing fields that an error names
+
+
+def agree(what: str, mine: Mapping[str, Any], *, seconds: float) -> None:
+    """Compares facts of all processes.
+
+    Args:
+      what: name of the exchange, the same on all processes, once a run.
+      mine: JSON values by field.
+      seconds: to wait for the slowest process.
+
+    Raises:
+      DeviceError: on all processes, naming fields, ranks and values; or naming the
+        ranks that said nothing in time.
+    """
+    if jax.process_count() == 1:
+        return
+    texts = exchange(what, json.dumps(dict(mine), sort_keys=True), seconds=seconds)
+    differing = differences([json.loads(text) for text in texts])
+    if differing:
+        left = len(differing) - SHOWN
+        more = f" · {left} more" if left > 0 else ""
+        raise DeviceError(
+            f"processes disagree: {' · '.join(differing[:SHOWN])}{more}; start all "
+            "with the same command line, code and files"
+        )
+
+
+def exchange(what: str, text: str, *, seconds: float) -> list[str]:
+    """Returns the texts of all processes, by rank.
+
+    Raises:
+      DeviceError: naming the ranks whose text did not come in time.
+    """
+    from jax._src import distributed  # jax has no other door to its store
+
+    client = distributed.global_state.client
+    assert client is not None, "several processes have a store"
+    client.key_value_set(f"dpo_jax/{what}/{jax.process_index()}", text)
+    texts, left = [], int(seconds * 1000)
+    with collected(DeviceError) as complaints:
+        for rank in range(jax.process_count()):
+            try:
+                texts.append(
+                    client.blocking_key_value_get(f"dpo_jax/{what}/{rank}", left)
+                )
+            except jax.errors.JaxRuntimeError as error:
+                complaints.append(
+                    f"rank {rank} did not say its {what} within {seconds:g} s ({error})"
+                )
+                left = 1  # the others had as long
+    return texts
+
+
+def differences(facts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Says per field which ranks hold which value, where not all hold the same."""
+    found = []
+    for field in sorted({key for rank in facts for key in rank}):
+        holders: dict[str, list[int]] = {}
+        for rank, values in enumerate(facts):
+            holders.setdefault(repr(values.get(field)), []).append(rank)
+        if len(holders) > 1:
+            said = [f"{value} on {_ranks(ranks)}" for value, ranks in holders.items()]
+            found.append(f"{field} is {', '.join(said)}")
+    return found
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    few = ", ".join(map(str, ranks[:4])) + (", …" if len(ranks) > 4 else "")
+    return f"rank{'s' * (len(ranks) > 1)} {few}"
+
+
+def code() -> dict[str, str]:
+    """Returns what the numbers of a run depend on besides its configuration and data.
+
+    Returns:
+      A digest of this package's sources, and the versions of Python and the libraries.
+    """
+    root = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root)} {path.stat().st_size}\n".encode())
+        digest.update(path.read_bytes())
+    versions = {name: metadata.version(name) for name in LIBRARIES}
+    return {
+        "code of dpo_jax": digest.hexdigest()[:16],
+        "Python": platform.python_version(),
+        **versions,
+    }

@@ -249,7 +249,10 @@ def _flat_slots(rows: Rows, slots: int) -> dict[tuple[int, int], int]:
 
 
 def fill(
-    rows: Rows, records: Sequence[Record], shape: Shape, mine: slice = slice(None)
+    rows: Rows,
+    records: Sequence[Record],
+    shape: Shape,
+    here: Sequence[int] | np.ndarray | None = None,
 ) -> Batch:
     """Writes planned rows.
 
@@ -258,16 +261,16 @@ def fill(
       records: what `Document.record` counts in.
       shape: static facts, with `shape.rows` those of the whole microbatch; rows beyond
         the plan stay empty.
-      mine: the rows to write, for a host that holds some of them.
+      here: the rows to write, for a process that holds some of them; None = all.
 
     Returns:
-      The rows of `mine` as arrays. A record's comparisons and its ranking stand in the
+      The rows of `here` as arrays. A record's comparisons and its ranking stand in the
       row that holds its first response, wherever the others lie.
     """
-    indices = range(shape.rows)[mine]
-    batch = empty(shape._replace(rows=len(indices)))
+    here = range(shape.rows) if here is None else here
+    batch = empty(shape._replace(rows=len(here)))
     places = _flat_slots(rows, shape.slots)
-    for local, b in enumerate(indices):
+    for local, b in enumerate(here):
         row = rows[b] if b < len(rows) else []
         _write_row(batch, local, row, records)
         _write_comparisons(batch, local, first_in(row), records, places)

@@ -151,7 +151,7 @@ def make_loaders(
         row_tokens=config.data.row_tokens,
         shards=mesh_lib.row_shards(built),
         even_tokens=spec.even_tokens if picked in attention.WHOLE_ROWS else math.inf,
-        mine=arrays.host_part(built),
+        rows_here=functools.partial(arrays.rows_here, arrays.row_sharding(built)),
         row_shapes=config.data.row_shapes,
     )
     order = loader_lib.train_steps(

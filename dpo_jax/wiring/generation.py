@@ -259,14 +259,12 @@ def make_engine(
         constrain=arrays.constrain_rows,
     )
     place = arrays.row_sharding(built)
-    first, last = arrays.host_part(built)
 
     def spread(rows: Any) -> Any:
-        def own(leaf: Any) -> np.ndarray:
-            leaf = np.asarray(leaf)
-            return leaf[round(first * len(leaf)) : round(last * len(leaf))]
+        def here(leaf: Any) -> np.ndarray:
+            return np.asarray(leaf)[arrays.rows_here(place, len(leaf))]
 
-        return arrays.to_global(jax.tree.map(own, rows), place)
+        return arrays.to_global(jax.tree.map(here, rows), place)
 
     return complete.make_engine(
         model,

@@ -72,24 +72,21 @@ def run(
     agreeing.agree_on_start(config, workdir)
     clock, rows = Clock(), checks.check(config, losses)
     built = checks.make_mesh(config)
-    runfolder.check_same(workdir, json.loads(config_lib.to_json(config)), fork=fork)
+    config = restoring.relaunched(config, workdir, fork=fork)
     with clock, jax.set_mesh(built):
-        parts = clock.timed("setup", prepare)(config, rows, built)
+        parts = clock.timed("setup", prepare)(config, rows, built, workdir)
         done = runfolder.read_json(workdir, "results.json")
         if done.get("step") == parts.steps and runfolder.is_whole(workdir) and not fork:
             values, report = done.get("values", {}), parts.data.report
             return Summary(parts.steps, parts.steps, True, values, done, report)
         first = jax.process_index() == 0
         with runfolder.claim(workdir, first=first), signals.stop_requests() as stop:
-            return _train(
-                Launch(config, workdir, parts, stop, progress, fork, losses, clock)
-            )
+            return _train(Launch(workdir, parts, stop, progress, fork, losses, clock))
 
 
 class Launch(NamedTuple):
     """One launch of a run: what was asked for, and who is to be asked or told."""
 
-    config: Config
     workdir: os.PathLike | str
     parts: Parts
     stop: Callable[[int], bool]
@@ -101,7 +98,7 @@ class Launch(NamedTuple):
 
 def _train(launch: Launch) -> Summary:
     """Resumes or starts, runs the loop, and writes what a finished run leaves."""
-    config, workdir, parts = launch.config, launch.workdir, launch.parts
+    workdir, parts, config = launch.workdir, launch.parts, launch.parts.config
     clock = launch.clock
     checkpoints = Checkpoints(
         epath.Path(workdir) / "checkpoints",
@@ -119,9 +116,9 @@ def _train(launch: Launch) -> Summary:
         with clock.bucket("setup"):
             peak = throughput.peak(config.model.dtype)
             # before the state, so that a cached reference is never held beside it
-            referred = parts.refer(config, workdir, pause=pause)
+            referred = parts.refer(workdir, pause=pause)
             with clock.bucket("eval"):
-                measures = evaluation.make_measures(config, parts, referred)
+                measures = evaluation.make_measures(parts, referred)
             start = restoring.resume(
                 checkpoints, parts, referred.frozen, first, fork=launch.fork
             )
@@ -164,7 +161,7 @@ def _loop(
     start: restoring.Start,
 ) -> tuple[TrainState, dict[str, float]]:
     """Hands the loop its functions; returns the last state and the last values."""
-    config, workdir, parts = launch.config, launch.workdir, launch.parts
+    workdir, parts, config = launch.workdir, launch.parts, launch.parts.config
     log = None
     if jax.process_index() == 0:
         log = MetricsLog(workdir, resume_step=start.first)
@@ -255,10 +252,10 @@ def evaluate(
     rows = checks.check(config, losses)
     built = checks.make_mesh(config)
     with jax.set_mesh(built):
-        parts = prepare(config, rows, built)
+        parts = prepare(config, rows, built, workdir)
         state = restoring.trained_state(workdir, parts)
-        referred = parts.refer(config, workdir, evaluation_only=True)
-        measures = evaluation.make_measures(config, parts, referred)
+        referred = parts.refer(workdir, evaluation_only=True)
+        measures = evaluation.make_measures(parts, referred)
         if not measures.evaluators:
             raise ConfigError("nothing to evaluate: data.eval is empty")
         evaluators, values = measures.evaluators.values(), dict[str, float]()

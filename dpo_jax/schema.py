@@ -42,7 +42,11 @@ class Key(NamedTuple):
 
 
 KEYS: dict[str, Key] = {
-    "seed": Key(0, "of permutations, dropout, generated data", (0, 2**32, True)),
+    "seed": Key(
+        0,
+        "of a model from scratch, of draws, and of the order of the data",
+        (0, 2**32, True),
+    ),
     "objective": Key(
         "preference",
         "what is trained",
@@ -66,8 +70,8 @@ KEYS: dict[str, Key] = {
         "float32", "of the computation; masters are float32", choices=FLOATS
     ),
     "model.remat": Key(
-        "none",
-        "or 'elementwise', 'block': what is computed again",
+        "elementwise",
+        "or 'none', 'block': what is computed again for the gradient",
         choices=("none", "elementwise", "block"),
     ),
     "model.attention": Key("auto", "or xla, cudnn (GPU), splash (TPU), dense"),
@@ -113,6 +117,10 @@ KEYS: dict[str, Key] = {
         "or 'fixed': max_tokens − max_prompt_tokens",
         choices=("rest", "fixed"),
     ),
+    "data.cache_dir": Key("", "where tokens are kept; '' = beside the run folder"),
+    "data.seed": Key(
+        -1, "of the order and making of data.train; -1 = seed", (-1, 2**32, True)
+    ),
     "data.labels": Key(
         "", "of 'sentiment': 'deterministic' (default), 'bradley_terry'"
     ),
@@ -130,7 +138,12 @@ KEYS: dict[str, Key] = {
         0, "numbers of rows to compile; 0 = those worth it, up to 6", NOT_NEGATIVE
     ),
     "batch.pairs": Key(64, "of an optimizer step, over the whole mesh", COUNT),
-    "batch.microbatches": Key(1, "parts of a step, one after the other", COUNT),
+    "batch.microbatches": Key(
+        0,
+        "parts of a step, one after the other; 0 = chosen so that activations stay "
+        "small, and kept in config.json",
+        NOT_NEGATIVE,
+    ),
     "loss.name": Key("dpo", "or several: 'dpo+sft'"),
     "loss.weights": Key((), "of a sum of losses, one number each; () = 1.0"),
     "loss.beta": Key(
@@ -232,6 +245,9 @@ KEYS: dict[str, Key] = {
     "eval.rollouts": Key(
         0, "prompts to sample; needs a source with a true reward", NOT_NEGATIVE
     ),
+    "eval.rollouts_every_steps": Key(
+        0, "steps between two samplings; 0 = eval.every_steps", NOT_NEGATIVE
+    ),
     "checkpoint.every_steps": Key(500, "0 = after the last step only", NOT_NEGATIVE),
     "checkpoint.keep": Key(2, "newest steps that stay", COUNT),
     "checkpoint.keep_best": Key("", "an eval metric whose best step is kept as well"),
@@ -243,6 +259,7 @@ RELAUNCH = (
     "log.",
     "eval.",
     "checkpoint.",
+    "data.cache_dir",
     "distributed.",
     "train.watchdog_seconds",
     "ref.cache_dir",

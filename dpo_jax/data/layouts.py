@@ -14,6 +14,7 @@ import numpy as np
 
 from dpo_jax.data import planning
 from dpo_jax.data.planning import Lengths, Plan, Table
+from dpo_jax.data.tokens import Records
 from dpo_jax.types import Batch, Record
 
 
@@ -66,6 +67,11 @@ def compared(record: Record) -> tuple[tuple[int, int], ...]:
     return ((0, 1),) if plain else record.comparisons
 
 
+def kinds_of(records: Sequence[Record]) -> Sequence[Record]:
+    """Returns records that have all columns of all: of flat ones, the first."""
+    return records[:1] if isinstance(records, Records) else records
+
+
 def in_all(columns: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
     """Names the columns that all records have, in the order of the first."""
     every = iter(columns)
@@ -84,6 +90,8 @@ def lengths_of(record: Record) -> Lengths:
 
 def measure_all(records: Sequence[Record]) -> Table:
     """Measures records; of a million in a second, for no object is made of any."""
+    if isinstance(records, Records):
+        return records.table()
     return planning.tabulate(
         len(records),
         prompts=(len(record.prompt) for record in records),

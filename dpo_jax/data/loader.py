@@ -187,6 +187,7 @@ class Loader:
     Attributes:
       row_tokens: T of every batch.
       buckets: the numbers of rows that occur.
+      microbatches: of a step.
     """
 
     def __init__(
@@ -208,7 +209,7 @@ class Loader:
         self._records, self._steps, self._settings = records, steps, settings
         self._join, self._columns = join, {}
         self._table = table = self._measure()
-        hands = settings.microbatches
+        self.microbatches = hands = settings.microbatches
         groups = microbatches_of(table, [len(step) for step in steps], hands)
         chosen = settings.row_tokens or cheapest_row_tokens(table, groups, settings)
         self.row_tokens = chosen
@@ -218,10 +219,11 @@ class Loader:
         self._rows = bucketed(needed, self.buckets).tolist()
         most = int(table.groups.max(initial=0))
         shape = layouts.shape_of(self._plan, chosen, most)
+        alike = layouts.kinds_of(records)
         self._largest = shape._replace(
             scored=round_up(shape.scored, SCORED_MULTIPLE),
-            token=layouts.in_all(record.token for record in records),
-            response=layouts.in_all(record.response for record in records),
+            token=layouts.in_all(record.token for record in alike),
+            response=layouts.in_all(record.response for record in alike),
         )
         # where each step begins, among all steps' records and among their documents
         self._firsts = [0, *accumulate(map(len, steps))]

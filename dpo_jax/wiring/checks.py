@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 
 from dpo_jax import config as config_lib
 from dpo_jax.config import Config
-from dpo_jax.data import sources
+from dpo_jax.data import layouts, sources
 from dpo_jax.errors import ConfigError, DataError, DeviceError, collected, unknown
 from dpo_jax.losses import Loss, pairwise
 from dpo_jax.sharding import mesh
@@ -32,8 +32,7 @@ def check(config: Config, losses: LossTable) -> tuple[Loss, ...]:
         if not missing:
             complaints += loss_faults(config, objective.components(config, losses))
         complaints += optimizer_faults(config) + source_faults(config.data)
-        if config.eval.rollouts:
-            complaints += rollout_faults(config)
+        complaints += rollout_faults(config)
     return objective.components(config, losses)
 
 
@@ -116,7 +115,7 @@ def check_data(config: Config, rows: tuple[Loss, ...], data: Data) -> None:
         return
     with collected(DataError) as complaints:
         for split, records in (("train", data.train), ("eval", data.eval)):
-            if not all("ratings" in record.response for record in records):
+            if not all("ratings" in r.response for r in layouts.kinds_of(records)):
                 complaints.append(
                     f"data.{split} has no columns 'score_chosen' and 'score_rejected' "
                     f"(or 'margin'), which loss.name={config.loss.name!r} reads"
@@ -154,7 +153,14 @@ def source_faults(section: Config) -> list[str]:
 
 def rollout_faults(config: Config) -> list[str]:
     """Complains of rollouts without a true reward or without a reference."""
-    found = []
+    section, found = config.eval, []
+    if not section.rollouts:
+        if section.rollouts_every_steps:
+            found.append(
+                f"eval.rollouts_every_steps={section.rollouts_every_steps} is not used "
+                "by eval.rollouts=0; set it to 0, or sample"
+            )
+        return found
     if config.data.eval not in sources.JUDGED:
         known = ", ".join(sources.JUDGED)
         found.append(

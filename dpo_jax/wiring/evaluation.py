@@ -8,7 +8,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dpo_jax.config import Config
 from dpo_jax.data import sources
 from dpo_jax.data.loader import Loader
 from dpo_jax.evals import preference, rollout
@@ -50,19 +49,20 @@ class Measures(NamedTuple):
     rollouts: "Rollouts | None"
 
 
-def make_measures(config: Config, parts: Parts, referred: Referred) -> Measures:
+def make_measures(parts: Parts, referred: Referred) -> Measures:
     """Builds the evaluators that a run asks for.
 
     A new one is a function of the state and a line here.
     """
-    every = config.eval.every_steps
+    section = parts.config.eval
+    every = section.every_steps
     evaluators, rollouts = {}, None
     if referred.eval is not None:
         pairs = make_pairs(parts.trainer, referred, referred.eval, parts.mesh)
         evaluators["pairs"] = Evaluator(pairs, every)
-    if config.eval.rollouts and parts.reference is not None:
-        rollouts = Rollouts(make_rollouts(config, parts, referred))
-        own = config.eval.rollouts_every_steps
+    if section.rollouts and parts.reference is not None:
+        rollouts = Rollouts(make_rollouts(parts, referred))
+        own = section.rollouts_every_steps
         evaluators["rollouts"] = Evaluator(rollouts, own or every)
     return Measures(evaluators, rollouts)
 
@@ -131,13 +131,12 @@ class Rollouts:
         yield from rollout_metrics(self.last).items()
 
 
-def make_rollouts(
-    config: Config, parts: Parts, referred: Referred
-) -> Callable[[TrainState], Sampled]:
+def make_rollouts(parts: Parts, referred: Referred) -> Callable[[TrainState], Sampled]:
     """Builds `state -> Sampled` on the prompts of a source with a true reward.
 
     The KL is that to the reference of the state where it moves.
     """
+    config = parts.config
     policy, reference, tokenizer = parts.model, parts.reference, parts.data.tokenizer
     assert reference is not None  # `checks.rollout_faults`
     judged = sources.JUDGED[config.data.eval]

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from jax.sharding import Mesh
 
+from dpo_jax import config as config_lib
 from dpo_jax.config import Config
 from dpo_jax.data.loader import Loader
 from dpo_jax.losses import Loss
@@ -19,8 +20,12 @@ from dpo_jax.wiring.training import Trainer
 
 
 class Parts(NamedTuple):
-    """All that a run is made of, checked, nothing compiled yet."""
+    """All that a run is made of, checked, nothing compiled yet.
 
+    In `config`, what it left open is stated.
+    """
+
+    config: Config
     mesh: Mesh
     data: Data
     steps: int
@@ -33,7 +38,6 @@ class Parts(NamedTuple):
 
     def refer(
         self,
-        config: Config,
         workdir: os.PathLike | str,
         *,
         evaluation_only: bool = False,
@@ -42,13 +46,12 @@ class Parts(NamedTuple):
         """Loads the reference, or brings its cache up to what the run needs.
 
         Args:
-          config: of the run.
           workdir: the run folder.
           evaluation_only: whether no step will be trained.
           pause: see `reference.refer`.
         """
         return reference.refer(
-            config,
+            self.config,
             self.reference,
             self.mesh,
             whole=objective.needs_whole_reference(self.losses),
@@ -59,18 +62,26 @@ class Parts(NamedTuple):
         )
 
 
-def prepare(config: Config, losses: tuple[Loss, ...], mesh: Mesh) -> Parts:
+def prepare(
+    config: Config,
+    losses: tuple[Loss, ...],
+    mesh: Mesh,
+    workdir: os.PathLike | str | None = None,
+) -> Parts:
     """Reads the data and the model's description, and wires the step."""
     tokenizer = data_wiring.load_tokenizer(config)
     folder, spec = model_wiring.find_model(config, tokenizer)
     model = model_wiring.make_model(config, folder, spec)
     model_wiring.check_loadable(model, mesh)
     ref_model = model_wiring.reference_model(config, model, mesh)
-    data = data_wiring.load_data(config, tokenizer)  # the slowest, so the last
+    data = data_wiring.load_data(config, tokenizer, workdir)  # the slowest, so the last
     agreeing.agree_on_rows(data)
     checks.check_data(config, losses, data)
     steps = data_wiring.total_steps(config, len(data.train))
     join = objective.join_of(config, losses)
     train, held_out = data_wiring.make_loaders(config, data, spec, mesh, steps, join)
+    config = config_lib.stated(config, {"batch.microbatches": train.microbatches})
     trainer = training.make_trainer(config, losses, model, ref_model, mesh, steps)
-    return Parts(mesh, data, steps, losses, model, ref_model, trainer, train, held_out)
+    return Parts(
+        config, mesh, data, steps, losses, model, ref_model, trainer, train, held_out
+    )

@@ -71,7 +71,7 @@ def prepared(config, workdir, **more):
     built = checks.make_mesh(config)
     with jax.set_mesh(built):
         parts = build.prepare(config, rows, built)
-        return parts, parts.refer(config, workdir, **more)
+        return parts, parts.refer(workdir, **more)
 
 
 def annotated(parts, referred, step):

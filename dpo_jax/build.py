@@ -4,7 +4,6 @@ The parts come from `wiring/`; this file says which is needed when. All that can
 refused is refused before the run folder is touched or anything compiles.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -14,7 +13,6 @@ from absl import logging
 from etils import epath
 
 from dpo_jax import __version__
-from dpo_jax import config as config_lib
 from dpo_jax.config import Config
 from dpo_jax.errors import ConfigError, Preempted
 from dpo_jax.losses import LOSSES
@@ -27,19 +25,17 @@ from dpo_jax.train.step import Metrics, without_transfers
 from dpo_jax.types import Batch, TrainState
 from dpo_jax.wiring import (
     agreeing,
-    card,
     checks,
     evaluation,
     outputs,
     restoring,
-    summary,
     training,
 )
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
+from dpo_jax.wiring.outputs import Summary
 from dpo_jax.wiring.parts import Parts, prepare
 from dpo_jax.wiring.reference import Referred
-from dpo_jax.wiring.summary import Summary
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -70,13 +66,14 @@ def run(
       Preempted: after a signal, with the state committed.
     """
     agreeing.agree_on_start(config, workdir)
-    clock, rows = Clock(), checks.check(config, losses)
+    clock, bound = Clock(), checks.check(config, losses)
     built = checks.make_mesh(config)
+    outputs.check_own_target(workdir)
     config = restoring.relaunched(config, workdir, fork=fork)
     with clock, jax.set_mesh(built):
-        parts = clock.timed("setup", prepare)(config, rows, built, workdir)
-        done = runfolder.read_json(workdir, "results.json")
-        if done.get("step") == parts.steps and runfolder.is_whole(workdir) and not fork:
+        parts = clock.timed("setup", prepare)(config, bound, built, workdir)
+        if runfolder.finished_step(workdir) == parts.steps and not fork:
+            done = runfolder.read_json(workdir, "results.json") or {}
             values, report = done.get("values", {}), parts.data.report
             return Summary(parts.steps, parts.steps, True, values, done, report)
         first = jax.process_index() == 0
@@ -122,16 +119,13 @@ def _train(launch: Launch) -> Summary:
             start = restoring.resume(
                 checkpoints, parts, referred.frozen, first, fork=launch.fork
             )
-        if jax.process_index() == 0:
-            runfolder.write_config(workdir, config_lib.to_json(config))
-            report = json.dumps(parts.data.report, indent=1)
-            runfolder.write_text(workdir, "data.json", report + "\n")
+        log = outputs.begin(workdir, config, parts.data.report, first, start.seal)
         for split, account in parts.data.report.items():
             logging.info("data.%s: %s", split, account["summary"])
         shapes = dict(parts.train.compiled_shapes())
         logging.info("compiles %d step shapes {rows: steps}: %s", len(shapes), shapes)
         logging.info("mfu is a share of %.4g FLOP/s: %s", *peak)
-        state, values = _loop(launch, checkpoints, referred, measures, start)
+        state, values = _loop(launch, checkpoints, referred, measures, start, log)
     sampled = None if measures.rollouts is None else measures.rollouts.last
     with clock.bucket("export"):
         outputs.export(
@@ -139,7 +133,7 @@ def _train(launch: Launch) -> Summary:
             state.params,
             parts.data.tokenizer,
             epath.Path(workdir) / "export",
-            card=card.model_card(config, parts.steps, launch.losses),
+            card=outputs.model_card(config, parts.steps, launch.losses),
             own_tokenizer=bool(config.tokenizer.path),
         )
     with clock.bucket("report"):
@@ -149,7 +143,7 @@ def _train(launch: Launch) -> Summary:
     report, seconds = parts.data.report, clock.seconds()
     ended = Summary(parts.steps, first, False, values, results, report, seconds, peak)
     if jax.process_index() == 0:
-        summary.write_timing(workdir, ended)
+        outputs.write_timing(workdir, ended)
     return ended
 
 
@@ -159,21 +153,18 @@ def _loop(
     referred: Referred,
     measures: evaluation.Measures,
     start: restoring.Start,
+    log: MetricsLog | None,
 ) -> tuple[TrainState, dict[str, float]]:
     """Hands the loop its functions; returns the last state and the last values."""
     workdir, parts, config = launch.workdir, launch.parts, launch.parts.config
-    log = None
-    if jax.process_index() == 0:
-        log = MetricsLog(workdir, resume_step=start.first)
 
     def save(step: int, state: TrainState, values: dict[str, float]) -> None:
-        if log is not None:
-            log.sync()
         meta = {
             "mesh": dict(parts.mesh.shape),
             "version": __version__,
             "data": parts.data.fingerprint,
             "measured": bool(values),
+            "lines": None if log is None else log.seal()._asdict(),
         }
         checkpoints.save(step, state, meta, values)
 
@@ -249,10 +240,10 @@ def evaluate(
 ) -> Summary:
     """Evaluates the newest checkpoint of a run on data.eval, and by rollouts."""
     agreeing.agree_on_start(config, workdir)
-    rows = checks.check(config, losses)
+    bound = checks.check(config, losses)
     built = checks.make_mesh(config)
     with jax.set_mesh(built):
-        parts = prepare(config, rows, built, workdir)
+        parts = prepare(config, bound, built, workdir)
         state = restoring.trained_state(workdir, parts)
         referred = parts.refer(workdir, evaluation_only=True)
         measures = evaluation.make_measures(parts, referred)
@@ -272,10 +263,12 @@ def export_run(
     out: os.PathLike | str,
     *,
     dtype: str,
+    overwrite: bool = False,
     losses: checks.LossTable = LOSSES,
 ) -> None:
     """Exports the newest checkpoint of a run as an HF folder."""
     config = restoring.run_config(workdir)
+    outputs.check_target(out, workdir, overwrite=overwrite)
     built = checks.make_mesh(config)
     with jax.set_mesh(built):
         tokenizer = data_wiring.load_tokenizer(config)
@@ -287,7 +280,7 @@ def export_run(
             params,
             tokenizer,
             out,
-            card=card.model_card(config, step, losses),
+            card=outputs.model_card(config, step, losses),
             own_tokenizer=bool(config.tokenizer.path),
             dtype=dtype,
         )

@@ -9,12 +9,12 @@ from jax.sharding import Mesh
 from dpo_jax import config as config_lib
 from dpo_jax.config import Config
 from dpo_jax.data.loader import Loader
-from dpo_jax.losses import Loss
 from dpo_jax.wiring import agreeing, checks, objective, reference, training
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring.data import Data
 from dpo_jax.wiring.model import Model
+from dpo_jax.wiring.objective import Losses
 from dpo_jax.wiring.reference import Referred
 from dpo_jax.wiring.training import Trainer
 
@@ -29,7 +29,7 @@ class Parts(NamedTuple):
     mesh: Mesh
     data: Data
     steps: int
-    losses: tuple[Loss, ...]
+    losses: Losses
     model: Model
     reference: Model | None
     trainer: Trainer
@@ -64,7 +64,7 @@ class Parts(NamedTuple):
 
 def prepare(
     config: Config,
-    losses: tuple[Loss, ...],
+    losses: Losses,
     mesh: Mesh,
     workdir: os.PathLike | str | None = None,
 ) -> Parts:

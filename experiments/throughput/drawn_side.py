@@ -78,7 +78,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     with jax.set_mesh(built):
         parts = prepare(chosen, rows, built)
         size = 8192 if jax.default_backend() != "cpu" else 2048
-        matmul = throughput.matmul_flops_per_second(args.dtype, size=size)
+        matmul = throughput.matmul_flops_per_second(
+            args.dtype, size=size, seconds=throughput.FIRST_SECONDS
+        )
         referred = parts.refer(work)
         frozen, hyper = referred.frozen, parts.trainer.hyper()
         state = parts.trainer.init(frozen)

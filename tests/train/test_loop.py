@@ -154,9 +154,12 @@ def test_a_step_faster_than_the_peak_becomes_the_peak():
     The last is read at once: 1 s with work for 2, as fast as the fourth.
     """
     stub = Stub()
-    facts = stub.parts.facts
-    worth = lambda step: {**facts(step), "flops": 6.0 if step == 4 else 2.0}  # noqa: E731
-    stub.parts = dataclasses.replace(stub.parts, facts=worth)
+    facts = stub.functions.facts
+
+    def worth(step, values):
+        return {**facts(step, values), "flops": 6.0 if step == 4 else 2.0}
+
+    stub.functions = dataclasses.replace(stub.functions, facts=worth)
     stub.run()
     found = [v["mfu"] for _, split, v in stub.lines if split == "train"]
     assert found[1:] == pytest.approx([2 / 3, 2 / 3, 1.0, 1 / 3, 1.0])

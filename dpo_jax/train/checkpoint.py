@@ -156,7 +156,7 @@ class Checkpoints:
         """
         assert 0 <= step <= MAX_STEP, step
         self.wait()
-        self.check_metrics(metrics)
+        self._check_metrics(metrics)
         if _agreed(lambda: is_committed(self._folder / str(step))):
             logging.info("step %d is already committed; kept as it is", step)
             return
@@ -247,7 +247,7 @@ class Checkpoints:
         """
         path = self._folder / str(step)
         record = read_manifest(path)
-        self.check_metrics(record["metrics"])
+        self._check_metrics(record["metrics"])
         state = _load(path, record["arrays"], abstract_state)
         return state, record["meta"]
 
@@ -266,10 +266,11 @@ class Checkpoints:
         wanted = {"params": abstract_params}
         return _load(path, arrays, wanted, below="params")["params"]
 
-    def check_metrics(self, metrics: dict[str, float] | None) -> None:
+    def _check_metrics(self, metrics: dict[str, float] | None) -> None:
         """Raises ConfigError if there are metrics but not the one compared."""
         name = self._keep_best[0]
-        if name and metrics and name not in metrics:
+        always = "rollouts/length" if name.startswith("rollouts/") else "loss"
+        if name and metrics and always in metrics and name not in metrics:
             raise ConfigError(unknown("checkpoint.keep_best", name, metrics))
 
     def _prepare(self, path: epath.Path) -> None:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, chain
 from typing import Any
 
-import grain
 import numpy as np
 
 from dpo_jax.data import layouts, permutations, planning
@@ -323,6 +322,8 @@ class Loader:
           ahead: batches that wait to be taken.
           then: what the threads do to a batch before it is handed over.
         """
+        import grain  # it imports jax
+
         steps = grain.MapDataset.range(start, len(self)).map(self.batch_at).map(then)
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
         return iter(steps.to_iter_dataset(options))

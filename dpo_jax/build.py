@@ -72,7 +72,7 @@ def run(
     agreeing.agree_on_start(config, workdir)
     clock, rows = Clock(), checks.check(config, losses)
     built = checks.make_mesh(config)
-    runfolder.check_same(workdir, json.loads(config_lib.to_json(config)), fork=fork)
+    config = restoring.relaunched(config, workdir, fork=fork)
     with clock, jax.set_mesh(built):
         parts = clock.timed("setup", prepare)(config, rows, built, workdir)
         done = runfolder.read_json(workdir, "results.json")
@@ -81,15 +81,12 @@ def run(
             return Summary(parts.steps, parts.steps, True, values, done, report)
         first = jax.process_index() == 0
         with runfolder.claim(workdir, first=first), signals.stop_requests() as stop:
-            return _train(
-                Launch(config, workdir, parts, stop, progress, fork, losses, clock)
-            )
+            return _train(Launch(workdir, parts, stop, progress, fork, losses, clock))
 
 
 class Launch(NamedTuple):
     """One launch of a run: what was asked for, and who is to be asked or told."""
 
-    config: Config
     workdir: os.PathLike | str
     parts: Parts
     stop: Callable[[int], bool]
@@ -101,7 +98,7 @@ class Launch(NamedTuple):
 
 def _train(launch: Launch) -> Summary:
     """Resumes or starts, runs the loop, and writes what a finished run leaves."""
-    config, workdir, parts = launch.config, launch.workdir, launch.parts
+    workdir, parts, config = launch.workdir, launch.parts, launch.parts.config
     clock = launch.clock
     checkpoints = Checkpoints(
         epath.Path(workdir) / "checkpoints",
@@ -159,7 +156,7 @@ def _loop(
     state: TrainState,
 ) -> tuple[TrainState, dict[str, float], evaluation.Sampled | None]:
     """Hands the loop its functions; returns the last values and rollouts as well."""
-    config, workdir, parts = launch.config, launch.workdir, launch.parts
+    workdir, parts, config = launch.workdir, launch.parts, launch.parts.config
     with launch.clock.bucket("eval"):
         measure, sampled = _measure(config, parts, asked)
     log = MetricsLog(workdir, resume_step=first) if jax.process_index() == 0 else None

@@ -103,6 +103,13 @@ def to_json(config: Config) -> str:
     return json.dumps(config.to_dict(), indent=1, sort_keys=True) + "\n"
 
 
+def stated(config: Config, values: Mapping[str, Any]) -> Config:
+    """Returns a copy in which some keys, as `section.key`, have other values."""
+    copy = config.copy_and_resolve_references()
+    copy.update_from_flattened_dict(dict(values))
+    return copy
+
+
 def fingerprint(config: Config) -> str:
     """Returns 16 hex digits that change with every key that `--fork` guards."""
     guarded = {k: v for k, v in flat(config).items() if not k.startswith(RELAUNCH)}

@@ -70,8 +70,8 @@ KEYS: dict[str, Key] = {
         "float32", "of the computation; masters are float32", choices=FLOATS
     ),
     "model.remat": Key(
-        "none",
-        "or 'elementwise', 'block': what is computed again",
+        "elementwise",
+        "or 'none', 'block': what is computed again for the gradient",
         choices=("none", "elementwise", "block"),
     ),
     "model.attention": Key("auto", "or xla, cudnn (GPU), splash (TPU), dense"),
@@ -138,7 +138,12 @@ KEYS: dict[str, Key] = {
         0, "numbers of rows to compile; 0 = those worth it, up to 6", NOT_NEGATIVE
     ),
     "batch.pairs": Key(64, "of an optimizer step, over the whole mesh", COUNT),
-    "batch.microbatches": Key(1, "parts of a step, one after the other", COUNT),
+    "batch.microbatches": Key(
+        0,
+        "parts of a step, one after the other; 0 = chosen so that activations stay "
+        "small, and kept in config.json",
+        NOT_NEGATIVE,
+    ),
     "loss.name": Key("dpo", "or several: 'dpo+sft'"),
     "loss.weights": Key((), "of a sum of losses, one number each; () = 1.0"),
     "loss.beta": Key(

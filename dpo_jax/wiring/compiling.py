@@ -121,7 +121,7 @@ def compile_run(
         model_wiring.check_loadable(policy, built)
         reference = model_wiring.reference_model(config, policy, built)
         trainer = training.make_trainer(config, rows, policy, reference, built, steps)
-        batch = abstract_batch(shape, config.batch.microbatches, built)
+        batch = abstract_batch(shape, config.batch.microbatches or 1, built)
         found = []
         if reference is not None:
             whole = needs_whole_reference(rows)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from jax.sharding import Mesh
 
+from dpo_jax import config as config_lib
 from dpo_jax.config import Config
 from dpo_jax.data.loader import Loader
 from dpo_jax.losses import Loss
@@ -19,8 +20,12 @@ from dpo_jax.wiring.training import Trainer
 
 
 class Parts(NamedTuple):
-    """All that a run is made of, checked, nothing compiled yet."""
+    """All that a run is made of, checked, nothing compiled yet.
 
+    In `config`, what it left open is stated.
+    """
+
+    config: Config
     mesh: Mesh
     data: Data
     steps: int
@@ -76,5 +81,6 @@ def prepare(
     steps = data_wiring.total_steps(config, len(data.train))
     join = objective.join_of(config, rows)
     train, held_out = data_wiring.make_loaders(config, data, spec, built, steps, join)
+    config = config_lib.stated(config, {"batch.microbatches": train.microbatches})
     trainer = training.make_trainer(config, rows, model, ref_model, built, steps)
-    return Parts(built, data, steps, rows, model, trainer, train, held_out)
+    return Parts(config, built, data, steps, rows, model, trainer, train, held_out)

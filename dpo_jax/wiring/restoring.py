@@ -1,11 +1,13 @@
 """What a run folder holds already: its configuration, its state, its parameters."""
 
+import json
 import os
 
 from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
+from dpo_jax import config as config_lib
 from dpo_jax.config import Config, from_json
 from dpo_jax.errors import ModelError, RunFolderError
 from dpo_jax.models.decoder import abstract_params
@@ -35,6 +37,20 @@ def first_step(checkpoints: Checkpoints, parts: Parts) -> int:
             "another --workdir"
         )
     return newest
+
+
+def relaunched(config: Config, workdir: os.PathLike | str, *, fork: bool) -> Config:
+    """Keeps what the folder's first launch chose where a key leaves it open.
+
+    Raises:
+      RunFolderError: if the folder was started with another configuration.
+    """
+    runfolder.check_same(workdir, json.loads(config_lib.to_json(config)), fork=fork)
+    old = config_lib.flat(runfolder.read_config(workdir) or {})
+    if fork or config.batch.microbatches:
+        return config
+    key = "batch.microbatches"
+    return config_lib.stated(config, {key: old.get(key, 0)})
 
 
 def resume(

@@ -80,7 +80,6 @@ def make_trainer(
             total_steps=steps,
         ),
         clip_norm=config.optimizer.clip,
-        microbatches=config.batch.microbatches,
         sync=follow(config) if follows else None,
     )
     stats = start_stats(rows)

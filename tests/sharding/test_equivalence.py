@@ -69,7 +69,7 @@ def start():
     return jax.device_get([draw(SPEC, jax.random.key(seed)) for seed in (0, 1)])
 
 
-def compile_run(built, microbatches):
+def compile_run(built):
     """Compiles annotation and step together over a mesh."""
     constrain = arrays.constrain_rows
     module = Decoder(SPEC, constrain=constrain)
@@ -85,7 +85,6 @@ def compile_run(built, microbatches):
         tx=keep_gradient(),
         lr_factor=optimizer.constant,
         clip_norm=0.0,
-        microbatches=microbatches,
     )
 
     def whole(state, frozen, batch, hyper):
@@ -126,7 +125,7 @@ def results(layout, microbatches, name):
     batch = Loader(records(), order, settings).batch_at(0)
     policy, other = start()
     with jax.set_mesh(built):
-        run = compile_run(built, microbatches)
+        run = compile_run(built)
         return run(batch, policy, other), run(batch, policy, policy)[0]
 
 

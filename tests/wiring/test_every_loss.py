@@ -140,7 +140,6 @@ def graded(config, layout, microbatches, devices):
             batch,
             jax.random.key(3),
             hyper,
-            microbatches=microbatches,
         )
 
     with jax.set_mesh(built):

@@ -73,12 +73,10 @@ def run(
     clock, rows = Clock(), checks.check(config, losses)
     built = checks.make_mesh(config)
     config = restoring.relaunched(config, workdir, fork=fork)
+    if not fork and (ended := restoring.finished(workdir, config)) is not None:
+        return ended
     with clock, jax.set_mesh(built):
         parts = clock.timed("setup", prepare)(config, rows, built, workdir)
-        done = runfolder.read_json(workdir, "results.json")
-        if done.get("step") == parts.steps and runfolder.is_whole(workdir) and not fork:
-            values, report = done.get("values", {}), parts.data.report
-            return Summary(parts.steps, parts.steps, True, values, done, report)
         first = jax.process_index() == 0
         with runfolder.claim(workdir, first=first), signals.stop_requests() as stop:
             return _train(Launch(workdir, parts, stop, progress, fork, losses, clock))
@@ -260,7 +258,7 @@ def evaluate(
     rows = checks.check(config, losses)
     built = checks.make_mesh(config)
     with jax.set_mesh(built):
-        parts = prepare(config, rows, built, workdir)
+        parts = prepare(config, rows, built, workdir, splits=("eval",))
         state = restoring.trained_state(workdir, parts)
         asked = parts.annotators(config, workdir, evaluation_only=True)
         measure, sampled = _measure(config, parts, asked)

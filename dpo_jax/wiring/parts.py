@@ -1,7 +1,7 @@
 """All that a run is made of, in the order in which it can be refused."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from jax.sharding import Mesh
@@ -68,6 +68,7 @@ def prepare(
     rows: tuple[Loss, ...],
     built: Mesh,
     workdir: os.PathLike | str | None = None,
+    splits: Sequence[str] = ("train", "eval"),
 ) -> Parts:
     """Reads the data and the model's description, and wires the step."""
     tokenizer = data_wiring.load_tokenizer(config)
@@ -75,10 +76,10 @@ def prepare(
     model = model_wiring.make_model(config, folder, spec)
     model_wiring.check_loadable(model, built)
     ref_model = model_wiring.reference_model(config, model, built)
-    data = data_wiring.load_data(config, tokenizer, workdir)  # the slowest, so the last
+    data = data_wiring.load_data(config, tokenizer, workdir, splits)  # the slowest
     agreeing.agree_on_rows(data)
     checks.check_data(config, rows, data)
-    steps = data_wiring.total_steps(config, len(data.train))
+    steps = data_wiring.total_steps(config, len(data.train)) if data.train else 1
     join = objective.join_of(config, rows)
     train, held_out = data_wiring.make_loaders(config, data, spec, built, steps, join)
     config = config_lib.stated(config, {"batch.microbatches": train.microbatches})

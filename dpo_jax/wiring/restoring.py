@@ -15,8 +15,27 @@ from dpo_jax.sharding import rules
 from dpo_jax.train import runfolder
 from dpo_jax.train.checkpoint import Checkpoints
 from dpo_jax.types import Params, TrainState
+from dpo_jax.wiring.data import rows_kept, total_steps
 from dpo_jax.wiring.model import Model
 from dpo_jax.wiring.parts import Parts
+from dpo_jax.wiring.summary import Summary
+
+
+def finished(workdir: os.PathLike | str, config: Config) -> Summary | None:
+    """Tells what a finished run ended with, from its files; None of an unfinished one.
+
+    Args:
+      workdir: the run folder.
+      config: that of the folder but for what a relaunch may change.
+    """
+    done = runfolder.read_json(workdir, "results.json")
+    report = runfolder.read_json(workdir, "data.json")
+    if not runfolder.is_whole(workdir) or "train" not in report:
+        return None
+    steps = total_steps(config, rows_kept(report["train"]))
+    if done.get("step") != steps:
+        return None
+    return Summary(steps, steps, True, done.get("values", {}), done, report)
 
 
 def first_step(checkpoints: Checkpoints, parts: Parts) -> int:

@@ -4,7 +4,6 @@ The parts come from `wiring/`; this file says which is needed when. All that can
 refused is refused before the run folder is touched or anything compiles.
 """
 
-import json
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,7 +13,6 @@ from absl import logging
 from etils import epath
 
 from dpo_jax import __version__
-from dpo_jax import config as config_lib
 from dpo_jax.config import Config
 from dpo_jax.errors import ConfigError, Preempted
 from dpo_jax.losses import LOSSES
@@ -27,19 +25,17 @@ from dpo_jax.train.step import Metrics, without_transfers
 from dpo_jax.types import Batch, TrainState
 from dpo_jax.wiring import (
     agreeing,
-    card,
     checks,
     evaluation,
     outputs,
     restoring,
-    summary,
     training,
 )
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
+from dpo_jax.wiring.outputs import Summary
 from dpo_jax.wiring.parts import Parts, prepare
 from dpo_jax.wiring.reference import Annotators
-from dpo_jax.wiring.summary import Summary
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -72,11 +68,13 @@ def run(
     agreeing.agree_on_start(config, workdir)
     clock, rows = Clock(), checks.check(config, losses)
     built = checks.make_mesh(config)
+    outputs.check_own_target(workdir)
     config = restoring.relaunched(config, workdir, fork=fork)
-    if not fork and (ended := restoring.finished(workdir, config)) is not None:
+    if not fork and (ended := outputs.finished(workdir, config)) is not None:
         return ended
     with clock, jax.set_mesh(built):
-        parts = clock.timed("setup", prepare)(config, rows, built, workdir)
+        with clock.bucket("setup"):
+            parts = prepare(config, rows, built, workdir)
         first = jax.process_index() == 0
         with runfolder.claim(workdir, first=first), signals.stop_requests() as stop:
             return _train(Launch(workdir, parts, stop, progress, fork, losses, clock))
@@ -115,24 +113,21 @@ def _train(launch: Launch) -> Summary:
             peak = throughput.peak(config.model.dtype)
             # before the state, so that a cached reference is never held beside it
             asked = parts.annotators(config, workdir, pause=pause)
-            state = restoring.resume(checkpoints, parts, first, fork=launch.fork)
-        if jax.process_index() == 0:
-            runfolder.write_config(workdir, config_lib.to_json(config))
-            report = json.dumps(parts.data.report, indent=1)
-            runfolder.write_text(workdir, "data.json", report + "\n")
+            state, seal = restoring.resume(checkpoints, parts, first, fork=launch.fork)
+        log = outputs.begin(workdir, config, parts.data.report, first, seal)
         for split, account in parts.data.report.items():
             logging.info("data.%s: %s", split, account["summary"])
         shapes = dict(parts.train.compiled_shapes())
         logging.info("compiles %d step shapes {rows: steps}: %s", len(shapes), shapes)
         logging.info("mfu is a share of %.4g FLOP/s: %s", *peak)
-        state, values, sampled = _loop(launch, checkpoints, asked, first, state)
+        state, values, sampled = _loop(launch, checkpoints, asked, first, state, log)
     with clock.bucket("export"):
         outputs.export(
             parts.model,
             state.params,
             parts.data.tokenizer,
             epath.Path(workdir) / "export",
-            card=card.model_card(config, parts.steps, launch.losses),
+            card=outputs.model_card(config, parts.steps, launch.losses),
             own_tokenizer=bool(config.tokenizer.path),
         )
     with clock.bucket("report"):
@@ -142,7 +137,7 @@ def _train(launch: Launch) -> Summary:
     report, seconds = parts.data.report, clock.seconds()
     ended = Summary(parts.steps, first, False, values, results, report, seconds, peak)
     if jax.process_index() == 0:
-        summary.write_timing(workdir, ended)
+        outputs.write_timing(workdir, ended)
     return ended
 
 
@@ -152,20 +147,19 @@ def _loop(
     asked: Annotators,
     first: int,
     state: TrainState,
+    log: MetricsLog | None,
 ) -> tuple[TrainState, dict[str, float], evaluation.Sampled | None]:
     """Hands the loop its functions; returns the last values and rollouts as well."""
     workdir, parts, config = launch.workdir, launch.parts, launch.parts.config
     with launch.clock.bucket("eval"):
         measure, sampled = _measure(config, parts, asked)
-    log = MetricsLog(workdir, resume_step=first) if jax.process_index() == 0 else None
 
     def save(step: int, state: TrainState, values: dict[str, float]) -> None:
-        if log is not None:
-            log.sync()
         meta = {
             "mesh": dict(parts.mesh.shape),
             "version": __version__,
             "data": parts.data.fingerprint,
+            "lines": None if log is None else log.seal()._asdict(),
         }
         checkpoints.save(step, state, meta, values)
 
@@ -233,8 +227,7 @@ def _measure(
             parts.trainer, asked, parts.eval, parts.mesh
         )
     if config.eval.rollouts and asked.live is not None:
-        tokenizer = parts.data.tokenizer
-        sample = evaluation.make_rollouts(config, parts.model, asked.live, tokenizer)
+        sample = evaluation.make_rollouts(config, parts, asked.live)
     last: list[evaluation.Sampled] = []
 
     def measure(state: TrainState) -> dict[str, float]:
@@ -274,10 +267,12 @@ def export_run(
     out: os.PathLike | str,
     *,
     dtype: str,
+    overwrite: bool = False,
     losses: checks.LossTable = LOSSES,
 ) -> None:
     """Exports the newest checkpoint of a run as an HF folder."""
     config = restoring.run_config(workdir)
+    outputs.check_target(out, workdir, overwrite=overwrite)
     built = checks.make_mesh(config)
     with jax.set_mesh(built):
         tokenizer = data_wiring.load_tokenizer(config)
@@ -289,7 +284,7 @@ def export_run(
             params,
             tokenizer,
             out,
-            card=card.model_card(config, step, losses),
+            card=outputs.model_card(config, step, losses),
             own_tokenizer=bool(config.tokenizer.path),
             dtype=dtype,
         )

@@ -120,13 +120,13 @@ def fingerprint(config: Config) -> str:
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Lists `key: old → new` for keys that a relaunch may not change.
 
-    A key that `old` does not have, because its version did not, had its default.
+    A key that one does not have, because its version did not, had its default.
 
     Args:
       old: nested or flat configuration, as read from config.json.
       new: likewise.
     """
-    before, after = flat(base()) | flat(old), flat(new)
+    before, after = (flat(base()) | flat(config) for config in (old, new))
     return [
         f"{key}: {before.get(key)!r} → {after.get(key)!r}"
         for key in sorted({*before, *after})

@@ -174,8 +174,8 @@ def explain(config: Config, row: Shown, workdir: os.PathLike | str | None) -> Ex
 def one_row_batch(config: Config, record: Record, built: Mesh) -> Batch:
     """Lays one record out, alone, with a leading axis of one microbatch."""
     settings = Settings(1, 1, config.data.layout, 0, mesh.row_shards(built))
-    local = Loader([record], [[0]], settings).batch_at(0)
-    return arrays.to_global(local, arrays.row_sharding(built, leading=1))
+    whole = Loader([record], [[0]], settings).batch_at(0)
+    return arrays.spread(whole, arrays.row_sharding(built, leading=1))
 
 
 def _explain(

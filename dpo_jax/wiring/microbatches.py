@@ -15,7 +15,7 @@ from dpo_jax.models import memory
 from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.sharding import mesh as mesh_lib
 
-LITTLE = 2**30  # bytes of activations that are worth no further microbatch
+LITTLE = 3 * 2**28  # bytes of activations that are worth no further microbatch
 
 
 def choose(config: Config, spec: DecoderSpec, whole: Loader, mesh: Mesh) -> int:

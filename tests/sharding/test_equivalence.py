@@ -24,7 +24,8 @@ from dpo_jax.models.spec import preset
 from dpo_jax.objectives import preference
 from dpo_jax.objectives.judged import Judged, Term
 from dpo_jax.objectives.terms import Scorer
-from dpo_jax.sharding import arrays, mesh, rules
+from dpo_jax.sharding import arrays, rules
+from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.train import annotate, optimizer, step
 from dpo_jax.types import Record
 
@@ -59,7 +60,7 @@ def keep_gradient():
 def lay_out(sizes):
     devices = jax.devices()[: int(np.prod(sizes))]
     auto = (AxisType.Auto,) * 3
-    return jax.make_mesh(sizes, mesh.AXES, axis_types=auto, devices=devices)
+    return jax.make_mesh(sizes, mesh_lib.AXES, axis_types=auto, devices=devices)
 
 
 @functools.cache
@@ -69,7 +70,7 @@ def start():
     return jax.device_get([draw(SPEC, jax.random.key(seed)) for seed in (0, 1)])
 
 
-def compile_run(built):
+def compile_run(mesh):
     """Compiles annotation and step together over a mesh."""
     constrain = arrays.constrain_rows
     module = Decoder(SPEC, constrain=constrain)
@@ -93,14 +94,14 @@ def compile_run(built):
 
     make = functools.partial(step.init_state, tx=keep_gradient(), seed=0)
     abstract = jax.eval_shape(make, abstract_params(SPEC))
-    places = rules.shardings(abstract, built, rules.STATE_RULES)
-    rows = arrays.row_sharding(built, leading=1)
+    places = rules.shardings(abstract, mesh, rules.STATE_RULES)
+    rows = arrays.row_sharding(mesh, leading=1)
     compiled = step.compile_step(
         whole,
         state_shardings=places,
         frozen_shardings={"ref": places.params},
         batch_sharding=rows,
-        scalar=arrays.replicated(built),
+        scalar=arrays.replicated(mesh),
         dtype="float32",
     )
 
@@ -119,13 +120,13 @@ def compile_run(built):
 @functools.cache
 def results(layout, microbatches, name):
     """Runs one step from another reference, and one from the policy as its own."""
-    built = lay_out(MESHES[name])
-    settings = Settings(PAIRS, microbatches, layout, 0, mesh.row_shards(built))
+    mesh = lay_out(MESHES[name])
+    settings = Settings(PAIRS, microbatches, layout, 0, mesh_lib.row_shards(mesh))
     order = train_steps(PAIRS, pairs=PAIRS, steps=1, seed=0, shuffle=True)
     batch = Loader(records(), order, settings).batch_at(0)
     policy, other = start()
-    with jax.set_mesh(built):
-        run = compile_run(built)
+    with jax.set_mesh(mesh):
+        run = compile_run(mesh)
         return run(batch, policy, other), run(batch, policy, policy)[0]
 
 

@@ -66,7 +66,7 @@ def run(
       Preempted: after a signal, with the state committed.
     """
     agreeing.agree_on_start(config, workdir)
-    clock, rows = Clock(), checks.check(config, losses)
+    clock, bound = Clock(), checks.check(config, losses)
     built = checks.make_mesh(config)
     outputs.check_own_target(workdir)
     config = restoring.relaunched(config, workdir, fork=fork)
@@ -74,7 +74,7 @@ def run(
         return ended
     with clock, jax.set_mesh(built):
         with clock.bucket("setup"):
-            parts = prepare(config, rows, built, workdir)
+            parts = prepare(config, bound, built, workdir)
         first = jax.process_index() == 0
         with runfolder.claim(workdir, first=first), signals.stop_requests() as stop:
             return _train(Launch(workdir, parts, stop, progress, fork, losses, clock))
@@ -248,10 +248,10 @@ def evaluate(
 ) -> Summary:
     """Evaluates the newest checkpoint of a run on data.eval, and by rollouts."""
     agreeing.agree_on_start(config, workdir)
-    rows = checks.check(config, losses)
+    bound = checks.check(config, losses)
     built = checks.make_mesh(config)
     with jax.set_mesh(built):
-        parts = prepare(config, rows, built, workdir, splits=("eval",))
+        parts = prepare(config, bound, built, workdir, splits=("eval",))
         state = restoring.trained_state(workdir, parts)
         asked = parts.annotators(config, workdir, evaluation_only=True)
         measure, sampled = _measure(config, parts, asked)

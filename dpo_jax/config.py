@@ -75,7 +75,8 @@ def unknown_keys(config: Config, given: Iterable[str]) -> list[str]:
       config: with every key it may have.
       given: `section.key` as someone typed them.
     """
-    keys = list(flat(config))
+    given = list(given)
+    keys = [*schema.own_options(given), *flat(config)]
     homes = {key.rpartition(".")[2]: key for key in keys} | {key: key for key in keys}
     found = []
     for name in given:
@@ -143,8 +144,9 @@ def from_json(found: Mapping[str, Any]) -> Config:
     Args:
       found: what the file holds.
     """
-    config = base().lock()
-    known, given = flat(config), flat(found)
+    given = flat(found)
+    config = schema.with_room(base(), given).lock()
+    known = flat(config)
     for key in sorted(given.keys() - known.keys()):
         logging.warning("config.json: %s=%r is not known here", key, given[key])
     values = {key: given[key] for key in given.keys() & known.keys()}
@@ -180,10 +182,14 @@ def check_values(config: Config) -> list[str]:
     """Complains of numbers out of range and of names that are not known."""
     found = []
     for key, value in flat(config).items():
-        row = KEYS.get(key)
-        if row is not None and row.choices and value not in row.choices:
+        row = schema.row(key)
+        if row is None:
+            continue
+        if row.choices and value not in row.choices:
             found.append(unknown(key, value, row.choices))
-        if row is not None and row.range is not None:
+        if row.range is not None and not isinstance(value, int | float):
+            found.append(f"{key}={value!r} is not a number")
+        elif row.range is not None:
             found += _out_of_range(key, value, row.range)
     return found
 

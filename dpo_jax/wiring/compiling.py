@@ -20,14 +20,13 @@ from jax.sharding import Mesh
 from dpo_jax.config import Config
 from dpo_jax.data import layouts
 from dpo_jax.errors import DeviceError
-from dpo_jax.losses import Loss
 from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.sharding import arrays, rules
 from dpo_jax.train import annotate
 from dpo_jax.types import Batch, Hyper, Params
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring import training
-from dpo_jax.wiring.objective import hyper, needs_whole_reference
+from dpo_jax.wiring.objective import Losses, hyper, needs_whole_reference
 
 ONE_CORE = {"v4": "megacore"}  # topologies that list a chip's cores unless asked not to
 COLLECTIVE = re.compile(
@@ -90,7 +89,7 @@ def tpus(topology: str) -> Sequence[Any]:
 
 def compile_run(
     config: Config,
-    losses: tuple[Loss, ...],
+    losses: Losses,
     folder: Path | None,
     spec: DecoderSpec,
     shape: layouts.Shape,
@@ -102,7 +101,7 @@ def compile_run(
 
     Args:
       config: of the run.
-      losses: its rows of the loss table.
+      losses: of the run.
       folder: where the policy's weights would come from; None = drawn.
       spec: of the policy.
       shape: of a microbatch, over the whole mesh.
@@ -131,7 +130,12 @@ def compile_run(
             if config.ref.mode == "live":
                 found.append(compiled("reference", ask, params, batch))
             batch = annotated(ask, params, batch, mesh)
-        given = trainer.abstract, trainer.frozen, batch, abstract_hyper(config, mesh)
+        given = (
+            trainer.abstract,
+            trainer.frozen,
+            batch,
+            abstract_hyper(config, losses, mesh),
+        )
         return [*found, compiled("train step", trainer.step, *given)]
 
 
@@ -154,9 +158,9 @@ def annotated(ask: Any, params: Params, batch: Batch, mesh: Mesh) -> Batch:
     return annotate.with_tokens(batch, rules.with_shardings(columns, places))
 
 
-def abstract_hyper(config: Config, mesh: Mesh) -> Hyper:
+def abstract_hyper(config: Config, losses: Losses, mesh: Mesh) -> Hyper:
     """Returns the float hyper-parameters as shapes."""
-    values = jax.eval_shape(lambda: hyper(config))
+    values = jax.eval_shape(lambda: hyper(config, losses))
     return rules.with_shardings(values, dict.fromkeys(values, arrays.replicated(mesh)))
 
 

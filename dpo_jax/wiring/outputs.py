@@ -14,10 +14,11 @@ from absl import logging
 from etils import epath
 
 from dpo_jax import __version__, files
-from dpo_jax.config import Config, fingerprint, to_json
+from dpo_jax.config import Config, fingerprint, flat, to_json
 from dpo_jax.errors import ConfigError, RunFolderError, WriteError
 from dpo_jax.files import AnyPath
 from dpo_jax.lines import Seal
+from dpo_jax.losses import LossTable
 from dpo_jax.models import hf
 from dpo_jax.models.files import WANTED
 from dpo_jax.report import html
@@ -28,7 +29,7 @@ from dpo_jax.types import Params
 from dpo_jax.wiring import evaluation
 from dpo_jax.wiring.data import rows_kept, total_steps
 from dpo_jax.wiring.model import Model
-from dpo_jax.wiring.objective import LossTable, components, used_options
+from dpo_jax.wiring.objective import losses_of, used_options
 
 SHOWN_SAMPLES = 12
 WRITTEN = "dpo_jax.json"  # in an export: which files it wrote
@@ -323,7 +324,9 @@ def model_card(config: Config, step: int, losses: LossTable) -> str:
       losses: the table that `loss.name` was looked up in.
     """
     base = config.model.path or f"none (preset `{config.model.preset}`, from scratch)"
-    settings = ", ".join(f"{n} {config.loss[n]}" for n in _options(config, losses))
+    used = [f"{name} {config.loss[name]}" for name in _options(config, losses)]
+    own = [f"{name} {value}" for name, value in flat(config.loss.options).items()]
+    settings = ", ".join(used + own)
     rows = {
         "base model": base,
         "reference": _reference(config),
@@ -350,7 +353,7 @@ def _options(config: Config, losses: LossTable) -> list[str]:
     """Names the options of the losses; none of one that a user's own table had."""
     if not all(name in losses for name in config.loss.name.split("+")):
         return []
-    used = used_options(config, components(config, losses)) - {"name"}
+    used = used_options(config, losses_of(config.loss, losses))
     return [name for name in config.loss if name in used]
 
 

@@ -127,7 +127,7 @@ def run(arguments: Sequence[str]) -> str:
         slots=2 * pairs,
         comparisons=pairs,
     )
-    losses = objective.components(config, LOSSES)
+    losses = objective.losses_of(config.loss, LOSSES)
     steps = config.train.steps or 1000
     found = compiling.compile_run(
         config, losses, folder, spec, shape, mesh, steps=steps

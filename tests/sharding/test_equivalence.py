@@ -22,7 +22,7 @@ from dpo_jax.losses import LOSSES
 from dpo_jax.models.decoder import Decoder, abstract_params, init_params
 from dpo_jax.models.spec import preset
 from dpo_jax.objectives import preference
-from dpo_jax.objectives.judged import Judged, Term
+from dpo_jax.objectives.judged import Judged
 from dpo_jax.objectives.terms import Scorer
 from dpo_jax.sharding import arrays, rules
 from dpo_jax.sharding import mesh as mesh_lib
@@ -35,12 +35,6 @@ VOCAB, LONGEST, PAIRS, LR = 64, 32, 8, 0.5
 SPEC = preset("tiny", vocab=VOCAB, max_positions=LONGEST)
 OPTIONS = {"divergence": "reverse_kl", "divergence_alpha": 1.0, "normalize": "sum"}
 HYPER = {"beta": 0.1, "label_smoothing": 0.0, "lr": LR}
-
-
-def pair_loss(pairs, stats, hyper):
-    smoothing = hyper["label_smoothing"]
-    options = {"beta": hyper["beta"], "label_smoothing": smoothing, **OPTIONS}
-    return LOSSES["dpo"].fn(pairs, **options)
 
 
 def records():
@@ -81,7 +75,9 @@ def compile_run(mesh):
     take = functools.partial(
         step.train_step,
         objective=Judged(
-            preference.PAIRS, Scorer(apply, 8), (Term(pair_loss, "pairs"),)
+            preference.PAIRS,
+            Scorer(apply, 8),
+            (LOSSES["dpo"].bind({**HYPER, **OPTIONS}),),
         ),
         tx=keep_gradient(),
         lr_factor=optimizer.constant,

@@ -47,7 +47,7 @@ def compiled(topology, backend, layout, chunk, ref="cached", tokens=TOKENS):
     )
     mesh = checks.make_mesh(config, compiling.tpus(topology))
     shape = Shape(mesh.size, tokens, SCORED, slots=16, comparisons=8)
-    losses = objective.components(config, LOSSES)
+    losses = objective.losses_of(config.loss, LOSSES)
     return compiling.compile_run(config, losses, None, SPEC, shape, mesh, steps=100)
 
 

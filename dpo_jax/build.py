@@ -70,7 +70,8 @@ def run(
     built = checks.make_mesh(config)
     outputs.check_own_target(workdir)
     config = restoring.relaunched(config, workdir, fork=fork)
-    if not fork and (ended := outputs.finished(workdir, config)) is not None:
+    ended = outputs.finished(workdir, config)
+    if ended is not None and not restoring.forks(config, workdir):
         return ended
     with clock, jax.set_mesh(built):
         with clock.bucket("setup"):
@@ -103,7 +104,7 @@ def _train(launch: Launch) -> Summary:
         keep_best=config.checkpoint.keep_best,
     )
     with checkpoints:
-        first = restoring.first_step(checkpoints, parts)
+        first = restoring.first_step(checkpoints, parts, workdir)
 
         def pause() -> None:  # processes agree on steps only, so many do not pause
             if jax.process_count() == 1 and launch.stop(first):

@@ -15,6 +15,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from etils import epath
+
+from dpo_jax.train import manifest
 
 ROOT = Path(__file__).parent.parent.parent
 FAULTY = str(Path(__file__).parent / "faulty.py")
@@ -123,6 +126,11 @@ def test_two_processes_train_as_one(runs, pair, tmp_path):
                 key = f"rollouts/{name}"
                 assert two[key] == pytest.approx(one[key], rel=1e-4, abs=1e-6)
     assert (tmp_path / "together" / "export" / "model.safetensors").exists()
+    saved = epath.Path(tmp_path / "together" / "checkpoints" / "24")
+    files = manifest.read_manifest(saved)["files"]
+    assert any("ocdbt.process_1/" in name for name in files)  # hashed by rank 1
+    assert sorted(files) == sorted(manifest.files_of(saved))
+    assert not manifest.verify(saved)
     assert "finished 24 steps" in together.said(0)
     assert "finished" not in together.said(1)
 

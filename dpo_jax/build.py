@@ -16,10 +16,10 @@ from etils import epath
 from dpo_jax import __version__
 from dpo_jax import config as config_lib
 from dpo_jax.config import Config
-from dpo_jax.errors import ConfigError, Preempted
+from dpo_jax.errors import ConfigError
 from dpo_jax.losses import LOSSES
 from dpo_jax.sharding import arrays
-from dpo_jax.train import loop, runfolder, signals, throughput
+from dpo_jax.train import loop, runfolder, signals, throughput, watchdog
 from dpo_jax.train.checkpoint import Checkpoints
 from dpo_jax.train.clock import Clock
 from dpo_jax.train.metrics import MetricsLog
@@ -73,14 +73,14 @@ def run(
     clock, rows = Clock(), checks.check(config, losses)
     built = checks.make_mesh(config)
     runfolder.check_same(workdir, json.loads(config_lib.to_json(config)), fork=fork)
-    with clock, jax.set_mesh(built):
+    with clock, jax.set_mesh(built), signals.stop_requests() as stop:
         parts = clock.timed("setup", prepare)(config, rows, built)
         done = runfolder.read_json(workdir, "results.json")
         if done.get("step") == parts.steps and runfolder.is_whole(workdir) and not fork:
             values, report = done.get("values", {}), parts.data.report
             return Summary(parts.steps, parts.steps, True, values, done, report)
         first = jax.process_index() == 0
-        with runfolder.claim(workdir, first=first), signals.stop_requests() as stop:
+        with runfolder.claim(workdir, first=first):
             return _train(
                 Launch(config, workdir, parts, stop, progress, fork, losses, clock)
             )
@@ -92,7 +92,7 @@ class Launch(NamedTuple):
     config: Config
     workdir: os.PathLike | str
     parts: Parts
-    stop: Callable[[int], bool]
+    stop: signals.Stop
     progress: Progress
     fork: bool
     losses: checks.LossTable
@@ -111,15 +111,11 @@ def _train(launch: Launch) -> Summary:
     )
     with checkpoints:
         first = restoring.first_step(checkpoints, parts)
-
-        def pause() -> None:  # processes agree on steps only, so many do not pause
-            if jax.process_count() == 1 and launch.stop(first):
-                raise Preempted(first)
-
+        launch.stop.rest(first)
         with clock.bucket("setup"):
             peak = throughput.peak(config.model.dtype)
             # before the state, so that a cached reference is never held beside it
-            asked = parts.annotators(config, workdir, pause=pause)
+            asked = parts.annotators(config, workdir)
             state = restoring.resume(checkpoints, parts, first, fork=launch.fork)
         if jax.process_index() == 0:
             runfolder.write_config(workdir, config_lib.to_json(config))
@@ -130,7 +126,9 @@ def _train(launch: Launch) -> Summary:
         shapes = dict(parts.train.compiled_shapes())
         logging.info("compiles %d step shapes {rows: steps}: %s", len(shapes), shapes)
         logging.info("mfu is a share of %.4g FLOP/s: %s", *peak)
-        state, values, sampled = _loop(launch, checkpoints, asked, first, state)
+        with watchdog.Watchdog(config.train.watchdog_seconds, workdir):
+            state, values, sampled = _loop(launch, checkpoints, asked, first, state)
+        launch.stop.rest(parts.steps)
     with clock.bucket("export"):
         outputs.export(
             parts.model,

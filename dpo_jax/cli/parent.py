@@ -283,7 +283,8 @@ class Parent:
             self._end(Verdict(EXIT_PEER_LOST, f"lost rank {rank} ({text}); {GO_ON}"))
         else:
             users = code <= RunFolderError.code
-            said = f"rank {rank} ended: {text.removeprefix(f'error[{code}]: ')}"
+            told = text.removeprefix(f"error[{code}]: ") or f"exit code {code}"
+            said = f"rank {rank} ended: {told}"
             self._end(Verdict(code, said, text), after=SETTLE if users else 0.0)
 
     def _lost(self, rank: int) -> None:

@@ -27,6 +27,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from dpo_jax.errors import ConfigError, ModelError, WriteError, collected
+from dpo_jax.train import watchdog
 from dpo_jax.train.manifest import (
     clear_leftovers,
     hash_files,
@@ -278,6 +279,7 @@ class Checkpoints:
         """Waits for orbax and commits; in the background, so faults are kept."""
         try:
             response.result()  # returns when every process has written its part
+            watchdog.beat()
             if jax.process_index() == 0:
                 write_manifest(path, {**record, "files": hash_files(path)})
                 logging.info("step %d committed", record["step"])

@@ -12,6 +12,7 @@ from typing import Any
 from absl import logging
 
 from dpo_jax.errors import NonFiniteError, Preempted
+from dpo_jax.train import watchdog
 from dpo_jax.train.step import Metrics
 from dpo_jax.types import Batch, TrainState
 
@@ -171,6 +172,7 @@ def run(
         parts.log(0, "eval", results)
     meter.restart_clock()
     for step in range(first + 1, last + 1):
+        watchdog.beat(step)
         asked = parts.now()
         batch = parts.next_batch()
         waited = parts.now() - asked

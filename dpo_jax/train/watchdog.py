@@ -5,6 +5,7 @@ parts of a save. No exception can reach a thread that waits in XLA, so another t
 shows where all threads stand, and ends the process.
 """
 
+import contextlib
 import faulthandler
 import os
 import sys
@@ -14,13 +15,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax import monitoring
 
 from dpo_jax.errors import EXIT_WATCHDOG
 from dpo_jax.train.clock import COMPILING
 
 COMPILE_SECONDS = 3600.0  # a program may take as long, if it is more than the limit
-STACKS = "errors/stacks-{}.txt"
+STACKS = "errors/stacks{}.txt"
+FILE_SECONDS = 5.0  # to write them: a disk may be what hangs
 
 _running: list["Watchdog"] = []
 
@@ -99,13 +102,15 @@ class Watchdog:
 
     def _end(self, limit: float) -> None:
         """Says where all threads stand, then ends the process."""
+        threading.Timer(FILE_SECONDS, self._leave, (EXIT_WATCHDOG,)).start()
         where = ""
         if "://" not in self._folder:
-            path = Path(self._folder) / STACKS.format(os.getpid())
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("w") as file:
+            path = Path(self._folder) / STACKS.format(jax.process_index())
+            with contextlib.suppress(OSError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(OSError), path.open("w") as file:
                 faulthandler.dump_traceback(file)
-            where = f"; stacks: {path}"
+                where = f"; stacks: {path}"
         faulthandler.dump_traceback(sys.__stderr__ or 2)
         sys.stderr.write(
             f"error[{EXIT_WATCHDOG}]: no progress since step {self._step} for "

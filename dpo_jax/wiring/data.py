@@ -18,6 +18,7 @@ from dpo_jax.errors import ConfigError, DataError, UserError
 from dpo_jax.models import attention, files
 from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.sharding import arrays, mesh
+from dpo_jax.train import watchdog
 from dpo_jax.types import Batch, Record
 
 PLAIN = [((), (), (), False), ((), (), ((0, 1),), False)]  # judged by order alone
@@ -198,4 +199,5 @@ def global_batches(
                 f"the batch of step {step + 1} cannot be made "
                 f"({type(error).__name__}: {error}); its rows: {loads.ids_at(step)}"
             ) from error
+        watchdog.beat()
         yield arrays.to_global(batch, place)

@@ -74,7 +74,7 @@ def run(
     built = checks.make_mesh(config)
     runfolder.check_same(workdir, json.loads(config_lib.to_json(config)), fork=fork)
     with clock, jax.set_mesh(built), signals.stop_requests() as stop:
-        parts = clock.timed("setup", prepare)(config, rows, built)
+        parts = clock.timed("setup", prepare)(config, rows, built, workdir)
         done = runfolder.read_json(workdir, "results.json")
         if done.get("step") == parts.steps and runfolder.is_whole(workdir) and not fork:
             values, report = done.get("values", {}), parts.data.report
@@ -261,7 +261,7 @@ def evaluate(
     rows = checks.check(config, losses)
     built = checks.make_mesh(config)
     with jax.set_mesh(built):
-        parts = prepare(config, rows, built)
+        parts = prepare(config, rows, built, workdir)
         state = restoring.trained_state(workdir, parts)
         asked = parts.annotators(config, workdir, evaluation_only=True)
         measure, sampled = _measure(config, parts, asked)

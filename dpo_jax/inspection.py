@@ -14,8 +14,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dpo_jax.config import Config
+from dpo_jax.data import prepare
 from dpo_jax.data.loader import Loader, Settings
-from dpo_jax.errors import ConfigError, DataError
+from dpo_jax.errors import ConfigError
 from dpo_jax.losses import LOSSES, Loss
 from dpo_jax.objectives import terms
 from dpo_jax.precision import in_products_of
@@ -96,40 +97,9 @@ def tokenized(config: Config, index: int) -> Shown:
     """
     checks.check(config, LOSSES)
     tokenizer = data_wiring.load_tokenizer(config)
-    with config.copy_and_resolve_references().unlocked() as own:
-        own.data.eval = ""
-        own.data.on_bad_row = "drop"
-        own.data.limit = max(index + 1, 1)
-        data = data_wiring.load_data(own, tokenizer)
-    found = [record for record in data.train if record.index == index]
-    if not found:
-        dropped = data.report["train"]["dropped"]
-        raise DataError(
-            f"--index={index}: there is no such good row in data.train="
-            f"{config.data.train!r} (bad rows until there: {dropped or 'none'})"
-        )
-    whole = _uncut(config, tokenizer, index)
-    lost = [
-        len(long) - len(short)
-        for long, short in zip(
-            (whole.prompt, *whole.responses),
-            (found[0].prompt, *found[0].responses),
-            strict=True,
-        )
-    ]
-    return Shown(found[0], tokenizer, lost[0], sum(lost[1:]))
-
-
-def _uncut(config: Config, tokenizer: Any, index: int) -> Record:
-    """Tokenizes the same row with no limit on its length."""
-    with config.copy_and_resolve_references().unlocked() as own:
-        own.data.eval = ""
-        own.data.on_bad_row = "drop"
-        own.data.limit = index + 1
-        own.data.max_tokens = 10**9
-        own.data.max_prompt_tokens = 10**8
-        data = data_wiring.load_data(own, tokenizer)
-    return next(record for record in data.train if record.index == index)
+    source, _ = data_wiring.source(config, "train", tokenizer, on_bad_row="error")
+    record, cut = prepare.prepare_one(index, **source._asdict())
+    return Shown(record, tokenizer, cut.prompt_tokens_cut, cut.response_tokens_cut)
 
 
 def as_text(row: Shown) -> str:

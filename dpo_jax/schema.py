@@ -42,7 +42,11 @@ class Key(NamedTuple):
 
 
 KEYS: dict[str, Key] = {
-    "seed": Key(0, "of permutations, dropout, generated data", (0, 2**32, True)),
+    "seed": Key(
+        0,
+        "of a model from scratch, of draws, and of the order of the data",
+        (0, 2**32, True),
+    ),
     "objective": Key(
         "preference",
         "what is trained",
@@ -112,6 +116,10 @@ KEYS: dict[str, Key] = {
         "rest",
         "or 'fixed': max_tokens − max_prompt_tokens",
         choices=("rest", "fixed"),
+    ),
+    "data.cache_dir": Key("", "where tokens are kept; '' = beside the run folder"),
+    "data.seed": Key(
+        -1, "of the order and making of data.train; -1 = seed", (-1, 2**32, True)
     ),
     "data.labels": Key(
         "", "of 'sentiment': 'deterministic' (default), 'bradley_terry'"
@@ -243,6 +251,7 @@ RELAUNCH = (
     "log.",
     "eval.",
     "checkpoint.",
+    "data.cache_dir",
     "distributed.",
     "train.watchdog_seconds",
     "ref.cache_dir",

@@ -50,9 +50,9 @@ def test_truncation_is_counted(config):
 
 
 def test_a_bad_or_missing_row_says_so(config):
-    with pytest.raises(DataError, match="--index=2.*no such good row.*empty.*1"):
+    with pytest.raises(DataError, match="--index=2: .*1 empty.*:3: column .rejected."):
         inspection.tokenized(config, 2)
-    with pytest.raises(DataError, match="--index=9"):
+    with pytest.raises(DataError, match="--index=9: data.train has no such row"):
         inspection.tokenized(config, 9)
 
 

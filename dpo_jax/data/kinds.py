@@ -1,7 +1,7 @@
 """The kinds of rows: which columns each has, and what they become.
 
-A function for each kind takes a row's columns to its parts, or raises `BadRow`. Rows of
-pairs serve every kind, so that all objectives can be run on the same rows.
+A function for each kind makes a `RawRow` of a row's columns, or raises `BadRow`. Rows
+of pairs serve every kind, so that all objectives can be run on the same rows.
 """
 
 from collections.abc import Callable
@@ -15,15 +15,18 @@ from dpo_jax.data.sources.files import BadRow, Fields
 SCORES = ("score_chosen", "score_rejected")
 
 
-class Parts(NamedTuple):
-    """What the columns of a row say.
+class RawRow(NamedTuple):
+    """A checked row of text.
 
     Attributes:
       prompt: a string, or chat messages with `role` and `content`.
-      responses: of the same type, best first.
+      responses: of the same type; (chosen, rejected) for a pair, (completion,) for
+        SFT, best first for a ranking.
       labels: of each response, 1 = desirable, −1 = undesirable; () = not judged so.
       ratings: the data's own score of each response; () = none.
       ranked: the responses are a ranking.
+      where: `file:line` or `source[index]`.
+      index: position of the row in its source, bad rows counted too.
     """
 
     prompt: Text
@@ -31,9 +34,11 @@ class Parts(NamedTuple):
     labels: tuple[int, ...] = ()
     ratings: tuple[float, ...] = ()
     ranked: bool = False
+    where: str = ""
+    index: int = 0
 
 
-def pair(fields: Fields) -> Parts:
+def pair(fields: Fields) -> RawRow:
     """Takes a prompt, a chosen and a rejected response out of a row."""
     if "prompt" not in fields and isinstance(fields.get("chosen"), list):
         prompt, chosen, rejected = _shared_beginning(fields)
@@ -46,30 +51,30 @@ def pair(fields: Fields) -> Parts:
     columns.check_not_empty("rejected", rejected)
     if chosen == rejected:
         raise BadRow("identical", "columns 'chosen' and 'rejected' are identical")
-    return Parts(prompt, (chosen, rejected), ratings=_ratings(fields))
+    return RawRow(prompt, (chosen, rejected), ratings=_ratings(fields))
 
 
-def completion(fields: Fields) -> Parts:
+def completion(fields: Fields) -> RawRow:
     """Takes a prompt and one response; an empty prompt string is plain text."""
     if _is_pair(fields, "completion"):
         both = pair(fields)
-        return Parts(both.prompt, both.responses[:1], ratings=both.ratings[:1])
+        return RawRow(both.prompt, both.responses[:1], ratings=both.ratings[:1])
     prompt, response = _prompt_and_completion(fields)
     if not isinstance(prompt, str):
         columns.check_not_empty("prompt", prompt)
-    return Parts(prompt, (response,))
+    return RawRow(prompt, (response,))
 
 
-def single(fields: Fields) -> Parts:
+def single(fields: Fields) -> RawRow:
     """Takes a response that was judged by itself, or both of a pair so."""
     if _is_pair(fields, "completion"):
         return pair(fields)._replace(labels=(1, -1))
     prompt, response = _prompt_and_completion(fields)
     columns.check_not_empty("prompt", prompt)
-    return Parts(prompt, (response,), labels=(columns.label(fields, "label"),))
+    return RawRow(prompt, (response,), labels=(columns.label(fields, "label"),))
 
 
-def ranking(fields: Fields) -> Parts:
+def ranking(fields: Fields) -> RawRow:
     """Takes responses in their order, best first; a pair is a ranking of two."""
     if _is_pair(fields, "responses"):
         return pair(fields)._replace(ranked=True)
@@ -88,7 +93,7 @@ def ranking(fields: Fields) -> Parts:
         if one == other:
             raise BadRow("identical", f"{a!r} and {b!r} are identical")
     order = columns.permutation(fields, "ranking", of="responses", size=len(found))
-    return Parts(prompt, tuple(responses[i] for i in order), ranked=True)
+    return RawRow(prompt, tuple(responses[i] for i in order), ranked=True)
 
 
 def _is_pair(fields: Fields, own: str) -> bool:
@@ -127,7 +132,7 @@ def _shared_beginning(fields: Fields) -> tuple[Text, Text, Text]:
     return prompts[0], responses[0], responses[1]
 
 
-KINDS: dict[str, Callable[[Fields], Parts]] = {
+KINDS: dict[str, Callable[[Fields], RawRow]] = {
     "pairs": pair,
     "completions": completion,
     "singles": single,

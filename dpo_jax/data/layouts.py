@@ -14,6 +14,7 @@ import numpy as np
 
 from dpo_jax.data import planning
 from dpo_jax.data.planning import Lengths, Plan, Table
+from dpo_jax.data.tokens import Records
 from dpo_jax.types import Batch, Record
 
 
@@ -66,6 +67,11 @@ def compared(record: Record) -> tuple[tuple[int, int], ...]:
     return ((0, 1),) if plain else record.comparisons
 
 
+def kinds_of(records: Sequence[Record]) -> Sequence[Record]:
+    """Returns records that have all columns of all: of flat ones, the first."""
+    return records[:1] if isinstance(records, Records) else records
+
+
 def in_all(columns: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
     """Names the columns that all records have, in the order of the first."""
     every = iter(columns)
@@ -84,6 +90,8 @@ def lengths_of(record: Record) -> Lengths:
 
 def measure_all(records: Sequence[Record]) -> Table:
     """Measures records; of a million in a second, for no object is made of any."""
+    if isinstance(records, Records):
+        return records.table()
     return planning.tabulate(
         len(records),
         prompts=(len(record.prompt) for record in records),
@@ -249,7 +257,10 @@ def _flat_slots(rows: Rows, slots: int) -> dict[tuple[int, int], int]:
 
 
 def fill(
-    rows: Rows, records: Sequence[Record], shape: Shape, mine: slice = slice(None)
+    rows: Rows,
+    records: Sequence[Record],
+    shape: Shape,
+    here: Sequence[int] | np.ndarray | None = None,
 ) -> Batch:
     """Writes planned rows.
 
@@ -258,16 +269,16 @@ def fill(
       records: what `Document.record` counts in.
       shape: static facts, with `shape.rows` those of the whole microbatch; rows beyond
         the plan stay empty.
-      mine: the rows to write, for a host that holds some of them.
+      here: the rows to write, for a process that holds some of them; None = all.
 
     Returns:
-      The rows of `mine` as arrays. A record's comparisons and its ranking stand in the
+      The rows of `here` as arrays. A record's comparisons and its ranking stand in the
       row that holds its first response, wherever the others lie.
     """
-    indices = range(shape.rows)[mine]
-    batch = empty(shape._replace(rows=len(indices)))
+    here = range(shape.rows) if here is None else here
+    batch = empty(shape._replace(rows=len(here)))
     places = _flat_slots(rows, shape.slots)
-    for local, b in enumerate(indices):
+    for local, b in enumerate(here):
         row = rows[b] if b < len(rows) else []
         _write_row(batch, local, row, records)
         _write_comparisons(batch, local, first_in(row), records, places)

@@ -113,7 +113,7 @@ class Settings:
       row_tokens: T; 0 = chosen from the lengths.
       shards: devices that rows are spread over.
       even_tokens: see `row_cost`; read where T is chosen.
-      mine: this host's rows of a microbatch, as a fraction (start, stop) of them.
+      rows_here: number of a microbatch's rows -> those that this process lays out.
       row_shapes: numbers of rows at most; 0 = see `row_buckets`.
     """
 
@@ -123,7 +123,7 @@ class Settings:
     row_tokens: int
     shards: int
     even_tokens: float = math.inf
-    mine: tuple[float, float] = (0.0, 1.0)
+    rows_here: Callable[[int], Sequence[int] | np.ndarray] = range
     row_shapes: int = 0
 
 
@@ -222,10 +222,11 @@ class Loader:
         self._rows = bucketed(needed, self.buckets).tolist()
         most = int(table.groups.max(initial=0))
         shape = layouts.shape_of(self._plan, chosen, most)
+        alike = layouts.kinds_of(records)
         self._largest = shape._replace(
             scored=round_up(shape.scored, SCORED_MULTIPLE),
-            token=layouts.in_all(record.token for record in records),
-            response=layouts.in_all(record.response for record in records),
+            token=layouts.in_all(record.token for record in alike),
+            response=layouts.in_all(record.response for record in alike),
         )
         # where each step begins, among all steps' records and among their documents
         self._firsts = [0, *accumulate(map(len, steps))]
@@ -288,14 +289,13 @@ class Loader:
         return planning.visible_pairs(self._table, documents, window)
 
     def batch_at(self, step: int) -> Batch:
-        """Fills this host's rows of a step, with a leading axis of microbatches."""
+        """Fills this process's rows of a step, behind an axis of microbatches."""
         shape, records = self.shape_at(step), self.records_at(step)
         plan, first = self._planned(step), self._firsts[step]
-        start, stop = (round(shape.rows * part) for part in self._settings.mine)
-        filled = []
+        here, filled = self._settings.rows_here(shape.rows), []
         for hand in range(self._settings.microbatches):
             rows = layouts.rows_of(plan, hand, first)
-            filled.append(layouts.fill(rows, records, shape, slice(start, stop)))
+            filled.append(layouts.fill(rows, records, shape, here))
         return stacked(filled)
 
     def records_at(self, step: int) -> Sequence[Record]:

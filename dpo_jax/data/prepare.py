@@ -1,105 +1,93 @@
-"""From a source's name to tokenized records, with an account of every row."""
+"""From the rows of a source to tokenized records, with an account of every row."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Any, NamedTuple
 
-from dpo_jax.data import records, sources, tokenize
+import numpy as np
+
+from dpo_jax.data.kinds import RawRow
+from dpo_jax.data.records import Counts, Located, RatedLater, Reading
+from dpo_jax.data.tokenize import TokenCounts
+from dpo_jax.data.tokens import Records, fingerprint
+from dpo_jax.errors import DataError
 from dpo_jax.types import Record
 
 
-class Options(NamedTuple):
-    """The keys of the `data` section that say how rows become tokens."""
-
-    path: str
-    limit: int
-    labels: str
-    format: str
-    chat_template: str
-    join: str
-    max_tokens: int
-    max_prompt_tokens: int
-    truncate_prompt: str
-    truncate_response: str
-    on_bad_row: str
-
-
 class Prepared(NamedTuple):
-    """Records of a split, and what data.json says of it."""
+    """Records of a split, what data.json says of it, and `tokens.fingerprint`."""
 
-    records: list[Record]
+    records: Records
     report: dict[str, Any]
+    fingerprint: str
 
 
 def prepare(
-    name: str,
     *,
-    split: str,
-    kind: str,
-    tokenizer: Any,
-    seed: int,
-    options: Options,
+    read: Callable[[], Located],
+    check: Callable[..., Reading],
+    tokenize: Callable[[Iterable[RawRow]], tuple[Records, TokenCounts]],
+    apart: bool,
 ) -> Prepared:
-    """Reads, checks, tokenizes and cuts the rows of a source.
+    """Reads, checks, tokenizes and cuts the rows of a source, a few at a time.
 
     Args:
-      name: a file, a folder, a hub id or a source's name.
-      split: `train` or `eval`.
-      kind: `pairs`, `completions`, `singles` or `rankings`; see `records.validate`.
-        As singles, a pair is cut as a pair, then taken apart into two records.
-      tokenizer: as `tokenize.load_tokenizer` returns.
-      seed: of a generated source.
-      options: the `data` section.
+      read: `sources.read` of the source.
+      check: `(rows, rated='') -> records.Reading`.
+      tokenize: see `tokenize.tokenize`.
+      apart: whether a row of two responses is taken apart once it was cut.
 
     Raises:
-      DataError: if the source or a row is bad (`on_bad_row='error'`).
+      DataError: if the source or a row is bad (under `on_bad_row='error'`).
     """
-    local_copy = options.path if name in sources.LOCAL_COPY else ""
-    found = sources.read(
-        name,
-        split=split,
-        path=local_copy,
-        kind=kind,
-        seed=seed,
-        rows=options.limit if split == "train" else 0,
-        labels=options.labels if name in sources.GENERATED else "",
-    )
-    rows, counts = records.validate(
-        found, kind=kind, format=options.format, on_bad_row=options.on_bad_row
-    )
-    kept, cut = tokenize.tokenize(
-        rows,
-        tokenizer,
-        join=options.join,
-        chat_template=tokenize.read_chat_template(options.chat_template),
-        max_tokens=options.max_tokens,
-        max_prompt_tokens=options.max_prompt_tokens,
-        truncate_prompt=options.truncate_prompt,
-        truncate_response=options.truncate_response,
-        on_bad_row=options.on_bad_row,
-    )
-    dropped = {**counts.dropped, **cut.dropped}
-    total = records.Counts(counts.read, len(kept), dropped)
+    reading = check(read())
+    try:
+        kept, cut = tokenize(reading)
+    except RatedLater as later:
+        reading = check(read(), rated=later.where)
+        kept, cut = tokenize(reading)
+    dropped = {**reading.counts.dropped, **cut.dropped}
+    total = Counts(reading.counts.read, len(kept), dropped)
     report = {
-        "source": name,
         **total.as_dict(),
         "summary": f"{total.render()}; {cut.render()}",
         "cut": cut.as_dict(),
     }
-    if kind == "singles":
-        kept = [single for record in kept for single in _apart(record)]
-        report["labels"] = _labels(kept)
-    return Prepared(kept, report)
+    if apart:
+        kept = kept.apart()
+        desirable = int(np.count_nonzero(kept.response["labels"] == 1))
+        report["labels"] = {
+            "desirable": desirable,
+            "undesirable": len(kept) - desirable,
+        }
+    return Prepared(kept, report, fingerprint(kept))
 
 
-def _apart(record: Record) -> Iterator[Record]:
-    """Makes a record of each response, all with the prompt and index of their row."""
-    for which, response in enumerate(record.responses):
-        yield record._replace(
-            responses=(response,),
-            response={name: (v[which],) for name, v in record.response.items()},
-        )
+def prepare_one(
+    index: int,
+    *,
+    read: Callable[[], Located],
+    check: Callable[..., Reading],
+    tokenize: Callable[[Iterable[RawRow]], tuple[Records, TokenCounts]],
+    apart: bool,
+) -> tuple[Record, TokenCounts]:
+    """Prepares one row; of one that is taken apart, its first response.
 
+    Args:
+      index: position of the row in its source.
+      read: see `prepare`, as for all that follow.
+      check: with bad rows as errors.
+      tokenize: likewise.
+      apart: see `prepare`.
 
-def _labels(singles: list[Record]) -> dict[str, int]:
-    desirable = sum(record.response["labels"] == (1,) for record in singles)
-    return {"desirable": desirable, "undesirable": len(singles) - desirable}
+    Raises:
+      DataError: if there is no such row, or it is bad.
+    """
+    row = list(islice(read(), index, index + 1)) if index >= 0 else []
+    if not row:
+        raise DataError(f"--index={index}: data.train has no such row, counted from 0")
+    try:
+        kept, cut = tokenize(check(row))
+    except DataError as error:
+        raise DataError(f"--index={index}: {error}") from error
+    return (kept.apart() if apart else kept)[0]._replace(index=index), cut

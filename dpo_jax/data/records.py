@@ -6,45 +6,22 @@ kept as it is or refused with its place and reason.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, TypeGuard
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 from dpo_jax.data import columns
 from dpo_jax.data.columns import Message, Text
-from dpo_jax.data.kinds import KINDS, Parts
+from dpo_jax.data.kinds import KINDS, RawRow
 from dpo_jax.data.sources.files import BadRow, Fields
 from dpo_jax.data.sources.hh import split_transcripts
 from dpo_jax.errors import ConfigError, DataError, unknown
 
-__all__ = ["KINDS", "Counts", "Message", "RawRow", "Text", "settle", "validate"]
+__all__ = ["KINDS", "Counts", "Faults", "Message", "RawRow", "Reading", "Text"]
 
-Checked = tuple[str, Parts | BadRow]  # where, and what it is
+Located = Iterable[tuple[str, Fields | BadRow]]  # (where, columns), as sources yield
 
 SHOWN_ROWS = 3  # bad rows named in one message
 SHOWN_CHARACTERS = 220  # of each of them
-
-
-class RawRow(NamedTuple):
-    """A checked row of text.
-
-    Attributes:
-      where: `file:line` or `source[index]`.
-      prompt: a string, or chat messages with `role` and `content`.
-      responses: of the same type; (chosen, rejected) for a pair, (completion,) for
-        SFT, best first for a ranking.
-      index: position of the row in its source, bad rows counted too.
-      labels: as in `Parts`, and so are the others.
-      ratings: of each response, or ().
-      ranked: whether the responses are a ranking.
-    """
-
-    where: str
-    prompt: Text
-    responses: tuple[Text, ...]
-    index: int
-    labels: tuple[int, ...] = ()
-    ratings: tuple[float, ...] = ()
-    ranked: bool = False
 
 
 class Counts(NamedTuple):
@@ -63,121 +40,173 @@ class Counts(NamedTuple):
         return {"read": self.read, "kept": self.kept, "dropped": dict(self.dropped)}
 
 
+class Faults:
+    """The bad rows of a reading: how many for which reason, and the first of them."""
+
+    def __init__(self) -> None:
+        """Starts without any."""
+        self._counted: Counter[str] = Counter()
+        self._first: list[tuple[int, str]] = []
+
+    def __len__(self) -> int:
+        return self._counted.total()
+
+    def add(self, index: int, where: str, fault: BadRow) -> None:
+        """Counts a bad row.
+
+        Args:
+          index: position in its source; rows may come in any order.
+          where: `file:line` or `source[index]`.
+          fault: what is wrong with it.
+        """
+        self._counted[fault.reason] += 1
+        shown = (index, f"{where}: {fault.detail}"[:SHOWN_CHARACTERS])
+        self._first = sorted([*self._first, shown])[:SHOWN_ROWS]
+
+    def join(self, others: "Faults") -> None:
+        """Counts the bad rows of another reading of the same source as well."""
+        self._counted += others._counted
+        self._first = sorted([*self._first, *others._first])[:SHOWN_ROWS]
+
+    def settle(self, *, read: int, on_bad_row: str) -> dict[str, int]:
+        """Returns the number of bad rows by reason, or refuses them in one message.
+
+        Args:
+          read: rows that were looked at.
+          on_bad_row: `error` or `drop`.
+
+        Raises:
+          DataError: on bad rows under `error`; if every row is bad, or there is none.
+        """
+        dropped, bad = dict(sorted(self._counted.items())), len(self)
+        if read == 0:
+            raise DataError("the data source has no rows")
+        if not bad or (on_bad_row == "drop" and bad < read):
+            return dropped
+        shown = [said for _, said in self._first]
+        if bad > len(shown):
+            shown.append(f"and {bad - len(shown)} more")
+        if bad == read:
+            head, tail = "no row can be used: ", ""
+        else:
+            head, tail = "", "; mend them or set data.on_bad_row='drop'"
+        total = f"bad rows: {bad} of {read}{_reasons(dropped)}: "
+        raise DataError(head + total + " · ".join(shown) + tail)
+
+
+class RatedLater(Exception):
+    """Rows without ratings were handed on before the first row with them.
+
+    Attributes:
+      where: the row with ratings; a second reading that knows it refuses the others.
+    """
+
+    def __init__(self, where: str):
+        super().__init__(where)
+        self.where = where
+
+
+class Reading:
+    """The good rows of a source, checked one by one as they are asked for.
+
+    Nothing is kept of a row that was handed on. Where bad rows are an error, none is
+    handed on behind the first of them; the rest is read to name all faults together.
+
+    Attributes:
+      counts: of all rows, once they were read.
+    """
+
+    def __init__(
+        self,
+        rows: Located,
+        *,
+        kind: str,
+        format: str,
+        on_bad_row: str,
+        rated: str = "",
+    ):
+        """Reads nothing yet.
+
+        Args:
+          rows: (where, columns) as the sources yield them.
+          kind: `pairs` keeps (chosen, rejected), with `score_chosen` and
+            `score_rejected` or a `margin` where the rows have them: all rows or none;
+            `completions` keeps (completion,); `singles` a completion with its `label`,
+            true or false; `rankings` keeps `responses` in the order of `ranking`, which
+            lists their places from 0, best first. Rows of pairs pass as every kind, if
+            they pass as pairs, so that all objectives see the same rows: the chosen
+            response as a completion (preferred-FT), both as singles, or as a ranking of
+            two.
+          format: '' for columns of strings or chats; `hh` for transcripts.
+          on_bad_row: `error` or `drop`.
+          rated: a row with ratings, where one is known; see `RatedLater`.
+
+        Raises:
+          ConfigError: if an option is not known.
+        """
+        assert kind in KINDS, kind
+        if format not in FORMATS:
+            raise ConfigError(unknown("data.format", format, map(repr, FORMATS)))
+        if on_bad_row not in ("error", "drop"):
+            raise ConfigError(unknown("data.on_bad_row", on_bad_row, ("error", "drop")))
+        self._rows, self._on_bad_row, self._rated = rows, on_bad_row, rated
+        self._take, self._split = KINDS[kind], FORMATS[format]
+        self._unrated = False
+        self.counts = Counts(0, 0, {})
+
+    def __iter__(self) -> Iterator[RawRow]:
+        """Yields good rows.
+
+        Raises:
+          DataError: behind the last row, on bad rows under `error`; if none is good.
+          RatedLater: where rows without ratings were handed on.
+        """
+        faults, read = Faults(), 0
+        for read, (where, fields) in enumerate(self._rows, start=1):
+            try:
+                row = self._checked(where, fields)
+            except BadRow as bad:
+                faults.add(read - 1, where, bad)
+            else:
+                if not faults or self._on_bad_row == "drop":
+                    yield row._replace(where=where, index=read - 1)
+        dropped = faults.settle(read=read, on_bad_row=self._on_bad_row)
+        self.counts = Counts(read, read - len(faults), dropped)
+
+    def _checked(self, where: str, fields: Fields | BadRow) -> RawRow:
+        if isinstance(fields, BadRow):
+            raise fields
+        columns.check_finite(fields)
+        row = self._take(self._split(fields))
+        if row.ratings and self._unrated:
+            raise RatedLater(where)
+        if self._rated and not row.ratings:
+            what = "columns 'score_chosen' and 'score_rejected' (or 'margin') are"
+            detail = f"{what} missing, but {self._rated} has them"
+            raise BadRow("missing column", detail)
+        self._rated = self._rated or (where if row.ratings else "")
+        self._unrated = not row.ratings
+        return row
+
+
 def validate(
-    rows: Iterable[tuple[str, Fields | BadRow]],
-    *,
-    kind: str,
-    format: str,
-    on_bad_row: str,
+    rows: Located, *, kind: str, format: str, on_bad_row: str
 ) -> tuple[list[RawRow], Counts]:
-    """Checks every row and keeps the good ones.
-
-    Args:
-      rows: (where, columns) as the sources yield them.
-      kind: `pairs` keeps (chosen, rejected), with `score_chosen` and `score_rejected`
-        or a `margin` where the rows have them: all rows or none; `completions` keeps
-        (completion,); `singles` a completion with its `label`, true or false;
-        `rankings` keeps `responses` in the order of `ranking`, which lists their
-        places from 0, best first. Rows of pairs pass as every kind, if they pass as
-        pairs, so that all objectives see the same rows: the chosen response as a
-        completion (preferred-FT), both as singles, or as a ranking of two.
-      format: '' for columns of strings or chats; `hh` for transcripts.
-      on_bad_row: `error` or `drop`.
-
-    Returns:
-      The good rows in order, and the counts.
-
-    Raises:
-      DataError: on bad rows under `error`; if no row is left.
-      ConfigError: if an option is not known.
-    """
-    _check_options(kind=kind, format=format, on_bad_row=on_bad_row)
-    checked = [(where, _check(fields, kind, format)) for where, fields in rows]
-    checked = _all_or_none_rated(checked)
-    faults = [(where, row) for where, row in checked if isinstance(row, BadRow)]
-    dropped = settle(faults, read=len(checked), on_bad_row=on_bad_row)
-    kept = [
-        RawRow(where, row.prompt, row.responses, index, *row[2:])
-        for index, (where, row) in enumerate(checked)
-        if _good(row)
-    ]
-    return kept, Counts(len(checked), len(kept), dropped)
-
-
-def settle(
-    faults: Sequence[tuple[str, BadRow]], *, read: int, on_bad_row: str
-) -> dict[str, int]:
-    """Counts bad rows by reason, or refuses them all in one message.
-
-    Args:
-      faults: (where, fault) in order.
-      read: rows that were looked at.
-      on_bad_row: `error` or `drop`.
-
-    Returns:
-      Number of rows by reason, reasons sorted.
-
-    Raises:
-      DataError: on bad rows under `error`; if every row is bad, or there is none.
-    """
-    counted = Counter(bad.reason for _, bad in faults)
-    dropped = dict(sorted(counted.items()))
-    if read == 0:
-        raise DataError("the data source has no rows")
-    if not faults or (on_bad_row == "drop" and len(faults) < read):
-        return dropped
-    shown = [f"{w}: {bad.detail}"[:SHOWN_CHARACTERS] for w, bad in faults[:SHOWN_ROWS]]
-    if len(faults) > len(shown):
-        shown.append(f"and {len(faults) - len(shown)} more")
-    if len(faults) == read:
-        head, tail = "no row can be used: ", ""
-    else:
-        head, tail = "", "; mend them or set data.on_bad_row='drop'"
-    total = f"bad rows: {len(faults)} of {read}{_reasons(dropped)}: "
-    raise DataError(head + total + " · ".join(shown) + tail)
+    """Checks all rows and keeps the good ones; see `Reading`."""
+    rows, rated = list(rows), ""
+    while True:
+        reading = Reading(
+            rows, kind=kind, format=format, on_bad_row=on_bad_row, rated=rated
+        )
+        try:
+            return list(reading), reading.counts
+        except RatedLater as later:
+            rated = later.where
 
 
 def _reasons(dropped: dict[str, int]) -> str:
     parts = [f"{number} {reason}" for reason, number in sorted(dropped.items())]
     return f" ({', '.join(parts)})" if parts else ""
-
-
-def _check_options(*, kind: str, format: str, on_bad_row: str) -> None:
-    assert kind in KINDS, kind
-    if format not in FORMATS:
-        raise ConfigError(unknown("data.format", format, map(repr, FORMATS)))
-    if on_bad_row not in ("error", "drop"):
-        raise ConfigError(unknown("data.on_bad_row", on_bad_row, ("error", "drop")))
-
-
-def _check(fields: Fields | BadRow, kind: str, format: str) -> Parts | BadRow:
-    if isinstance(fields, BadRow):
-        return fields
-    try:
-        columns.check_finite(fields)
-        return KINDS[kind](FORMATS[format](fields))
-    except BadRow as bad:
-        return bad
-
-
-def _all_or_none_rated(checked: list[Checked]) -> list[Checked]:
-    """Refuses rows without a rating where others have one."""
-    rated = [where for where, row in checked if _good(row) and row.ratings]
-    if not rated:
-        return checked
-    detail = (
-        "columns 'score_chosen' and 'score_rejected' (or 'margin') are missing, but "
-        f"{rated[0]} has them"
-    )
-    lacking = BadRow("missing column", detail)
-    return [
-        (where, lacking if _good(row) and not row.ratings else row)
-        for where, row in checked
-    ]
-
-
-def _good(row: Parts | BadRow) -> TypeGuard[Parts]:
-    return isinstance(row, Parts)
 
 
 FORMATS: dict[str, Callable[[Fields], Fields]] = {

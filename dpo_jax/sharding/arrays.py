@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from dpo_jax.sharding.mesh import row_shards
 from dpo_jax.types import Array
 
 ROW_AXES = ("data", "fsdp")
@@ -24,24 +25,56 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def host_part(mesh: Mesh) -> tuple[float, float]:
-    """Tells this process's rows as a fraction (start, stop) of all rows.
+def rows_here(sharding: NamedSharding, n: int) -> np.ndarray:
+    """Lists which of n rows the devices of this process hold: i64[…], ascending.
 
-    A row's shard is held by all devices along `tensor`, and a process's devices hold
-    neighbouring shards.
+    They need not be neighbours, because a mesh follows the wires between chips; where
+    `tensor` crosses processes, several of them hold the same rows.
+
+    Args:
+      sharding: from `row_sharding`.
+      n: rows over the whole mesh, a multiple of its row shards.
     """
-    shards = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
-    me = jax.process_index()
-    mine = [i for i, devices in enumerate(shards) if devices[0].process_index == me]
-    assert mine and mine == list(range(mine[0], mine[-1] + 1)), mine
-    return mine[0] / len(shards), (mine[-1] + 1) / len(shards)
+    me, axis = jax.process_index(), row_axis(sharding)
+    slices = sharding.devices_indices_map((1,) * axis + (n,))
+    held = {s[axis].indices(n) for d, s in slices.items() if d.process_index == me}
+    return np.concatenate([np.arange(*bounds) for bounds in sorted(held)])
+
+
+def row_axis(sharding: NamedSharding) -> int:
+    """Counts the unsharded axes before the rows; see `row_sharding`."""
+    return len(sharding.spec) - 1
 
 
 def to_global(local: Any, sharding: NamedSharding) -> Any:
-    """Makes global arrays of this process's rows, for each leaf of a tree."""
-    return jax.tree.map(
-        lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), local
-    )
+    """Makes global arrays, for each leaf of a tree.
+
+    Args:
+      local: NumPy arrays [leading axes, rows of `rows_here`, …].
+      sharding: from `row_sharding`.
+    """
+    axis, shards = row_axis(sharding), row_shards(sharding.mesh)
+    held = rows_here(sharding, shards)
+
+    def one(leaf: np.ndarray) -> jax.Array:
+        size = leaf.shape[axis] // len(held)  # rows of a shard
+        shape = (*leaf.shape[:axis], size * shards, *leaf.shape[axis + 1 :])
+
+        def shard(index: Any) -> np.ndarray:
+            number = (index[axis].start or 0) // size
+            at = size * int(np.searchsorted(held, number))
+            return leaf[(*index[:axis], slice(at, at + size))]
+
+        return jax.make_array_from_callback(shape, sharding, shard)
+
+    return jax.tree.map(one, local)
+
+
+def to_local(values: jax.Array, sharding: NamedSharding) -> np.ndarray:
+    """Copies the rows of `rows_here` to NumPy: the inverse of `to_global`."""
+    axis = row_axis(sharding)
+    held = {s.index[axis].start or 0: s.data for s in values.addressable_shards}
+    return np.concatenate([np.asarray(held[at]) for at in sorted(held)], axis=axis)
 
 
 def to_host(tree: Any) -> Any:

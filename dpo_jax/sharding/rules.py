@@ -5,12 +5,14 @@ over `tensor` along heads, hidden units or vocabulary; the optimizer's moments f
 their parameter, because a rule matches anywhere in the path.
 """
 
+import functools
 import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+from absl import logging
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -43,15 +45,16 @@ def path_name(path: Sequence[object]) -> str:
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
-def spec_of(name: str, rules: Rules) -> P:
-    """Returns the spec of the first rule that matches.
+def rule_of(name: str, rules: Rules) -> tuple[str, P]:
+    """Returns what the first rule that matches does match, and its spec.
 
     Raises:
       DeviceError: if none does.
     """
     for pattern, spec in rules:
-        if re.search(pattern, name):
-            return spec
+        found = re.search(pattern, name)
+        if found is not None:
+            return found.group(), spec
     raise DeviceError(
         f"no sharding rule matches {name!r}; add one to sharding/rules.py"
     )
@@ -71,12 +74,29 @@ def fitting(spec: P, shape: Sequence[int], mesh: Mesh) -> P:
 
 
 def place(name: str, shape: Sequence[int], mesh: Mesh, rules: Rules) -> NamedSharding:
-    """Gives one array its sharding.
+    """Gives one array its sharding, and logs the axes that its rule loses.
 
     Raises:
       DeviceError: if no rule matches its name.
     """
-    return NamedSharding(mesh, fitting(spec_of(name, rules), shape, mesh))
+    leaf, spec = rule_of(name, rules)
+    fits = fitting(spec, shape, mesh)
+    for size, axes, kept in zip(shape, spec, fits, strict=False):
+        if axes != kept:
+            _tell_dropped(leaf, size, str(axes), str(dict(mesh.shape)))
+    return NamedSharding(mesh, fits)
+
+
+@functools.cache  # once for a parameter, its moments and its copies
+def _tell_dropped(leaf: str, size: int, axes: str, mesh: str) -> None:
+    if jax.process_index() == 0:
+        logging.warning(
+            "sharding: %s does not divide the %d of %s, which is not split over it: %s",
+            axes,
+            size,
+            leaf,
+            mesh,
+        )
 
 
 def shardings(abstract: Any, mesh: Mesh, rules: Rules) -> Any:

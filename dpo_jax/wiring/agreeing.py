@@ -3,8 +3,8 @@
 import os
 
 from dpo_jax.config import Config, flat
+from dpo_jax.data.tokens import fingerprint
 from dpo_jax.sharding import agree
-from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring.data import Data
 
 READING_SECONDS = 3600.0  # for the slowest process: others may have its tokens on disk
@@ -28,6 +28,6 @@ def agree_on_rows(data: Data) -> None:
     """
     mine = {
         "content of data.train": data.fingerprint,
-        "content of data.eval": data_wiring.fingerprint(data.eval),
+        "content of data.eval": fingerprint(data.eval),
     }
     agree.agree("rows", mine, seconds=READING_SECONDS)

@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 
 from dpo_jax import config as config_lib
 from dpo_jax.config import Config
-from dpo_jax.data import sources
+from dpo_jax.data import layouts, sources
 from dpo_jax.errors import ConfigError, DataError, DeviceError, collected, unknown
 from dpo_jax.losses import Loss, pairwise
 from dpo_jax.sharding import mesh
@@ -116,7 +116,7 @@ def check_data(config: Config, rows: tuple[Loss, ...], data: Data) -> None:
         return
     with collected(DataError) as complaints:
         for split, records in (("train", data.train), ("eval", data.eval)):
-            if not all("ratings" in record.response for record in records):
+            if not all("ratings" in r.response for r in layouts.kinds_of(records)):
                 complaints.append(
                     f"data.{split} has no columns 'score_chosen' and 'score_rejected' "
                     f"(or 'margin'), which loss.name={config.loss.name!r} reads"

@@ -2,28 +2,30 @@
 
 import dataclasses
 import functools
-import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 
 from dpo_jax.config import Config
 from dpo_jax.data import loader as loader_lib
-from dpo_jax.data import prepare, sources, tokenize
+from dpo_jax.data import prepare, records, sources, token_cache, tokenize
+from dpo_jax.data.kinds import RawRow
 from dpo_jax.data.loader import Loader
+from dpo_jax.data.prepare import Prepared
+from dpo_jax.data.tokens import Records
 from dpo_jax.errors import ConfigError, DataError, UserError
+from dpo_jax.files import AnyPath
 from dpo_jax.models import attention, files
 from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.sharding import arrays, mesh
 from dpo_jax.train import watchdog
 from dpo_jax.types import Batch, Record
 
-PLAIN = [((), (), (), False), ((), (), ((0, 1),), False)]  # judged by order alone
-
-
+FOLDER = "token_cache"  # beside the run folder, so that the runs of a sweep share it
+EVAL_SEED = 0
 KINDS = {  # config.objective -> kind of rows
     "preference": "pairs",
     "sft": "completions",
@@ -45,8 +47,8 @@ class Data(NamedTuple):
     """
 
     tokenizer: Any
-    train: list[Record]
-    eval: list[Record]
+    train: Sequence[Record]
+    eval: Sequence[Record]
     report: dict[str, Any]
     fingerprint: str
 
@@ -71,43 +73,118 @@ def load_tokenizer(config: Config) -> Any:
     )
 
 
-def load_data(config: Config, tokenizer: Any) -> Data:
-    """Reads and tokenizes the training and evaluation rows.
+class Source(NamedTuple):
+    """How the rows of a source become records, as `prepare.prepare` takes it.
+
+    Attributes:
+      read: `() -> located rows`.
+      check: `(rows, rated='') -> records.Reading`.
+      tokenize: `rows -> (records, counts)`.
+      apart: whether a pair is taken apart.
+    """
+
+    read: Callable[[], records.Located]
+    check: Callable[..., records.Reading]
+    tokenize: Callable[[Iterable[RawRow]], tuple[Records, tokenize.TokenCounts]]
+    apart: bool
+
+
+def source(
+    config: Config, split: str, tokenizer: Any, on_bad_row: str
+) -> tuple[Source, dict[str, Any]]:
+    """Finds how the rows of a split become records, and the settings that say so.
+
+    Generated rows of `train` follow data.seed; those of `eval` follow no seed, so that
+    all runs are evaluated on the same.
+    """
+    section, kind = config.data, KINDS[config.objective]
+    name = section[split]
+    reading = {
+        "split": split,
+        "path": section.path if name in sources.LOCAL_COPY else "",
+        "kind": kind,
+        "seed": data_seed(config) if split == "train" else EVAL_SEED,
+        "rows": section.limit if split == "train" else 0,
+        "labels": section.labels if name in sources.GENERATED else "",
+    }
+    checking = {
+        "kind": kind,
+        "format": "hh" if name in sources.TRANSCRIPTS else section.format,
+        "on_bad_row": on_bad_row,
+    }
+    tokenizing = {
+        "join": section.join,
+        "chat_template": tokenize.read_chat_template(section.chat_template),
+        "max_tokens": section.max_tokens,
+        "max_prompt_tokens": section.max_prompt_tokens,
+        "truncate_prompt": section.truncate_prompt,
+        "truncate_response": section.truncate_response,
+        "on_bad_row": on_bad_row,
+    }
+    made = Source(
+        functools.partial(sources.read, name, **reading),
+        functools.partial(records.Reading, **checking),
+        functools.partial(tokenize.tokenize, tokenizer=tokenizer, **tokenizing),
+        apart=kind == "singles",
+    )
+    return made, {**reading, **checking, **tokenizing}
+
+
+def load_split(
+    config: Config, split: str, tokenizer: Any, workdir: AnyPath | None
+) -> Prepared:
+    """Reads and tokenizes the rows of a split, or takes their tokens from the cache.
 
     Raises:
       DataError: if a source or row is bad.
     """
-    section = config.data
-    choices = prepare.Options(*(section[name] for name in prepare.Options._fields))
-    read = functools.partial(
-        prepare.prepare,
-        kind=KINDS[config.objective],
-        tokenizer=tokenizer,
-        seed=config.seed,
-        options=choices,
+    name = config.data[split]
+    found, settings = source(config, split, tokenizer, config.data.on_bad_row)
+    make = functools.partial(prepare.prepare, **found._asdict())
+    path, folder = settings.pop("path"), cache_folder(config, workdir)
+    read = sources.files_of(name, path=path)
+    if folder is None or read is None:
+        return make()
+    generated = name if name in sources.GENERATED else ""
+    kept = token_cache.name_of(settings | {"generated": generated}, read, tokenizer)
+    return make() if kept is None else token_cache.kept(folder, kept, make)
+
+
+def cache_folder(config: Config, workdir: AnyPath | None) -> epath.Path | None:
+    """Finds where tokens are kept: beside the run folder, if not told otherwise."""
+    if config.data.cache_dir:
+        return epath.Path(config.data.cache_dir)
+    return None if workdir is None else epath.Path(workdir).parent / FOLDER
+
+
+def data_seed(config: Config) -> int:
+    """Returns the seed of the order of the training data."""
+    return config.seed if config.data.seed < 0 else config.data.seed
+
+
+def load_data(config: Config, tokenizer: Any, workdir: AnyPath | None = None) -> Data:
+    """Loads the training and evaluation rows.
+
+    Args:
+      config: of the run.
+      tokenizer: from `load_tokenizer`.
+      workdir: the run folder; None = tokens are kept in data.cache_dir or nowhere.
+
+    Raises:
+      DataError: if a source or row is bad.
+    """
+    load = functools.partial(load_split, config, tokenizer=tokenizer, workdir=workdir)
+    train, held_out = load("train"), load("eval") if config.data.eval else None
+    report = {"train": {"source": config.data.train, **train.report}}
+    if held_out is not None:
+        report["eval"] = {"source": config.data.eval, **held_out.report}
+    return Data(
+        tokenizer,
+        train.records,
+        [] if held_out is None else held_out.records,
+        report,
+        train.fingerprint,
     )
-    train = read(section.train, split="train")
-    report = {"train": train.report}
-    held_out: list[Record] = []
-    if section.eval:
-        held_out, report["eval"] = read(section.eval, split="eval")
-    mark = fingerprint(train.records)
-    return Data(tokenizer, train.records, held_out, report, mark)
-
-
-def fingerprint(records: Sequence[Record]) -> str:
-    """Returns 16 hex digits of all ids and judgements, with places and boundaries."""
-    digest = hashlib.sha256()
-    for record in records:
-        lengths = [len(part) for part in (record.prompt, *record.responses)]
-        digest.update(np.array([record.index, *lengths], np.int64).tobytes())
-        for part in (record.prompt, *record.responses):
-            digest.update(np.asarray(part, np.int32).tobytes())
-        labels, ratings = (record.response.get(n, ()) for n in ("labels", "ratings"))
-        judged = (labels, ratings, record.comparisons, record.ranked)
-        if judged not in PLAIN:
-            digest.update(repr(judged).encode())
-    return digest.hexdigest()[:16]
 
 
 def total_steps(config: Config, records: int) -> int:
@@ -151,14 +228,14 @@ def make_loaders(
         row_tokens=config.data.row_tokens,
         shards=mesh.row_shards(built),
         even_tokens=spec.even_tokens if picked in attention.WHOLE_ROWS else math.inf,
-        mine=arrays.host_part(built),
+        rows_here=functools.partial(arrays.rows_here, arrays.row_sharding(built)),
         row_shapes=config.data.row_shapes,
     )
     order = loader_lib.train_steps(
         len(data.train),
         pairs=config.batch.pairs,
         steps=steps,
-        seed=config.seed,
+        seed=data_seed(config),
         shuffle=config.data.shuffle,
     )
     train = Loader(data.train, order, settings, join)

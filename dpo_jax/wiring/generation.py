@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from dpo_jax.config import Config
 from dpo_jax.data import records, sources, tokenize
+from dpo_jax.data.encode import encode as encode_row
 from dpo_jax.data.records import RawRow, Text
 from dpo_jax.errors import ConfigError, DataError, DeviceError, ModelError, collected
 from dpo_jax.models import decode
@@ -92,17 +93,17 @@ def read_prompts(config: Config, request: Request) -> list[Text]:
     """
     if request.prompts:
         found = _prompts_of(request.prompts)
-    elif config.data.eval:
+    elif name := config.data.eval:
         rows = sources.read(
-            config.data.eval,
+            name,
             split="eval",
-            path=config.data.path if config.data.eval in sources.LOCAL_COPY else "",
+            path=config.data.path if name in sources.LOCAL_COPY else "",
             seed=config.seed,
         )
         kept, _ = records.validate(
             rows,
             kind="completions" if config.objective == "sft" else "pairs",
-            format=config.data.format,
+            format="hh" if name in sources.TRANSCRIPTS else config.data.format,
             on_bad_row=config.data.on_bad_row,
         )
         found = [row.prompt for row in kept]
@@ -140,9 +141,10 @@ def encode(config: Config, tokenizer: Any, prompt: Text) -> np.ndarray:
     """
     template = tokenize.read_chat_template(config.data.chat_template)
     if isinstance(prompt, str):
-        row = RawRow(f"prompt {prompt[:40]!r}", prompt, ("",), 0)
+        row = RawRow(prompt, ("",), where=f"prompt {prompt[:40]!r}")
         join = config.data.join
-        return tokenize.encode(row, tokenizer, join=join, chat_template=template).prompt
+        ids, _ = encode_row(row, tokenizer, join=join, chat_template=template)
+        return np.asarray(ids, np.int32)
     if not (template or tokenizer.chat_template):
         raise ModelError(
             "a prompt is a chat, but the tokenizer has no chat template; set "
@@ -259,14 +261,12 @@ def make_engine(
         constrain=arrays.constrain_rows,
     )
     place = arrays.row_sharding(built)
-    first, last = arrays.host_part(built)
 
     def spread(rows: Any) -> Any:
-        def own(leaf: Any) -> np.ndarray:
-            leaf = np.asarray(leaf)
-            return leaf[round(first * len(leaf)) : round(last * len(leaf))]
+        def here(leaf: Any) -> np.ndarray:
+            return np.asarray(leaf)[arrays.rows_here(place, len(leaf))]
 
-        return arrays.to_global(jax.tree.map(own, rows), place)
+        return arrays.to_global(jax.tree.map(here, rows), place)
 
     return complete.make_engine(
         model,

@@ -58,14 +58,19 @@ class Parts(NamedTuple):
         )
 
 
-def prepare(config: Config, rows: tuple[Loss, ...], built: Mesh) -> Parts:
+def prepare(
+    config: Config,
+    rows: tuple[Loss, ...],
+    built: Mesh,
+    workdir: os.PathLike | str | None = None,
+) -> Parts:
     """Reads the data and the model's description, and wires the step."""
     tokenizer = data_wiring.load_tokenizer(config)
     folder, spec = model_wiring.find_model(config, tokenizer)
     model = model_wiring.make_model(config, folder, spec)
     model_wiring.check_loadable(model, built)
     ref_model = model_wiring.reference_model(config, model, built)
-    data = data_wiring.load_data(config, tokenizer)  # the slowest, so the last
+    data = data_wiring.load_data(config, tokenizer, workdir)  # the slowest, so the last
     agreeing.agree_on_rows(data)
     checks.check_data(config, rows, data)
     steps = data_wiring.total_steps(config, len(data.train))

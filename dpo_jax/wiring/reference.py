@@ -162,12 +162,6 @@ def on_host(leaf: jax.Array) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
 
 
-def local_rows(values: jax.Array) -> np.ndarray:
-    """Copies this process's rows of an array [microbatches, B, …]; see `to_global`."""
-    held = {s.index[1].start or 0: s.data for s in values.addressable_shards}
-    return np.concatenate([np.asarray(held[at]) for at in sorted(held)], axis=1)
-
-
 def agreed(value: Array) -> np.ndarray:
     """Returns what process 0 holds, to all."""
     return np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(value)))
@@ -281,7 +275,7 @@ class Cache:
         rows = step.rows()
         batch = arrays.to_global(rows, self._place)
         scored = self._live.score(self._live.params, batch)["ref_logps"]
-        return cache_lib.split(rows, local_rows(scored))
+        return cache_lib.split(rows, arrays.to_local(scored, self._place))
 
     def _score_missing(self, store: Store) -> None:
         """Runs the reference over the steps that hold a response not yet known."""

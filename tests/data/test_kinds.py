@@ -2,8 +2,8 @@
 
 import pytest
 
-from dpo_jax.data.kinds import KINDS, Parts
-from dpo_jax.data.records import RawRow, validate
+from dpo_jax.data.kinds import KINDS, RawRow
+from dpo_jax.data.records import validate
 from dpo_jax.errors import DataError
 
 PAIR = {"prompt": "p", "chosen": " a", "rejected": " b"}
@@ -48,7 +48,7 @@ def refusal(kind, good, fields):
 def test_ratings_of_a_pair(columns, ratings):
     """Two scores are the ratings; a margin is a score above one of 0."""
     (row,), _ = check("pairs", PAIR | columns)
-    assert row == RawRow("f:1", "p", (" a", " b"), 0, ratings=ratings)
+    assert row == RawRow("p", (" a", " b"), ratings=ratings, where="f:1")
 
 
 RATED = {"score_chosen": 2.0, "score_rejected": 1.0}
@@ -95,7 +95,7 @@ def test_rows_without_a_rating_are_refused_though_they_come_first():
 )
 def test_labels_of_a_single(label, kept):
     (row,), _ = check("singles", SINGLE | {"label": label})
-    assert row == RawRow("f:1", "p", (" c",), 0, labels=(kept,))
+    assert row == RawRow("p", (" c",), labels=(kept,), where="f:1")
 
 
 @pytest.mark.parametrize(
@@ -156,10 +156,10 @@ def test_pairs_serve_every_kind():
     row = PAIR | RATED
     both, ratings = (" a", " b"), (2.0, 1.0)
     assert {kind: take(row) for kind, take in KINDS.items()} == {
-        "pairs": Parts("p", both, (), ratings),
-        "completions": Parts("p", (" a",), (), (2.0,)),
-        "singles": Parts("p", both, (1, -1), ratings),
-        "rankings": Parts("p", both, (), ratings, ranked=True),
+        "pairs": RawRow("p", both, (), ratings),
+        "completions": RawRow("p", (" a",), (), (2.0,)),
+        "singles": RawRow("p", both, (1, -1), ratings),
+        "rankings": RawRow("p", both, (), ratings, ranked=True),
     }
 
 
@@ -172,7 +172,7 @@ def test_identical_pairs_are_refused_as_every_kind(kind):
 def test_responses_are_kept_best_first():
     """`ranking` lists places, best first: 2, 0, 1 of a, b, c is c, a, b."""
     (row,), _ = check("rankings", RANKING)
-    assert row == RawRow("f:1", "p", (" c", " a", " b"), 0, ranked=True)
+    assert row == RawRow("p", (" c", " a", " b"), ranked=True, where="f:1")
 
 
 @pytest.mark.parametrize(

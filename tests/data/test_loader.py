@@ -71,14 +71,27 @@ def test_shapes_are_a_handful_and_counted():
     assert {s[1] for s in shapes} == set(loads.compiled_shapes())
 
 
-def test_two_hosts_hold_the_two_halves():
-    whole = make(shards=2)
-    halves = [make(shards=2, mine=m) for m in ((0.0, 0.5), (0.5, 1.0))]
-    batch = whole.batch_at(2)
-    parts = [half.batch_at(2) for half in halves]
-    for name in REQUIRED:
-        a, b, c = (getattr(each, name) for each in (batch, *parts))
-        np.testing.assert_array_equal(a, np.concatenate([b, c], axis=1))
+def every(number, of):
+    """Rows of a process whose shards are not neighbours: every `of`-th row."""
+    return lambda rows: np.arange(number, rows, of)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_the_examples_do_not_depend_on_the_processes(processes):
+    """One sequence of ids; each process fills its rows, and none sees another's."""
+    alone = make("packed", shards=4)
+    parts = [
+        make("packed", shards=4, rows_here=every(number, processes))
+        for number in range(processes)
+    ]
+    for step in range(len(alone)):
+        batch, filled = alone.batch_at(step), [part.batch_at(step) for part in parts]
+        assert {tuple(p.ids_at(step)) for p in parts} == {tuple(alone.ids_at(step))}
+        for name in REQUIRED:
+            whole = getattr(batch, name)
+            for number, rows in enumerate(filled):
+                mine = whole[:, number::processes]
+                np.testing.assert_array_equal(getattr(rows, name), mine, err_msg=name)
 
 
 def test_iterating_from_a_step_equals_asking_for_it():
@@ -307,15 +320,14 @@ def test_joined_lengths_decide_the_shapes():
     assert chosen.row_tokens == 24 and chosen.batch_at(1).tokens.shape == (1, 8, 24)
 
 
-def test_two_hosts_share_out_joined_rows():
-    whole = of_kind("singles", "packed", 2, pairs=5, join=FIRST)
-    parts = [
-        of_kind("singles", "packed", 2, pairs=5, join=FIRST, mine=m).batch_at(1)
-        for m in ((0.0, 0.5), (0.5, 1.0))
-    ]
-    whole, *parts = (jax.tree.leaves(each) for each in (whole.batch_at(1), *parts))
-    for a, b, c in zip(whole, *parts, strict=True):
-        np.testing.assert_array_equal(a, np.concatenate([b, c], axis=1))
+def test_two_processes_share_out_joined_rows():
+    whole = of_kind("singles", "packed", 2, pairs=5, join=FIRST).batch_at(1)
+    for number in range(2):
+        here = every(number, 2)
+        part = of_kind("singles", "packed", 2, pairs=5, join=FIRST, rows_here=here)
+        leaves = jax.tree.leaves(part.batch_at(1))
+        for mine, leaf in zip(leaves, jax.tree.leaves(whole), strict=True):
+            np.testing.assert_array_equal(mine, leaf[:, number::2])
 
 
 def test_new_shapes_are_those_that_no_step_had_since_the_first():

@@ -6,12 +6,14 @@ import json
 import numpy as np
 import pytest
 
+from dpo_jax.data import sources, tokenize
 from dpo_jax.data.layouts import in_all
 from dpo_jax.data.loader import Loader, Settings
 from dpo_jax.data.mismatch import mismatch
-from dpo_jax.data.prepare import Options, prepare
+from dpo_jax.data.prepare import prepare
+from dpo_jax.data.records import Reading
+from dpo_jax.data.tokens import fingerprint
 from dpo_jax.errors import DataError
-from dpo_jax.wiring.data import fingerprint
 
 transformers = pytest.importorskip("transformers")
 
@@ -22,19 +24,14 @@ TEMPLATE = (
     "{% if m.role == 'assistant' %}<eos>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}[a]{% endif %}"
 )
-OPTIONS = Options(
-    path="",
-    limit=0,
-    labels="",
-    format="",
-    chat_template="",
-    join="separate",
-    max_tokens=8,
-    max_prompt_tokens=4,
-    truncate_prompt="keep_end",
-    truncate_response="rest",
-    on_bad_row="error",
-)
+TOKENIZING = {
+    "join": "separate",
+    "chat_template": None,
+    "max_tokens": 8,
+    "max_prompt_tokens": 4,
+    "truncate_prompt": "keep_end",
+    "truncate_response": "rest",
+}
 
 
 def user(text):
@@ -70,7 +67,7 @@ def tokenizer():
 def read(tmp_path, tokenizer):
     """Writes rows to a file (.jsonl, or Parquet) and prepares them."""
 
-    def go(kind, *rows, ending=".jsonl", **changes):
+    def go(kind, *rows, ending=".jsonl", on_bad_row="error"):
         path = tmp_path / f"rows{ending}"
         if ending == ".jsonl":
             path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -79,14 +76,17 @@ def read(tmp_path, tokenizer):
             import pyarrow.parquet
 
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-        return prepare(
-            str(path),
-            split="train",
-            kind=kind,
-            tokenizer=tokenizer,
-            seed=0,
-            options=OPTIONS._replace(**changes),
+        bad = {"on_bad_row": on_bad_row}
+        found = prepare(
+            read=functools.partial(sources.read, str(path), split="train"),
+            check=functools.partial(Reading, kind=kind, format="", **bad),
+            tokenize=functools.partial(
+                tokenize.tokenize, tokenizer=tokenizer, **TOKENIZING, **bad
+            ),
+            apart=kind == "singles",
         )
+        assert found.fingerprint == fingerprint(list(found.records))
+        return found[:2]
 
     return go
 
@@ -215,7 +215,7 @@ def test_a_nan_rating_in_a_file_is_refused(read):
 def test_singles_with_mismatched_responses_in_a_batch(read):
     """[u]ab[a] cd<eos>, then e<eos>; [u]a[a] e<eos>, then cd<eos>, in rows of 12."""
     found, _ = read("singles", *KTO_MIX)
-    join = functools.partial(mismatch, max_tokens=OPTIONS.max_tokens)
+    join = functools.partial(mismatch, max_tokens=TOKENIZING["max_tokens"])
     settings = Settings(2, 1, "prefix_shared", 12, 1)
     batch = Loader(found, [[0, 1]], settings, join).batch_at(0)
     np.testing.assert_array_equal(

@@ -17,7 +17,6 @@ HH = {
     "chosen": "\n\nHuman: x\n\nAssistant: a",
     "rejected": "\n\nHuman: x\n\nAssistant: b",
 }
-SPLIT = {"prompt": "\n\nHuman: x\n\nAssistant:", "chosen": " a", "rejected": " b"}
 GOOD = json.dumps(ROW).encode()
 SHARED = os.environ.get("DPO_JAX_SHARED", "")
 
@@ -170,13 +169,13 @@ def test_tables_name_known_sources_only():
     assert JUDGED["sentiment"].reward(["very"], ["superb"]) > 0.95  # sigmoid(3)
 
 
-def test_hh_is_read_from_a_file_or_a_folder_and_split(tmp_path):
+def test_hh_is_read_from_a_file_or_a_folder(tmp_path):
     line = json.dumps(HH).encode()
     train = write(tmp_path / "helpful" / "train.jsonl.gz", line, b"{")
     test = write(tmp_path / "helpful" / "test.jsonl.gz", line)
-    assert found("hh", path=train)[0] == (f"{train}:1", SPLIT)
+    assert found("hh", path=train)[0] == (f"{train}:1", HH)
     assert found("hh", path=train)[1][1].reason == "malformed"
-    assert found("hh", path=str(tmp_path), split="eval") == [(f"{test}:1", SPLIT)]
+    assert found("hh", path=str(tmp_path), split="eval") == [(f"{test}:1", HH)]
     assert [w for w, _ in found("hh", path=str(tmp_path))][0] == f"{train}:1"
     with pytest.raises(DataError, match="data.path='/no/where' is neither"):
         found("hh", path="/no/where")

@@ -3,15 +3,14 @@
 import json
 import os
 
-import numpy as np
 import pytest
 
+from dpo_jax.data.encode import encode
 from dpo_jax.data.records import RawRow, validate
 from dpo_jax.data.sources import read
 from dpo_jax.data.tokenize import (
     Cut,
     check_ids,
-    encode,
     load_tokenizer,
     max_token_id,
     read_chat_template,
@@ -63,14 +62,12 @@ def ids(text):
 
 
 def row(prompt, *responses, index=0):
-    return RawRow(f"f:{index + 1}", prompt, responses, index)
+    return RawRow(prompt, responses, where=f"f:{index + 1}", index=index)
 
 
 def one(raw, tokenizer, join="separate", template=None):
-    record = encode(raw, tokenizer, join=join, chat_template=template)
-    parts = (record.prompt, *record.responses)
-    assert all(part.dtype == np.int32 for part in parts)
-    return [part.tolist() for part in parts]
+    prompt, responses = encode(raw, tokenizer, join=join, chat_template=template)
+    return [prompt, *responses]
 
 
 def cut(rows, tokenizer, **changes):

@@ -4,6 +4,7 @@ Parity with transformers is tested in `test_parity.py`.
 """
 
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -170,6 +171,63 @@ def test_sharded_arrays_hold_the_same_and_are_saved_the_same(name, tmp_path):
     assert_equal_trees(loaded, drawn)
     hf.save_params(loaded, spec, tmp_path / "two")
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+class Counted:
+    """An open file that counts the numbers read from it."""
+
+    def __init__(self, file, read):
+        self.file, self.read = file, read
+
+    def get_slice(self, name):
+        return CountedSlice(self.file.get_slice(name), self.read)
+
+
+class CountedSlice(Counted):
+    def __getitem__(self, index):
+        found = self.file[index]
+        self.read.append(found.size)
+        return found
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny_gpt2", "phi3"])
+def test_a_process_reads_what_its_devices_hold(name, tmp_path, monkeypatch):
+    """Two processes of a mesh of 2 × 4 read each number of a cut leaf once together.
+
+    NeoX, whose file mixes q, k and v head by head, reads all three of the heads.
+    """
+    spec, read = SHARDED[name], []
+    hf.save_params(draw(spec), spec, tmp_path)
+    opened = hf.files.open_weights
+
+    def counted(folder, stack):
+        found = opened(folder, stack)
+        return {n: s._replace(file=Counted(s.file, read)) for n, s in found.items()}
+
+    def of_devices(devices, shape, place, callback):
+        for device, index in place.devices_indices_map(shape).items():
+            if device in devices:
+                assert callback(index).shape == place.shard_shape(shape)
+        return jnp.zeros(())
+
+    monkeypatch.setattr(hf.files, "open_weights", counted)
+    places, totals = shardings(spec, last_two), []
+    halves = jax.devices()[:4], jax.devices()[4:]
+    for devices in halves:
+        monkeypatch.setattr(
+            jax, "make_array_from_callback", functools.partial(of_devices, devices)
+        )
+        hf.load_params(tmp_path, spec, places)
+        totals.append(sum(read))
+        read.clear()
+    leaves = zip(
+        jax.tree.leaves(decoder.abstract_params(spec)),
+        jax.tree.leaves(places),
+        strict=True,
+    )
+    sizes = [(leaf.size, place.is_fully_replicated) for leaf, place in leaves]
+    held = sum(size if whole else size // 2 for size, whole in sizes)
+    assert totals == [held, held]
 
 
 def test_the_axis_of_layers_can_be_cut_too(folder, drawn):

@@ -8,6 +8,7 @@ key of a configuration another value must change what is written down, or be ref
 import hashlib
 import importlib
 import json
+import os
 import re
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 
 from dpo_jax import build, schema
 from dpo_jax.config import flat
+from dpo_jax.data import token_cache
 from dpo_jax.data.sources import sentiment
 from dpo_jax.errors import UserError
 from dpo_jax.losses import LOSSES, find
@@ -65,6 +67,8 @@ OTHERS = {  # key -> another value
     "data.max_prompt_tokens": 3,
     "data.truncate_prompt": "keep_start",
     "data.truncate_response": "fixed",
+    "data.cache_dir": "nowhere",
+    "data.seed": 3,
     "data.labels": "bradley_terry",
     "data.on_bad_row": "error",
     "data.shuffle": False,
@@ -164,9 +168,14 @@ def observe(config, workdir, monkeypatch):
     def rollouts(*arguments):
         seen["rollouts"] = config.eval.rollouts
 
+    def kept(folder, name, make):
+        seen.setdefault("tokens", []).append(os.path.relpath(folder, workdir))
+        return make()
+
     with monkeypatch.context() as patch:
         patch.setattr(model_wiring, "load_params", load_params)
         patch.setattr(restoring, "resume", resume)
+        patch.setattr(token_cache, "kept", kept)
         patch.setattr(loop, "run", run)
         patch.setattr(evaluation, "make_rollouts", rollouts)
         patch.setattr(outputs, "export", None)

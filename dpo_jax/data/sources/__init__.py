@@ -74,6 +74,26 @@ def read(
     return islice(found, rows) if rows else found
 
 
+def files_of(name: str, *, path: str) -> list[str] | None:
+    """Lists the files that hold all that `read` reads, in order.
+
+    Args:
+      name: see `read`.
+      path: likewise.
+
+    Returns:
+      None where they are not known, as for the hub; [] of a generated source.
+    """
+    if name in GENERATED:
+        return []
+    place = path if name in LOCAL_COPY else name
+    if not place:
+        return None
+    if Path(place).is_dir():
+        return sorted(str(file) for file in Path(place).rglob("*") if file.is_file())
+    return [place] if reader_of(place) else None
+
+
 def _read_elsewhere(name: str, split: str, field: str) -> Rows:
     place = Path(name)
     if place.is_dir():
@@ -97,6 +117,7 @@ SOURCES: dict[str, Callable[[Request], Rows]] = {
     "sentiment": sentiment.read,
 }
 LOCAL_COPY = {"hh"}  # the sources that read `path`
+TRANSCRIPTS = {"hh"}  # the sources whose rows are of `data.format='hh'`
 GENERATED = {"sentiment"}  # the sources that read `labels`
 TOKENIZERS: dict[str, Callable[[], Any]] = {"sentiment": sentiment.tokenizer}
 JUDGED: dict[str, Judged] = {

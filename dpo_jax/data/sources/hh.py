@@ -18,7 +18,7 @@ def split_transcripts(fields: Fields) -> Fields:
     r"""Splits two transcripts into a prompt and two responses.
 
     The prompt is `chosen` up to and including its last `\n\nAssistant:`; responses
-    keep their leading space. A row that is already split so is returned as it is.
+    keep their leading space.
 
     Args:
       fields: columns `chosen` and `rejected`; others are kept. Columns that are
@@ -39,7 +39,11 @@ def split_transcripts(fields: Fields) -> Fields:
     if not isinstance(chosen, str) or not isinstance(rejected, str):
         return fields
     if "prompt" in fields:
-        return _already_split(fields)
+        raise BadRow(
+            "wrong format",
+            "column 'prompt' is present, but data.format='hh' takes whole transcripts; "
+            "set data.format=''",
+        )
     end = chosen.rfind(ASSISTANT) + len(ASSISTANT)
     if end < len(ASSISTANT):
         raise BadRow("mismatched", f"column 'chosen' has no {ASSISTANT!r}")
@@ -55,7 +59,7 @@ def split_transcripts(fields: Fields) -> Fields:
 
 
 def read(request: Request) -> Rows:
-    """Reads the dialogues, split into prompt and responses.
+    """Reads the dialogues.
 
     Args:
       request: with `path` '' for the hub, else a file or a folder that holds the
@@ -66,35 +70,12 @@ def read(request: Request) -> Rows:
     """
     field, path = f"data.{request.split}", request.path
     if not path:
-        rows = read_hub(REPOSITORY, request.split, field)
-    elif reader := reader_of(path):
-        rows = reader(path, "data.path")
-    elif Path(path).is_dir():
-        rows = read_data_folder(path, request.split, "data.path")
-    else:
-        raise DataError(
-            f"data.path={path!r} is neither a folder nor a .jsonl, .jsonl.gz or "
-            f".parquet file; '' reads {REPOSITORY} from the hub"
-        )
-    return ((where, _split(fields)) for where, fields in rows)
-
-
-def _already_split(fields: Fields) -> Fields:
-    prompt, chosen = fields["prompt"], fields["chosen"]
-    if isinstance(prompt, str) and prompt.endswith(ASSISTANT):
-        if not chosen.startswith(prompt):
-            return fields
-    raise BadRow(
-        "wrong format",
-        "column 'prompt' is present, but data.format='hh' takes whole transcripts; "
-        "set data.format=''",
+        return read_hub(REPOSITORY, request.split, field)
+    if reader := reader_of(path):
+        return reader(path, "data.path")
+    if Path(path).is_dir():
+        return read_data_folder(path, request.split, "data.path")
+    raise DataError(
+        f"data.path={path!r} is neither a folder nor a .jsonl, .jsonl.gz or "
+        f".parquet file; '' reads {REPOSITORY} from the hub"
     )
-
-
-def _split(fields: Fields | BadRow) -> Fields | BadRow:
-    if isinstance(fields, BadRow):
-        return fields
-    try:
-        return split_transcripts(fields)
-    except BadRow as bad:
-        return bad

@@ -145,19 +145,12 @@ def pairs(
     Raises:
       ConfigError: if `labels` is not known.
     """
-    if labels not in LABELS:
-        raise ConfigError(unknown("data.labels", labels, LABELS))
-    rng = _rng(seed, split, "pairs")
-    return [_pair(prefix, labels, rng) for prefix in _prefixes(n, rng)]
+    return list(_pairs(n, labels, _rng(seed, split, "pairs")))
 
 
 def completions(seed: int, n: int, *, split: str) -> list[dict[str, str]]:
     """Makes rows `prompt`, `completion` of plain reviews, for SFT."""
-    rng = _rng(seed, split, "completions")
-    return [
-        {"prompt": " ".join(prefix), "completion": _text(continuation(prefix, rng))}
-        for prefix in _prefixes(n, rng)
-    ]
+    return list(_completions(n, _rng(seed, split, "completions")))
 
 
 def prompts(seed: int, n: int, *, split: str) -> list[str]:
@@ -167,17 +160,17 @@ def prompts(seed: int, n: int, *, split: str) -> list[str]:
 
 def read(request: Request) -> Rows:
     """Generates rows of the kind and number asked for."""
-    n = request.rows or DEFAULT_ROWS[request.split]
+    n, split = request.rows or DEFAULT_ROWS[request.split], request.split
     if request.kind == "completions":
         if request.labels:
             raise ConfigError(
                 f"data.labels={request.labels!r} is not used by completions"
             )
-        rows = completions(request.seed, n, split=request.split)
+        rows = _completions(n, _rng(request.seed, split, "completions"))
     else:
         labels = request.labels or LABELS[0]
-        rows = pairs(request.seed, n, split=request.split, labels=labels)
-    return ((f"sentiment[{index}]", dict(row)) for index, row in enumerate(rows))
+        rows = _pairs(n, labels, _rng(request.seed, split, "pairs"))
+    return ((f"sentiment[{index}]", row) for index, row in enumerate(rows))
 
 
 def tokenizer() -> Any:
@@ -205,6 +198,18 @@ def tokenizer() -> Any:
         eos_token=EOS,
         clean_up_tokenization_spaces=False,
     )
+
+
+def _completions(n: int, rng: np.random.Generator) -> Iterator[dict[str, str]]:
+    for prefix in _prefixes(n, rng):
+        text = _text(continuation(prefix, rng))
+        yield {"prompt": " ".join(prefix), "completion": text}
+
+
+def _pairs(n: int, labels: str, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+    if labels not in LABELS:
+        raise ConfigError(unknown("data.labels", labels, LABELS))
+    return (_pair(prefix, labels, rng) for prefix in _prefixes(n, rng))
 
 
 def _pair(prefix: list[str], labels: str, rng: np.random.Generator) -> dict[str, Any]:

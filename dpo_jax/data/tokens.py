@@ -1,0 +1,159 @@
+"""Tokenized records in flat arrays: the ids, and a few numbers beside them.
+
+A `Record` is made when one is asked for; lengths are read off the arrays. Knows
+neither text nor tokenizers, and no jax.
+"""
+
+import dataclasses
+import hashlib
+from array import array
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from dpo_jax.data.planning import Table, tabulate
+from dpo_jax.types import Record
+
+PLAIN = [((), (), (), False), ((), (), ((0, 1),), False)]  # judged by order alone
+
+
+@dataclasses.dataclass(frozen=True)
+class Records(Sequence[Record]):
+    """Records in their order. A part is a prompt or a response.
+
+    Attributes:
+      ids: i32[…] ids of all parts.
+      starts: i64[P] where each part begins in `ids`.
+      lengths: i32[P] its tokens.
+      firsts: i64[N + 1] which part is the prompt of each record; the parts up to the
+        next record's are its responses. The last is P.
+      indices: i64[N] `Record.index`.
+      response: name -> f64[P − N] what is known of each response.
+      ranked: whether the responses of a record are a ranking.
+    """
+
+    ids: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+    firsts: np.ndarray
+    indices: np.ndarray
+    response: dict[str, np.ndarray]
+    ranked: bool = False
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, at: Any) -> Any:
+        """Makes a record; a list of them of a slice."""
+        if isinstance(at, slice):
+            return [self[n] for n in range(len(self))[at]]
+        at = range(len(self))[at]
+        first, end = int(self.firsts[at]), int(self.firsts[at + 1])
+        spans = zip(self.starts[first:end], self.lengths[first:end], strict=True)
+        prompt, *responses = (self.ids[start : start + size] for start, size in spans)
+        known = slice(first - at, end - at - 1)
+        return Record(
+            int(self.indices[at]),
+            prompt,
+            tuple(responses),
+            comparisons=tuple(combinations(range(len(responses)), 2)),
+            ranked=self.ranked,
+            response={n: tuple(c[known].tolist()) for n, c in self.response.items()},
+        )
+
+    def table(self) -> Table:
+        """Returns the lengths, for planning."""
+        counts = np.diff(self.firsts).astype(np.int32) - 1
+        return tabulate(
+            len(self),
+            prompts=self.lengths[self.firsts[:-1]],
+            counts=counts,
+            responses=np.delete(self.lengths, self.firsts[:-1]),
+            comparisons=counts * (counts - 1) // 2,
+            groups=counts * self.ranked,
+        )
+
+    def apart(self) -> "Records":
+        """Makes a record of each response, with the prompt and index of its record."""
+        counts = np.diff(self.firsts) - 1
+        responses = np.delete(np.arange(len(self.starts)), self.firsts[:-1])
+        prompts = np.repeat(self.firsts[:-1], counts)
+        parts = np.stack([prompts, responses], axis=1).reshape(-1)
+        return dataclasses.replace(
+            self,
+            starts=self.starts[parts],
+            lengths=self.lengths[parts],
+            firsts=np.arange(len(responses) + 1) * 2,
+            indices=np.repeat(self.indices, counts),
+        )
+
+
+class Gathered:
+    """Records as they are gathered, one after the other."""
+
+    def __init__(self) -> None:
+        self._ids, self._lengths = array("i"), array("i")
+        self._firsts, self._indices = array("q", [0]), array("q")
+        self._columns: dict[str, array[float]] = {}
+        self._ranked = False
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def add(
+        self,
+        index: int,
+        parts: Sequence[Sequence[int]],
+        judged: dict[str, Sequence[float]],
+        *,
+        ranked: bool,
+    ) -> None:
+        """Adds a record.
+
+        Args:
+          index: `Record.index`.
+          parts: ids of the prompt, then of each response.
+          judged: name -> of each response, or () of none; for all records alike.
+          ranked: likewise.
+        """
+        for ids in parts:
+            self._ids.extend(ids)
+            self._lengths.append(len(ids))
+        self._firsts.append(len(self._lengths))
+        self._indices.append(index)
+        for name, values in judged.items():
+            self._columns.setdefault(name, array("d")).extend(values)
+        self._ranked = ranked
+
+    def records(self) -> Records:
+        """Returns what was gathered."""
+        lengths = np.frombuffer(self._lengths, np.int32)
+        known = {n: np.frombuffer(c) for n, c in self._columns.items() if c}
+        return Records(
+            np.frombuffer(self._ids, np.int32),
+            np.cumsum(lengths, dtype=np.int64) - lengths,
+            lengths,
+            np.frombuffer(self._firsts, np.int64),
+            np.frombuffer(self._indices, np.int64),
+            known,
+            self._ranked,
+        )
+
+
+def fingerprint(records: Sequence[Record]) -> str:
+    """Returns 16 hex digits of all ids and judgements, with places and boundaries."""
+    digest = hashlib.sha256()
+    for record in records:
+        parts = (record.prompt, *record.responses)
+        sizes = [record.index, *map(len, parts)]
+        digest.update(np.array(sizes, np.int64).tobytes())
+        for ids in parts:
+            digest.update(np.asarray(ids, np.int32).tobytes())
+        labels = tuple(int(label) for label in record.response.get("labels", ()))
+        ratings = record.response.get("ratings", ())
+        judged = (labels, ratings, record.comparisons, record.ranked)
+        if judged not in PLAIN:
+            digest.update(repr(judged).encode())
+    return digest.hexdigest()[:16]

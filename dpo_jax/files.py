@@ -1,0 +1,128 @@
+"""Files that appear whole or not at all, on disks and in object stores.
+
+An object store has no append, no rename and no links; an object appears whole. Knows
+nothing of what the files hold.
+"""
+
+import errno
+import os
+import stat
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from etils import epath
+
+from dpo_jax.errors import WriteError
+
+AnyPath = os.PathLike | str
+
+
+def is_local(path: AnyPath) -> bool:
+    """Tells a path of this machine's file system from one of an object store."""
+    return "://" not in os.fspath(path)
+
+
+def no_file(path: AnyPath) -> str:
+    """Says what stands in the place of a file of a disk; '' if a file or nothing."""
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        return ""
+    if stat.S_ISREG(mode):
+        return ""
+    named = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe"}
+    return named.get(stat.S_IFMT(mode), "a device")
+
+
+def write_whole(path: AnyPath, data: bytes | str) -> None:
+    """Makes a file appear with all its bytes, forced to disk, or not at all.
+
+    A link of that name is replaced, never followed.
+
+    Raises:
+      WriteError: if it cannot be written; what stood there is as it was.
+    """
+    target = epath.Path(path)
+    data = data.encode() if isinstance(data, str) else data
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if is_local(target):
+            _replace(Path(target), data)
+        else:
+            target.write_bytes(data)
+    except OSError as error:
+        raise unwritable(path, error, len(data)) from error
+
+
+def unwritable(path: AnyPath, error: OSError, size: int) -> WriteError:
+    """Explains why a file of `size` bytes cannot be written, with the way out."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    way_out = "free some space" if full else "name a place where you may write"
+    return WriteError(
+        f"cannot write {path} ({size} bytes): {error.strerror or error}; {way_out}"
+    )
+
+
+def _replace(target: Path, data: bytes) -> None:
+    partial = target.parent / f".{uuid.uuid4().hex}.part"
+    try:
+        with open(partial, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync(target.parent)
+
+
+def sync(path: AnyPath) -> None:
+    """Forces a local file, or the names in a local folder, to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def clear_parts(folder: AnyPath) -> None:
+    """Removes what killed writers left in a local folder and the folders in it."""
+    for pattern in (".*.part", "*/.*.part"):
+        for partial in Path(folder).glob(pattern):
+            partial.unlink(missing_ok=True)
+
+
+def set_aside(path: AnyPath) -> epath.Path:
+    """Renames a file or folder to `NAME.corrupt`, or `NAME.2.corrupt` and so on.
+
+    An object store renames nothing: there it is copied, then deleted.
+
+    Returns:
+      The new path.
+    """
+    old = epath.Path(path)
+    target, number = old.with_name(f"{old.name}.corrupt"), 2
+    while os.path.lexists(target) or target.exists():
+        target = old.with_name(f"{old.name}.{number}.corrupt")
+        number += 1
+    if is_local(old):
+        return old.rename(target)
+    if not old.is_dir():
+        target.write_bytes(old.read_bytes())
+        old.unlink()
+        return target
+    for name in names_below(old):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).write_bytes((old / name).read_bytes())
+    old.rmtree()
+    return target
+
+
+def names_below(folder: epath.Path, prefix: str = "") -> Iterator[str]:
+    """Yields the relative names of all files below a folder."""
+    for child in sorted(folder.iterdir()):
+        if child.is_dir():
+            yield from names_below(child, f"{prefix}{child.name}/")
+        else:
+            yield prefix + child.name

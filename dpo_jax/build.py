@@ -4,7 +4,6 @@ The parts come from `wiring/`; this file says which is needed when. All that can
 refused is refused before the run folder is touched or anything compiles.
 """
 
-import json
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,7 +13,6 @@ from absl import logging
 from etils import epath
 
 from dpo_jax import __version__
-from dpo_jax import config as config_lib
 from dpo_jax.config import Config
 from dpo_jax.errors import ConfigError
 from dpo_jax.losses import LOSSES
@@ -27,19 +25,17 @@ from dpo_jax.train.step import Metrics, without_transfers
 from dpo_jax.types import Batch, TrainState
 from dpo_jax.wiring import (
     agreeing,
-    card,
     checks,
     evaluation,
     outputs,
     restoring,
-    summary,
     training,
 )
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
+from dpo_jax.wiring.outputs import Summary
 from dpo_jax.wiring.parts import Parts, prepare
 from dpo_jax.wiring.reference import Annotators
-from dpo_jax.wiring.summary import Summary
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -70,26 +66,24 @@ def run(
       Preempted: after a signal, with the state committed.
     """
     agreeing.agree_on_start(config, workdir)
-    clock, rows = Clock(), checks.check(config, losses)
+    clock, bound = Clock(), checks.check(config, losses)
     built = checks.make_mesh(config)
-    runfolder.check_same(workdir, json.loads(config_lib.to_json(config)), fork=fork)
+    outputs.check_own_target(workdir)
+    config = restoring.relaunched(config, workdir, fork=fork)
     with clock, jax.set_mesh(built), signals.stop_requests() as stop:
-        parts = clock.timed("setup", prepare)(config, rows, built, workdir)
-        done = runfolder.read_json(workdir, "results.json")
-        if done.get("step") == parts.steps and runfolder.is_whole(workdir) and not fork:
+        parts = clock.timed("setup", prepare)(config, bound, built, workdir)
+        if runfolder.finished_step(workdir) == parts.steps and not fork:
+            done = runfolder.read_json(workdir, "results.json") or {}
             values, report = done.get("values", {}), parts.data.report
             return Summary(parts.steps, parts.steps, True, values, done, report)
         first = jax.process_index() == 0
         with runfolder.claim(workdir, first=first):
-            return _train(
-                Launch(config, workdir, parts, stop, progress, fork, losses, clock)
-            )
+            return _train(Launch(workdir, parts, stop, progress, fork, losses, clock))
 
 
 class Launch(NamedTuple):
     """One launch of a run: what was asked for, and who is to be asked or told."""
 
-    config: Config
     workdir: os.PathLike | str
     parts: Parts
     stop: signals.Stop
@@ -101,7 +95,7 @@ class Launch(NamedTuple):
 
 def _train(launch: Launch) -> Summary:
     """Resumes or starts, runs the loop, and writes what a finished run leaves."""
-    config, workdir, parts = launch.config, launch.workdir, launch.parts
+    workdir, parts, config = launch.workdir, launch.parts, launch.parts.config
     clock = launch.clock
     checkpoints = Checkpoints(
         epath.Path(workdir) / "checkpoints",
@@ -116,18 +110,16 @@ def _train(launch: Launch) -> Summary:
             peak = throughput.peak(config.model.dtype)
             # before the state, so that a cached reference is never held beside it
             asked = parts.annotators(config, workdir)
-            state = restoring.resume(checkpoints, parts, first, fork=launch.fork)
-        if jax.process_index() == 0:
-            runfolder.write_config(workdir, config_lib.to_json(config))
-            report = json.dumps(parts.data.report, indent=1)
-            runfolder.write_text(workdir, "data.json", report + "\n")
+            state, seal = restoring.resume(checkpoints, parts, first, fork=launch.fork)
+        log = outputs.begin(workdir, config, parts.data.report, first, seal)
         for split, account in parts.data.report.items():
             logging.info("data.%s: %s", split, account["summary"])
         shapes = dict(parts.train.compiled_shapes())
         logging.info("compiles %d step shapes {rows: steps}: %s", len(shapes), shapes)
         logging.info("mfu is a share of %.4g FLOP/s: %s", *peak)
         with watchdog.Watchdog(config.train.watchdog_seconds, workdir):
-            state, values, sampled = _loop(launch, checkpoints, asked, first, state)
+            trained = _loop(launch, checkpoints, asked, first, state, log)
+        state, values, sampled = trained
         launch.stop.rest(parts.steps)
     with clock.bucket("export"):
         outputs.export(
@@ -135,7 +127,7 @@ def _train(launch: Launch) -> Summary:
             state.params,
             parts.data.tokenizer,
             epath.Path(workdir) / "export",
-            card=card.model_card(config, parts.steps, launch.losses),
+            card=outputs.model_card(config, parts.steps, launch.losses),
             own_tokenizer=bool(config.tokenizer.path),
         )
     with clock.bucket("report"):
@@ -145,7 +137,7 @@ def _train(launch: Launch) -> Summary:
     report, seconds = parts.data.report, clock.seconds()
     ended = Summary(parts.steps, first, False, values, results, report, seconds, peak)
     if jax.process_index() == 0:
-        summary.write_timing(workdir, ended)
+        outputs.write_timing(workdir, ended)
     return ended
 
 
@@ -155,20 +147,19 @@ def _loop(
     asked: Annotators,
     first: int,
     state: TrainState,
+    log: MetricsLog | None,
 ) -> tuple[TrainState, dict[str, float], evaluation.Sampled | None]:
     """Hands the loop its functions; returns the last values and rollouts as well."""
-    config, workdir, parts = launch.config, launch.workdir, launch.parts
+    workdir, parts, config = launch.workdir, launch.parts, launch.parts.config
     with launch.clock.bucket("eval"):
         measure, sampled = _measure(config, parts, asked)
-    log = MetricsLog(workdir, resume_step=first) if jax.process_index() == 0 else None
 
     def save(step: int, state: TrainState, values: dict[str, float]) -> None:
-        if log is not None:
-            log.sync()
         meta = {
             "mesh": dict(parts.mesh.shape),
             "version": __version__,
             "data": parts.data.fingerprint,
+            "lines": None if log is None else log.seal()._asdict(),
         }
         checkpoints.save(step, state, meta, values)
 
@@ -236,8 +227,7 @@ def _measure(
             parts.trainer, asked, parts.eval, parts.mesh
         )
     if config.eval.rollouts and asked.live is not None:
-        tokenizer = parts.data.tokenizer
-        sample = evaluation.make_rollouts(config, parts.model, asked.live, tokenizer)
+        sample = evaluation.make_rollouts(config, parts, asked.live)
     last: list[evaluation.Sampled] = []
 
     def measure(state: TrainState) -> dict[str, float]:
@@ -258,10 +248,10 @@ def evaluate(
 ) -> Summary:
     """Evaluates the newest checkpoint of a run on data.eval, and by rollouts."""
     agreeing.agree_on_start(config, workdir)
-    rows = checks.check(config, losses)
+    bound = checks.check(config, losses)
     built = checks.make_mesh(config)
     with jax.set_mesh(built):
-        parts = prepare(config, rows, built, workdir)
+        parts = prepare(config, bound, built, workdir)
         state = restoring.trained_state(workdir, parts)
         asked = parts.annotators(config, workdir, evaluation_only=True)
         measure, sampled = _measure(config, parts, asked)
@@ -277,10 +267,12 @@ def export_run(
     out: os.PathLike | str,
     *,
     dtype: str,
+    overwrite: bool = False,
     losses: checks.LossTable = LOSSES,
 ) -> None:
     """Exports the newest checkpoint of a run as an HF folder."""
     config = restoring.run_config(workdir)
+    outputs.check_target(out, workdir, overwrite=overwrite)
     built = checks.make_mesh(config)
     with jax.set_mesh(built):
         tokenizer = data_wiring.load_tokenizer(config)
@@ -292,7 +284,7 @@ def export_run(
             params,
             tokenizer,
             out,
-            card=card.model_card(config, step, losses),
+            card=outputs.model_card(config, step, losses),
             own_tokenizer=bool(config.tokenizer.path),
             dtype=dtype,
         )

@@ -75,7 +75,8 @@ def unknown_keys(config: Config, given: Iterable[str]) -> list[str]:
       config: with every key it may have.
       given: `section.key` as someone typed them.
     """
-    keys = list(flat(config))
+    given = list(given)
+    keys = [*schema.own_options(given), *flat(config)]
     homes = {key.rpartition(".")[2]: key for key in keys} | {key: key for key in keys}
     found = []
     for name in given:
@@ -103,6 +104,13 @@ def to_json(config: Config) -> str:
     return json.dumps(config.to_dict(), indent=1, sort_keys=True) + "\n"
 
 
+def stated(config: Config, values: Mapping[str, Any]) -> Config:
+    """Returns a copy in which some keys, as `section.key`, have other values."""
+    copy = config.copy_and_resolve_references()
+    copy.update_from_flattened_dict(dict(values))
+    return copy
+
+
 def fingerprint(config: Config) -> str:
     """Returns 16 hex digits that change with every key that `--fork` guards."""
     guarded = {k: v for k, v in flat(config).items() if not k.startswith(RELAUNCH)}
@@ -113,13 +121,13 @@ def fingerprint(config: Config) -> str:
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Lists `key: old → new` for keys that a relaunch may not change.
 
-    A key that `old` does not have, because its version did not, had its default.
+    A key that one does not have, because its version did not, had its default.
 
     Args:
       old: nested or flat configuration, as read from config.json.
       new: likewise.
     """
-    before, after = flat(base()) | flat(old), flat(new)
+    before, after = (flat(base()) | flat(config) for config in (old, new))
     return [
         f"{key}: {before.get(key)!r} → {after.get(key)!r}"
         for key in sorted({*before, *after})
@@ -136,8 +144,9 @@ def from_json(found: Mapping[str, Any]) -> Config:
     Args:
       found: what the file holds.
     """
-    config = base().lock()
-    known, given = flat(config), flat(found)
+    given = flat(found)
+    config = schema.with_room(base(), given).lock()
+    known = flat(config)
     for key in sorted(given.keys() - known.keys()):
         logging.warning("config.json: %s=%r is not known here", key, given[key])
     values = {key: given[key] for key in given.keys() & known.keys()}
@@ -173,10 +182,14 @@ def check_values(config: Config) -> list[str]:
     """Complains of numbers out of range and of names that are not known."""
     found = []
     for key, value in flat(config).items():
-        row = KEYS.get(key)
-        if row is not None and row.choices and value not in row.choices:
+        row = schema.row(key)
+        if row is None:
+            continue
+        if row.choices and value not in row.choices:
             found.append(unknown(key, value, row.choices))
-        if row is not None and row.range is not None:
+        if row.range is not None and not isinstance(value, int | float):
+            found.append(f"{key}={value!r} is not a number")
+        elif row.range is not None:
             found += _out_of_range(key, value, row.range)
     return found
 

@@ -17,7 +17,7 @@ from dpo_jax.config import Config
 from dpo_jax.data import prepare
 from dpo_jax.data.loader import Loader, Settings
 from dpo_jax.errors import ConfigError
-from dpo_jax.losses import LOSSES, Loss
+from dpo_jax.losses import LOSSES
 from dpo_jax.objectives import terms
 from dpo_jax.precision import in_products_of
 from dpo_jax.sharding import arrays, mesh
@@ -150,12 +150,12 @@ def explain(config: Config, row: Shown, workdir: os.PathLike | str | None) -> Ex
         raise ConfigError(
             "--explain shows the log-probs of tokens; objective='reward' has none"
         )
-    rows = checks.check(config, LOSSES)
+    losses = checks.check(config, LOSSES)
     built = mesh.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     with jax.set_mesh(built):
         folder, spec = model_wiring.find_model(config, row.tokenizer)
         model = model_wiring.make_model(config, folder, spec)
-        whole = objective_wiring.needs_whole_reference(rows)
+        whole = objective_wiring.needs_whole_reference(losses)
         reference = model_wiring.make_reference(config, model, built, whole=whole)
         if workdir is None:
             params = model_wiring.load_params(model, built, "float32", seed=config.seed)
@@ -167,27 +167,29 @@ def explain(config: Config, row: Shown, workdir: os.PathLike | str | None) -> Ex
             scored = reference.score(reference.params, batch)
             batch = annotate.with_tokens(batch, scored)
         ref_head = reference.model.head if reference is not None and whole else None
-        objective = objective_wiring.make_objective(config, rows, model.apply, ref_head)
-        return _explain(config, rows, model, objective, params, frozen, batch)
+        objective = objective_wiring.make_objective(
+            config, losses, model.apply, ref_head
+        )
+        return _explain(config, losses, model, objective, params, frozen, batch)
 
 
 def one_row_batch(config: Config, record: Record, built: Mesh) -> Batch:
     """Lays one record out, alone, with a leading axis of one microbatch."""
     settings = Settings(1, 1, config.data.layout, 0, mesh.row_shards(built))
-    local = Loader([record], [[0]], settings).batch_at(0)
-    return arrays.to_global(local, arrays.row_sharding(built, leading=1))
+    whole = Loader([record], [[0]], settings).batch_at(0)
+    return arrays.spread(whole, arrays.row_sharding(built, leading=1))
 
 
 def _explain(
     config: Config,
-    losses: tuple[Loss, ...],
+    losses: objective_wiring.Losses,
     model: Model,
     objective: Objective,
     params: Params,
     frozen: Frozen,
     batch: Batch,
 ) -> Explained:
-    hyper = objective_wiring.hyper(config)
+    hyper = objective_wiring.hyper(config, losses)
 
     def take(params: Params, frozen: Frozen, batch: Batch) -> tuple[TokenStats, Array]:
         rows = jax.tree.map(lambda leaf: leaf[0], batch)

@@ -6,7 +6,7 @@ does not use is an error. No jax, so that a configuration is read in a blink.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -70,8 +70,8 @@ KEYS: dict[str, Key] = {
         "float32", "of the computation; masters are float32", choices=FLOATS
     ),
     "model.remat": Key(
-        "none",
-        "or 'elementwise', 'block': what is computed again",
+        "elementwise",
+        "or 'none', 'block': what is computed again for the gradient",
         choices=("none", "elementwise", "block"),
     ),
     "model.attention": Key("auto", "or xla, cudnn (GPU), splash (TPU), dense"),
@@ -138,7 +138,12 @@ KEYS: dict[str, Key] = {
         0, "numbers of rows to compile; 0 = those worth it, up to 6", NOT_NEGATIVE
     ),
     "batch.pairs": Key(64, "of an optimizer step, over the whole mesh", COUNT),
-    "batch.microbatches": Key(1, "parts of a step, one after the other", COUNT),
+    "batch.microbatches": Key(
+        0,
+        "parts of a step, one after the other; 0 = chosen so that activations stay "
+        "small, and kept in config.json",
+        NOT_NEGATIVE,
+    ),
     "loss.name": Key("dpo", "or several: 'dpo+sft'"),
     "loss.weights": Key((), "of a sum of losses, one number each; () = 1.0"),
     "loss.beta": Key(
@@ -245,6 +250,7 @@ KEYS: dict[str, Key] = {
     "checkpoint.keep_best": Key("", "an eval metric whose best step is kept as well"),
     "log.every_steps": Key(1, "lines of metrics.jsonl", COUNT),
 }
+OWN_OPTIONS = "loss.options."  # NAME.OPTION: an option of one loss of several
 RELAUNCH = (
     "mesh.",
     "batch.microbatches",
@@ -272,6 +278,48 @@ def base() -> Config:
                 place[section] = ConfigDict()
             place = place[section]
         place[last] = key.default
+    config.loss.options = ConfigDict()
+    return config
+
+
+def row(key: str) -> Key | None:
+    """Returns the row of a key; `loss.options.NAME.OPTION` has that of `loss.OPTION`.
+
+    None where there is none.
+    """
+    if key.startswith(OWN_OPTIONS):
+        _, dot, option = key.removeprefix(OWN_OPTIONS).partition(".")
+        key = f"loss{dot}{option}"
+    return KEYS.get(key)
+
+
+def own_options(keys: Iterable[str]) -> list[str]:
+    """Lists all `loss.options.NAME.OPTION` of each NAME among the keys."""
+    own = [key.split(".")[2] for key in keys if key.startswith(OWN_OPTIONS)]
+    return [f"{OWN_OPTIONS}{n}.{option}" for n in own for option in section("loss")]
+
+
+def with_room(config: Config, keys: Iterable[str]) -> Config:
+    """Adds the options of one loss of several that are among the keys.
+
+    Args:
+      config: with a section `loss.options`; changed in place.
+      keys: `section.key`; those that are not `loss.options.NAME.OPTION`, or have no
+        row, are passed over.
+
+    Returns:
+      The configuration, each added option at its default.
+    """
+    for key in keys:
+        found = row(key) if key.startswith(OWN_OPTIONS) else None
+        if found is not None:
+            name, _, option = key.removeprefix(OWN_OPTIONS).partition(".")
+            own = config.loss.options
+            with config.unlocked():
+                if name not in own:
+                    own[name] = ConfigDict()
+                if option not in own[name]:
+                    own[name][option] = found.default
     return config
 
 

@@ -297,17 +297,19 @@ class TrainState(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """Generated continuations.
+    """Generated continuations of N prompts, n of each.
 
     Attributes:
-      tokens: i32[B, G] ids; 0 after the end.
-      mask: bool[B, G] True where a token was generated, the stop token included.
-      logps: f32[B, G] nats, of each generated token under the sampling policy.
+      tokens: i32[N, n, G] ids; 0 after the end.
+      mask: bool[N, n, G] True where a token was generated, the stop token included.
+      logps: f32[N, n, G] nats, of each token under the distribution it was drawn from.
+      ended: bool[N, n] by a stop token or string, not by the limit of G tokens.
     """
 
     tokens: Array
     mask: Array
     logps: Array
+    ended: Array
 
 
 Sums = dict[str, tuple[Array, Array]]  # metric name -> (sum, count)

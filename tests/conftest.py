@@ -22,6 +22,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import jax
 import pytest
+from etils import epath
+from etils.epath import backend
+from fsspec.implementations import memory
 
 ROOT = Path(__file__).parent.parent
 CACHE = ROOT / ".cache" / "jax"
@@ -39,3 +42,33 @@ def shared() -> Path:
     if not folder:
         pytest.skip("DPO_JAX_SHARED is not set")
     return Path(folder)
+
+
+class Store(memory.MemoryFileSystem):
+    """An object store: no append, no rename, each object put once or replaced whole."""
+
+    protocol = ("gcs", "gs")
+    cachable = False
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.removeprefix("gs:/"))
+
+    def _open(self, path, mode="rb", **options):
+        if mode not in ("rb", "wb"):
+            raise AssertionError(f"{path} is opened with mode {mode!r}")
+        return super()._open(path, mode, **options)
+
+    def mv(self, *arguments, **options):
+        raise AssertionError(f"renamed {arguments}")
+
+    mv_file = rename = move = mv
+
+
+@pytest.fixture
+def store(monkeypatch):
+    """An object store in memory behind gs://; makes its paths."""
+    monkeypatch.setattr(Store, "store", {}, raising=False)
+    monkeypatch.setattr(Store, "pseudo_dirs", [""])
+    monkeypatch.setattr(backend.fsspec_backend, "fs", lambda path: Store())
+    return epath.Path

@@ -15,7 +15,6 @@ from dpo_jax.data.sources import sentiment
 from dpo_jax.report import html
 from dpo_jax.train import loop
 from dpo_jax.train.clock import BUCKETS
-from dpo_jax.wiring import summary as summary_lib
 
 ROOT = Path(__file__).parent.parent
 COMPILE = "/jax/core/compile/backend_compile_duration"
@@ -137,9 +136,3 @@ def test_no_step_copies_between_host_and_device(config, monkeypatch, tmp_path):
     monkeypatch.setattr(loop, "run", take_one)
     with pytest.raises(Reached):
         build.run(config, tmp_path / "run")
-
-
-def test_timing_of_no_training(tmp_path):
-    summary_lib.write_timing(tmp_path, build.Summary(3, 1, False, {}, {}, {}))
-    found = json.loads((tmp_path / "timing.json").read_text())
-    assert found == {"steps": 2, "seconds": {}, "peak": None}

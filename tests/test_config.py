@@ -195,3 +195,17 @@ def test_good_configurations_pass():
     config_lib.check(configured())
     good = {"checkpoint__keep_best": "loss", "eval__every_steps": 250}
     config_lib.check(configured(**good))
+
+
+def test_options_of_one_loss_are_kept_by_config_json_and_guarded():
+    config = dpo.get_config()
+    schema.with_room(config, ["loss.options.simpo.beta", "loss.options.simpo.none"])
+    assert config_lib.flat(config.loss.options) == {
+        "simpo.beta": KEYS["loss.beta"].default
+    }
+    config.loss.options.simpo.beta = 2.0
+    read = config_lib.from_json(json.loads(config_lib.to_json(config)))
+    assert config_lib.flat(read) == config_lib.flat(config)
+    shared = config_lib.changes(dpo.get_config(), config)
+    assert shared == ["loss.options.simpo.beta: None → 2.0"]
+    assert config_lib.fingerprint(config) != config_lib.fingerprint(dpo.get_config())

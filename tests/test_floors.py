@@ -7,15 +7,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    "types errors precision heads logps columns exact files schema config models"
-    " sharding report",
+    "types errors precision files lines heads logps columns exact schema config"
+    " models sharding report",
     "losses data sampling train evals launch configs",
     "objectives experiments",
     "wiring build inspection",
     "cli __main__",
 ]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms.split()}
-BLINK = ("config", "schema", "data", "report", "configs")  # import no jax themselves
+# import no jax themselves
+BLINK = ("config", "schema", "files", "lines", "data", "report", "configs")
 
 
 def imports(path):

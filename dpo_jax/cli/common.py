@@ -12,7 +12,7 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from dpo_jax import configs
+from dpo_jax import configs, schema
 from dpo_jax.cli import parent
 from dpo_jax.cli.peers import Place, free_port, place_of
 from dpo_jax.config import Config, flat, unknown_keys
@@ -135,12 +135,15 @@ def shipped_config(name: str) -> str:
 def _check_keys(config: Config, argv: Sequence[str]) -> None:
     """Refuses overrides of keys that the configuration does not have.
 
+    Options of one loss of several, which no configuration lists, are added to it.
+
     Raises:
       ConfigError: naming all of them, each with the nearest key.
     """
     given = [a.lstrip("-").partition("=")[0] for a in argv if a.startswith("-")]
     names = [name.removeprefix("no") for name in given]
     keys = [name.partition(".")[2] for name in names if name.startswith("config.")]
+    schema.with_room(config, keys)
     with collected(ConfigError) as complaints:
         complaints += unknown_keys(config, keys)
 

@@ -18,6 +18,9 @@ def main(arguments: Sequence[str]) -> int:
         flags.DEFINE_string(
             "dtype", "float32", "of the weights written", flag_values=values
         )
+        flags.DEFINE_bool(
+            "overwrite", False, "replace what lies in --out", flag_values=values
+        )
         flags.DEFINE_string(
             "push", "", "owner/name on the hub to upload to", flag_values=values
         )
@@ -30,7 +33,8 @@ def main(arguments: Sequence[str]) -> int:
     from dpo_jax.wiring import outputs, restoring
 
     common.setup_jax(restoring.run_config(workdir), debug=values["debug"].value)
-    build.export_run(workdir, out, dtype=values["dtype"].value)
+    dtype, overwrite = values["dtype"].value, values["overwrite"].value
+    build.export_run(workdir, out, dtype=dtype, overwrite=overwrite)
     if not common.is_first():
         return 0
     sys.stdout.write(f"{out}\n")

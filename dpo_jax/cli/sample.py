@@ -8,7 +8,7 @@ from typing import Any
 from absl import flags
 
 from dpo_jax.cli import common
-from dpo_jax.errors import ConfigError, WriteError
+from dpo_jax.errors import ConfigError, WriteError, collected
 
 
 def define(values: flags.FlagValues) -> None:
@@ -35,7 +35,7 @@ def define(values: flags.FlagValues) -> None:
     number("top_p", 1.0, "keep the fewest likeliest tokens of this mass; 1 = all")
     number("min_p", 0.0, "keep tokens this times as likely as the likeliest; 0 = all")
     whole("seed", 0, "of the noise")
-    whole("batch", 32, "rows that run together")
+    whole("batch", 32, "rows that run together, at most; at least one a shard")
     flags.DEFINE_multi_string(
         "stop", [], "ends a continuation; may be repeated", flag_values=values
     )
@@ -52,18 +52,17 @@ def main(arguments: Sequence[str]) -> int:
     if len(set(names)) < len(names):
         raise ConfigError("--workdir and --model name something twice; name it once")
     common.setup_logging()
-    from dpo_jax.wiring import generation, sampled
+    from dpo_jax.wiring import generation
 
-    policies = [sampled.policy_of_run(config, name) for name in runs]
-    policies += [sampled.policy_of_folder(config, name) for name in folders]
+    request = generation.Request(
+        **{name: values[name].value for name in generation.Request._fields}
+    )
+    check(request)
+    policies = [generation.policy_of_run(config, name) for name in runs]
+    policies += [generation.policy_of_folder(config, name) for name in folders]
     exact = [p.config for p in policies if p.config.model.dtype == "float32"]
     common.setup_jax([*exact, config][0], debug=values["debug"].value)
-    asked: dict[str, Any] = {
-        name: values[name].value for name in generation.Request._fields
-    }
-    asked["stop"] = tuple(asked["stop"])
-    request = generation.Request(**asked)
-    answers = sampled.sample(config, request, policies)
+    answers = generation.sample(config, request, policies)
     import jax
 
     if jax.process_index() == 0:
@@ -71,6 +70,28 @@ def main(arguments: Sequence[str]) -> int:
             write_rows(values["out"].value, rows(answers))
         sys.stdout.write(side_by_side(answers))
     return 0
+
+
+def check(request: Any) -> None:
+    """Refuses numbers that make no sense, all together.
+
+    Raises:
+      ConfigError: naming the flags.
+    """
+    from dpo_jax.sampling import pick
+
+    lowest = {"n": 1, "max_new_tokens": 1, "batch": 1, "limit": 0, "seed": 0}
+    values = request._asdict()
+    with collected(ConfigError) as complaints:
+        complaints += [
+            f"--{name}={values[name]} must be ≥ {least}"
+            for name, least in lowest.items()
+            if values[name] < least
+        ]
+        if not all(request.stop):
+            complaints.append("--stop='' is empty; leave it out")
+        warps = request.temperature, request.top_k, request.top_p, request.min_p
+        complaints += [f"--{fault}" for fault in pick.faults(*warps)]
 
 
 def _names(listed: str) -> list[str]:

@@ -191,6 +191,7 @@ class Loader:
     Attributes:
       row_tokens: T of every batch.
       buckets: the numbers of rows that occur.
+      microbatches: of a step.
     """
 
     def __init__(
@@ -212,7 +213,7 @@ class Loader:
         self._records, self._steps, self._settings = records, steps, settings
         self._join = join
         self._table = table = self._measure()
-        hands = settings.microbatches
+        self.microbatches = hands = settings.microbatches
         groups = microbatches_of(table, [len(step) for step in steps], hands)
         chosen = settings.row_tokens or cheapest_row_tokens(table, groups, settings)
         self.row_tokens = chosen

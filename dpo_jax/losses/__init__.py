@@ -1,14 +1,13 @@
 """Pure functions of log-probs, and one table of their names.
 
-A loss takes a record of N pairs (or single responses, or rankings: see `Loss.takes`)
-and keyword-only options, and returns f32[N] unreduced: its options are exactly its
-keyword-only parameters, so the configuration can refuse an option that the chosen loss
-does not use. This room knows nothing of models, data or optimizers.
+A row of the table says what its function is a function of (δ, two log-ratios, pairs,
+single responses, rankings, scores: see `Loss.of`). The function returns f32[N]
+unreduced: the options of a loss are exactly keyword-only parameters, so the
+configuration can refuse an option that the chosen loss does not use. This room knows
+nothing of models, data or optimizers.
 """
 
-import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
 
 from dpo_jax.errors import ConfigError, unknown
 from dpo_jax.losses import (
@@ -21,83 +20,15 @@ from dpo_jax.losses import (
     scores,
     singles,
     supervised,
-    tokens,
 )
-from dpo_jax.types import Array
+from dpo_jax.losses.loss import Bound as Bound
+from dpo_jax.losses.loss import Loss, LossFn, Running, options
+from dpo_jax.losses.loss import keywords as keywords
 
-LossFn = Callable[..., Array]
-Stats = dict[str, Array]
-
-
-class Running(NamedTuple):
-    """Statistics that a loss keeps from step to step.
-
-    They stand in the train state and in checkpoints. A step first updates them with its
-    whole batch, then computes the loss with the new ones, which get no gradient.
-
-    Attributes:
-      start: name -> value before the first step; the loss function takes each name as a
-        keyword-only parameter.
-      update: `(record, stats, **options) -> stats`, pure.
-    """
-
-    start: Mapping[str, float]
-    update: Callable[..., Stats]
+LossTable = Mapping[str, Loss | LossFn]
 
 
-class Loss(NamedTuple):
-    """A row of the table.
-
-    Attributes:
-      fn: `(record, **options) -> f32[N]`.
-      formula: as in the README's table.
-      source: where it was published.
-      reference: whether the value depends on the reference.
-      takes: the record: `pairs` (PairLogps), `singles` (SingleLogps), `lists`
-        (ListLogps) or `scores` (PairScores).
-      per: what the sum is divided by: `pairs`, `chosen_tokens`, `singles`, `lists`.
-      usual: options of the usual setting that differ from the configuration's defaults.
-      couples: whether an element depends on other elements of the batch.
-      columns: what it reads that is not always there: `ratings`, `kls`, `mismatched`
-        (responses of label 0).
-      token_weights: weights of its own on the tokens, a name of `tokens.WEIGHTS`; ''
-        for none. The options of that function are options of the loss.
-      running: statistics it keeps; None for none.
-      positive: options whose 0 this loss cannot take although others can.
-    """
-
-    fn: LossFn
-    formula: str = ""
-    source: str = ""
-    reference: bool = True
-    takes: str = "pairs"
-    per: str = "pairs"
-    usual: Mapping[str, Any] = {}
-    couples: bool = False
-    columns: tuple[str, ...] = ()
-    token_weights: str = ""
-    running: Running | None = None
-    positive: tuple[str, ...] = ()
-
-
-def keywords(function: Callable) -> list[str]:
-    """Names the keyword-only parameters of a function, in order."""
-    parameters = inspect.signature(function).parameters.values()
-    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-
-
-def options(loss: Loss) -> tuple[str, ...]:
-    """Names the options that a loss uses, in order."""
-    names = keywords(loss.fn)
-    if loss.running is not None:
-        own = [name for name in names if name not in loss.running.start]
-        names = own + keywords(loss.running.update)
-    if loss.token_weights:
-        names = names + keywords(tokens.WEIGHTS[loss.token_weights])
-    return tuple(dict.fromkeys(names))
-
-
-def find(name: str, table: Mapping[str, Loss | LossFn]) -> Loss:
+def find(name: str, table: LossTable) -> Loss:
     """Looks a loss up; a bare function counts as a `Loss` with a reference.
 
     Raises:
@@ -109,7 +40,9 @@ def find(name: str, table: Mapping[str, Loss | LossFn]) -> Loss:
     return row if isinstance(row, Loss) else Loss(row)
 
 
-REWARDS = Running(running.REWARDS, running.update_pair_rewards)
+REWARDS = Running(
+    running.REWARDS, running.update_pair_rewards, where={"baseline": "running"}
+)
 SINGLE_REWARDS = Running(running.REWARDS, running.update_rewards)
 GAPS = Running(running.GAPS, running.update_gap)
 SPREADS = Running(running.SPREADS, running.update_spread)
@@ -119,15 +52,20 @@ LOSSES: dict[str, Loss | LossFn] = {
         pairwise.dpo,
         "−(1−ε) log σ(βδ) − ε log σ(−βδ)",
         "Rafailov et al. 2023, arXiv:2305.18290 eq. 7; ε > 0: cDPO",
+        of="delta",
     ),
     "ipo": Loss(
-        pairwise.ipo, "(δ − 1/(2β))²", "Azar et al. 2023, arXiv:2310.12036 eq. 17"
+        pairwise.ipo,
+        "(δ − 1/(2β))²",
+        "Azar et al. 2023, arXiv:2310.12036 eq. 17",
+        of="delta",
     ),
     "hinge": Loss(
         pairwise.hinge,
         "max(0, 1 − βδ)",
         "SLiC arXiv:2305.10425, RSO arXiv:2309.06657",
         usual={"beta": 0.05},
+        of="delta",
     ),
     "exo_pair": Loss(
         pairwise.exo_pair,
@@ -135,23 +73,27 @@ LOSSES: dict[str, Loss | LossFn] = {
         "EXO, arXiv:2402.00856",
         usual={"label_smoothing": 1e-3},
         positive=("label_smoothing",),
+        of="delta",
     ),
     "robust": Loss(
         pairwise.robust,
         "[−(1−ε) log σ(βδ) + ε log σ(−βδ)] / (1 − 2ε)",
         "rDPO, arXiv:2403.00409",
         usual={"label_smoothing": 0.1},
+        of="delta",
     ),
     "discopop": Loss(
         pairwise.discopop,
         "(1−m)(−log σ(x)) + m e^(−x), x = βδ, m = σ(x/τ)",
         "DiscoPOP, arXiv:2406.08414",
+        of="delta",
     ),
     "nca_pair": Loss(
         ratios.nca_pair,
         "−log σ(βa) − ½ log σ(−βa) − ½ log σ(−βb)",
         "NCA, arXiv:2402.05369",
         usual={"beta": 0.01},
+        of="ratios",
     ),
     "bco_pair": Loss(
         ratios.bco_pair,
@@ -159,12 +101,14 @@ LOSSES: dict[str, Loss | LossFn] = {
         "BCO, arXiv:2404.04656",
         usual={"beta": 0.01},
         running=REWARDS,
+        of="ratios",
     ),
     "sppo_hard": Loss(
         ratios.sppo_hard,
         "(a − 1/(2β))² + (b + 1/(2β))²",
         "SPPO, arXiv:2405.00675",
         usual={"beta": 1e-3},
+        of="ratios",
     ),
     "aot": Loss(
         batch.aot,
@@ -180,15 +124,22 @@ LOSSES: dict[str, Loss | LossFn] = {
         couples=True,
     ),
     "apo_zero": Loss(
-        ratios.apo_zero, "(1 − σ(βa)) + σ(βb)", "APO, arXiv:2408.06266 eq. 7"
+        ratios.apo_zero,
+        "(1 − σ(βa)) + σ(βb)",
+        "APO, arXiv:2408.06266 eq. 7",
+        of="ratios",
     ),
     "apo_down": Loss(
-        ratios.apo_down, "σ(βa) + 1 − σ(β(a − b))", "APO, arXiv:2408.06266 eq. 8"
+        ratios.apo_down,
+        "σ(βa) + 1 − σ(β(a − b))",
+        "APO, arXiv:2408.06266 eq. 8",
+        of="ratios",
     ),
     "dpop": Loss(
         ratios.dpop,
         "−log σ(β[Δ − λ max(0, rw − pw)])",
         "Smaug, arXiv:2402.13228",
+        of="ratios",
     ),
     "r_dpo": Loss(
         ratios.r_dpo, "−log σ(βΔ + α(nw − nl))", "R-DPO, arXiv:2403.19159 eq. 9"
@@ -216,6 +167,7 @@ LOSSES: dict[str, Loss | LossFn] = {
         ratios.cal_dpo,
         "−log σ(Δ) + ½[(a − 1/(2β))² + (b + 1/(2β))²]",
         "Cal-DPO, arXiv:2412.14516",
+        of="ratios",
     ),
     "odpo": Loss(
         ratios.odpo,
@@ -233,21 +185,27 @@ LOSSES: dict[str, Loss | LossFn] = {
         ratios.chi_po,
         "−log σ(clip[β(e^a + a) − β(e^b + b), ±2R])",
         "χPO, arXiv:2407.13399",
+        of="ratios",
     ),
     "dpo_shift": Loss(
-        ratios.dpo_shift, "−log σ(β(a − λb))", "DPO-Shift, arXiv:2502.07599"
+        ratios.dpo_shift,
+        "−log σ(β(a − λb))",
+        "DPO-Shift, arXiv:2502.07599",
+        of="ratios",
     ),
     "d2po": Loss(
         pairwise.dpo,
         "`dpo` on sums with weight γ^t on token t",
         "D²PO, arXiv:2502.14340",
         token_weights="d2po",
+        of="delta",
     ),
     "sampo": Loss(
         pairwise.dpo,
         "`dpo` on min(nw, nl) random tokens of each response",
         "SamPO, arXiv:2406.10957",
         token_weights="sampo",
+        of="delta",
     ),
     "alpha_dpo": Loss(
         batch.alpha_dpo,
@@ -268,6 +226,7 @@ LOSSES: dict[str, Loss | LossFn] = {
         "SimPO, arXiv:2405.14734 eq. 6",
         reference=False,
         usual={"beta": 2.0},
+        of="mean_logps",
     ),
     "alpha_po": Loss(
         free.alpha_po,
@@ -275,30 +234,35 @@ LOSSES: dict[str, Loss | LossFn] = {
         "AlphaPO, arXiv:2501.03884",
         reference=False,
         usual={"beta": 2.0},
+        of="mean_logps",
     ),
     "cpo": Loss(
         free.cpo,
         "−log σ(β(pw − pl)) − λ pw",
         "CPO, arXiv:2401.08417",
         reference=False,
+        of="logps",
     ),
     "orpo": Loss(
         free.orpo,
         "−p̄w − β log σ(log odds(p̄w) − log odds(p̄l))",
         "ORPO, arXiv:2403.07691 eqs. 6–7",
         reference=False,
+        of="mean_logps",
     ),
     "slic_hf": Loss(
         free.slic_hf,
         "max(0, δ₀ − pw + pl) − λ pw",
         "SLiC-HF, arXiv:2305.10425",
         reference=False,
+        of="logps",
     ),
     "unlikelihood": Loss(
         free.unlikelihood,
         "−pw + α pl",
         "baseline of arXiv:2305.18290 §6",
         reference=False,
+        of="logps",
     ),
     "sft": Loss(
         supervised.sft,
@@ -312,7 +276,7 @@ LOSSES: dict[str, Loss | LossFn] = {
         "λ_D(1 − σ(β(a − z₀))) or λ_U(1 − σ(β(z₀ − b))), "
         "z₀ = max(0, mean mismatched log-ratio)",
         "KTO, arXiv:2402.01306",
-        takes="singles",
+        of="singles",
         per="singles",
         couples=True,
         columns=("mismatched",),
@@ -321,7 +285,7 @@ LOSSES: dict[str, Loss | LossFn] = {
         singles.bco,
         "−log σ(βa − m) or −log σ(−(βb − m)), m the running mean of rewards",
         "BCO, arXiv:2404.04656",
-        takes="singles",
+        of="singles",
         per="singles",
         usual={"beta": 0.01},
         running=SINGLE_REWARDS,
@@ -330,7 +294,7 @@ LOSSES: dict[str, Loss | LossFn] = {
         lists.plackett_luce,
         "−Σ_k log[e^(βr_k) / Σ_{j≥k} e^(βr_j)]",
         "arXiv:2305.18290 appendix A.3",
-        takes="lists",
+        of="lists",
         per="lists",
     ),
     "bradley_terry": Loss(
@@ -338,12 +302,12 @@ LOSSES: dict[str, Loss | LossFn] = {
         "−log σ(s_w − s_l − margin) + c(s_w + s_l)²",
         "reward model; margin arXiv:2307.09288, c arXiv:2312.09244",
         reference=False,
-        takes="scores",
+        of="scores",
     ),
 }
 
 
-def as_markdown(table: Mapping[str, Loss | LossFn]) -> str:
+def as_markdown(table: LossTable) -> str:
     """Renders the table of the README."""
     lines = ["| name | loss | options | source |", "|---|---|---|---|"]
     for name in table:

@@ -1,16 +1,16 @@
-"""Losses of δ, the difference of a pair's scores.
+"""Losses of δ, the difference of a pair's scores, f32[N].
 
 Throughout, a = log π(chosen) − log ref(chosen), b = the same of the rejected response,
 and δ = f(a) − f(b) with f of `divergence` and lengths of `normalize`; for the defaults
-δ = a − b. Log-probs are sums over tokens in nats. Nothing couples the batch.
+δ = a − b. Log-probs are sums over tokens in nats. Each loss takes δ and returns f32[N];
+nothing couples the batch.
 """
 
 import jax
 import jax.numpy as jnp
 
 from dpo_jax.errors import ConfigError, unknown
-from dpo_jax.losses.shared import MAX_EXPONENT, log_ratios, smoothed, square
-from dpo_jax.losses.shared import exp as bounded_exp
+from dpo_jax.losses.shared import MAX_EXPONENT, exp, log_ratios, smoothed, square
 from dpo_jax.types import Array, PairLogps
 
 MAX_FORWARD_EXPONENT = 30.0
@@ -51,7 +51,7 @@ DIVERGENCES = {
 
 def delta(
     logps: PairLogps, *, divergence: str, divergence_alpha: float, normalize: str
-) -> Array:
+) -> tuple[Array]:
     """Computes δ, the difference of the two responses' scores.
 
     Args:
@@ -61,7 +61,7 @@ def delta(
       normalize: `sum`, or `mean` to divide each score by its response's length.
 
     Returns:
-      f32[N].
+      (δ f32[N],), the arguments of the losses below.
 
     Source: arXiv:2309.16240 (f-divergences); TRL `sigmoid_norm` (`mean`).
     """
@@ -70,7 +70,7 @@ def delta(
     if normalize == "mean":
         chosen = chosen / jnp.maximum(logps.chosen_lengths, 1.0)
         rejected = rejected / jnp.maximum(logps.rejected_lengths, 1.0)
-    return chosen - rejected
+    return (chosen - rejected,)
 
 
 def check_choices(*, divergence: str, divergence_alpha: float, normalize: str) -> None:
@@ -90,159 +90,71 @@ def check_choices(*, divergence: str, divergence_alpha: float, normalize: str) -
         )
 
 
-def dpo(
-    logps: PairLogps,
-    *,
-    beta: Array,
-    label_smoothing: Array,
-    divergence: str,
-    divergence_alpha: float,
-    normalize: str,
-) -> Array:
+def dpo(delta: Array, *, beta: Array, label_smoothing: Array) -> Array:
     """Computes −(1−ε) log σ(βδ) − ε log σ(−βδ).
 
     Args:
-      logps: of N pairs.
+      delta: f32[N] δ, nats.
       beta: strength of the KL penalty, > 0.
       label_smoothing: ε, probability that a label is flipped, 0 ≤ ε < ½.
-      divergence: see `delta`.
-      divergence_alpha: see `delta`.
-      normalize: see `delta`.
-
-    Returns:
-      f32[N].
 
     Source: arXiv:2305.18290 eq. 7; label smoothing as cDPO (Mitchell 2023).
     """
-    gap = delta(
-        logps,
-        divergence=divergence,
-        divergence_alpha=divergence_alpha,
-        normalize=normalize,
-    )
-    return smoothed(beta * gap, label_smoothing)
+    return smoothed(beta * delta, label_smoothing)
 
 
-def ipo(
-    logps: PairLogps,
-    *,
-    beta: Array,
-    divergence: str,
-    divergence_alpha: float,
-    normalize: str,
-) -> Array:
-    """Computes (δ − 1/(2β))², f32[N]; the paper's τ is `beta`.
+def ipo(delta: Array, *, beta: Array) -> Array:
+    """Computes (δ − 1/(2β))²; the paper's τ is `beta`.
 
     Source: arXiv:2310.12036 eq. 17; TRL's `ipo` is `normalize='mean'`.
     """
-    gap = delta(
-        logps,
-        divergence=divergence,
-        divergence_alpha=divergence_alpha,
-        normalize=normalize,
-    )
-    return square(gap - 1.0 / (2.0 * beta))
+    return square(delta - 1.0 / (2.0 * beta))
 
 
-def hinge(
-    logps: PairLogps,
-    *,
-    beta: Array,
-    divergence: str,
-    divergence_alpha: float,
-    normalize: str,
-) -> Array:
-    """Computes max(0, 1 − βδ), f32[N]; the slope at the corner is that of max.
+def hinge(delta: Array, *, beta: Array) -> Array:
+    """Computes max(0, 1 − βδ); the slope at the corner is that of max.
 
     Source: arXiv:2309.06657 (RSO), after arXiv:2305.10425 (SLiC).
     """
-    gap = delta(
-        logps,
-        divergence=divergence,
-        divergence_alpha=divergence_alpha,
-        normalize=normalize,
-    )
-    return jax.nn.relu(1.0 - beta * gap)
+    return jax.nn.relu(1.0 - beta * delta)
 
 
-def exo_pair(
-    logps: PairLogps,
-    *,
-    beta: Array,
-    label_smoothing: Array,
-    divergence: str,
-    divergence_alpha: float,
-    normalize: str,
-) -> Array:
-    """Computes KL(σ(βδ) ‖ 1−ε), f32[N], the reverse KL to the smoothed label.
+def exo_pair(delta: Array, *, beta: Array, label_smoothing: Array) -> Array:
+    """Computes KL(σ(βδ) ‖ 1−ε), the reverse KL to the smoothed label.
 
     σ(βδ)[log σ(βδ) − log(1−ε)] + σ(−βδ)[log σ(−βδ) − log ε]. ε must be > 0; below the
     least normal number it counts as that.
 
     Source: arXiv:2402.00856.
     """
-    gap = delta(
-        logps,
-        divergence=divergence,
-        divergence_alpha=divergence_alpha,
-        normalize=normalize,
-    )
-    logit = beta * gap
+    logit = beta * delta
     least = jnp.finfo(logit.dtype).tiny
     win = jax.nn.log_sigmoid(logit) - jnp.log1p(-label_smoothing)
     lose = jax.nn.log_sigmoid(-logit) - jnp.log(jnp.maximum(label_smoothing, least))
     return jax.nn.sigmoid(logit) * win + jax.nn.sigmoid(-logit) * lose
 
 
-def robust(
-    logps: PairLogps,
-    *,
-    beta: Array,
-    label_smoothing: Array,
-    divergence: str,
-    divergence_alpha: float,
-    normalize: str,
-) -> Array:
-    """Computes [−(1−ε) log σ(βδ) + ε log σ(−βδ)] / (1 − 2ε), f32[N].
+def robust(delta: Array, *, beta: Array, label_smoothing: Array) -> Array:
+    """Computes [−(1−ε) log σ(βδ) + ε log σ(−βδ)] / (1 − 2ε).
 
     Unbiased under labels flipped with probability ε < ½; it has no lower bound.
 
     Source: arXiv:2403.00409 (rDPO).
     """
-    gap = delta(
-        logps,
-        divergence=divergence,
-        divergence_alpha=divergence_alpha,
-        normalize=normalize,
-    )
-    logit = beta * gap
+    logit = beta * delta
     kept = (1.0 - label_smoothing) * jax.nn.log_sigmoid(logit)
     flipped = label_smoothing * jax.nn.log_sigmoid(-logit)
     return (flipped - kept) / (1.0 - 2.0 * label_smoothing)
 
 
-def discopop(
-    logps: PairLogps,
-    *,
-    beta: Array,
-    discopop_tau: Array,
-    divergence: str,
-    divergence_alpha: float,
-    normalize: str,
-) -> Array:
-    """Computes (1−m)(−log σ(x)) + m e^(−x) with x = βδ and m = σ(x/τ), f32[N].
+def discopop(delta: Array, *, beta: Array, discopop_tau: Array) -> Array:
+    """Computes (1−m)(−log σ(x)) + m e^(−x) with x = βδ and m = σ(x/τ).
 
     The product m e^(−x) is one exponential, so that neither factor overflows.
 
     Source: arXiv:2406.08414 (DiscoPOP, log-ratio modulated loss).
     """
-    gap = delta(
-        logps,
-        divergence=divergence,
-        divergence_alpha=divergence_alpha,
-        normalize=normalize,
-    )
-    logit = beta * gap
+    logit = beta * delta
     modulation = logit / discopop_tau
     logistic = -jax.nn.sigmoid(-modulation) * jax.nn.log_sigmoid(logit)
-    return logistic + bounded_exp(jax.nn.log_sigmoid(modulation) - logit)
+    return logistic + exp(jax.nn.log_sigmoid(modulation) - logit)

@@ -1,8 +1,9 @@
 """Losses of a pair's log-ratios that are not functions of δ alone.
 
 Throughout, a = log π(chosen) − log ref(chosen), b = the same of the rejected response
-and Δ = a − b, sums over tokens in nats. Each function returns f32[N] and nothing
-couples the batch, but for the running mean that `bco_pair` is given.
+and Δ = a − b, sums over tokens in nats. A loss takes a and b (`chosen`, `rejected`), or
+the pairs where it reads more of them. Each returns f32[N] and nothing couples the
+batch, but for the running mean that `bco_pair` is given.
 """
 
 import jax
@@ -14,20 +15,21 @@ from dpo_jax.types import Array, PairLogps
 MIN_RATING_GAP = 1e-6  # log of a difference of ratings that is not positive
 
 
-def nca_pair(logps: PairLogps, *, beta: Array) -> Array:
+def nca_pair(chosen: Array, rejected: Array, *, beta: Array) -> Array:
     """Computes −log σ(βa) − ½ log σ(−βa) − ½ log σ(−βb).
 
     It raises the chosen response only while σ(βa) < 2/3.
 
     Source: arXiv:2402.05369 (NCA for pairs).
     """
-    chosen, rejected = (beta * ratio for ratio in log_ratios(logps))
-    noise = jax.nn.log_sigmoid(-chosen) + jax.nn.log_sigmoid(-rejected)
-    return -jax.nn.log_sigmoid(chosen) - 0.5 * noise
+    win, lose = beta * chosen, beta * rejected
+    noise = jax.nn.log_sigmoid(-win) + jax.nn.log_sigmoid(-lose)
+    return -jax.nn.log_sigmoid(win) - 0.5 * noise
 
 
 def bco_pair(
-    logps: PairLogps,
+    chosen: Array,
+    rejected: Array,
     *,
     beta: Array,
     baseline: str,
@@ -37,7 +39,8 @@ def bco_pair(
     """Computes −log σ(βa − m) − log σ(−(βb − m)).
 
     Args:
-      logps: of N pairs.
+      chosen: f32[N] a.
+      rejected: f32[N] b.
       beta: strength of the KL penalty.
       baseline: `none` for m = 0, or `running` for m = `reward_mean`.
       reward_mean: of all β-rewards seen so far, no gradient.
@@ -47,61 +50,58 @@ def bco_pair(
     """
     del reward_count
     shift = {"none": 0.0, "running": jax.lax.stop_gradient(reward_mean)}[baseline]
-    chosen, rejected = (beta * ratio - shift for ratio in log_ratios(logps))
-    return -jax.nn.log_sigmoid(chosen) - jax.nn.log_sigmoid(-rejected)
+    win, lose = beta * chosen - shift, beta * rejected - shift
+    return -jax.nn.log_sigmoid(win) - jax.nn.log_sigmoid(-lose)
 
 
-def anchors(logps: PairLogps, beta: Array) -> Array:
+def anchors(chosen: Array, rejected: Array, beta: Array) -> Array:
     """Computes (a − 1/(2β))² + (b + 1/(2β))², roots bounded, f32[N]."""
-    chosen, rejected = log_ratios(logps)
     target = 1.0 / (2.0 * beta)
     return square(chosen - target) + square(rejected + target)
 
 
-def sppo_hard(logps: PairLogps, *, beta: Array) -> Array:
+def sppo_hard(chosen: Array, rejected: Array, *, beta: Array) -> Array:
     """Computes (a − 1/(2β))² + (b + 1/(2β))²; the paper's 1/η is `beta`.
 
     Source: arXiv:2405.00675 (SPPO) with preferences 1 and 0.
     """
-    return anchors(logps, beta)
+    return anchors(chosen, rejected, beta)
 
 
-def cal_dpo(logps: PairLogps, *, beta: Array) -> Array:
+def cal_dpo(chosen: Array, rejected: Array, *, beta: Array) -> Array:
     """Computes −log σ(Δ) + ½[(a − 1/(2β))² + (b + 1/(2β))²].
 
     The calibration counts half, as in LOSSES; β scales the targets only.
 
     Source: arXiv:2412.14516 (Cal-DPO).
     """
-    chosen, rejected = log_ratios(logps)
-    return -jax.nn.log_sigmoid(chosen - rejected) + 0.5 * anchors(logps, beta)
+    return -jax.nn.log_sigmoid(chosen - rejected) + 0.5 * anchors(
+        chosen, rejected, beta
+    )
 
 
-def apo_zero(logps: PairLogps, *, beta: Array) -> Array:
+def apo_zero(chosen: Array, rejected: Array, *, beta: Array) -> Array:
     """Computes (1 − σ(βa)) + σ(βb): chosen up, rejected down.
 
     Source: arXiv:2408.06266 (APO) eq. 7.
     """
-    chosen, rejected = log_ratios(logps)
     return jax.nn.sigmoid(-beta * chosen) + jax.nn.sigmoid(beta * rejected)
 
 
-def apo_down(logps: PairLogps, *, beta: Array) -> Array:
+def apo_down(chosen: Array, rejected: Array, *, beta: Array) -> Array:
     """Computes σ(βa) + 1 − σ(β(a − b)): both down, the rejected further.
 
     Source: arXiv:2408.06266 (APO) eq. 8.
     """
-    chosen, rejected = log_ratios(logps)
     margin = beta * (chosen - rejected)
     return jax.nn.sigmoid(beta * chosen) + jax.nn.sigmoid(-margin)
 
 
-def dpop(logps: PairLogps, *, beta: Array, dpop_lambda: Array) -> Array:
+def dpop(chosen: Array, rejected: Array, *, beta: Array, dpop_lambda: Array) -> Array:
     """Computes −log σ(β[Δ − λ max(0, rw − pw)]).
 
     Source: arXiv:2402.13228 (Smaug, DPO-Positive).
     """
-    chosen, rejected = log_ratios(logps)
     penalty = dpop_lambda * jax.nn.relu(-chosen)
     return -jax.nn.log_sigmoid(beta * (chosen - rejected - penalty))
 
@@ -176,22 +176,23 @@ def mmpo(logps: PairLogps, *, beta: Array, mmpo_gamma: Array) -> Array:
     return -kept - jax.nn.sigmoid(-belief) * jax.nn.log_sigmoid(-logit)
 
 
-def chi_po(logps: PairLogps, *, beta: Array, chi_clip: Array) -> Array:
+def chi_po(chosen: Array, rejected: Array, *, beta: Array, chi_clip: Array) -> Array:
     """Computes −log σ(clip[β(e^a + a) − β(e^b + b), ±2R]); R is `chi_clip`.
 
     Exponents are bounded. No gradient where the clip holds.
 
     Source: arXiv:2407.13399 (χPO).
     """
-    chosen, rejected = (exp(ratio) + ratio for ratio in log_ratios(logps))
+    chosen, rejected = (exp(ratio) + ratio for ratio in (chosen, rejected))
     logit = jnp.clip(beta * chosen - beta * rejected, -2 * chi_clip, 2 * chi_clip)
     return -jax.nn.log_sigmoid(logit)
 
 
-def dpo_shift(logps: PairLogps, *, beta: Array, shift_lambda: Array) -> Array:
+def dpo_shift(
+    chosen: Array, rejected: Array, *, beta: Array, shift_lambda: Array
+) -> Array:
     """Computes −log σ(β(a − λb)); λ = 1 is DPO.
 
     Source: arXiv:2502.07599 (DPO-Shift).
     """
-    chosen, rejected = log_ratios(logps)
     return -jax.nn.log_sigmoid(beta * (chosen - shift_lambda * rejected))

@@ -16,16 +16,25 @@ MAX_ROOT = 1e18  # its square is finite in float32
 
 def log_ratios(logps: PairLogps) -> tuple[Array, Array]:
     """Returns (a, b) = log π/ref of the chosen and the rejected responses, f32[N]."""
-    chex.assert_equal_shape(list(logps[:6]))
-    return logps.chosen - logps.ref_chosen, logps.rejected - logps.ref_rejected
+    chosen, rejected = summed_logps(logps)
+    chex.assert_equal_shape([chosen, logps.ref_chosen, logps.ref_rejected])
+    return chosen - logps.ref_chosen, rejected - logps.ref_rejected
+
+
+def summed_logps(logps: PairLogps) -> tuple[Array, Array]:
+    """Returns (pw, pl), the policy's log-probs of both responses, f32[N] each."""
+    chex.assert_equal_shape(
+        [logps.chosen, logps.rejected, logps.chosen_lengths, logps.rejected_lengths]
+    )
+    return logps.chosen, logps.rejected
 
 
 def mean_logps(logps: PairLogps) -> tuple[Array, Array]:
-    """Returns the policy's log-probs per token of both responses, f32[N] each."""
-    chex.assert_equal_shape(list(logps[:6]))
+    """Returns (p̄w, p̄l), the same per token."""
+    chosen, rejected = summed_logps(logps)
     return (
-        logps.chosen / jnp.maximum(logps.chosen_lengths, 1.0),
-        logps.rejected / jnp.maximum(logps.rejected_lengths, 1.0),
+        chosen / jnp.maximum(logps.chosen_lengths, 1.0),
+        rejected / jnp.maximum(logps.rejected_lengths, 1.0),
     )
 
 

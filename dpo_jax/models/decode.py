@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from dpo_jax.models import blocks, cache
 from dpo_jax.models import rope as rope_lib
 from dpo_jax.models.attention import DENSE
-from dpo_jax.models.cache import Cache
+from dpo_jax.models.cache import Cache, Kept
 from dpo_jax.models.decoder import Decoder, Layer, layers_of
 from dpo_jax.types import Batch, Head, Params
 
@@ -112,21 +112,23 @@ def step(
     """
     chex.assert_rank([tokens, positions], 1)
     spec, at = module.spec, positions[:, None]
-    x = module.embed(w, tokens[:, None], at)  # [B, 1, D]
-    each = layers_of(spec, module.length or spec.max_positions)
-    kept = []
-    for i, old in enumerate(cached):
-        layer = Layer(*(field[i] for field in each))
+
+    @jax.jit  # traced and lowered once for all layers whose arrays are alike
+    def block(w: Weights, x: Array, layer: Layer, old: Kept, positions: Array):
         seen = cache.held(positions, old.keys.shape[2]) >= 0
-        context = blocks.Context(
-            seen[:, None, None, :],
-            rope_lib.table(at, layer.pairs, layer.magnitude)
-            if spec.rope_theta
-            else None,
-            blocks.Past(old, positions),
-        )
+        rope = None
+        if spec.rope_theta:
+            rope = rope_lib.table(positions[:, None], layer.pairs, layer.magnitude)
+        past = blocks.Past(old, positions)
+        context = blocks.Context(seen[:, None, None, :], rope, past)
         pin = module.constrain  # one query a row: there is nothing to skip
-        x, new = blocks.block(spec, w["layers"][i], x, context, backend=DENSE, pin=pin)
+        return blocks.block(spec, w, x, context, backend=DENSE, pin=pin)
+
+    x = module.embed(w, tokens[:, None], at)  # [B, 1, D]
+    each, kept = layers_of(spec, module.length or spec.max_positions), []
+    for i, old in enumerate(cached):
+        layer = jax.tree.map(lambda field: field[i], each)  # noqa: B023 (used at once)
+        x, new = block(w["layers"][i], x, layer, old, positions)
         kept.append(new)
     x = blocks.normalise(spec, w["final_norm"], x)
     return module.constrain(x)[:, 0], _head(module, w), tuple(kept)

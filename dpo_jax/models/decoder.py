@@ -28,6 +28,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from dpo_jax import errors
 from dpo_jax.models import attention as attention_lib
@@ -117,23 +118,12 @@ def leaves(spec: DecoderSpec) -> dict[str, Leaf]:
 
 def nest(flat: dict[str, Any]) -> Tree:
     """Turns {'a/b': leaf} into {'a': {'b': leaf}}."""
-    tree: Tree = {}
-    for path, leaf in flat.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
-    return tree
+    return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def flatten(tree: Tree, prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Tree) -> dict[str, Any]:
     """Turns {'a': {'b': leaf}} into {'a/b': leaf}."""
-    flat = {}
-    for name, node in tree.items():
-        path = f"{prefix}{name}"
-        flat |= flatten(node, f"{path}/") if isinstance(node, dict) else {path: node}
-    return flat
+    return {**traverse_util.flatten_dict(tree, sep="/")}
 
 
 def init_params(spec: DecoderSpec, key: Array) -> Params:

@@ -22,6 +22,7 @@ import safetensors.numpy
 from jax.experimental import multihost_utils
 
 from dpo_jax import errors
+from dpo_jax.files import sync
 from dpo_jax.models import decoder, files, scalar
 from dpo_jax.models.families import FAMILIES, spec_of
 from dpo_jax.models.files import Stored, read_config, resolve
@@ -199,11 +200,13 @@ def save_params(
     dtype: str = "float32",
     max_shard_bytes: int = 5 * 10**9,
     token_ids: dict[str, int] | None = None,
-) -> None:
+    beside: dict[str, bytes] | None = None,
+) -> list[str]:
     """Writes a HF folder that transformers loads.
 
     Every process takes part; process 0 writes. Files appear under temporary names and
-    are renamed at the end, `config.json` last; weights of an earlier export go.
+    are renamed at the end, `config.json` last; weights of an earlier export go, so ask
+    before what the folder may lose.
 
     Args:
       params: the tree of `decoder`'s docstring, on any devices.
@@ -215,9 +218,13 @@ def save_params(
       dtype: of the weights written, a key of `EXPORT_DTYPES`.
       max_shard_bytes: a larger model is cut into files of at most this size.
       token_ids: {`eos_token_id`: …} for the `config.json`; without `source_dir` only.
+      beside: more files, by name; they take the place of copied ones.
+
+    Returns:
+      The names of the files written, `config.json` last.
 
     Raises:
-      ConfigError: if the dtype is not known.
+      ConfigError: if the dtype is not known, or `out_dir` is `source_dir`.
       ModelError: if `source_dir` describes another model.
       WriteError: if the folder cannot be written.
     """
@@ -225,16 +232,23 @@ def save_params(
         raise errors.ConfigError(errors.unknown("dtype", dtype, EXPORT_DTYPES))
     assert source_dir is None or token_ids is None, "source_dir has its own token_ids"
     out = Path(out_dir)
+    if source_dir is not None and out.resolve() == Path(source_dir).resolve():
+        raise errors.ConfigError(
+            f"{out} is the folder that the model was read from; name another to write"
+        )
     with contextlib.ExitStack() as stack:
         copied, stored = {"config.json": _config(spec, dtype, token_ids or {})}, {}
         if source_dir is not None:
             copied = _source(Path(source_dir), spec, dtype)
             stored = files.open_weights(Path(source_dir), stack)
+        copied |= beside or {}
         try:
             out.mkdir(parents=True, exist_ok=True)
             weights = _write_weights(params, spec, stored, out, dtype, max_shard_bytes)
+            names = sorted({*weights, *copied}, key=lambda name: name == "config.json")
             if jax.process_index() == 0:
-                _publish(out, weights, copied)
+                _publish(out, weights | copied, names)
+            return names
         except (OSError, safetensors.SafetensorError) as error:
             for file in out.glob(f"*{UNFINISHED}"):
                 file.unlink(missing_ok=True)
@@ -350,6 +364,7 @@ def _write_weights(
                 held[name] = np.ascontiguousarray(tensor.astype(kind))
         if jax.process_index() == 0:
             temporary = out / f"{file}{UNFINISHED}"
+            temporary.unlink(missing_ok=True)  # a link would be followed
             safetensors.numpy.save_file(held, temporary, metadata={"format": "pt"})
     written: dict[str, bytes | None] = dict.fromkeys(names)
     if len(groups) > 1:
@@ -359,15 +374,17 @@ def _write_weights(
     return written
 
 
-def _publish(
-    out: Path, weights: dict[str, bytes | None], copied: dict[str, bytes]
-) -> None:
-    """Renames the weights into place, and writes the small files, config last."""
-    for name, data in (weights | copied).items():
-        if data is not None:
-            (out / f"{name}{UNFINISHED}").write_bytes(data)
-    stale = {f.name for f in out.glob("model*.safetensors")} | {files.INDEX}
-    for name in stale - set(weights):
+def _publish(out: Path, data: dict[str, bytes | None], names: list[str]) -> None:
+    """Writes the small files, forces all to disk, renames them into place in order."""
+    for name in names:
+        partial, content = out / f"{name}{UNFINISHED}", data[name]
+        if content is not None:
+            partial.unlink(missing_ok=True)  # a link would be followed
+            partial.write_bytes(content)
+        sync(partial)
+    stale = {file.name for file in out.glob("model*.safetensors")} | {files.INDEX}
+    for name in stale - set(names):
         (out / name).unlink(missing_ok=True)
-    for name in sorted({*weights, *copied}, key=lambda name: name == "config.json"):
+    for name in names:
         os.replace(out / f"{name}{UNFINISHED}", out / name)
+    sync(out)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import markupsafe
 import numpy as np
 
+from dpo_jax import files
 from dpo_jax.report import explorer_figures as figures
 from dpo_jax.report import html
 from dpo_jax.report.runs import plain
@@ -67,7 +68,7 @@ def write_explorer(entries: Sequence[Entry], out: os.PathLike | str) -> None:
     Raises:
       WriteError: if `out` cannot be written.
     """
-    html.write_page(render(entries), out)
+    files.write_whole(out, render(entries))
 
 
 def render(entries: Sequence[Entry]) -> str:

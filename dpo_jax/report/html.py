@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 import jinja2
 import markupsafe
-from etils import epath
 
-from dpo_jax.errors import WriteError
+from dpo_jax import files
 from dpo_jax.report import figures, runs, tables
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -47,26 +46,7 @@ def write_report(folders: Sequence[os.PathLike | str], out: os.PathLike | str) -
       DataError: if a run cannot be read; names all that cannot.
       WriteError: if `out` cannot be written.
     """
-    write_page(render(runs.load_all(folders)), out)
-
-
-def write_page(page: str, out: os.PathLike | str) -> None:
-    """Writes a page whole or not at all.
-
-    Raises:
-      WriteError: if `out` cannot be written.
-    """
-    path = epath.Path(out)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".part")
-        partial.write_bytes(page.encode())
-        partial.replace(path)
-    except OSError as error:
-        raise WriteError(
-            f"--out={path} cannot be written: {error.strerror or error}; "
-            "name a file in a folder you may write to"
-        ) from error
+    files.write_whole(out, render(runs.load_all(folders)))
 
 
 def render(loaded: list[runs.Run]) -> str:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 from etils import epath
 
+from dpo_jax import files, lines
 from dpo_jax.errors import DataError
 
 SPLITS = ("train", "eval")
@@ -141,11 +142,12 @@ def _is_number(value: object) -> TypeGuard[int | float]:
 
 def _json(path: epath.Path, default: Any) -> Any:
     """Reads a JSON file of the same kind as `default`, which stands for no file."""
+    _check(path)
     if not path.exists():
         return default
     try:
         value = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"{path}: not JSON ({error}); restore or remove it, then report again"
         ) from error
@@ -155,6 +157,13 @@ def _json(path: epath.Path, default: Any) -> Any:
             f"{type(value).__name__}; restore or remove it, then report again"
         )
     return value
+
+
+def _check(path: epath.Path) -> None:
+    """Refuses what is no file, and what may wait for ever to be read."""
+    kind = files.no_file(path)
+    if kind and not path.is_file():
+        raise DataError(f"{path} is {kind}, not a file; remove it, then report again")
 
 
 def _samples(path: epath.Path) -> list[dict[str, Any]]:
@@ -194,19 +203,19 @@ def _is_cell(value: object) -> bool:
 
 
 def _metrics(folder: epath.Path) -> list[dict[str, Any]]:
-    """Parses `metrics.jsonl`; only its last line may be broken."""
-    path = folder / "metrics.jsonl"
-    text = path.read_bytes().decode(errors="replace") if path.exists() else ""
-    lines = text.removesuffix("\n").split("\n")
+    """Parses `metrics.jsonl`, or its parts; only the last line may be broken."""
+    path = folder / lines.METRICS
+    _check(path)
+    texts = lines.read(folder)
     found = []
-    for number, line in enumerate(lines, start=1):
-        entry = _line(line)
+    for number, line in enumerate(texts, start=1):
+        entry = lines.parsed(line)
         if entry is not None:
             found.append(entry)
-        elif number < len(lines) and line.strip():
+        elif number < len(texts) and line.strip():
             raise DataError(
                 f"{path}:{number}: not a metrics line (a JSON object with an integer "
-                "`step`); remove the line, then report again"
+                "`step`); remove the line, or train on: a relaunch recovers it"
             )
     if not found:
         raise DataError(
@@ -214,13 +223,3 @@ def _metrics(folder: epath.Path) -> list[dict[str, Any]]:
             "name the --workdir of a run that has taken at least one logged step"
         )
     return found
-
-
-def _line(text: str) -> dict[str, Any] | None:
-    """Parses one line; None if it is not a metrics line."""
-    try:
-        entry = json.loads(text)
-    except ValueError:
-        return None
-    good = isinstance(entry, dict) and type(entry.get("step")) is int
-    return entry if good else None

@@ -1,4 +1,4 @@
-"""How the next token is picked from the logits of one row.
+"""How the next token is picked from the logits of one row, and how likely it was.
 
 Truncations set logits to −∞. They act in the order of `sampler`, each on what the one
 before has left, as in Hugging Face's `generate`. None of them sorts the vocabulary: the
@@ -10,22 +10,27 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from dpo_jax import heads
 from dpo_jax.errors import ConfigError, collected
 from dpo_jax.types import Array
 
-Pick = Callable[[Array, Array], Array]  # f32[V] logits, PRNG key -> i32[] id
+# f32[V] logits, PRNG key -> i32[] id, f32[] log-prob in nats
+Pick = Callable[[Array, Array], tuple[Array, Array]]
 Warp = Callable[[Array], Array]  # f32[V] -> f32[V]
 
 
-def greedy(logits: Array, key: Array) -> Array:
-    """Picks the likeliest token, the first of equals."""
+def greedy(logits: Array, key: Array) -> tuple[Array, Array]:
+    """Picks the likeliest token, the first of equals.
+
+    Nothing is drawn: the log-prob is that of the model, at temperature 1.
+    """
     del key
-    return jnp.argmax(logits, axis=-1)
+    return _with_logps(logits, jnp.argmax(logits, axis=-1))
 
 
-def temperature(value: float) -> Pick:
-    """Makes a picker that samples from softmax(logits / value); value > 0."""
-    return sampler(temperature=value)
+def _with_logps(logits: Array, token: Array) -> tuple[Array, Array]:
+    _, normalizer = heads.log_softmax(logits)
+    return token.astype(jnp.int32), logits[token] - normalizer
 
 
 def sampler(
@@ -33,9 +38,10 @@ def sampler(
 ) -> Pick:
     """Makes a picker that samples from a tempered and truncated softmax.
 
-    The token is the one with the largest logit + Gumbel noise, noise by id: where two
-    computations of the logits differ by rounding, so can tokens only if the best two
-    sums are that close.
+    The log-prob is that of the very distribution that is drawn from. The token is the
+    one with the largest logit + Gumbel noise, noise by id: where two computations of
+    the logits differ by rounding, so can tokens only if the best two sums are that
+    close.
 
     Args:
       temperature: logits are divided by it; 0 = greedy.
@@ -58,10 +64,11 @@ def sampler(
     if min_p:
         warps.append(lambda logits: keep_min_p(logits, min_p))
 
-    def pick(logits: Array, key: Array) -> Array:
+    def pick(logits: Array, key: Array) -> tuple[Array, Array]:
         for warp in warps:
             logits = warp(logits)
-        return _largest(logits + jax.random.gumbel(key, logits.shape, logits.dtype))
+        noise = jax.random.gumbel(key, logits.shape, logits.dtype)
+        return _with_logps(logits, _largest(logits + noise))
 
     return pick
 

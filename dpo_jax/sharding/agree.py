@@ -1,8 +1,8 @@
 """What the processes of a run must have in common, compared before anything compiles.
 
-`make_array_from_process_local_data` takes other values from each process without a
-word. So facts are exchanged as text, through jax's key-value store, which needs no
-device and has timeouts; every process finds the same differences, and stops.
+A global array takes other values from each process without a word. So facts are
+exchanged as text, through jax's key-value store, which needs no device and has
+timeouts; every process finds the same differences, and stops.
 """
 
 import hashlib

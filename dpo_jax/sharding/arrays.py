@@ -77,6 +77,15 @@ def to_local(values: jax.Array, sharding: NamedSharding) -> np.ndarray:
     return np.concatenate([np.asarray(held[at]) for at in sorted(held)], axis=axis)
 
 
+def spread(whole: Any, sharding: NamedSharding) -> Any:
+    """Makes global arrays of NumPy arrays that every process holds whole."""
+
+    def one(leaf: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(leaf.shape, sharding, leaf.__getitem__)
+
+    return jax.tree.map(one, whole)
+
+
 def to_host(tree: Any) -> Any:
     """Copies replicated device values to NumPy."""
     return jax.tree.map(np.asarray, jax.device_get(tree))

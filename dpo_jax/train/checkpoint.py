@@ -27,11 +27,13 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from dpo_jax.errors import ConfigError, ModelError, WriteError, collected
+from dpo_jax.files import is_local, set_aside
 from dpo_jax.train import watchdog
 from dpo_jax.train.manifest import (
     clear_leftovers,
     hash_files,
     is_committed,
+    is_foreign,
     newest_verified,
     prune,
     read_manifest,
@@ -100,7 +102,7 @@ class Checkpoints:
                     "checkpoint is what a relaunch starts from"
                 )
         self._folder = epath.Path(folder)
-        if "://" not in os.fspath(self._folder):
+        if is_local(self._folder):
             self._folder = self._folder.absolute()  # orbax refuses relative paths
         self._every_steps = every_steps
         self._keep = keep
@@ -169,8 +171,9 @@ class Checkpoints:
         needed = sum(x.nbytes for x in full.values())
         path = self._folder / str(step)
         try:
-            _agreed(self._prepare)
-            response = ocp.save_async(path, full, overwrite=True)
+            _agreed(lambda: self._prepare(path))
+            with _uncompressed():
+                response = ocp.save_async(path, full, overwrite=True)
         except Exception as error:
             explained = _explained(error, path, needed)
             if explained is error:
@@ -206,11 +209,14 @@ class Checkpoints:
         """Waits for the save in flight; more saves may follow."""
         self.wait()
 
-    def newest_verified(self) -> int | None:
+    def newest_verified(self, *, rename: bool = True) -> int | None:
         """Finds the newest step whose files match its manifest.
 
         Newer steps that fail are renamed to `N.corrupt`, never deleted, and only if
         an older one is sound; folders that were never committed are left alone.
+
+        Args:
+          rename: whether those that fail are renamed; a mere reader leaves them.
 
         Returns:
           The step; None if nothing was ever committed.
@@ -218,7 +224,7 @@ class Checkpoints:
         Raises:
           ModelError: if steps were committed and all are corrupt.
         """
-        found = _agreed(lambda: newest_verified(self._folder))
+        found = _agreed(lambda: newest_verified(self._folder, rename=rename))
         return None if found is None else int(found)
 
     def restore(
@@ -266,8 +272,10 @@ class Checkpoints:
                 f"run; use one of: {', '.join(sorted(metrics))}"
             )
 
-    def _prepare(self) -> None:
-        """Makes the folder and clears what a killed save left, once; on process 0."""
+    def _prepare(self, path: epath.Path) -> None:
+        """Makes room for a step: the folder, what a killed save left; on process 0."""
+        if os.path.lexists(path) and is_foreign(path):
+            logging.warning("%s becomes %s", path, set_aside(path).name)
         if not self._cleared:
             self._folder.mkdir(parents=True, exist_ok=True)
             clear_leftovers(self._folder)
@@ -288,6 +296,13 @@ class Checkpoints:
             self._failure = _explained(error, path, needed)
             if jax.process_index() == 0:
                 clear_leftovers(self._folder)  # gives a full disk its space back
+
+
+def _uncompressed() -> ocp.Context:
+    """Stores arrays as they are: zstd costs four times the CPU and saves a fifth."""
+    context = ocp.Context()
+    context.array.saving.use_compression = False
+    return context
 
 
 def _agreed(compute: Callable[[], Any]) -> Any:
@@ -391,9 +406,10 @@ def _explained(error: Exception, path: epath.Path, needed: int) -> Exception:
         words = next((w for w in SYSTEM_WORDS if w in str(seen)), "")
         if words or isinstance(seen, OSError):
             reason = words or str(seen)
+            full = reason in SYSTEM_WORDS[:3]
             return WriteError(
                 f"cannot write the checkpoint {path}: {reason}; it needs about "
-                f"{needed} bytes; free some space or use another --workdir"
+                f"{needed} bytes; {'free some space or ' * full}use another --workdir"
             )
         seen = seen.__cause__ or seen.__context__
     return error

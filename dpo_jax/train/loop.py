@@ -75,6 +75,7 @@ class Meter:
         self._pending: tuple[int, Metrics, float] | None = None
         self._since = parts.now()
         self._skipped = 0
+        self._reached = 1.0  # the largest share of the devices' peak, at least all
 
     def restart_clock(self) -> None:
         """Leaves out time that was not spent on steps."""
@@ -100,13 +101,14 @@ class Meter:
         seconds, self._since = now - self._since, now
         ok = bool(values.pop("ok"))
         facts = self._parts.facts(step)
-        flops = facts.pop("flops")
+        share = facts.pop("flops") / seconds
+        self._reached = max(self._reached, share)
         values |= {
             "tokens_per_second": facts.pop("tokens") / seconds,
             "pairs_per_second": facts.pop("pairs") / seconds,
             "step_seconds": seconds,
             "data_wait_seconds": waited,
-            "mfu": flops / seconds,
+            "mfu": share / self._reached,
             **facts,
         }
         if step == 1 or step % self._every == 0 or step == self._last or not ok:

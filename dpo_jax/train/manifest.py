@@ -9,12 +9,12 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from absl import logging
 from etils import epath
 
+from dpo_jax import files
 from dpo_jax.errors import ModelError
 from dpo_jax.train import watchdog
 
@@ -24,23 +24,44 @@ HASHERS = 4  # files hashed at the same time; hashlib frees the interpreter lock
 
 
 def step_folders(folder: epath.Path) -> dict[int, epath.Path]:
-    """Maps step numbers to their folders, committed or not."""
+    """Maps step numbers to their folders, committed or not; links are none."""
     if not folder.exists():
         return {}
     names = [p for p in folder.iterdir() if p.name.isdecimal() and p.is_dir()]
+    names = [p for p in names if not os.path.islink(p)]
     return {int(p.name): p for p in names if p.name == str(int(p.name))}
 
 
+def _links(folder: epath.Path) -> list[str]:
+    """Names the links that stand for step folders."""
+    names = [p.name for p in folder.iterdir()] if folder.exists() else []
+    return sorted(n for n in names if n.isdecimal() and os.path.islink(folder / n))
+
+
+def held_step(path: epath.Path) -> int | None:
+    """Tells which step the manifest of a folder names; None if none can be read."""
+    try:
+        return read_manifest(path)["step"]
+    except ModelError:
+        return None
+
+
+def is_foreign(path: epath.Path) -> bool:
+    """Says whether a step folder is a link, or holds another step than its name."""
+    return os.path.islink(path) or held_step(path) not in (None, int(path.name))
+
+
 def is_committed(path: epath.Path) -> bool:
-    """Says whether the manifest of a step folder stands; verifies nothing."""
-    return (path / MANIFEST).exists()
+    """Says whether the manifest of this very step stands; verifies nothing."""
+    return (path / MANIFEST).exists() and not is_foreign(path)
 
 
-def newest_verified(folder: epath.Path) -> int | None:
+def newest_verified(folder: epath.Path, *, rename: bool = True) -> int | None:
     """Finds the newest step that is sound; sets newer corrupt ones aside.
 
     Args:
       folder: of the step folders.
+      rename: whether those that fail are renamed; a mere reader leaves them.
 
     Returns:
       The step; None if nothing was ever committed here.
@@ -50,73 +71,64 @@ def newest_verified(folder: epath.Path) -> int | None:
         so that the next relaunch refuses as well.
     """
     failed: dict[int, str] = {}
+    foreign = [f"{name} is a link" for name in _links(folder)]
+    for note in foreign:
+        logging.warning("%s: ignored", note)
     for step, path in sorted(step_folders(folder).items(), reverse=True):
+        if is_foreign(path):
+            foreign.append(f"{step} holds step {held_step(path)}")
+            logging.warning("%s: ignored", foreign[-1])
+            continue
         if not is_committed(path):
             logging.warning("ignoring %d: not committed", step)
             continue
         complaint = verify(path)
         if not complaint:
-            _set_aside(folder, failed, step)
+            for bad, why in failed.items():
+                logging.error(
+                    "step %d failed verification (%s); using step %d", bad, why, step
+                )
+                if rename:
+                    files.set_aside(folder / str(bad))
             return step
         if is_committed(path):  # else a living run has just deleted it
             failed[step] = complaint
     aside = [p.name for p in folder.iterdir()] if folder.exists() else []
     aside = sorted(name for name in aside if name.endswith(".corrupt"))
-    if failed or aside:
+    if failed or aside or foreign:
         told = [f"{step} ({why})" for step, why in failed.items()]
         raise ModelError(
-            f"{folder}: no step can be restored: {', '.join([*told, *aside])}; "
-            "refusing to start from scratch; bring back a sound copy, or use another "
-            "--workdir"
+            f"{folder}: no step can be restored: "
+            f"{', '.join([*told, *foreign, *aside])}; refusing to start from scratch; "
+            "bring back a sound copy under its own number, or use another --workdir"
         )
     return None
-
-
-def _set_aside(folder: epath.Path, failed: dict[int, str], sound: int) -> None:
-    """Renames the steps that failed; says so, loudly."""
-    for step, complaint in failed.items():
-        logging.error(
-            "step %d failed verification (%s); using step %d", step, complaint, sound
-        )
-        target, n = folder / f"{step}.corrupt", 2
-        while target.exists():
-            target, n = folder / f"{step}.{n}.corrupt", n + 1
-        (folder / str(step)).rename(target)
 
 
 def verify(path: epath.Path) -> str:
     """Compares the files of a step with its manifest; '' if all match."""
     try:
-        files = read_manifest(path)["files"]
+        listed = read_manifest(path)["files"]
     except ModelError:
         return f"sha256 mismatch in {MANIFEST}"
-    for name, entry in files.items():
+    for name, entry in listed.items():
         file = path / name
         if not file.exists():
             return f"missing {name}"
         if file.stat().length != entry["bytes"]:
             return f"{name} has {file.stat().length} of {entry['bytes']} bytes"
     try:
-        found = hash_files(path, list(files))
+        found = hash_files(path, list(listed))
     except OSError as error:
         return f"cannot read: {error}"
-    wrong = [name for name in files if found[name] != files[name]]
+    wrong = [name for name in listed if found[name] != listed[name]]
     return f"sha256 mismatch in {', '.join(wrong)}" if wrong else ""
-
-
-def _files_below(path: epath.Path, prefix: str = "") -> Iterator[str]:
-    """Yields the relative names of all files of a step but the manifest."""
-    for child in sorted(path.iterdir()):
-        name = prefix + child.name
-        if child.is_dir():
-            yield from _files_below(child, name + "/")
-        elif not name.startswith(MANIFEST):
-            yield name
 
 
 def hash_files(path: epath.Path, names: list[str] | None = None) -> dict[str, dict]:
     """Maps names to {"bytes", "sha256"} of the files as they lie on disk."""
-    names = list(_files_below(path)) if names is None else names
+    if names is None:
+        names = [n for n in files.names_below(path) if not n.startswith(MANIFEST)]
 
     def entry(name: str) -> dict:
         digest, size = hashlib.sha256(), 0
@@ -138,21 +150,7 @@ def _digest(body: dict) -> str:
 def write_manifest(path: epath.Path, body: dict) -> None:
     """Writes the manifest, which holds its own digest, in one atomic move."""
     text = json.dumps({"manifest": body, "sha256": _digest(body)}, indent=1)
-    target = path / MANIFEST
-    if "://" in os.fspath(path):  # an object appears whole or not at all
-        target.write_text(text)
-        return
-    tmp = path / f"{MANIFEST}.tmp"
-    with open(tmp, "w") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(tmp, target)
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    files.write_whole(path / MANIFEST, text)
 
 
 def read_manifest(path: epath.Path) -> dict:
@@ -164,7 +162,7 @@ def read_manifest(path: epath.Path) -> dict:
         why = "its sha256 does not match"
     except FileNotFoundError:
         why = "it is missing: the step was never committed"
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         why = f"it cannot be read ({type(error).__name__})"
     raise ModelError(f"{path / MANIFEST}: {why}; use another step")
 
@@ -178,8 +176,6 @@ def clear_leftovers(folder: epath.Path) -> None:
         if head.isdecimal() and dot and "tmp" in tail:
             logging.warning("removing %s: left by a save that did not end", child.name)
             child.rmtree(missing_ok=True)
-    for path in step_folders(folder).values():
-        (path / f"{MANIFEST}.tmp").unlink(missing_ok=True)
 
 
 def prune(folder: epath.Path, *, keep: int, keep_best: str) -> None:
@@ -188,7 +184,7 @@ def prune(folder: epath.Path, *, keep: int, keep_best: str) -> None:
     committed = sorted(step for step, path in steps.items() if is_committed(path))
     kept = {*committed[-keep:], *_best({s: steps[s] for s in committed}, keep_best)}
     for step, path in steps.items():
-        if step in kept or step > committed[-1]:
+        if step in kept or step > committed[-1] or is_foreign(path):
             continue
         try:
             (path / MANIFEST).unlink(missing_ok=True)  # first: a half is no checkpoint

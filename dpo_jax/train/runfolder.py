@@ -1,7 +1,7 @@
 """The run folder: who owns it, which configuration it belongs to, what went wrong.
 
 Nothing is created before `claim`, so a run that is refused leaves nothing behind but
-`errors/`.
+`errors/`, and that only in a folder that stands already.
 """
 
 import contextlib
@@ -10,60 +10,110 @@ import fcntl
 import json
 import logging as std_logging
 import os
+import re
 import socket
 import traceback
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 from absl import logging
 from etils import epath
 
+import dpo_jax
 from dpo_jax import config as config_lib
-from dpo_jax.errors import RunFolderError, WriteError
+from dpo_jax import files
+from dpo_jax.errors import ConfigError, RunFolderError, UserError, WriteError
+from dpo_jax.files import AnyPath, is_local
 
-Path = os.PathLike | str
-
-
-def is_local(folder: Path) -> bool:
-    """Tells a folder on this machine's file system from an object store's."""
-    return "://" not in os.fspath(folder)
+PACKAGE = os.path.dirname(dpo_jax.__file__) + os.sep
+FILES = (
+    "config.json",
+    "data.json",
+    "results.json",
+    "samples.json",
+    "timing.json",
+    "report.html",
+    "metrics.jsonl",
+    "log.txt",
+    ".lock",
+)
 
 
 def is_ours(record: std_logging.LogRecord) -> bool:
-    """Keeps this project's messages, and of libraries warnings and worse."""
-    ours = f"{os.sep}dpo_jax{os.sep}" in record.pathname
+    """Keeps this package's messages, and of libraries warnings and worse."""
+    ours = record.pathname.startswith(PACKAGE)
     return ours or record.levelno >= std_logging.WARNING
 
 
-def read_config(folder: Path) -> dict[str, Any] | None:
-    """Reads `config.json`; None if the folder has none.
+def check_files(folder: AnyPath) -> None:
+    """Refuses a run folder in which something else stands for a file of the run.
 
     Raises:
-      RunFolderError: if it is not JSON.
+      RunFolderError: naming all links, folders, pipes and devices.
+      ConfigError: if the folder lies in an object store that cannot be read.
     """
-    path = epath.Path(folder) / "config.json"
-    if not path.exists():
-        return None
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    if not is_local(folder):
+        _check_store(folder)
+        return
+    kinds = {name: files.no_file(os.path.join(folder, name)) for name in FILES}
+    wrong = [f"{name} is {kind}" for name, kind in kinds.items() if kind]
+    if wrong:
         raise RunFolderError(
-            f"{path} is not JSON: {error}; restore or remove it"
+            f"{folder}: {', '.join(wrong)}, not a file; move it away, or choose "
+            "another --workdir"
+        )
+
+
+def _check_store(folder: AnyPath) -> None:
+    try:
+        epath.Path(folder).exists()
+    except (ImportError, KeyError) as error:  # KeyError: no such kind of store
+        raise ConfigError(
+            f"{folder} lies in an object store that nothing here reads ({error}); "
+            "install its client, or choose a --workdir on a disk"
         ) from error
 
 
-def read_json(workdir: os.PathLike | str, name: str) -> dict[str, Any]:
-    """Reads a JSON file of the run folder; {} if there is none."""
-    path = epath.Path(workdir) / name
-    return json.loads(path.read_text()) if path.exists() else {}
+def read_json(folder: AnyPath, name: str) -> dict[str, Any] | None:
+    """Reads a JSON object of the run folder; None if there is no such file.
+
+    Raises:
+      RunFolderError: if it is anything else.
+    """
+    path = epath.Path(folder) / name
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        value = error
+    if isinstance(value, dict):
+        return value
+    why = f"{value}" if isinstance(value, Exception) else f"{type(value).__name__}"
+    attempts = " (its launches' are kept in attempts/)" * (name == "config.json")
+    raise RunFolderError(
+        f"{path} is not a JSON object: {why}; restore it{attempts}, or choose another "
+        "--workdir"
+    )
 
 
-def is_whole(folder: Path) -> bool:
-    """Tells whether the report stands, the last that a run owes (and on disks only)."""
-    return not is_local(folder) or (epath.Path(folder) / "report.html").exists()
+def finished_step(folder: AnyPath) -> int:
+    """Tells the last step of a run that is whole; −1 if it is not.
+
+    The report is the last that a run owes, and it stands on disks only. A results.json
+    that is damaged is written again.
+    """
+    try:
+        results = read_json(folder, "results.json") or {}
+    except RunFolderError as error:
+        logging.warning("%s; the end of the run is repeated", error)
+        return -1
+    step = results.get("step", -1)
+    whole = not is_local(folder) or (epath.Path(folder) / "report.html").exists()
+    return step if whole and type(step) is int else -1
 
 
-def check_same(folder: Path, new: dict[str, Any], *, fork: bool) -> None:
+def check_same(folder: AnyPath, new: dict[str, Any], *, fork: bool) -> None:
     """Refuses a configuration that differs from the folder's where it may not.
 
     Args:
@@ -74,12 +124,14 @@ def check_same(folder: Path, new: dict[str, Any], *, fork: bool) -> None:
     Raises:
       RunFolderError: listing `key: old → new`; if files stand there without a config.
     """
-    old = read_config(folder)
+    check_files(folder)
+    old = read_json(folder, "config.json")
     path = epath.Path(folder)
     if old is None:
         if (path / "checkpoints").exists() or (path / "metrics.jsonl").exists():
             raise RunFolderError(
-                f"{folder} holds a run without config.json; choose another --workdir"
+                f"{folder} holds a run without config.json; restore it (its launches' "
+                "are kept in attempts/), or choose another --workdir"
             )
         return
     differing = config_lib.changes(old, new)
@@ -92,7 +144,7 @@ def check_same(folder: Path, new: dict[str, Any], *, fork: bool) -> None:
 
 
 @contextlib.contextmanager
-def claim(folder: Path, *, first: bool) -> Iterator[None]:
+def claim(folder: AnyPath, *, first: bool) -> Iterator[None]:
     """Makes the folder and holds its lock; log.txt is written while it is held.
 
     Args:
@@ -108,12 +160,14 @@ def claim(folder: Path, *, first: bool) -> Iterator[None]:
         return
     try:
         os.makedirs(folder, exist_ok=True)
-        file = open(os.path.join(folder, ".lock"), "a+")
+        check_files(folder)
+        lock = _open(folder, ".lock")
+        handler = std_logging.StreamHandler(_open(folder, "log.txt"))
     except OSError as error:
         raise WriteError(f"cannot make the run folder {folder}: {error}") from error
-    with file:
-        _take(file, folder)
-        handler = std_logging.FileHandler(os.path.join(folder, "log.txt"))
+    with lock, handler.stream:
+        _take(lock, folder)
+        files.clear_parts(folder)
         handler.setFormatter(logging.PythonFormatter())
         handler.addFilter(is_ours)
         logging.get_absl_logger().addHandler(handler)
@@ -121,69 +175,101 @@ def claim(folder: Path, *, first: bool) -> Iterator[None]:
             yield
         finally:
             logging.get_absl_logger().removeHandler(handler)
-            handler.close()
-            file.truncate(0)  # a clean end leaves no owner's name
+            with contextlib.suppress(OSError):  # of a full disk: not what ends a run
+                os.fsync(handler.stream.fileno())
+            lock.truncate(0)  # a clean end leaves no owner's name
 
 
-def _take(file: Any, folder: Path) -> None:
+def _open(folder: AnyPath, name: str) -> IO[str]:
+    """Opens a file of the run folder to append; follows no link, waits for no pipe."""
+
+    def opener(path: str, flags: int) -> int:
+        return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+
+    path = os.path.join(folder, name)
+    return open(path, "a+", encoding="utf-8", errors="replace", opener=opener)
+
+
+def _take(file: IO[str], folder: AnyPath) -> None:
     file.seek(0)
-    owner = file.read().strip()
+    before = file.read().strip()
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise RunFolderError(
-            f"{folder} is in use by {owner or 'another process'}; wait for it, or "
+            f"{folder} is in use by {before or 'another process'}; wait for it, or "
             "choose another --workdir"
         ) from None
-    if owner:
-        logging.warning("took over stale lock of %s", owner)
-    since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    if before:
+        logging.warning("took over stale lock of %s", before)
     file.truncate(0)
-    file.write(f"pid {os.getpid()} on {socket.gethostname()} since {since}")
+    file.write(owner())
     file.flush()
 
 
-def write_text(folder: Path, name: str, text: str) -> None:
-    """Writes a file of the run folder in one piece.
+def begin_attempt(folder: AnyPath, config: dict[str, Any], code: str) -> int:
+    """Counts a launch: attempts/N.json says when, where, by which code, with what.
+
+    Args:
+      folder: the run folder.
+      config: the configuration as nested dicts.
+      code: names the version.
+
+    Returns:
+      N, one more than the last launch's.
 
     Raises:
       WriteError: if it cannot be written.
     """
-    path = epath.Path(folder) / name
-    partial = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text)
-        partial.replace(path)
-    except OSError as error:
-        raise WriteError(f"cannot write {path}: {error}") from error
+    attempts = epath.Path(folder) / "attempts"
+    names = [p.name for p in attempts.iterdir()] if attempts.exists() else []
+    found = [re.fullmatch(r"(\d+)\.json", name) for name in names]
+    number = 1 + max((int(n[1]) for n in found if n), default=0)
+    about = {
+        "attempt": number,
+        "code": code,
+        "owner": owner(),
+        "config": config,
+    }
+    text = json.dumps(about, indent=1, sort_keys=True) + "\n"
+    files.write_whole(attempts / f"{number:04}.json", text)
+    return number
 
 
-def write_config(folder: Path, text: str) -> None:
+def owner() -> str:
+    """Names this process, with the time."""
+    since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return f"pid {os.getpid()} on {socket.gethostname()} since {since}"
+
+
+def write_config(folder: AnyPath, text: str) -> None:
     """Writes config.json; one that it replaces is kept as config.before-fork-N.json."""
     path = epath.Path(folder) / "config.json"
-    if path.exists() and path.read_text() != text:
-        old = json.loads(path.read_text())
-        if config_lib.changes(old, json.loads(text)):
-            number = len(list(path.parent.glob("config.before-fork-*.json"))) + 1
-            kept = f"config.before-fork-{number}.json"
-            write_text(folder, kept, path.read_text())
-    write_text(folder, "config.json", text)
+    old = read_json(folder, "config.json")
+    if old is not None and config_lib.changes(old, json.loads(text)):
+        number = len(list(path.parent.glob("config.before-fork-*.json"))) + 1
+        kept = path.with_name(f"config.before-fork-{number}.json")
+        files.write_whole(kept, path.read_bytes())
+    files.write_whole(path, text)
 
 
 def write_error(
-    folder: Path, error: BaseException, rank: int | None = None
+    folder: AnyPath, error: BaseException, rank: int | None = None
 ) -> str | None:
     """Keeps a traceback under errors/, of a rank as rankN.txt.
 
+    What a user can mend makes no folder where none stands: it may be a typing error.
+
     Returns:
-      Its path, or None if even that fails.
+      Its path, or None if that fails.
     """
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S.%f")
     what = f"{stamp}-{os.getpid()}" if rank is None else f"rank{rank}"
-    name = f"errors/{what}.txt"
     try:
-        write_text(folder, name, "".join(traceback.format_exception(error)))
-    except WriteError:
+        path = epath.Path(folder) / f"errors/{what}.txt"
+        if isinstance(error, UserError) and not epath.Path(folder).exists():
+            return None
+        files.write_whole(path, "".join(traceback.format_exception(error)))
+    except Exception:  # the handler of errors must not fail
         return None
-    return os.path.join(os.fspath(folder), name)
+    return os.fspath(path)

@@ -73,8 +73,6 @@ def accumulate(
     batch: Batch,
     key: Array,
     hyper: Hyper,
-    *,
-    microbatches: int,
 ) -> tuple[Params, Judged]:
     """Differentiates the loss of a whole step, microbatch by microbatch.
 
@@ -92,7 +90,6 @@ def accumulate(
       batch: with a leading axis of microbatches.
       key: of this step.
       hyper: float hyper-parameters.
-      microbatches: length of the leading axis.
 
     Returns:
       The gradient of the loss; the loss, sums and counts, new statistics.
@@ -108,7 +105,7 @@ def accumulate(
         loss, sums = objective.loss(columns, reports, new, hyper, counts)
         return loss, (loss, sums, new)
 
-    if microbatches == 1:
+    if len(batch.tokens) == 1:
         rows = jax.tree.map(lambda leaf: leaf[0], batch)
         return _whole(score, finish, params, rows)
     if objective.couples:
@@ -207,7 +204,6 @@ def train_step(
     tx: optax.GradientTransformation,
     lr_factor: Schedule,
     clip_norm: float,
-    microbatches: int,
     sync: Sync | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Takes one optimizer step.
@@ -221,7 +217,6 @@ def train_step(
       tx: direction of descent.
       lr_factor: step -> factor on `hyper['lr']`.
       clip_norm: bound on the global gradient norm; 0 = none.
-      microbatches: length of the batch's leading axis.
       sync: how the reference follows the policy; None where it is frozen.
 
     Returns:
@@ -230,14 +225,7 @@ def train_step(
     """
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     grads, (loss, sums, stats) = accumulate(
-        objective,
-        state.params,
-        frozen,
-        state.stats,
-        batch,
-        key,
-        hyper,
-        microbatches=microbatches,
+        objective, state.params, frozen, state.stats, batch, key, hyper
     )
     metrics = {name: s / jnp.maximum(n, 1.0) for name, (s, n) in sums.items()}
     norm = optax.global_norm(grads)

@@ -4,18 +4,26 @@
 needs, multiply and add apart: kernels, head and attention of the policy forward and
 backward, and forward of a reference that runs. Not counted is what an implementation
 does beside: masked scores, padding, recomputation. The devices' peak stands in a table,
-or is measured at the start of the run. This room knows no model: it is given sizes.
+or is the most that this host has reached so far, at the start of this run or another.
+This room knows no model: it is given sizes.
 """
 
 import functools
+import os
+import platform
+import re
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from etils import epath
 
-MEASURING_SECONDS = 0.8
+FIRST_SECONDS, AGAIN_SECONDS = 0.8, 0.2  # to measure on a host that is new, or known
+DRAWN = 2048  # rows and columns of random numbers; a larger matrix repeats them
 
 # FLOP/s of dense bfloat16 products, of one device as jax counts and names them.
 # TPU: Google Cloud's page of each version, "peak compute per chip (bf16)".
@@ -57,7 +65,9 @@ def peak(dtype: str) -> Peak:
     """Finds the peak of this run's devices for matrix products in `dtype`.
 
     It is measured where the table has none: on CPUs, in other dtypes than bfloat16, on
-    devices that the table does not know. Call it while the devices are idle.
+    devices that the table does not know. Call it while the devices are idle. Beside the
+    compilation cache, if there is one, the best that a host ever reached is kept: what
+    else runs there at the moment must not make a run look fast.
     """
     device = jax.devices()[0]
     kind, count = device.device_kind, jax.device_count()
@@ -67,29 +77,63 @@ def peak(dtype: str) -> Peak:
             listed * count, f"{count} × {kind}, bfloat16, of the vendor's sheet"
         )
     on_cpu = device.platform == "cpu"
-    found = matmul_flops_per_second(dtype, size=2048 if on_cpu else 8192)
+    folder = jax.config.values["jax_compilation_cache_dir"]
+    names = platform.node(), kind, os.cpu_count(), dtype
+    name = re.sub(r"[^\w.-]+", "-", "-".join(map(str, ("matmul", *names))))
+    found = best_so_far(
+        lambda seconds: matmul_flops_per_second(
+            dtype, size=2048 if on_cpu else 8192, seconds=seconds
+        ),
+        epath.Path(folder) / name if folder else None,
+    )
     # a CPU's fake devices share its cores; its processes measure at the same time
     shares = jax.process_count() if on_cpu else count
     return Peak(found * shares, f"{shares} × {kind}, {dtype} matmul as measured")
 
 
-def matmul_flops_per_second(dtype: str, *, size: int) -> float:
+def best_so_far(measure: Callable[[float], float], file: epath.Path | None) -> float:
+    """Measures again, and keeps the largest of all measurements in a file.
+
+    Args:
+      measure: seconds to spend -> FLOP/s.
+      file: of this host and kind of devices; None = nothing is kept. One that cannot be
+        read or written is told and measured without.
+    """
+    before = 0.0
+    try:
+        before = float(file.read_text()) if file is not None and file.exists() else 0.0
+    except (OSError, ValueError) as error:
+        logging.warning("%s is not read: %s", file, error)
+    best = max(before, measure(AGAIN_SECONDS if before else FIRST_SECONDS))
+    try:
+        if file is not None and best > before:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(repr(best))
+    except OSError as error:
+        logging.warning("%s is not written: %s", file, error)
+    return best
+
+
+def matmul_flops_per_second(dtype: str, *, size: int, seconds: float) -> float:
     """Measures the best of many square matrix products on one device, FLOP/s.
 
     One of this process's, whatever mesh is set: fake devices share the cores of a CPU,
     and processes need not run equally many.
     """
     with jax.set_mesh(jax.make_mesh((1,), ("alone",), devices=jax.local_devices()[:1])):
-        return _best_product(dtype, size)
+        return _best_product(dtype, size, seconds)
 
 
-def _best_product(dtype: str, size: int) -> float:
+def _best_product(dtype: str, size: int, seconds: float) -> float:
     # not of ones: chips that run into their power limit are faster on those
-    left = jax.random.normal(jax.random.key(0), (size, size), dtype)
+    drawn = np.random.default_rng(0).standard_normal(
+        2 * (min(size, DRAWN),), np.float32
+    )
+    left = jnp.tile(jnp.asarray(drawn, dtype), 2 * (size // len(drawn),))
     product = jax.jit(jnp.matmul)
     run = lambda: product(left, left).block_until_ready()  # noqa: E731
     run()  # compiles
-    end = time.perf_counter() + MEASURING_SECONDS
+    end = time.perf_counter() + seconds
     best = seconds_of(run)
     while time.perf_counter() < end:
         best = min(best, seconds_of(run))

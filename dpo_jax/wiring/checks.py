@@ -9,17 +9,17 @@ from dpo_jax import config as config_lib
 from dpo_jax.config import Config
 from dpo_jax.data import layouts, sources
 from dpo_jax.errors import ConfigError, DataError, DeviceError, collected, unknown
-from dpo_jax.losses import Loss, pairwise
+from dpo_jax.losses import Bound, LossTable, find, pairwise
+from dpo_jax.losses.loss import options, pick
 from dpo_jax.sharding import mesh
 from dpo_jax.train import optimizer
 from dpo_jax.wiring import objective
 from dpo_jax.wiring.data import Data
+from dpo_jax.wiring.objective import Losses
 
-LossTable = objective.LossTable
 
-
-def check(config: Config, losses: LossTable) -> tuple[Loss, ...]:
-    """Checks a configuration on its own and finds its losses.
+def check(config: Config, table: LossTable) -> Losses:
+    """Checks a configuration on its own and looks up its losses.
 
     Raises:
       ConfigError: naming the faults together.
@@ -27,65 +27,91 @@ def check(config: Config, losses: LossTable) -> tuple[Loss, ...]:
     config_lib.check(config)
     names = config.loss.name.split("+")
     with collected(ConfigError) as complaints:
-        missing = [name for name in names if name not in losses]
-        complaints += [unknown("loss.name", name, losses) for name in missing]
+        missing = [name for name in names if name not in table]
+        complaints += [unknown("loss.name", name, table) for name in missing]
         if not missing:
-            complaints += loss_faults(config, objective.components(config, losses))
+            faults = own_option_faults(config.loss, table)
+            losses = objective.losses_of(config.loss, table)
+            complaints += faults or loss_faults(config, losses)
         complaints += optimizer_faults(config) + source_faults(config.data)
         if config.eval.rollouts:
             complaints += rollout_faults(config)
-    return objective.components(config, losses)
+    return objective.losses_of(config.loss, table)
 
 
-def loss_faults(config: Config, rows: tuple[Loss, ...]) -> list[str]:
+def own_option_faults(section: Config, table: LossTable) -> list[str]:
+    """Complains of `loss.options` of which nothing is read.
+
+    Args:
+      section: `config.loss`.
+      table: of losses.
+    """
+    names, found = section.name.split("+"), []
+    for name, own in section.options.items():
+        if name not in names:
+            found.append(unknown("loss.options", name, names))
+            continue
+        used = options(find(name, table))
+        found += [
+            unknown(f"loss.options.{name}", option, used)
+            for option in own
+            if option not in used
+        ]
+    return found
+
+
+def loss_faults(config: Config, losses: Losses) -> list[str]:
     """Complains of losses that do not go together, and of options they do not use."""
     by = f"loss.name={config.loss.name!r}"
-    found = mixture_faults(config, rows) + kind_faults(config, rows)
+    found = mixture_faults(config, losses) + objective_faults(config, losses)
     if found:
         return found
-    used = objective.used_options(config, rows)
+    used = objective.used_options(config, losses)
     found += config_lib.unused_options("loss", config.loss, {"name", *used}, by)
-    found += [
-        f"loss.{name}={config.loss[name]} must be > 0 for {by}"
-        for row in rows
-        for name in row.positive
-        if not config.loss[name] > 0
-    ]
-    if any(row.reference for row in rows) and config.ref.mode == "none":
+    found += [fault for bound in losses for fault in bound_faults(bound)]
+    if any(b.loss.reference for b in losses) and config.ref.mode == "none":
         found.append(f"{by} needs a reference; set ref.mode='live'")
-    if objective.needs_whole_reference(rows) and config.ref.sync_every_steps:
+    if objective.needs_whole_reference(losses) and config.ref.sync_every_steps:
         found.append(f"{by} needs a reference that stays; set ref.sync_every_steps=0")
-    if objective.needs_whole_reference(rows) and config.ref.mode == "cached":
+    if objective.needs_whole_reference(losses) and config.ref.mode == "cached":
         found.append(
             f"{by} needs the reference's whole distribution, and the cache keeps the "
             "log-probs of the responses only; set ref.mode='live'"
         )
-    if "divergence" in used:
+    return found
+
+
+def bound_faults(bound: Bound) -> list[str]:
+    """Complains of options that a loss cannot take, or that contradict each other."""
+    values = bound.options(bound.hyper)
+    found = [
+        f"{'loss.options' if '.' in bound.traced[name] else 'loss'}."
+        f"{bound.traced[name]}={values[name]} must be > 0 for loss.name={bound.name!r}"
+        for name in bound.loss.positive
+        if not values[name] > 0
+    ]
+    if "divergence" in values:
         try:
-            pairwise.check_choices(
-                divergence=config.loss.divergence,
-                divergence_alpha=config.loss.divergence_alpha,
-                normalize=config.loss.normalize,
-            )
+            pairwise.check_choices(**pick(pairwise.check_choices, values))
         except ConfigError as error:
             found.append(str(error))
     return found
 
 
-def mixture_faults(config: Config, rows: tuple[Loss, ...]) -> list[str]:
-    """Complains of mixtures whose parts or weights do not fit together."""
+def mixture_faults(config: Config, losses: Losses) -> list[str]:
+    """Complains of mixtures whose losses or weights do not fit together."""
     names, weights = config.loss.name.split("+"), config.loss.weights
     found = []
-    if weights and len(weights) != len(rows):
+    if weights and len(weights) != len(names):
         found.append(
             f"loss.weights={tuple(weights)} has {len(weights)} weights for the "
-            f"{len(rows)} losses of loss.name={config.loss.name!r}"
+            f"{len(names)} losses of loss.name={config.loss.name!r}"
         )
-    if len(rows) == 1:
+    if len(names) == 1:
         return found
     if len(set(names)) < len(names):
         found.append(f"loss.name={config.loss.name!r} names a loss twice")
-    own = [n for n, row in zip(names, rows, strict=True) if row.token_weights]
+    own = [bound.name for bound in losses if bound.loss.token_weights]
     if own:
         found.append(
             f"loss.name={config.loss.name!r}: {', '.join(own)} weighs tokens in its "
@@ -94,25 +120,26 @@ def mixture_faults(config: Config, rows: tuple[Loss, ...]) -> list[str]:
     return found
 
 
-def kind_faults(config: Config, rows: tuple[Loss, ...]) -> list[str]:
+def objective_faults(config: Config, losses: Losses) -> list[str]:
     """Complains of losses that are not for the objective."""
-    names = config.loss.name.split("+")
     found = []
-    for name, row in zip(names, rows, strict=True):
-        wanted = objective.TAKEN_BY[row.takes]
-        plain_sft = config.objective == "sft" and row.per == "chosen_tokens"
+    for bound in losses:
+        wanted = objective.TAKEN_BY[bound.loss.takes]
+        plain_sft = config.objective == "sft" and bound.loss.per == "chosen_tokens"
         if config.objective != wanted and not plain_sft:
-            found.append(f"loss.name={name!r} needs objective={wanted!r}")
+            found.append(f"loss.name={bound.name!r} needs objective={wanted!r}")
     return found
 
 
-def check_data(config: Config, rows: tuple[Loss, ...], data: Data) -> None:
+def check_data(config: Config, losses: Losses, data: Data) -> None:
     """Refuses data without ratings that a loss needs.
 
     Raises:
       DataError: naming the columns.
     """
-    if config.loss.margin != "data" and not any("ratings" in r.columns for r in rows):
+    if config.loss.margin != "data" and not any(
+        "ratings" in bound.loss.columns for bound in losses
+    ):
         return
     with collected(DataError) as complaints:
         for split, records in (("train", data.train), ("eval", data.eval)):

@@ -20,14 +20,13 @@ from jax.sharding import Mesh
 from dpo_jax.config import Config
 from dpo_jax.data import layouts
 from dpo_jax.errors import DeviceError
-from dpo_jax.losses import Loss
 from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.sharding import arrays, rules
 from dpo_jax.train import annotate
 from dpo_jax.types import Batch, Hyper, Params
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring import training
-from dpo_jax.wiring.objective import hyper, needs_whole_reference
+from dpo_jax.wiring.objective import Losses, hyper, needs_whole_reference
 
 ONE_CORE = {"v4": "megacore"}  # topologies that list a chip's cores unless asked not to
 COLLECTIVE = re.compile(
@@ -90,11 +89,11 @@ def tpus(topology: str) -> Sequence[Any]:
 
 def compile_run(
     config: Config,
-    rows: tuple[Loss, ...],
+    losses: Losses,
     folder: Path | None,
     spec: DecoderSpec,
     shape: layouts.Shape,
-    built: Mesh,
+    mesh: Mesh,
     *,
     steps: int,
 ) -> list[Program]:
@@ -102,11 +101,11 @@ def compile_run(
 
     Args:
       config: of the run.
-      rows: its losses.
+      losses: of the run.
       folder: where the policy's weights would come from; None = drawn.
       spec: of the policy.
       shape: of a microbatch, over the whole mesh.
-      built: the mesh, of any devices.
+      mesh: of any devices.
       steps: of the run, for the schedule.
 
     Returns:
@@ -116,28 +115,33 @@ def compile_run(
       UserError: where `train` would refuse, too.
       DeviceError: if a program does not fit the devices.
     """
-    with jax.sharding.use_abstract_mesh(built.abstract_mesh):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         policy = model_wiring.make_model(config, folder, spec)
-        model_wiring.check_loadable(policy, built)
-        reference = model_wiring.reference_model(config, policy, built)
-        trainer = training.make_trainer(config, rows, policy, reference, built, steps)
-        batch = abstract_batch(shape, config.batch.microbatches, built)
+        model_wiring.check_loadable(policy, mesh)
+        reference = model_wiring.reference_model(config, policy, mesh)
+        trainer = training.make_trainer(config, losses, policy, reference, mesh, steps)
+        batch = abstract_batch(shape, config.batch.microbatches or 1, mesh)
         found = []
         if reference is not None:
-            whole = needs_whole_reference(rows)
-            ask = model_wiring.compile_ask(config, reference, built, whole=whole)
+            whole = needs_whole_reference(losses)
+            ask = model_wiring.compile_ask(config, reference, mesh, whole=whole)
             dtype = model_wiring.reference_dtype(config)
-            params = model_wiring.abstract_weights(reference, dtype, built)
+            params = model_wiring.abstract_weights(reference, dtype, mesh)
             if config.ref.mode == "live":
                 found.append(compiled("reference", ask, params, batch))
-            batch = annotated(ask, params, batch, built)
-        given = trainer.abstract, trainer.frozen, batch, abstract_hyper(config, built)
+            batch = annotated(ask, params, batch, mesh)
+        given = (
+            trainer.abstract,
+            trainer.frozen,
+            batch,
+            abstract_hyper(config, losses, mesh),
+        )
         return [*found, compiled("train step", trainer.step, *given)]
 
 
-def abstract_batch(shape: layouts.Shape, microbatches: int, built: Mesh) -> Batch:
+def abstract_batch(shape: layouts.Shape, microbatches: int, mesh: Mesh) -> Batch:
     """Returns the step's batch as shapes, before anything is annotated."""
-    place = arrays.row_sharding(built, leading=1)
+    place = arrays.row_sharding(mesh, leading=1)
 
     def one(leaf: Any) -> jax.ShapeDtypeStruct:
         full = (microbatches, shape.rows, *leaf.shape[1:])
@@ -146,18 +150,18 @@ def abstract_batch(shape: layouts.Shape, microbatches: int, built: Mesh) -> Batc
     return jax.tree.map(one, layouts.empty(shape._replace(rows=1)))
 
 
-def annotated(ask: Any, params: Params, batch: Batch, built: Mesh) -> Batch:
+def annotated(ask: Any, params: Params, batch: Batch, mesh: Mesh) -> Batch:
     """Adds the columns that a reference would give."""
     columns = jax.eval_shape(ask, params, batch)
-    place = arrays.row_sharding(built, leading=1)
+    place = arrays.row_sharding(mesh, leading=1)
     places = dict.fromkeys(columns, place)
     return annotate.with_tokens(batch, rules.with_shardings(columns, places))
 
 
-def abstract_hyper(config: Config, built: Mesh) -> Hyper:
+def abstract_hyper(config: Config, losses: Losses, mesh: Mesh) -> Hyper:
     """Returns the float hyper-parameters as shapes."""
-    values = jax.eval_shape(lambda: hyper(config))
-    return rules.with_shardings(values, dict.fromkeys(values, arrays.replicated(built)))
+    values = jax.eval_shape(lambda: hyper(config, losses))
+    return rules.with_shardings(values, dict.fromkeys(values, arrays.replicated(mesh)))
 
 
 def compiled(name: str, program: Any, *shapes: Any) -> Program:

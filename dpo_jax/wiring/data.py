@@ -23,6 +23,7 @@ from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.sharding import arrays, mesh
 from dpo_jax.train import watchdog
 from dpo_jax.types import Batch, Record
+from dpo_jax.wiring import microbatches
 
 FOLDER = "token_cache"  # beside the run folder, so that the runs of a sweep share it
 EVAL_SEED = 0
@@ -221,9 +222,10 @@ def make_loaders(
     picked = attention.resolve(
         config.model.attention, dtype=config.model.dtype, softcap=spec.attn_softcap
     )
+    pairs = config.batch.pairs
     settings = loader_lib.Settings(
-        pairs=config.batch.pairs,
-        microbatches=config.batch.microbatches,
+        pairs=pairs,
+        microbatches=config.batch.microbatches or 1,
         layout=config.data.layout,
         row_tokens=config.data.row_tokens,
         shards=mesh.row_shards(built),
@@ -233,18 +235,22 @@ def make_loaders(
     )
     order = loader_lib.train_steps(
         len(data.train),
-        pairs=config.batch.pairs,
+        pairs=pairs,
         steps=steps,
         seed=data_seed(config),
         shuffle=config.data.shuffle,
     )
     train = Loader(data.train, order, settings, join)
+    number = microbatches.choose(config, spec, train, built)
+    if number != train.microbatches:
+        settings = dataclasses.replace(settings, microbatches=number)
+        train = Loader(data.train, order, settings, join)
     if not data.eval:
         return train, None
-    order = loader_lib.eval_steps(len(data.eval), pairs=config.batch.pairs)
-    return train, Loader(
-        data.eval, order, dataclasses.replace(settings, microbatches=1), join
-    )
+    # no more at a time than a microbatch of training holds
+    order = loader_lib.eval_steps(len(data.eval), pairs=-(-pairs // number))
+    settings = dataclasses.replace(settings, microbatches=1)
+    return train, Loader(data.eval, order, settings, join)
 
 
 def global_batches(

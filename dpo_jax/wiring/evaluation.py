@@ -5,19 +5,24 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from dpo_jax.config import Config
 from dpo_jax.data import sources
 from dpo_jax.data.loader import Loader
-from dpo_jax.evals import preference, rollout
-from dpo_jax.evals.rollout import Rollout
+from dpo_jax.evals import preference, rollouts
+from dpo_jax.evals.rollouts import Rollout
 from dpo_jax.objectives import reward
 from dpo_jax.precision import in_products_of
-from dpo_jax.sampling import generate, pick
+from dpo_jax.sampling import batches, pick
+from dpo_jax.sampling.batches import Sampler
+from dpo_jax.sampling.rollout import Prompts, rows_of
 from dpo_jax.sharding import arrays
+from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.types import (
+    Array,
     Batch,
     Columns,
     Counts,
@@ -25,15 +30,18 @@ from dpo_jax.types import (
     Hyper,
     Params,
     Reports,
+    Samples,
     TrainState,
 )
 from dpo_jax.wiring import generation
-from dpo_jax.wiring.data import global_batches
+from dpo_jax.wiring.data import EVAL_SEED, global_batches
 from dpo_jax.wiring.model import Model, Reference
+from dpo_jax.wiring.parts import Parts
 from dpo_jax.wiring.reference import Annotators
 from dpo_jax.wiring.training import Trainer
 
 ROLLOUT_SEED = 99  # one key for all policies: common random numbers
+ROLLOUT_ROWS = 128  # of a shard that are sampled together, at most
 
 
 def make_evaluate(
@@ -87,52 +95,64 @@ class Sampled(NamedTuple):
 
 
 def make_rollouts(
-    config: Config, policy: Model, reference: Reference, tokenizer: Any
+    config: Config, parts: Parts, reference: Reference
 ) -> Callable[[Params], Sampled]:
     """Builds `params -> Sampled` on the prompts of a source with a true reward."""
-    judged = sources.JUDGED[config.data.eval]
-    texts = judged.prompts(config.seed, config.eval.rollouts, split="eval")
+    policy, mesh, tokenizer = parts.model, parts.mesh, parts.data.tokenizer
+    source = sources.JUDGED[config.data.eval]
+    texts = source.prompts(EVAL_SEED, config.eval.rollouts, split="eval")
     prompts = [generation.encode(config, tokenizer, text) for text in texts]
+    key, chunk = jax.random.key(ROLLOUT_SEED), config.model.logits_chunk
 
     def judge(index: int, completion: str) -> float:
-        return judged.reward(texts[index].split(), completion.split())
+        return source.reward(texts[index].split(), completion.split())
 
-    def player(model: Model, dtype: str) -> rollout.PlayFn:
-        decoding = generation.make_decoding(
-            model.spec,
-            dtype=dtype,
-            attention=config.model.attention,
-            length=config.data.max_tokens,  # as `apply` has it
-            constrain=lambda x: x,
-        )
-        sample = functools.partial(
-            generate.generate,
-            model=decoding,
+    def sampler_of(model: Model) -> Sampler:
+        return batches.make_sampler(
+            generation.make_decoding(model.decoder),
+            pick=pick.sampler(temperature=1.0),
+            stops=[tokenizer.eos_token_id],
             max_new_tokens=config.data.max_tokens - config.data.max_prompt_tokens,
-            pick=pick.temperature(1.0),
-            stops=np.array([tokenizer.eos_token_id], np.int32),
-        )
-        return rollout.make_play(
-            apply=model.apply_anywhere,
-            ref_apply=reference.model.apply_anywhere,
-            sample=sample,
-            rows=generate.rows,
+            mesh=mesh,
         )
 
-    rollout_of = functools.partial(
-        rollout.rollout,
-        prompts=prompts,
-        key=jax.random.key(ROLLOUT_SEED),
-        ref_params=reference.params,
-        decode=functools.partial(tokenizer.decode, skip_special_tokens=True),
-        reward=judge,
-    )
-    of_ref = config.ref.dtype or config.model.dtype
-    before = rollout_of(reference.params, play=player(reference.model, of_ref))
-    play = player(policy, config.model.dtype)  # compiled at the first evaluation
+    def kl(params: Params, ref: Params, rows: Prompts, samples: Samples) -> Array:
+        return rollouts.sequence_kl(
+            params,
+            ref,
+            rows_of(rows, samples),
+            apply=policy.apply,
+            ref_apply=reference.model.apply,
+            chunk=chunk,
+        )
+
+    def play(sampler: Sampler, params: Params, kl: Callable[..., Array]) -> Rollout:
+        rows = ROLLOUT_ROWS * mesh_lib.row_shards(mesh)
+        found = (
+            (part, sampler.read((samples, kl(params, reference.params, at, samples))))
+            for part, at, samples in batches.rollouts(
+                params, prompts, key, sampler=sampler, n=1, batch=rows
+            )
+        )
+        return rollouts.judged(
+            *batches.gather(found, len(prompts), 1),
+            decode=functools.partial(tokenizer.decode, skip_special_tokens=True),
+            reward=judge,
+        )
+
+    def none(params: Params, ref: Params, rows: Prompts, samples: Samples) -> Array:
+        return np.zeros(samples.ended.shape, np.float32)  # the reference to itself
+
+    ours, theirs = policy.decoder, reference.model.decoder
+    sampler = of_ref = sampler_of(policy)  # one where both compute the same
+    if theirs != ours:
+        of_ref = sampler_of(reference.model)
+    before = play(of_ref, reference.params, none)
+    widest = jnp.promote_types(ours.dtype, theirs.dtype).name
+    compiled = jax.jit(in_products_of(widest, kl))
 
     def sample(params: Params) -> Sampled:
-        return Sampled(texts, rollout_of(params, play=play), before)
+        return Sampled(texts, play(sampler, params, compiled), before)
 
     return sample
 
@@ -142,8 +162,10 @@ def rollout_metrics(sampled: Sampled) -> dict[str, float]:
     found = {}
     columns = {"reward": sampled.policy.rewards, "kl": sampled.policy.kls}
     for name, values in columns.items():
-        mean, error = rollout.mean_se(values)
-        found |= {f"rollouts/{name}": mean, f"rollouts/{name}_se": error}
+        mean, error = rollouts.mean_se(values)
+        found[f"rollouts/{name}"] = mean
+        if error is not None:
+            found[f"rollouts/{name}_se"] = error
     return found | {"rollouts/length": float(sampled.policy.lengths.mean())}
 
 
@@ -157,17 +179,23 @@ def before_and_after(sampled: Sampled) -> dict[str, Any]:
         {
             "name": name,
             "values": {
-                "true reward": rollout.mean_se(found.rewards),
-                "KL to reference (nats)": rollout.mean_se(found.kls),
-                "length (tokens)": rollout.mean_se(found.lengths),
+                "true reward": _cell(found.rewards),
+                "KL to reference (nats)": _cell(found.kls),
+                "length (tokens)": _cell(found.lengths),
             },
         }
         for name, found in both.items()
     ]
-    gain = rollout.mean_se(sampled.policy.rewards - sampled.reference.rewards)
+    gain = _cell(sampled.policy.rewards - sampled.reference.rewards)
     rows.append({"name": "difference", "values": {"true reward": gain}})
     count = len(sampled.prompts)
     return {"title": f"True reward of {count} sampled continuations", "rows": rows}
+
+
+def _cell(values: np.ndarray) -> float | tuple[float, float]:
+    """Gives a mean with its standard error, where there is one."""
+    mean, error = rollouts.mean_se(values)
+    return mean if error is None else (mean, error)
 
 
 def side_by_side(sampled: Sampled, count: int) -> list[dict[str, Any]]:

@@ -1,29 +1,33 @@
-"""What is sampled by whom: prompts, policies with a cache, and engines on a mesh."""
+"""Whose policies continue which prompts, and what each of them says."""
 
 import functools
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from dpo_jax.config import Config
 from dpo_jax.data import records, sources, tokenize
 from dpo_jax.data.encode import encode as encode_row
 from dpo_jax.data.records import RawRow, Text
-from dpo_jax.errors import ConfigError, DataError, DeviceError, ModelError, collected
-from dpo_jax.models import decode
+from dpo_jax.errors import ConfigError, DataError, ModelError
+from dpo_jax.models import decode, files, hf
 from dpo_jax.models.decoder import Decoder
 from dpo_jax.models.spec import DecoderSpec
-from dpo_jax.sampling import complete, pick
-from dpo_jax.sampling.complete import Completion, Engine
-from dpo_jax.sampling.generate import Decoding
-from dpo_jax.sharding import arrays, mesh
-from dpo_jax.types import Array, Params
+from dpo_jax.sampling import batches, pick, stops
+from dpo_jax.sampling.batches import Sampler
+from dpo_jax.sampling.rollout import Decoding
+from dpo_jax.sharding import mesh as mesh_lib
+from dpo_jax.types import Params
+from dpo_jax.wiring import data as data_wiring
+from dpo_jax.wiring import model as model_wiring
+from dpo_jax.wiring import restoring
 
 
 class Request(NamedTuple):
@@ -40,7 +44,7 @@ class Request(NamedTuple):
       min_p: 0 = off.
       stop: strings that end a continuation, special tokens among them.
       seed: of the noise.
-      batch: rows that run together.
+      batch: rows that run together, at most; at least one a shard.
     """
 
     prompts: str
@@ -51,37 +55,90 @@ class Request(NamedTuple):
     top_k: int
     top_p: float
     min_p: float
-    stop: tuple[str, ...]
+    stop: Sequence[str]
     seed: int
     batch: int
 
 
-def check(request: Request, built: Mesh) -> None:
-    """Refuses numbers that make no sense, all together.
+class Policy(NamedTuple):
+    """A model that is sampled.
+
+    Attributes:
+      name: as the user gave it.
+      config: whose model, tokenizer and chat template it has.
+      workdir: the run whose newest checkpoint it is; None = the weights of model.path.
+    """
+
+    name: str
+    config: Config
+    workdir: os.PathLike | str | None
+
+
+class Completion(NamedTuple):
+    """One continuation of a prompt.
+
+    Attributes:
+      text: special tokens and the stop string left out.
+      tokens: ids, the one that ended it included.
+      logps: nats, of each token under the distribution that it was drawn from; greedy
+        ones under the model itself.
+      ended: by a stop token or string, not by the limit.
+    """
+
+    text: str
+    tokens: list[int]
+    logps: list[float]
+    ended: bool
+
+
+class Answers(NamedTuple):
+    """What the policies made of the prompts.
+
+    Attributes:
+      prompts: texts or chats.
+      completions: by name, n completions of each prompt.
+    """
+
+    prompts: list[Text]
+    completions: dict[str, list[list[Completion]]]
+
+
+def policy_of_run(config: Config, workdir: str) -> Policy:
+    """Describes the policy of a run, on the mesh of `config`.
 
     Raises:
-      ConfigError: naming the flags.
-      DeviceError: if the batch does not divide over the mesh.
+      RunFolderError: if there is no run.
     """
-    with collected(ConfigError) as complaints:
-        lowest = {"n": 1, "max_new_tokens": 1, "batch": 1, "limit": 0, "seed": 0}
-        values = request._asdict()
-        complaints += [
-            f"--{name}={values[name]} must be ≥ {least}"
-            for name, least in lowest.items()
-            if values[name] < least
-        ]
-        if not all(request.stop):
-            complaints.append("--stop='' is empty; leave it out")
-        warps = request.temperature, request.top_k, request.top_p, request.min_p
-        complaints += [f"--{fault}" for fault in pick.faults(*warps)]
-    shards = mesh.row_shards(built)
-    if request.batch % shards:
-        fits = request.batch + -request.batch % shards
-        raise DeviceError(
-            f"--batch={request.batch} is not a multiple of the {shards} data shards; "
-            f"use {fits}"
-        )
+    own: Config = ConfigDict(restoring.run_config(workdir).to_dict())
+    own.mesh = config.mesh
+    return Policy(workdir, own.lock(), workdir)
+
+
+def policy_of_folder(config: Config, path: str) -> Policy:
+    """Describes the model of an HF folder or hub id."""
+    own: Config = ConfigDict(config.to_dict())
+    own.model.path, own.model.preset = path, ""
+    return Policy(path, own.lock(), None)
+
+
+def sample(config: Config, request: Request, policies: Sequence[Policy]) -> Answers:
+    """Continues the same prompts with each policy, one after the other.
+
+    Args:
+      config: gives the mesh, and data.eval where the request names no prompts.
+      request: what is asked for.
+      policies: with names of their own.
+
+    Raises:
+      UserError: what a user can mend, before anything compiles.
+    """
+    mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    prompts = read_prompts(config, request)
+    with jax.set_mesh(mesh):
+        completions = {
+            policy.name: _answers(policy, prompts, request, mesh) for policy in policies
+        }
+    return Answers(prompts, completions)
 
 
 def read_prompts(config: Config, request: Request) -> list[Text]:
@@ -91,20 +148,21 @@ def read_prompts(config: Config, request: Request) -> list[Text]:
       DataError: if a row has no usable prompt.
       ConfigError: if there is neither.
     """
+    section = config.data
     if request.prompts:
         found = _prompts_of(request.prompts)
-    elif name := config.data.eval:
+    elif name := section.eval:
         rows = sources.read(
             name,
             split="eval",
-            path=config.data.path if name in sources.LOCAL_COPY else "",
-            seed=config.seed,
+            path=section.path if name in sources.LOCAL_COPY else "",
+            seed=data_wiring.EVAL_SEED,
         )
         kept, _ = records.validate(
             rows,
-            kind="completions" if config.objective == "sft" else "pairs",
-            format="hh" if name in sources.TRANSCRIPTS else config.data.format,
-            on_bad_row=config.data.on_bad_row,
+            kind=data_wiring.KINDS[config.objective],
+            format="hh" if name in sources.TRANSCRIPTS else section.format,
+            on_bad_row=section.on_bad_row,
         )
         found = [row.prompt for row in kept]
     else:
@@ -128,8 +186,106 @@ def _prompts_of(file: str) -> list[Text]:
     if faults or not found:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         what = " · ".join(faults[:3]) + more or "the file has no rows"
-        raise DataError(f"--prompts={file!r}: {what}")
+        raise DataError(f"the prompts of {file!r}: {what}")
     return found
+
+
+def _answers(
+    policy: Policy, prompts: Sequence[Text], request: Request, mesh: Mesh
+) -> list[list[Completion]]:
+    """Loads a policy and continues the prompts."""
+    config = policy.config
+    tokenizer = data_wiring.load_tokenizer(config)
+    encoded = [encode(config, tokenizer, prompt) for prompt in prompts]
+    if policy.workdir is None:
+        folder = files.resolve(config.model.path, config.model.revision)
+        spec = hf.spec_of(files.read_config(folder))
+        tokenize.check_ids(tokenize.max_token_id(tokenizer), spec.vocab)
+    else:
+        folder, spec = model_wiring.find_model(config, tokenizer)
+    check_texts(policy.name, spec, max(map(len, encoded)), request.max_new_tokens)
+    model = model_wiring.make_model(config, folder, spec)
+    model_wiring.check_loadable(model, mesh)
+    if policy.workdir is None:
+        params = model_wiring.load_params(model, mesh, "float32", seed=config.seed)
+    else:
+        _, params = restoring.trained_params(policy.workdir, model, mesh)
+    sampler = batches.make_sampler(
+        make_decoding(model.decoder),
+        pick=pick.sampler(
+            temperature=request.temperature,
+            top_k=request.top_k,
+            top_p=request.top_p,
+            min_p=request.min_p,
+        ),
+        stops=stop_ids(tokenizer, folder, request.stop),
+        max_new_tokens=request.max_new_tokens,
+        mesh=mesh,
+    )
+    return complete(params, encoded, sampler, tokenizer, request)
+
+
+def check_texts(name: str, spec: DecoderSpec, longest: int, new: int) -> None:
+    """Refuses a model that continues no text, and texts beyond its positions.
+
+    Args:
+      name: of the policy.
+      spec: of its decoder.
+      longest: tokens of the longest prompt.
+      new: tokens of a continuation, at most.
+
+    Raises:
+      ModelError: if it is a reward model.
+      ConfigError: if there are too few learned positions.
+    """
+    if spec.scalar:
+        raise ModelError(
+            f"{name} is a reward model: it scores texts and continues none; sample a "
+            "run of another objective"
+        )
+    if spec.learned_positions and longest + new > spec.max_positions:
+        raise ConfigError(
+            f"max_new_tokens={new} after a prompt of {longest} tokens exceeds the "
+            f"{spec.max_positions} learned positions of {name}"
+        )
+
+
+def complete(
+    params: Params,
+    prompts: Sequence[np.ndarray],
+    sampler: Sampler,
+    tokenizer: Any,
+    request: Request,
+) -> list[list[Completion]]:
+    """Continues encoded prompts: n completions of each, in order."""
+    decode_ids = functools.partial(tokenizer.decode, skip_special_tokens=True)
+    strings = stop_strings(tokenizer, request.stop)
+
+    def watch(tokens: list[int]) -> int:
+        found = stops.cut(tokens, decode_ids, strings)
+        return found.tokens if found.found else 0
+
+    parts = batches.rollouts(
+        params,
+        prompts,
+        jax.random.key(request.seed),
+        sampler=sampler,
+        n=request.n,
+        batch=request.batch,
+        watch=watch if strings else None,
+    )
+    on_host = ((part, sampler.read(samples)) for part, _, samples in parts)
+    samples = batches.gather(on_host, len(prompts), request.n)
+
+    def completion(tokens: Any, mask: Any, logps: Any, ended: Any) -> Completion:
+        ids = tokens[mask].tolist()
+        text = stops.cut(ids, decode_ids, strings).text
+        return Completion(text, ids, logps[mask].tolist(), bool(ended))
+
+    return [
+        [completion(*of_sample) for of_sample in zip(*of_prompt, strict=True)]
+        for of_prompt in zip(*samples, strict=True)
+    ]
 
 
 def encode(config: Config, tokenizer: Any, prompt: Text) -> np.ndarray:
@@ -159,40 +315,19 @@ def encode(config: Config, tokenizer: Any, prompt: Text) -> np.ndarray:
     return np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
 
 
-def make_decoding(
-    spec: DecoderSpec,
-    *,
-    dtype: str,
-    attention: str,
-    length: int,
-    constrain: Callable[[Array], Array],
-) -> Decoding:
-    """Builds a policy that reads texts piece by piece.
-
-    Args:
-      spec: of the decoder.
-      dtype: of the computation and of the cache.
-      attention: a key of `attention.BACKENDS`.
-      length: tokens of the longest text, for rope scalings that depend on it.
-      constrain: pins activations to a mesh.
-    """
-    module = Decoder(
-        spec,
-        dtype=jnp.dtype(dtype),
-        attention=attention,
-        length=length,
-        constrain=constrain,
-    )
+def make_decoding(decoder: Decoder) -> Decoding:
+    """Makes a decoder read texts piece by piece."""
     return Decoding(
-        ready=functools.partial(decode.ready, module),
+        dtype=decoder.dtype,
+        ready=functools.partial(decode.ready, decoder),
         prefill=lambda params, batch, lengths, tokens: decode.prefill(
-            module, params, batch, lengths, tokens=tokens
+            decoder, params, batch, lengths, tokens=tokens
         ),
-        step=functools.partial(decode.step, module),
+        step=functools.partial(decode.step, decoder),
     )
 
 
-def stop_ids(tokenizer: Any, folder: Path | None, words: tuple[str, ...]) -> list[int]:
+def stop_ids(tokenizer: Any, folder: Path | None, words: Sequence[str]) -> list[int]:
     """Lists the ids that end a text.
 
     They are the tokenizer's EOS, what the model's folder declares, and those words that
@@ -209,7 +344,7 @@ def stop_ids(tokenizer: Any, folder: Path | None, words: tuple[str, ...]) -> lis
     return sorted(token for token in found if token is not None)
 
 
-def stop_strings(tokenizer: Any, words: tuple[str, ...]) -> list[str]:
+def stop_strings(tokenizer: Any, words: Sequence[str]) -> list[str]:
     """Lists the words that are looked for in the text."""
     return [word for word in words if word not in _special(tokenizer)]
 
@@ -217,87 +352,4 @@ def stop_strings(tokenizer: Any, words: tuple[str, ...]) -> list[str]:
 def _special(tokenizer: Any) -> dict[str, int]:
     return dict(
         zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
-    )
-
-
-def check_lengths(spec: DecoderSpec, longest: int, request: Request) -> None:
-    """Refuses texts that are longer than the learned positions.
-
-    Raises:
-      ConfigError: naming the flag.
-    """
-    total = longest + request.max_new_tokens
-    if spec.learned_positions and total > spec.max_positions:
-        raise ConfigError(
-            f"--max_new_tokens={request.max_new_tokens} after a prompt of {longest} "
-            f"tokens exceeds the {spec.max_positions} learned positions"
-        )
-
-
-def make_engine(
-    config: Config,
-    spec: DecoderSpec,
-    built: Mesh,
-    request: Request,
-    *,
-    longest: int,
-    stops: list[int],
-) -> Engine:
-    """Builds generation over a mesh.
-
-    Args:
-      config: of the run.
-      spec: of its decoder.
-      built: the mesh.
-      request: what is asked for.
-      longest: tokens of the longest prompt.
-      stops: ids that end a text.
-    """
-    model = make_decoding(
-        spec,
-        dtype=config.model.dtype,
-        attention=config.model.attention,
-        length=complete.bucket(longest) + request.max_new_tokens,
-        constrain=arrays.constrain_rows,
-    )
-    place = arrays.row_sharding(built)
-
-    def spread(rows: Any) -> Any:
-        def here(leaf: Any) -> np.ndarray:
-            return np.asarray(leaf)[arrays.rows_here(place, len(leaf))]
-
-        return arrays.to_global(jax.tree.map(here, rows), place)
-
-    return complete.make_engine(
-        model,
-        pick=pick.sampler(
-            temperature=request.temperature,
-            top_k=request.top_k,
-            top_p=request.top_p,
-            min_p=request.min_p,
-        ),
-        stops=stops,
-        max_new_tokens=request.max_new_tokens,
-        spread=spread,
-        replicated=arrays.replicated(built),
-    )
-
-
-def run(
-    engine: Engine,
-    params: Params,
-    prompts: list[np.ndarray],
-    tokenizer: Any,
-    request: Request,
-) -> list[list[Completion]]:
-    """Continues encoded prompts."""
-    return complete.complete(
-        params,
-        prompts,
-        engine=engine,
-        decode=functools.partial(tokenizer.decode, skip_special_tokens=True),
-        strings=stop_strings(tokenizer, request.stop),
-        n=request.n,
-        batch=request.batch,
-        seed=request.seed,
     )

@@ -30,14 +30,14 @@ class Model(NamedTuple):
       spec: what it computes.
       folder: where its weights come from; None = drawn from the seed.
       apply: with activations spread by rows.
-      apply_anywhere: without, for batches that no mesh divides.
+      decoder: that computes it.
       head: parameters -> the map from hidden states to logits.
     """
 
     spec: DecoderSpec
     folder: Path | None
     apply: ApplyFn
-    apply_anywhere: ApplyFn
+    decoder: Decoder
     head: Callable[[Params], Head]
 
 
@@ -88,26 +88,21 @@ def make_model(
         softcap=spec.attn_softcap,
     )
 
-    def decoder(constrain: Callable[[Array], Array]) -> Decoder:
-        return Decoder(
-            spec,
-            dtype=chosen,
-            remat=config.model.remat,
-            attention=config.model.attention,
-            length=config.data.max_tokens,
-            shared=config.data.layout == "prefix_shared",
-            constrain=constrain,
-        )
+    decoder = Decoder(
+        spec,
+        dtype=chosen,
+        remat=config.model.remat,
+        attention=config.model.attention,
+        length=config.data.max_tokens,
+        shared=config.data.layout == "prefix_shared",
+        constrain=arrays.constrain_rows,
+    )
 
-    def apply_of(module: Decoder) -> ApplyFn:
-        def apply(params: Params, batch: Batch) -> tuple[Array, Head, Reports]:
-            hidden, head = module.apply({"params": params}, batch)
-            return hidden, head, {}  # pyright: ignore (flax types both as one union)
+    def apply(params: Params, batch: Batch) -> tuple[Array, Head, Reports]:
+        hidden, head = decoder.apply({"params": params}, batch)
+        return hidden, head, {}  # pyright: ignore (flax types both as one union)
 
-        return apply
-
-    pinned, free = decoder(arrays.constrain_rows), decoder(lambda x: x)
-    return Model(spec, folder, apply_of(pinned), apply_of(free), pinned.head)
+    return Model(spec, folder, apply, decoder, decoder.head)
 
 
 def check_loadable(model: Model, built: Mesh) -> None:

@@ -1,13 +1,11 @@
 """The names in `loss.*` to what is minimised.
 
-A mixture `dpo+sft` is several rows of the loss table, weighted by `loss.weights`. Which
-record the rows take says which objective it is. Float options are traced, so that a
-sweep over them compiles once; the others are fixed.
+A mixture `dpo+sft` is several losses of the table, weighted by `loss.weights`. Which
+record they take says which objective it is.
 """
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +13,16 @@ import jax.numpy as jnp
 from dpo_jax.config import Config
 from dpo_jax.data.loader import Join
 from dpo_jax.data.mismatch import mismatch
-from dpo_jax.losses import Loss, LossFn, find, keywords, options
+from dpo_jax.losses import Bound, LossTable, find
+from dpo_jax.losses.loss import options, pick
 from dpo_jax.losses.tokens import WEIGHTS
 from dpo_jax.objectives import preference, ranking, reward, unpaired
-from dpo_jax.objectives.judged import Judged, Kind, Term
+from dpo_jax.objectives.judged import Judged, Kind
 from dpo_jax.objectives.sft import Sft
 from dpo_jax.objectives.terms import Scorer, Weigh
 from dpo_jax.types import ApplyFn, Array, Columns, Head, Hyper, Objective, Params, Stats
 
-LossTable = Mapping[str, Loss | LossFn]
+Losses = Sequence[Bound]
 
 TAKEN_BY = {  # the record that a loss takes -> config.objective
     "pairs": "preference",
@@ -31,43 +30,57 @@ TAKEN_BY = {  # the record that a loss takes -> config.objective
     "lists": "ranking",
     "scores": "reward",
 }
-FIXED = ("divergence_alpha",)  # floats that choose a formula
 
 
-def components(config: Config, losses: LossTable) -> tuple[Loss, ...]:
-    """Looks up the rows of `loss.name`, one or several joined by `+`.
+def losses_of(section: Config, table: LossTable) -> Losses:
+    """Looks the losses of `loss.name` up and gives each its options.
+
+    Args:
+      section: `config.loss`.
+      table: of losses.
 
     Raises:
       ConfigError: if the table lacks one.
     """
-    return tuple(find(name, losses) for name in config.loss.name.split("+"))
+    names = section.name.split("+")
+    weights = section.weights or (1.0,) * len(names)
+    return tuple(
+        find(name, table).bind(
+            section,
+            section.options.get(name, {}),
+            name=name,
+            weight=float(weight) if len(names) > 1 else None,
+        )
+        for name, weight in zip(names, weights, strict=False)
+    )
 
 
-def needs_whole_reference(rows: tuple[Loss, ...]) -> bool:
+def needs_whole_reference(losses: Losses) -> bool:
     """Says whether a loss reads the reference's whole distribution at each token."""
-    return any("kls" in row.columns for row in rows)
+    return any("kls" in bound.loss.columns for bound in losses)
 
 
-def join_of(config: Config, rows: tuple[Loss, ...]) -> Join | None:
+def join_of(config: Config, losses: Losses) -> Join | None:
     """Finds what a step's records are joined by: KTO's mismatched responses."""
-    if not any("mismatched" in row.columns for row in rows):
+    if not any("mismatched" in bound.loss.columns for bound in losses):
         return None
     return functools.partial(mismatch, max_tokens=config.data.max_tokens)
 
 
-def used_options(config: Config, rows: tuple[Loss, ...]) -> set[str]:
+def used_options(config: Config, losses: Losses) -> set[str]:
     """Names the options of `loss.*` that a run reads.
 
     `ld_alpha` and `weighting` act on any loss of pairs' summed log-ratios.
     """
-    used = {"name"} | {name for row in rows for name in options(row)}
-    ratios = all(row.takes == "pairs" and row.reference for row in rows)
-    elementwise = not any(row.couples for row in rows)
-    if len(rows) > 1:
+    used = set()
+    for bound in losses:
+        used |= set(options(bound.loss)) - set(config.loss.options.get(bound.name, ()))
+    ratios = all(b.loss.takes == "pairs" and b.loss.reference for b in losses)
+    if len(losses) > 1:
         used.add("weights")
-    elif ratios and not any(row.token_weights for row in rows):
+    elif ratios and not losses[0].loss.token_weights:
         used.add("ld_alpha")
-    if ratios and elementwise:
+    if ratios and not any(bound.loss.couples for bound in losses):
         used.add("weighting")
     if config.objective == "reward":
         used.add("margin")
@@ -76,67 +89,36 @@ def used_options(config: Config, rows: tuple[Loss, ...]) -> set[str]:
     return used
 
 
-def is_traced(name: str, value: Any) -> bool:
-    """Tells hyper-parameters that a sweep may change without compiling again."""
-    return isinstance(value, float) and name not in FIXED
-
-
-def hyper(config: Config) -> Hyper:
+def hyper(config: Config, losses: Losses) -> Hyper:
     """Collects the float hyper-parameters as arrays."""
-    values = {k: v for k, v in config.loss.items() if is_traced(k, v)}
+    section = config.loss
+    values = {"beta": section.beta, "ld_alpha": section.ld_alpha}
+    for bound in losses:
+        values |= bound.hyper
     values["lr"] = config.optimizer.lr
     return {name: jnp.float32(value) for name, value in values.items()}
 
 
-def bound(function: Callable[..., Any], config: Config) -> Callable[..., Any]:
-    """Gives a function of the table its options: `(record, hyper, **more) -> …`."""
-    section = config.loss
-    names = [name for name in keywords(function) if name in section]
-    fixed = {n: section[n] for n in names if not is_traced(n, section[n])}
-    traced = [name for name in names if name not in fixed]
-
-    def call(record: Any, hyper: Hyper, **more: Any) -> Any:
-        given = {name: hyper[name] for name in traced}
-        return function(record, **fixed, **given, **more)
-
-    return call
-
-
-def term(row: Loss, config: Config, weight: float) -> Term:
-    """Binds a row of the table to the configuration."""
-    loss = bound(row.fn, config)
-    running = row.running
-    if running is None:
-        return Term(lambda record, stats, hyper: loss(record, hyper), row.per, weight)
-    names = [name for name in keywords(row.fn) if name in running.start]
-    move = bound(running.update, config)
-
-    def of_stats(record: NamedTuple, stats: Stats, hyper: Hyper) -> Array:
-        return loss(record, hyper, **{name: stats[name] for name in names})
-
-    def update(record: NamedTuple, stats: Stats, hyper: Hyper) -> Stats:
-        own = {name: stats[name] for name in running.start}
-        return move(record, hyper, stats=own)
-
-    return Term(of_stats, row.per, weight, update)
-
-
-def start_stats(rows: tuple[Loss, ...]) -> Stats:
+def start_stats(losses: Losses) -> Stats:
     """Returns the running statistics before the first step; {} where none is kept."""
     return {
         name: jnp.float32(value)
-        for row in rows
-        if row.running is not None
-        for name, value in row.running.start.items()
+        for bound in losses
+        if bound.running is not None
+        for name, value in bound.running.start.items()
     }
 
 
-def weigh_tokens(row: Loss, config: Config) -> Weigh | None:
+def weigh_tokens(losses: Losses, ld_alpha: float) -> Weigh | None:
     """Finds the weights of tokens in a response's sum; None = each counts once."""
-    name = row.token_weights
-    if not name and config.loss.ld_alpha != 1.0:
-        name = "ld"
-    return bound(WEIGHTS[name], config) if name else None
+    only = losses[0]
+    name = only.loss.token_weights or ("ld" if ld_alpha != 1.0 else "")
+    if not name:
+        return None
+    weigh = WEIGHTS[name]
+    return lambda places, hyper: weigh(
+        places, **pick(weigh, hyper | only.options(hyper))
+    )
 
 
 def clamped(columns: Columns) -> Array:
@@ -167,7 +149,7 @@ KINDS: dict[str, Kind] = {  # config.objective -> what is judged
 
 def make_objective(
     config: Config,
-    rows: tuple[Loss, ...],
+    losses: Losses,
     apply: ApplyFn,
     ref_head: Callable[[Params], Head] | None,
 ) -> Objective:
@@ -175,28 +157,23 @@ def make_objective(
 
     Args:
       config: of the run.
-      rows: from `components`.
+      losses: from `losses_of`.
       apply: the policy.
       ref_head: the head of the reference's parameters, where a loss needs its whole
         distribution.
     """
-    weights = config.loss.weights or (1.0,) * len(rows)
-    parts = tuple(
-        term(row, config, weight) for row, weight in zip(rows, weights, strict=True)
-    )
-    couples = any(row.couples or row.running is not None for row in rows)
     if config.objective == "reward":
         margins = config.loss.margin == "data"
         kind = reward.SCORES_AND_MARGINS if margins else reward.SCORES
-        return Judged(kind, reward.Scorer(apply), parts, couples)
+        return Judged(kind, reward.Scorer(apply), losses)
     weighting = WEIGHTINGS[config.loss.weighting]
     scorer = Scorer(
         apply,
         config.model.logits_chunk,
-        weigh_tokens(rows[0], config),
+        weigh_tokens(losses, config.loss.ld_alpha),
         ref_head,
         weighting is not None,
     )
     if config.objective == "sft":
         return Sft(scorer)
-    return Judged(KINDS[config.objective], scorer, parts, couples, weighting)
+    return Judged(KINDS[config.objective], scorer, losses, weighting)

@@ -1,29 +1,119 @@
-"""What a run leaves behind: an HF folder, samples, results, the report."""
+"""What a run leaves behind: an HF folder with a card, samples, results, the report."""
 
+import fnmatch
 import json
 import os
+import re
+import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from etils import epath
 
-from dpo_jax.errors import WriteError
+from dpo_jax import __version__, files
+from dpo_jax.config import Config, fingerprint, flat, to_json
+from dpo_jax.errors import ConfigError, WriteError
+from dpo_jax.files import AnyPath
+from dpo_jax.lines import Seal
+from dpo_jax.losses import LossTable
 from dpo_jax.models import hf
+from dpo_jax.models.files import WANTED
 from dpo_jax.report import html
-from dpo_jax.train import runfolder
+from dpo_jax.train import manifest, runfolder
+from dpo_jax.train.metrics import MetricsLog
+from dpo_jax.train.throughput import Peak
 from dpo_jax.types import Params
 from dpo_jax.wiring import evaluation
 from dpo_jax.wiring.model import Model
+from dpo_jax.wiring.objective import losses_of, used_options
 
 SHOWN_SAMPLES = 12
+WRITTEN = "dpo_jax.json"  # in an export: which files it wrote
 
 
-def bad_batch(workdir: os.PathLike | str, number: int, ids: list[int]) -> str:
+class Summary(NamedTuple):
+    """What a run ended with.
+
+    Attributes:
+      step: optimizer steps taken.
+      resumed_from: step that this launch started from; 0 = from the beginning.
+      already_complete: nothing was left to do.
+      values: the last evaluation's metrics; {} without one.
+      results: the table before / after; {} without rollouts.
+      data: what data.json holds.
+      seconds: what the time of this launch was spent on; see `train/clock.py`.
+      peak: what `mfu` is a share of; None where nothing was trained.
+    """
+
+    step: int
+    resumed_from: int
+    already_complete: bool
+    values: dict[str, float]
+    results: dict[str, Any]
+    data: dict[str, Any]
+    seconds: dict[str, float] = {}
+    peak: Peak | None = None
+
+
+def write_timing(workdir: AnyPath, ended: Summary) -> None:
+    """Writes timing.json: what the launch's time went to, and what `mfu` is a share of.
+
+    Only the launch that finishes a run leaves one.
+
+    Raises:
+      WriteError: if it cannot be written.
+    """
+    found = {
+        "steps": ended.step - ended.resumed_from,
+        "seconds": ended.seconds,
+        "peak": ended.peak._asdict() if ended.peak else None,
+    }
+    write_json(workdir, "timing.json", found)
+
+
+def write_json(workdir: AnyPath, name: str, value: Any) -> None:
+    """Writes a JSON file of the run folder.
+
+    Raises:
+      WriteError: if it cannot be written.
+    """
+    text = json.dumps(value, indent=1) + "\n"
+    files.write_whole(epath.Path(workdir) / name, text)
+
+
+def begin(
+    workdir: AnyPath,
+    config: Config,
+    report: dict[str, Any],
+    first: int,
+    sealed: Seal | None,
+) -> MetricsLog | None:
+    """Writes what a launch is, and opens its metrics; None on other than process 0.
+
+    Args:
+      workdir: the run folder, claimed.
+      config: of the run.
+      report: what data.json is to hold.
+      first: steps already taken.
+      sealed: what the checkpoint of that step says of the lines of metrics.jsonl.
+
+    Raises:
+      WriteError: if the folder does not take it.
+    """
+    if jax.process_index():
+        return None
+    text = to_json(config)
+    runfolder.write_config(workdir, text)
+    write_json(workdir, "data.json", report)
+    attempt = runfolder.begin_attempt(workdir, json.loads(text), commit())
+    return MetricsLog(workdir, resume_step=first, attempt=attempt, sealed=sealed)
+
+
+def bad_batch(workdir: AnyPath, number: int, ids: list[int]) -> str:
     """Keeps the ids of a step that went wrong; names them for the message."""
-    text = json.dumps({"step": number, "ids": ids}) + "\n"
-    runfolder.write_text(workdir, f"errors/batch{number}.json", text)
+    write_json(workdir, f"errors/batch{number}.json", {"step": number, "ids": ids})
     return f"rows {ids[:8]}{' …' if len(ids) > 8 else ''} of data.train"
 
 
@@ -31,7 +121,7 @@ def export(
     model: Model,
     params: Params,
     tokenizer: Any,
-    target: os.PathLike | str,
+    target: AnyPath,
     *,
     card: str,
     own_tokenizer: bool,
@@ -48,31 +138,94 @@ def export(
       own_tokenizer: whether the tokenizer is another than the model folder's.
       dtype: of the weights written.
     """
-    local = runfolder.is_local(target)
+    beside = {"README.md": card.encode()}
+    if own_tokenizer or not model.folder:
+        beside |= tokenizer_files(tokenizer)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(target) if local else Path(scratch)
-        hf.save_params(
+        folder = Path(target) if files.is_local(target) else Path(scratch)
+        names = hf.save_params(
             params,
             model.spec,
             folder,
             source_dir=model.folder,
             dtype=dtype,
             token_ids=None if model.folder else token_ids(tokenizer),
+            beside=beside,
         )
         if jax.process_index() == 0:
-            if own_tokenizer or not model.folder:
-                tokenizer.save_pretrained(folder)
-            (folder / "README.md").write_text(card)
-            if not local:
-                upload(folder, target)
+            written = manifest.hash_files(epath.Path(folder), names)
+            if not files.is_local(target):
+                for name in names:  # config.json is the last
+                    data = (folder / name).read_bytes()
+                    files.write_whole(epath.Path(target) / name, data)
+            write_json(target, WRITTEN, {"files": written})
 
 
-def upload(folder: Path, target: os.PathLike | str) -> None:
-    """Copies the files of a local folder to an object store's."""
-    there = epath.Path(target)
-    there.mkdir(parents=True, exist_ok=True)
-    for file in folder.iterdir():
-        (there / file.name).write_bytes(file.read_bytes())
+def check_target(target: AnyPath, workdir: AnyPath, *, overwrite: bool) -> None:
+    """Refuses a folder in which an export would replace what none wrote.
+
+    Args:
+      target: the folder to write.
+      workdir: the run folder; a link may not lead out of it.
+      overwrite: the user wants it so.
+
+    Raises:
+      ConfigError: naming the files, and where a link leads.
+    """
+    held = [] if overwrite else foreign_files(target)
+    out = "" if overwrite else link_out(target, workdir)
+    if held or out:
+        leads = f" is a link to {out}" if out else ""
+        holds = f" holds {', '.join(held)}, which would be replaced" if held else ""
+        raise ConfigError(
+            f"--out={target}{leads}{' and' * bool(out and held)}{holds}; name another "
+            "folder, or add --overwrite"
+        )
+
+
+def check_own_target(workdir: AnyPath) -> None:
+    """Refuses a run whose export would be written out of its folder, through a link.
+
+    Raises:
+      ConfigError: naming where it leads.
+    """
+    target = epath.Path(workdir) / "export"
+    if out := link_out(target, workdir):
+        raise ConfigError(
+            f"{target} is a link to {out}, where the run would replace files; remove it"
+        )
+
+
+def link_out(target: AnyPath, workdir: AnyPath) -> str:
+    """Tells where a target leads that lies in a run folder by name only; '' = not."""
+    if not (files.is_local(target) and files.is_local(workdir)):
+        return ""
+    name, folder = os.path.abspath(target), os.path.abspath(workdir)
+    real = os.path.realpath(name)
+    inside = os.path.commonpath([name, folder]) == folder
+    folder = os.path.realpath(folder)
+    return real if inside and os.path.commonpath([real, folder]) != folder else ""
+
+
+def foreign_files(target: AnyPath) -> list[str]:
+    """Lists the files that an export would replace and that none wrote as they are."""
+    path = epath.Path(target)
+    names = [p.name for p in path.iterdir()] if path.is_dir() else []
+    patterns = (*WANTED, "README.md")
+    names = [n for n in names if any(fnmatch.fnmatch(n, p) for p in patterns)]
+    try:
+        written = json.loads((path / WRITTEN).read_bytes())["files"]
+        found = manifest.hash_files(path, [name for name in names if name in written])
+        return sorted(n for n in names if n not in found or found[n] != written[n])
+    except (OSError, ValueError, KeyError, TypeError):
+        return sorted(names)
+
+
+def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
+    """Returns the files that a tokenizer is saved as."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return {file.name: file.read_bytes() for file in Path(folder).iterdir()}
 
 
 def push(folder: Path, repository: str) -> str:
@@ -110,7 +263,7 @@ def token_ids(tokenizer: Any) -> dict[str, int]:
 
 
 def leave_behind(
-    workdir: os.PathLike | str,
+    workdir: AnyPath,
     step: int,
     values: dict[str, float],
     results: dict[str, Any],
@@ -119,10 +272,84 @@ def leave_behind(
     """Writes samples.json, results.json and, last, report.html: the run is whole."""
     if sampled is not None:
         shown = evaluation.side_by_side(sampled, SHOWN_SAMPLES)
-        runfolder.write_text(
-            workdir, "samples.json", json.dumps(shown, indent=1) + "\n"
-        )
-    whole = {**results, "step": step, "values": values}
-    runfolder.write_text(workdir, "results.json", json.dumps(whole, indent=1) + "\n")
-    if runfolder.is_local(workdir):
+        write_json(workdir, "samples.json", shown)
+    write_json(workdir, "results.json", {**results, "step": step, "values": values})
+    if files.is_local(workdir):
         html.write_report([workdir], Path(workdir) / "report.html")
+
+
+def commit() -> str:
+    """Names the code: the commit of this checkout, else the installed version."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "rev-parse", "--short=12", "HEAD"]
+    try:
+        found = subprocess.run(
+            [*command, "--show-prefix"], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return f"version {__version__}"
+    lines = found.stdout.split()
+    if found.returncode or lines[1:] != ["dpo_jax/wiring/"]:  # another repository's
+        return f"version {__version__}"
+    return f"commit {lines[0]}"
+
+
+def model_card(config: Config, step: int, losses: LossTable) -> str:
+    """Renders the README.md of an export.
+
+    Args:
+      config: of the run.
+      step: optimizer steps taken.
+      losses: the table that `loss.name` was looked up in.
+    """
+    base = config.model.path or f"none (preset `{config.model.preset}`, from scratch)"
+    used = [f"{name} {config.loss[name]}" for name in _options(config, losses)]
+    own = [f"{name} {value}" for name, value in flat(config.loss.options).items()]
+    settings = ", ".join(used + own)
+    rows = {
+        "base model": base,
+        "reference": _reference(config),
+        "training data": config.data.train,
+        "objective": config.objective,
+        "loss": f"{config.loss.name} ({settings})" if settings else config.loss.name,
+        "steps": f"{step} of {config.batch.pairs} rows each",
+        "optimizer": (
+            f"{config.optimizer.name}, lr {config.optimizer.lr:g}, schedule "
+            f"{config.optimizer.schedule} after {_warmup(config)}"
+        ),
+        "code": f"dpo_jax, {commit()}, configuration {fingerprint(config)}",
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    table = re.sub(r"://[^/@\s]*@", "://***@", table)  # no password of an address
+    return (
+        "---\nlibrary_name: transformers\ntags:\n- dpo_jax\n"
+        f"- {config.loss.name}\n---\n\n# Policy trained with dpo_jax\n\n"
+        f"| | |\n|---|---|\n{table}\n"
+    )
+
+
+def _options(config: Config, losses: LossTable) -> list[str]:
+    """Names the options of the losses; none of one that a user's own table had."""
+    if not all(name in losses for name in config.loss.name.split("+")):
+        return []
+    used = used_options(config, losses_of(config.loss, losses))
+    return [name for name in config.loss if name in used]
+
+
+def _warmup(config: Config) -> str:
+    share = config.optimizer.warmup_share
+    return (
+        f"{share:.3g} of the steps"
+        if share
+        else f"{config.optimizer.warmup_steps} steps"
+    )
+
+
+def _reference(config: Config) -> str:
+    if config.ref.mode == "none":
+        return "none"
+    if config.ref.sync_every_steps:
+        start = config.ref.path or "the initial policy"
+        every, mix = config.ref.sync_every_steps, config.ref.sync_mix
+        return f"{start}, moved by {mix:g} to the policy every {every} steps"
+    return config.ref.path or "the initial policy"

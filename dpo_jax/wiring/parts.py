@@ -6,25 +6,30 @@ from typing import NamedTuple
 
 from jax.sharding import Mesh
 
+from dpo_jax import config as config_lib
 from dpo_jax.config import Config
 from dpo_jax.data.loader import Loader
-from dpo_jax.losses import Loss
 from dpo_jax.wiring import agreeing, checks, objective, reference, training
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring.data import Data
 from dpo_jax.wiring.model import Model
+from dpo_jax.wiring.objective import Losses
 from dpo_jax.wiring.reference import Annotators
 from dpo_jax.wiring.training import Trainer
 
 
 class Parts(NamedTuple):
-    """All that a run is made of, checked, nothing compiled yet."""
+    """All that a run is made of, checked, nothing compiled yet.
 
+    In `config`, what it left open is stated.
+    """
+
+    config: Config
     mesh: Mesh
     data: Data
     steps: int
-    rows: tuple[Loss, ...]
+    losses: Losses
     model: Model
     trainer: Trainer
     train: Loader
@@ -51,7 +56,7 @@ class Parts(NamedTuple):
             config,
             self.model,
             self.mesh,
-            whole=objective.needs_whole_reference(self.rows),
+            whole=objective.needs_whole_reference(self.losses),
             loaders=[loads for loads in loaders if loads is not None],
             workdir=workdir,
             pause=pause,
@@ -60,7 +65,7 @@ class Parts(NamedTuple):
 
 def prepare(
     config: Config,
-    rows: tuple[Loss, ...],
+    losses: Losses,
     built: Mesh,
     workdir: os.PathLike | str | None = None,
 ) -> Parts:
@@ -72,9 +77,10 @@ def prepare(
     ref_model = model_wiring.reference_model(config, model, built)
     data = data_wiring.load_data(config, tokenizer, workdir)  # the slowest, so the last
     agreeing.agree_on_rows(data)
-    checks.check_data(config, rows, data)
+    checks.check_data(config, losses, data)
     steps = data_wiring.total_steps(config, len(data.train))
-    join = objective.join_of(config, rows)
+    join = objective.join_of(config, losses)
     train, held_out = data_wiring.make_loaders(config, data, spec, built, steps, join)
-    trainer = training.make_trainer(config, rows, model, ref_model, built, steps)
-    return Parts(built, data, steps, rows, model, trainer, train, held_out)
+    config = config_lib.stated(config, {"batch.microbatches": train.microbatches})
+    trainer = training.make_trainer(config, losses, model, ref_model, built, steps)
+    return Parts(config, built, data, steps, losses, model, trainer, train, held_out)

@@ -1,13 +1,20 @@
 """What a run folder holds already: its configuration, its state, its parameters."""
 
-import os
+import json
+from collections.abc import Callable
+from typing import TypeVar
 
+import jax
 from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
+from dpo_jax import __version__
+from dpo_jax import config as config_lib
 from dpo_jax.config import Config, from_json
 from dpo_jax.errors import ModelError, RunFolderError
+from dpo_jax.files import AnyPath
+from dpo_jax.lines import Seal
 from dpo_jax.models.decoder import abstract_params
 from dpo_jax.sharding import rules
 from dpo_jax.train import runfolder
@@ -15,6 +22,8 @@ from dpo_jax.train.checkpoint import Checkpoints
 from dpo_jax.types import Params, TrainState
 from dpo_jax.wiring.model import Model
 from dpo_jax.wiring.parts import Parts
+
+T = TypeVar("T")
 
 
 def first_step(checkpoints: Checkpoints, parts: Parts) -> int:
@@ -37,71 +46,99 @@ def first_step(checkpoints: Checkpoints, parts: Parts) -> int:
     return newest
 
 
+def relaunched(config: Config, workdir: AnyPath, *, fork: bool) -> Config:
+    """Keeps what the folder's first launch chose where a key leaves it open.
+
+    Raises:
+      RunFolderError: if the folder was started with another configuration.
+    """
+    runfolder.check_same(workdir, json.loads(config_lib.to_json(config)), fork=fork)
+    old = config_lib.flat(runfolder.read_json(workdir, "config.json") or {})
+    if fork or config.batch.microbatches:
+        return config
+    key = "batch.microbatches"
+    return config_lib.stated(config, {key: old.get(key, 0)})
+
+
 def resume(
     checkpoints: Checkpoints, parts: Parts, first: int, *, fork: bool
-) -> TrainState:
+) -> tuple[TrainState, Seal | None]:
     """Restores the state after `first` steps, from `first_step`.
+
+    Returns:
+      (state, what the checkpoint says of the lines of metrics.jsonl; None if it is of a
+      version that did not say, or there is none).
 
     Raises:
       RunFolderError: if the data are not those that the run was trained on.
     """
     if not first:
-        return parts.trainer.init()
+        return parts.trainer.init(), None
     state, meta = checkpoints.restore(first, parts.trainer.abstract)
     if meta["data"] != parts.data.fingerprint and not fork:
         raise RunFolderError(
             f"data.train changed since step {first} of this run (its tokens' "
-            f"fingerprint was {meta['data']}, is {parts.data.fingerprint}); restore "
-            "the data, choose another --workdir, or --fork to go on with the new rows"
+            f"fingerprint was {meta['data']} in version {meta['version']}, is "
+            f"{parts.data.fingerprint} in {__version__}); restore the data, choose "
+            "another --workdir, or --fork to go on with the new rows"
         )
     here = dict(parts.mesh.shape)
     if meta["mesh"] != here:
         logging.warning("mesh changed: %s → %s", meta["mesh"], here)
     logging.info("resumed from step %d", first)
-    return state
+    sealed = meta.get("lines")
+    return state, sealed and Seal(**sealed)
 
 
-def run_config(workdir: os.PathLike | str) -> Config:
+def run_config(workdir: AnyPath) -> Config:
     """Reads the configuration of a run folder.
 
     Raises:
       RunFolderError: if it has none.
     """
-    found = runfolder.read_config(workdir)
+    runfolder.check_files(workdir)
+    found = runfolder.read_json(workdir, "config.json")
     if found is None:
         raise RunFolderError(f"{workdir} holds no run: config.json is missing")
     return from_json(found)
 
 
-def trained_state(workdir: os.PathLike | str, parts: Parts) -> TrainState:
+def trained_state(workdir: AnyPath, parts: Parts) -> TrainState:
     """Restores the newest verified state of a run.
 
     Raises:
       ModelError: if the run has no checkpoint.
     """
-    checkpoints, newest = _newest(workdir)
-    return checkpoints.restore(newest, parts.trainer.abstract)[0]
+    abstract = parts.trainer.abstract
+    return _newest(workdir, lambda saved, step: saved.restore(step, abstract))[1][0]
 
 
-def _newest(workdir: os.PathLike | str) -> tuple[Checkpoints, int]:
-    folder = epath.Path(workdir) / "checkpoints"
-    checkpoints = Checkpoints(folder, every_steps=0, keep=1)
-    newest = checkpoints.newest_verified()
-    if newest is None:
-        raise ModelError(f"{workdir} has no committed checkpoint; train first")
-    return checkpoints, newest
-
-
-def trained_params(
-    workdir: os.PathLike | str, model: Model, built: Mesh
-) -> tuple[int, Params]:
+def trained_params(workdir: AnyPath, model: Model, built: Mesh) -> tuple[int, Params]:
     """Restores the newest verified parameters of a run.
 
     Raises:
       ModelError: if the run has no checkpoint.
     """
-    checkpoints, newest = _newest(workdir)
     abstract = abstract_params(model.spec)
     places = rules.shardings(abstract, built, rules.PARAM_RULES)
     wanted = rules.with_shardings(abstract, places)
-    return newest, checkpoints.restore_params(newest, wanted)
+    return _newest(workdir, lambda saved, step: saved.restore_params(step, wanted))
+
+
+def _newest(
+    workdir: AnyPath, restore: Callable[[Checkpoints, int], T]
+) -> tuple[int, T]:
+    """Restores the newest verified step; the next where a living run deletes it."""
+    folder = epath.Path(workdir) / "checkpoints"
+    checkpoints = Checkpoints(folder, every_steps=0, keep=1)
+    while True:
+        step = checkpoints.newest_verified(rename=False)
+        try:
+            if step is not None:
+                return step, restore(checkpoints, step)
+        except ModelError:
+            if jax.process_count() > 1 or step in checkpoints.committed_steps():
+                raise
+            logging.info("step %d was deleted while it was read", step)
+        if not checkpoints.committed_steps():
+            raise ModelError(f"{workdir} has no committed checkpoint; train first")

@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 
 from dpo_jax.config import Config
 from dpo_jax.data.loader import Loader
-from dpo_jax.losses import Loss
 from dpo_jax.models.decoder import abstract_params, flatten
 from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.sharding import arrays, rules
@@ -24,6 +23,7 @@ from dpo_jax.wiring.model import (
     reference_dtype,
 )
 from dpo_jax.wiring.objective import (
+    Losses,
     hyper,
     make_objective,
     needs_whole_reference,
@@ -57,7 +57,7 @@ class Trainer(NamedTuple):
 
 def make_trainer(
     config: Config,
-    rows: tuple[Loss, ...],
+    losses: Losses,
     model: Model,
     reference: Model | None,
     built: Mesh,
@@ -65,9 +65,9 @@ def make_trainer(
 ) -> Trainer:
     """Wires model, loss and optimizer into a step over the mesh; runs nothing."""
     tx = optimizer.direction(config.optimizer.name, config.optimizer.to_dict())
-    whole = reference if needs_whole_reference(rows) else None
+    whole = reference if needs_whole_reference(losses) else None
     objective = make_objective(
-        config, rows, model.apply, None if whole is None else whole.head
+        config, losses, model.apply, None if whole is None else whole.head
     )
     follows = bool(config.ref.sync_every_steps)
     take = functools.partial(
@@ -80,10 +80,9 @@ def make_trainer(
             total_steps=steps,
         ),
         clip_norm=config.optimizer.clip,
-        microbatches=config.batch.microbatches,
         sync=follow(config) if follows else None,
     )
-    stats = start_stats(rows)
+    stats = start_stats(losses)
     make = functools.partial(step.init_state, tx=tx, seed=config.seed, stats=stats)
     abstract, places = state_places(model.spec, make, built, follows)
     frozen = abstract_frozen(config, reference, built)
@@ -113,7 +112,7 @@ def make_trainer(
         config.objective,
         config.model.dtype,
         objective,
-        lambda: jax.device_put(hyper(config), scalar),
+        lambda: jax.device_put(hyper(config, losses), scalar),
     )
 
 

@@ -54,7 +54,7 @@ def loss_of(name: str, chosen: Mapping[str, Any]) -> PairLoss:
     row = find(name, LOSSES)
     assert row.takes == "pairs" and row.running is None and not row.token_weights, name
     given = settings(name, chosen)
-    return lambda pairs: row.fn(pairs, **given)
+    return lambda pairs: row(pairs, given)
 
 
 def all_pairs(responses: int) -> tuple[np.ndarray, np.ndarray]:

@@ -179,7 +179,6 @@ def method(name: str, chosen: Mapping[str, Any], world: World) -> Method:
     """
     row, given = find(name, LOSSES), common.settings(name, chosen)
     view = VIEWS[row.takes]
-    own = set(keywords(row.fn))
     weights = jnp.ones(len(world.ref), world.rewards.dtype)
     if row.token_weights:
         weigh = WEIGHTS[row.token_weights]
@@ -191,8 +190,7 @@ def method(name: str, chosen: Mapping[str, Any], world: World) -> Method:
         if row.running is not None:
             used = {option: given[option] for option in keywords(row.running.update)}
             stats = row.running.update(record, stats, **used)
-        known = {**given, **stats}
-        values = row.fn(record, **{option: known[option] for option in own})
+        values = row(record, {**given, **stats})
         return jnp.where(counts, values, 0).sum() / jnp.maximum(counts.sum(), 1), stats
 
     return Method(row.running.start if row.running else {}, weights, loss)

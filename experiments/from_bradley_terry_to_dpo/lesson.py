@@ -151,7 +151,7 @@ def expected(loss_of_pair):
 def score_loss(scores, chosen, rejected):
     """Computes −log σ(s_w − s_l) of pairs of answers."""
     sides = PairScores(scores[chosen], scores[rejected], jnp.zeros(len(chosen)))
-    return find("bradley_terry", LOSSES).fn(sides, centering=0.0)
+    return find("bradley_terry", LOSSES)(sides, {"centering": 0.0})
 
 
 LEARNED, losses, _ = toy.minimise(
@@ -350,13 +350,10 @@ def dpo_loss(policy, ref, chosen, rejected, normalize="sum"):
     """Computes eq. 7 of pairs of answers, given log π and log ref of all answers."""
     columns = (policy, ref, LENGTHS)
     sides = [values[side] for values in columns for side in (chosen, rejected)]
-    return find("dpo", LOSSES).fn(
-        PairLogps(*sides),
-        beta=BETA,
-        label_smoothing=0.0,
-        divergence="reverse_kl",
-        divergence_alpha=1.0,
-        normalize=normalize,
+    options = {"beta": BETA, "label_smoothing": 0.0}
+    score = {"divergence": "reverse_kl", "divergence_alpha": 1.0}
+    return find("dpo", LOSSES)(
+        PairLogps(*sides), {**options, **score, "normalize": normalize}
     )
 
 

@@ -113,28 +113,30 @@ def run(arguments: Sequence[str]) -> str:
 
     from dpo_jax.data.layouts import Shape
     from dpo_jax.losses import LOSSES
-    from dpo_jax.sharding import mesh
+    from dpo_jax.sharding.mesh import row_shards
     from dpo_jax.wiring import checks, compiling, objective
 
     topology, tokens = values["topology"].value, values["row_tokens"].value
-    built = checks.make_mesh(config, compiling.tpus(topology))
+    mesh = checks.make_mesh(config, compiling.tpus(topology))
     folder, spec = find_spec(values["model"].value, config, tokens)
     pairs = values["pairs"].value
     shape = Shape(
-        rows=values["rows"].value * mesh.row_shards(built),
+        rows=values["rows"].value * row_shards(mesh),
         tokens=tokens,
         scored=tokens // 2,
         slots=2 * pairs,
         comparisons=pairs,
     )
-    rows = objective.components(config, LOSSES)
+    losses = objective.losses_of(config.loss, LOSSES)
     steps = config.train.steps or 1000
-    found = compiling.compile_run(config, rows, folder, spec, shape, built, steps=steps)
-    sizes = " × ".join(f"{axis} {n}" for axis, n in built.shape.items())
-    kind = built.devices.flat[0].device_kind
+    found = compiling.compile_run(
+        config, losses, folder, spec, shape, mesh, steps=steps
+    )
+    sizes = " × ".join(f"{axis} {n}" for axis, n in mesh.shape.items())
+    kind = mesh.devices.flat[0].device_kind
     return "\n".join(
         [
-            f"{topology}: {built.size} × {kind}, mesh {sizes}",
+            f"{topology}: {mesh.size} × {kind}, mesh {sizes}",
             f"{spec.layers} layers of width {spec.width}, {spec.heads} heads of "
             f"{spec.head_dim}, {spec.vocab} ids; {config.model.dtype}, attention "
             f"{config.model.attention}, {config.data.layout}; {shape.rows} rows of "

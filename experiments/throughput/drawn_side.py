@@ -78,15 +78,19 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     with jax.set_mesh(built):
         parts = prepare(chosen, rows, built)
         size = 8192 if jax.default_backend() != "cpu" else 2048
-        matmul = throughput.matmul_flops_per_second(args.dtype, size=size)
+        matmul = throughput.matmul_flops_per_second(
+            args.dtype, size=size, seconds=throughput.FIRST_SECONDS
+        )
         asked = parts.annotators(chosen, work)
         state = parts.trainer.init()
         ready = data_wiring.global_batches(parts.train, built, 0, asked.on_host)
         batches = list(ready)
 
+        frozen, hyper = asked.frozen, parts.trainer.hyper()
+
         def step(state: TrainState, batch: Batch) -> tuple[TrainState, Any]:
-            batch = asked.on_device(state.ref, batch)
-            return parts.trainer.step(state, batch, asked.head)
+            batch = asked.on_device(state, frozen, batch, state.key, hyper)
+            return parts.trainer.step(state, frozen, batch, hyper)
 
         state, losses, compiling = take(step, state, batches)
         rounds = []

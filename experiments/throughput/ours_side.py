@@ -53,7 +53,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--attention", default="xla")
     parser.add_argument("--remat", default="elementwise")
     parser.add_argument("--row_shapes", type=int, default=6)
-    parser.add_argument("--microbatches", type=int, default=1)
+    parser.add_argument("--microbatches", type=int, default=0, help="0 = chosen")
     parser.add_argument("--row_tokens", type=int, default=0)
 
 

@@ -265,10 +265,6 @@ def test_sample_refuses_what_makes_no_sense(capsys, trained, tmp_path):
     code, _, err = call(capsys, "sample", CONFIG, *flags)
     assert code == 2 and "--n=0 must be ≥ 1" in err and "--top_p=2.0" in err
     assert "--stop='' is empty" in err
-    code, _, err = call(capsys, "sample", CONFIG, flags[0], "--batch=3")
-    assert (
-        code == 5 and "--batch=3 is not a multiple of the 8 data shards; use 8" in err
-    )
     code, _, err = call(capsys, "sample", CONFIG, f"--workdir={tmp_path}")
     assert code == 8 and "holds no run" in err
 
@@ -313,3 +309,39 @@ def test_sigterm_before_the_run_takes_signals_is_a_preemption():
     )
     assert done.returncode == 75
     assert done.stderr == "preempted before step 1; relaunch to go on\n"
+
+
+OWN = "--config.loss.options.simpo"
+
+
+def test_a_loss_of_a_mixture_is_given_its_own_options(capsys, tmp_path):
+    """β = 2 of SimPO alone stands in config.json and in the card, and is guarded."""
+    off = ["--config.eval.rollouts=0", "--config.data.eval="]
+    flags = [CONFIG, *SMALL, "--config.loss.name=dpo+simpo", *off]
+    own = f"{OWN}.beta=2"
+    code, _, err = call(capsys, "train", *flags, own, f"--workdir={tmp_path}")
+    assert code == 0, err
+    kept = json.loads((tmp_path / "config.json").read_text())["loss"]
+    assert kept["options"] == {"simpo": {"beta": 2.0}} and kept["beta"] == 1.0
+    assert "simpo.beta 2.0" in (tmp_path / "export" / "README.md").read_text()
+    code, _, err = call(capsys, "train", *flags, f"{own}.5", f"--workdir={tmp_path}")
+    assert code == 8 and "loss.options.simpo.beta: 2.0 → 2.5" in err
+
+
+@pytest.mark.parametrize(
+    "flag, said",
+    [
+        (f"{OWN}.betta=2", "did you mean 'config.loss.options.simpo.beta'"),
+        (f"{OWN}.beta=two", "it is 0.1 by default"),
+        (f"{OWN}.beta=-1", "loss.options.simpo.beta=-1.0 is out of range"),
+        (f"{OWN}o.beta=2", "loss.options='simpoo' is not known; did you mean 'simpo'"),
+        (f"{OWN}.discopop_tau=2", "loss.options.simpo='discopop_tau' is not known"),
+        ("--config.loss.options.dpo.divergence=js2", "did you mean 'js'"),
+    ],
+)
+def test_options_of_a_loss_that_it_cannot_have_are_refused(
+    flag, said, capsys, tmp_path
+):
+    flags = [CONFIG, "--config.loss.name=dpo+simpo", flag]
+    code, _, err = call(capsys, "train", *flags, f"--workdir={tmp_path}")
+    assert code == 2 and said in err, err

@@ -11,7 +11,7 @@ from dpo_jax.data.loader import Loader, Settings, eval_steps
 from dpo_jax.evals import preference
 from dpo_jax.losses import LOSSES
 from dpo_jax.objectives import terms
-from dpo_jax.objectives.judged import Judged, Term
+from dpo_jax.objectives.judged import Judged
 from dpo_jax.objectives.preference import PAIRS, gather_pairs
 from dpo_jax.types import Head, Record
 
@@ -25,16 +25,14 @@ def bigram(table, batch):
     return jax.nn.one_hot(batch.tokens, VOCAB), Head(jnp.asarray(table), None), {}
 
 
-def dpo(pairs, stats, hyper):
-    return LOSSES["dpo"].fn(pairs, **hyper, **OPTIONS)
-
-
-SCORER, PARTS = terms.Scorer(bigram, 16), (Term(dpo, "pairs"),)
-PLAIN = Judged(PAIRS, SCORER, PARTS)
+SCORER, DPO = terms.Scorer(bigram, 16), LOSSES["dpo"].bind({**HYPER, **OPTIONS})
+PLAIN = Judged(PAIRS, SCORER, (DPO,))
 
 
 class Coupled(Judged):
     """A loss that compares every pair with the whole set's mean margin."""
+
+    couples = True
 
     def loss(self, columns, reports, stats, hyper, counts):
         pairs = gather_pairs(columns)
@@ -143,7 +141,7 @@ def test_every_record_counts_once_however_the_set_is_cut(pairs, layout, shards):
 @pytest.mark.parametrize("pairs, layout, shards", CUTS)
 def test_a_coupled_loss_couples_the_whole_set(pairs, layout, shards):
     """The variance of the margins: batches of one would give 0."""
-    objective = Coupled(PAIRS, SCORER, PARTS, couples=True)
+    objective = Coupled(PAIRS, SCORER, (DPO,))
     got = evaluate(objective, pairs, layout, shards)
     own, _ = by_numpy()
     want = np.var(own[:, 0] - own[:, 1])

@@ -23,7 +23,9 @@ def dealt(sizes: Sequence[int], devices: Sequence[Any], **_: bool) -> np.ndarray
         number = numbers.setdefault(device.process_index, 0)
         numbers[device.process_index] += 1
         order.append((number, device.process_index, device))
-    return np.array([device for *_, device in sorted(order)]).reshape(sizes)
+    mesh = [device for *_, device in sorted(order)]
+    sys.stderr.write(f"processes: {[device.process_index for device in mesh]}\n")
+    return np.array(mesh).reshape(sizes)
 
 
 if __name__ == "__main__":

@@ -103,10 +103,12 @@ def within(seconds, started):
 
 @pytest.mark.faults
 def test_two_processes_train_as_one(runs, pair, tmp_path):
-    """Losses to 1e-5 of one process with four devices, in the same line order."""
-    together = pair("together")
+    """Losses to 1e-5 of one process with four devices, in the same line order, and the
+    same texts sampled of 7 prompts."""
+    sampled = {"data.eval": "sentiment", "eval.rollouts": 7, "eval.every_steps": 12}
+    together = pair("together", **sampled)
     assert together.codes() == [0, 0]
-    code, printed = runs.there(tmp_path / "alone", devices=4)
+    code, printed = runs.there(tmp_path / "alone", devices=4, **sampled)
     assert code == 0, printed
     pairs = zip(
         runs.lines(tmp_path / "alone"), runs.lines(tmp_path / "together"), strict=True
@@ -116,6 +118,10 @@ def test_two_processes_train_as_one(runs, pair, tmp_path):
     for one, two in lines:
         assert (one["step"], one["split"]) == (two["step"], two["split"])
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        if one["split"] == "eval":
+            for name in ("reward", "kl", "length"):
+                key = f"rollouts/{name}"
+                assert two[key] == pytest.approx(one[key], rel=1e-4, abs=1e-6)
     assert (tmp_path / "together" / "export" / "model.safetensors").exists()
     assert "finished 24 steps" in together.said(0)
     assert "finished" not in together.said(1)

@@ -97,14 +97,13 @@ def spoilt(steps):
     """
 
     def mine(logps, *, beta, label_smoothing, divergence, divergence_alpha, normalize):
-        values = pairwise.dpo(
+        (delta,) = pairwise.delta(
             logps,
-            beta=beta,
-            label_smoothing=label_smoothing,
             divergence=divergence,
             divergence_alpha=divergence_alpha,
             normalize=normalize,
         )
+        values = pairwise.dpo(delta, beta=beta, label_smoothing=label_smoothing)
         total = jnp.sum(logps.ref_chosen)
         hit = jnp.any(jnp.abs(total - jnp.asarray(steps)) < 1e-3)
         return jnp.where(hit, jnp.nan, values)
@@ -123,7 +122,7 @@ def batch_ids(runs, *steps, **changed):
     config = runs.config(**changed)
     built = build.checks.make_mesh(config)
     with jax.set_mesh(built):
-        parts = build.prepare(config, (LOSSES["dpo"],), built)
+        parts = build.prepare(config, build.checks.check(config, LOSSES), built)
     return [parts.train.ids_at(step - 1) for step in steps]
 
 

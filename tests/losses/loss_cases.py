@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from dpo_jax import schema
-from dpo_jax.losses import LOSSES, find, keywords
+from dpo_jax.losses import LOSSES, find, options
 from dpo_jax.types import ListLogps, PairLogps, PairScores, SingleLogps
 
 RNG = np.random.default_rng(7)
@@ -66,8 +66,8 @@ def compiled(rows):
 
     def one(name, fixed, varied, record, traced):
         def total(varied):
-            function = find(name, LOSSES).fn
-            values = function(record._replace(**varied), **dict(fixed), **traced)
+            chosen = {**dict(fixed), **traced}
+            values = find(name, LOSSES)(record._replace(**varied), chosen)
             return values.sum(), values
 
         return jax.grad(total, has_aux=True)(varied)
@@ -82,7 +82,8 @@ def compiled(rows):
 def inputs_of(name, record, changed):
     """Returns the options that are not traced, and (varied, record, traced)."""
     row = find(name, LOSSES)
-    given = {key: {**OPTIONS, **changed}[key] for key in keywords(row.fn)}
+    names = [*options(row), *(row.running.start if row.running else ())]
+    given = {key: {**OPTIONS, **changed}[key] for key in names}
     text = [k for k, v in given.items() if isinstance(v, str)] + ["divergence_alpha"]
     fixed = tuple((key, given.pop(key)) for key in text if key in given)
     fields = VARIED[row.takes]

@@ -147,8 +147,7 @@ def test_statistics_have_no_gradient(name):
         if stats is None:
             own = {key: given[key] for key in keywords(row.running.update)}
             stats = row.running.update(moved, start(name), **own)
-        used = {key: {**given, **stats}[key] for key in keywords(row.fn)}
-        return row.fn(moved, **used).sum()
+        return row(moved, {**given, **stats}).sum()
 
     slope = jax.jit(jax.grad(total))
     with jax.enable_x64(True):

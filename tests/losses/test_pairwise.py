@@ -21,7 +21,7 @@ def sigma(x):
 def value(name, pair=PAIR, **changed):
     loss = find(name, LOSSES)
     given = {"beta": 0.5, "label_smoothing": 0.0, **STATIC, **changed}
-    return loss.fn(pair, **{key: given[key] for key in options(loss)})
+    return loss(pair, given)
 
 
 def test_dpo_by_hand():

@@ -204,5 +204,5 @@ def test_row_is_complete(name):
 
 def test_every_option_of_the_configuration_is_some_loss_or_the_objectives():
     used = {key for name in LOSSES for key in options(find(name, LOSSES))}
-    objectives = {"name", "weights", "weighting", "ld_alpha", "margin"}
+    objectives = {"name", "options", "weights", "weighting", "ld_alpha", "margin"}
     assert set(schema.base().loss.to_dict()) == used | objectives

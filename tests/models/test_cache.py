@@ -13,7 +13,7 @@ from dpo_jax.models import cache, decode
 from dpo_jax.models.cache import Kept
 from dpo_jax.models.decoder import Decoder
 from dpo_jax.models.spec import DecoderSpec, preset
-from dpo_jax.sampling.generate import rows
+from dpo_jax.sampling.rollout import Prompts, prompt_rows
 
 B, T, P = 3, 11, 7
 LENGTHS = np.array([2, 7, 5], np.int32)
@@ -38,6 +38,10 @@ SPECS = {
     "mixed": MIXED,
     "gpt2": preset("tiny_gpt2", vocab=40, max_positions=16),
 }
+
+
+def rows(tokens, lengths):
+    return prompt_rows(Prompts(jnp.array(tokens), lengths, np.arange(B)))
 
 
 def test_a_layer_with_a_window_keeps_no_more_than_it():

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from dpo_jax.models import hf
-from dpo_jax.models.decoder import init_params
+from dpo_jax.models.decoder import Decoder, init_params
 from dpo_jax.models.spec import preset
-from dpo_jax.sampling import generate as lib
-from dpo_jax.sampling import pick
+from dpo_jax.sampling import pick, rollout
+from dpo_jax.sampling.rollout import Prompts
 from dpo_jax.wiring.generation import make_decoding
 
 pytestmark = [pytest.mark.nightly, pytest.mark.parity]
@@ -49,15 +49,14 @@ def prompts(batch):
 @functools.cache
 def functions(total):
     """The compiled prefill, weights and loop for texts of so many tokens."""
-    model = make_decoding(
-        SPEC, dtype="float32", attention="xla", length=total, constrain=lambda x: x
-    )
+    model = make_decoding(Decoder(SPEC, length=total))
     shared = {"model": model, "pick": pick.greedy, "stops": jnp.zeros(0, jnp.int32)}
-    start = functools.partial(lib.start, **shared, max_new_tokens=total - PROMPT)
-    advance = functools.partial(lib.advance, **shared)
+    new = total - PROMPT
+    start = functools.partial(rollout.start, **shared, max_new_tokens=new)
+    advance = functools.partial(rollout.advance, **shared)
     return (
         jax.jit(model.ready),
-        jax.jit(start),
+        jax.jit(start, static_argnums=4),
         jax.jit(advance, donate_argnums=1),
     )
 
@@ -66,15 +65,14 @@ def begin(params, tokens, new):
     """Prefills: everything that `advance` needs."""
     ready, start, advance = functions(PROMPT + new)
     size = len(tokens)
-    keys = lib.row_keys(jax.random.key(0), jnp.arange(size))
-    live, lengths = jnp.ones(size, bool), jnp.full(size, PROMPT)
-    state = start(params, tokens, lengths, keys, live)
-    return ready(params), state, advance, ~live
+    asked = Prompts(tokens, jnp.full(size, PROMPT), jnp.arange(size))
+    state = start(params, asked, jax.random.key(0), 0, 1)
+    return ready(params), state, advance, jnp.zeros(size, jnp.int32)
 
 
 def ours(params, tokens):
-    weights, state, advance, halted = begin(params, tokens, NEW)
-    state = advance(weights, state, jnp.int32(NEW), halted)
+    weights, state, advance, kept = begin(params, tokens, NEW)
+    state = advance(weights, state, jnp.int32(NEW), kept)
     return np.asarray(state.samples.tokens)
 
 
@@ -128,12 +126,12 @@ def test_a_token_costs_the_same_however_many_came_before(pair, capsys):
     marks = range(piece, new + 1, piece)
     best = np.full(len(marks), np.inf)
     for _ in range(TURNS):
-        weights, state, advance, halted = begin(params, tokens, new)
-        state = jax.block_until_ready(advance(weights, state, jnp.int32(2), halted))
+        weights, state, advance, kept = begin(params, tokens, new)
+        state = jax.block_until_ready(advance(weights, state, jnp.int32(2), kept))
         for at, until in enumerate(marks):
             begun = time.perf_counter()
             state = jax.block_until_ready(
-                advance(weights, state, jnp.int32(until), halted)
+                advance(weights, state, jnp.int32(until), kept)
             )
             best[at] = min(best[at], time.perf_counter() - begun)
     cost = 1000 * best / np.array([piece - 2] + [piece] * (len(marks) - 1))

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from dpo_jax.data import layouts
-from dpo_jax.losses import LOSSES, find, options
+from dpo_jax.losses import LOSSES, find
 from dpo_jax.objectives import preference, terms
-from dpo_jax.objectives.judged import Judged, Term
+from dpo_jax.objectives.judged import Judged
 from dpo_jax.objectives.sft import Sft
 from dpo_jax.objectives.terms import Scorer
 from dpo_jax.types import Columns, Head, Record
@@ -47,9 +47,7 @@ COUNTS = {"pairs": np.float32(2), "chosen_tokens": np.float32(7)}
 def objective(name="dpo", apply=None):
     loss = find(name, LOSSES)
     given = {**STATIC, "beta": BETA, "label_smoothing": 0.0}
-    fixed = {key: given[key] for key in options(loss)}
-    pair_loss = lambda pairs, stats, hyper: loss.fn(pairs, **fixed)  # noqa: E731
-    return Judged(preference.PAIRS, Scorer(apply, 4), (Term(pair_loss, loss.per),))
+    return Judged(preference.PAIRS, Scorer(apply, 4), (loss.bind(given),))
 
 
 def means(sums):
@@ -179,7 +177,8 @@ def test_masked_pairs_contribute_exactly_nothing(name):
         return fit.loss(columns, {}, {}, HYPER, counts)[0]
 
     gathered = preference.gather_pairs(COLUMNS)
-    alone = fit.parts[0].fn(jax.tree.map(lambda x: x[:1], gathered), {}, HYPER)
+    dpo = fit.losses[0]
+    alone = dpo.loss(jax.tree.map(lambda x: x[:1], gathered), dpo.options(HYPER))
     for other in (0.0, 1e4, -1e4, np.inf, np.nan):
         np.testing.assert_allclose(total(jnp.full(2, other)), alone[0], rtol=1e-6)
         assert not np.asarray(jax.grad(total)(jnp.full(2, other))).any()

@@ -1,23 +1,22 @@
 """Greedy continuations of every family against transformers' `generate`."""
 
 import copy
-import functools
 import sys
 import warnings
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dpo_jax.models import hf
-from dpo_jax.sampling import pick
-from dpo_jax.sampling.generate import generate
+from dpo_jax.models.decoder import Decoder
+from dpo_jax.sampling import batches, pick
+from dpo_jax.sharding import arrays, mesh
 from dpo_jax.wiring.generation import make_decoding
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "models"))
-from family_cases import CASES, compiled  # noqa: E402
+from family_cases import CASES  # noqa: E402
 from test_parity import torch_model  # noqa: E402
 
 pytestmark = pytest.mark.parity
@@ -67,22 +66,28 @@ def test_greedy_tokens_are_those_of_transformers(case, tmp_path):
     model = copy.deepcopy(torch_model(case))  # `generate` leaves rope state
     model.save_pretrained(tmp_path)
     spec = hf.spec_of(hf.read_config(tmp_path))
-    decoding = make_decoding(
-        spec,
-        dtype="float32",
-        attention="xla",
-        length=int(LENGTHS.max()) + NEW,
-        constrain=lambda x: x,
+    decoder = Decoder(
+        spec, length=int(LENGTHS.max()) + NEW, constrain=arrays.constrain_rows
     )
-    run = functools.partial(
-        generate,
-        model=decoding,
-        max_new_tokens=NEW,
+    sampler = batches.make_sampler(
+        make_decoding(decoder),
         pick=pick.greedy,
-        stops=jnp.zeros(0, jnp.int32),
+        stops=(),
+        max_new_tokens=NEW,
+        mesh=mesh.make_mesh(1, 1, 1, devices=jax.devices()[:1]),
     )
-    params = hf.load_params(tmp_path, spec)
-    found = compiled(run, params, prompts(), LENGTHS, jax.random.key(0))
+    asked = [row[:length] for row, length in zip(prompts(), LENGTHS, strict=True)]
+    with jax.set_mesh(sampler.mesh):
+        parts = batches.rollouts(
+            hf.load_params(tmp_path, spec),
+            asked,
+            jax.random.key(0),
+            sampler=sampler,
+            n=1,
+            batch=4,
+        )
+        on_host = ((part, sampler.read(samples)) for part, _, samples in parts)
+        found = batches.gather(on_host, len(asked), 1)
     assert found.mask.all()
     compared = 0
     for row, length in enumerate(LENGTHS):
@@ -90,10 +95,10 @@ def test_greedy_tokens_are_those_of_transformers(case, tmp_path):
         best = np.sort(logits, axis=-1)
         close = np.flatnonzero(best[:, -1] - best[:, -2] <= APART)
         same = close[0] if len(close) else NEW
-        np.testing.assert_array_equal(found.tokens[row, :same], tokens[:same])
+        np.testing.assert_array_equal(found.tokens[row, 0, :same], tokens[:same])
         wide = logits.astype(np.float64)
         logps = wide - np.log(np.exp(wide).sum(-1, keepdims=True))
         picked = logps[np.arange(NEW), tokens]
-        np.testing.assert_allclose(found.logps[row, :same], picked[:same], atol=1e-4)
+        np.testing.assert_allclose(found.logps[row, 0, :same], picked[:same], atol=1e-4)
         compared += same
     assert compared >= 3 * NEW

@@ -118,7 +118,7 @@ def loss_and_rewards(goldens, case, dtype):
     )
     metrics = one(pairs)
     rewards = [metrics[f"rewards/{side}"][0] for side in ("chosen", "rejected")]
-    return loss.fn(compared, **chosen), *rewards
+    return loss(compared, chosen), *rewards
 
 
 @pytest.mark.parametrize("case", range(5))

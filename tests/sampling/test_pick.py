@@ -59,11 +59,16 @@ def test_frequencies_follow_the_truncated_softmax(name):
     """Chi-square of 20,000 draws below its 99.9 % quantile (18.5 at 4 degrees)."""
     options, tokens = CASES[name]
     keys = jax.random.split(jax.random.key(7), DRAWS)
-    draw = jax.jit(jax.vmap(functools.partial(pick.sampler(**options), LOGITS)))
-    counts = np.bincount(np.asarray(draw(keys)), minlength=5)
+    draw = jax.jit(
+        jax.vmap(functools.partial(pick.sampler(**options), jnp.array(LOGITS)))
+    )
+    drawn, logps = draw(keys)
+    counts = np.bincount(np.asarray(drawn), minlength=5)
     weights = np.zeros(5)
     weights[tokens] = np.exp(LOGITS[tokens] / options["temperature"])
-    expected = DRAWS * weights / weights.sum()
+    weights /= weights.sum()
+    np.testing.assert_allclose(np.exp(logps), weights[drawn], rtol=1e-5)
+    expected = DRAWS * weights
     assert not counts[expected == 0].any()
     some = expected > 0
     chi_square = ((counts - expected)[some] ** 2 / expected[some]).sum()
@@ -75,7 +80,7 @@ def test_a_draw_is_that_of_jax():
     logits = 3 * np.random.default_rng(1).normal(size=(1000, 32)).astype(np.float32)
     keys = jax.random.split(jax.random.key(3), 32)
     draw = lambda how: jax.jit(jax.vmap(how, in_axes=(1, 0)))(logits, keys)  # noqa: E731
-    found = draw(pick.temperature(0.7))
+    found, _ = draw(pick.sampler(temperature=0.7))
     wanted = draw(lambda row, key: jax.random.categorical(key, row / 0.7))
     np.testing.assert_array_equal(found, wanted)
     assert len(set(found.tolist())) > 10

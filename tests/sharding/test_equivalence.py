@@ -22,9 +22,10 @@ from dpo_jax.losses import LOSSES
 from dpo_jax.models.decoder import Decoder, abstract_params, init_params
 from dpo_jax.models.spec import preset
 from dpo_jax.objectives import preference
-from dpo_jax.objectives.judged import Judged, Term
+from dpo_jax.objectives.judged import Judged
 from dpo_jax.objectives.terms import Scorer
-from dpo_jax.sharding import arrays, mesh, rules
+from dpo_jax.sharding import arrays, rules
+from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.train import annotate, optimizer, step
 from dpo_jax.types import Record
 
@@ -34,12 +35,6 @@ VOCAB, LONGEST, PAIRS, LR = 64, 32, 8, 0.5
 SPEC = preset("tiny", vocab=VOCAB, max_positions=LONGEST)
 OPTIONS = {"divergence": "reverse_kl", "divergence_alpha": 1.0, "normalize": "sum"}
 HYPER = {"beta": 0.1, "label_smoothing": 0.0, "lr": LR}
-
-
-def pair_loss(pairs, stats, hyper):
-    smoothing = hyper["label_smoothing"]
-    options = {"beta": hyper["beta"], "label_smoothing": smoothing, **OPTIONS}
-    return LOSSES["dpo"].fn(pairs, **options)
 
 
 def records():
@@ -59,7 +54,7 @@ def keep_gradient():
 def lay_out(sizes):
     devices = jax.devices()[: int(np.prod(sizes))]
     auto = (AxisType.Auto,) * 3
-    return jax.make_mesh(sizes, mesh.AXES, axis_types=auto, devices=devices)
+    return jax.make_mesh(sizes, mesh_lib.AXES, axis_types=auto, devices=devices)
 
 
 @functools.cache
@@ -69,7 +64,7 @@ def start():
     return jax.device_get([draw(SPEC, jax.random.key(seed)) for seed in (0, 1)])
 
 
-def compile_run(built, microbatches):
+def compile_run(mesh):
     """Compiles annotation and step together over a mesh."""
     constrain = arrays.constrain_rows
     module = Decoder(SPEC, constrain=constrain)
@@ -80,12 +75,13 @@ def compile_run(built, microbatches):
     take = functools.partial(
         step.train_step,
         objective=Judged(
-            preference.PAIRS, Scorer(apply, 8), (Term(pair_loss, "pairs"),)
+            preference.PAIRS,
+            Scorer(apply, 8),
+            (LOSSES["dpo"].bind({**HYPER, **OPTIONS}),),
         ),
         tx=keep_gradient(),
         lr_factor=optimizer.constant,
         clip_norm=0.0,
-        microbatches=microbatches,
     )
 
     def whole(state, frozen, batch, hyper):
@@ -94,14 +90,14 @@ def compile_run(built, microbatches):
 
     make = functools.partial(step.init_state, tx=keep_gradient(), seed=0)
     abstract = jax.eval_shape(make, abstract_params(SPEC))
-    places = rules.shardings(abstract, built, rules.STATE_RULES)
-    rows = arrays.row_sharding(built, leading=1)
+    places = rules.shardings(abstract, mesh, rules.STATE_RULES)
+    rows = arrays.row_sharding(mesh, leading=1)
     compiled = step.compile_step(
         whole,
         state_shardings=places,
         frozen_shardings={"ref": places.params},
         batch_sharding=rows,
-        scalar=arrays.replicated(built),
+        scalar=arrays.replicated(mesh),
         dtype="float32",
     )
 
@@ -120,13 +116,13 @@ def compile_run(built, microbatches):
 @functools.cache
 def results(layout, microbatches, name):
     """Runs one step from another reference, and one from the policy as its own."""
-    built = lay_out(MESHES[name])
-    settings = Settings(PAIRS, microbatches, layout, 0, mesh.row_shards(built))
+    mesh = lay_out(MESHES[name])
+    settings = Settings(PAIRS, microbatches, layout, 0, mesh_lib.row_shards(mesh))
     order = train_steps(PAIRS, pairs=PAIRS, steps=1, seed=0, shuffle=True)
     batch = Loader(records(), order, settings).batch_at(0)
     policy, other = start()
-    with jax.set_mesh(built):
-        run = compile_run(built, microbatches)
+    with jax.set_mesh(mesh):
+        run = compile_run(mesh)
         return run(batch, policy, other), run(batch, policy, policy)[0]
 
 

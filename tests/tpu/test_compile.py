@@ -45,10 +45,10 @@ def compiled(topology, backend, layout, chunk, ref="cached", tokens=TOKENS):
             "mesh.fsdp": -1,
         }
     )
-    built = checks.make_mesh(config, compiling.tpus(topology))
-    shape = Shape(built.size, tokens, SCORED, slots=16, comparisons=8)
-    rows = objective.components(config, LOSSES)
-    return compiling.compile_run(config, rows, None, SPEC, shape, built, steps=100)
+    mesh = checks.make_mesh(config, compiling.tpus(topology))
+    shape = Shape(mesh.size, tokens, SCORED, slots=16, comparisons=8)
+    losses = objective.losses_of(config.loss, LOSSES)
+    return compiling.compile_run(config, losses, None, SPEC, shape, mesh, steps=100)
 
 
 def most_logits(text):
@@ -103,9 +103,9 @@ def test_attention_in_blocks_needs_no_kernel():
 
 
 def test_auto_is_the_kernel_where_the_mesh_is_of_tpus():
-    built = checks.make_mesh(schema.base(), compiling.tpus("v5e:2x2"))
+    mesh = checks.make_mesh(schema.base(), compiling.tpus("v5e:2x2"))
     assert jax.default_backend() == "cpu"
-    with jax.sharding.use_abstract_mesh(built.abstract_mesh):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         assert attention.resolve("auto", dtype="bfloat16") == "splash"
 
 

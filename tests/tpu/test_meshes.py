@@ -15,7 +15,8 @@ from jax.experimental import topologies
 from dpo_jax.data import loader
 from dpo_jax.data.loader import Loader, Settings
 from dpo_jax.errors import DeviceError
-from dpo_jax.sharding import arrays, mesh
+from dpo_jax.sharding import arrays
+from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.types import Record
 from dpo_jax.wiring import compiling
 
@@ -43,7 +44,7 @@ def valid(devices):
     """Lists the shapes that a user may ask for, each with what it comes to."""
     for asked in itertools.product(SIZES, repeat=3):
         try:
-            yield asked, mesh.mesh_sizes(*asked, devices=devices)
+            yield asked, mesh_lib.mesh_sizes(*asked, devices=devices)
         except DeviceError:
             fixed = math.prod(n for n in asked if n != -1)
             fits = fixed == devices if -1 not in asked else devices % fixed == 0
@@ -60,23 +61,23 @@ def make_loader(shards, rows_here=range):
     return Loader(records, loader.eval_steps(PAIRS, pairs=PAIRS), settings)
 
 
-def processes_of(built):
-    return sorted({device.process_index for device in built.devices.flat})
+def processes_of(mesh):
+    return sorted({device.process_index for device in mesh.devices.flat})
 
 
-def laid_out(built, monkeypatch):
+def laid_out(mesh, monkeypatch):
     """Does in turn what each process does: its rows of a step, as a global array.
 
     Yields:
       (process, the rows that it filled, shape of the global array, {device: piece}).
       The pieces are asked of the same callback that jax would call.
     """
-    place = arrays.row_sharding(built, leading=1)
-    for process in processes_of(built):
+    place = arrays.row_sharding(mesh, leading=1)
+    for process in processes_of(mesh):
         filled = []
 
         def rows_here(n, filled=filled):
-            filled.append(arrays.rows_here(arrays.row_sharding(built), n))
+            filled.append(arrays.rows_here(arrays.row_sharding(mesh), n))
             return filled[-1]
 
         def of_devices(shape, sharding, callback, process=process):
@@ -87,21 +88,21 @@ def laid_out(built, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(jax, "process_index", lambda process=process: process)
             patch.setattr(jax, "make_array_from_callback", of_devices)
-            batch = make_loader(mesh.row_shards(built), rows_here).batch_at(0)
+            batch = make_loader(mesh_lib.row_shards(mesh), rows_here).batch_at(0)
             yield process, filled[0].tolist(), *arrays.to_global(batch.tokens, place)
 
 
-def check(built, monkeypatch):
+def check(mesh, monkeypatch):
     """Holds all processes' pieces against the batch that one process would make.
 
     That the rows of a device are those of its place along data and fsdp, is counted
     here from the mesh itself.
     """
-    wanted = make_loader(mesh.row_shards(built)).batch_at(0).tokens
-    found, shards = np.full_like(wanted, -1), mesh.row_shards(built)
-    grid = built.devices.reshape(shards, -1)
+    wanted = make_loader(mesh_lib.row_shards(mesh)).batch_at(0).tokens
+    found, shards = np.full_like(wanted, -1), mesh_lib.row_shards(mesh)
+    grid = mesh.devices.reshape(shards, -1)
     per_shard = wanted.shape[1] // shards
-    for process, filled, shape, pieces in laid_out(built, monkeypatch):
+    for process, filled, shape, pieces in laid_out(mesh, monkeypatch):
         mine = [[d.process_index == process for d in shard] for shard in grid]
         held = np.flatnonzero(np.repeat(np.any(mine, axis=1), per_shard))
         assert filled == held.tolist() and shape == wanted.shape
@@ -114,14 +115,14 @@ def check(built, monkeypatch):
     np.testing.assert_array_equal(found, wanted)
 
 
-def told(name, built):
+def told(name, mesh):
     """Writes a line of the table."""
-    grid = built.devices.reshape(mesh.row_shards(built), -1)
+    grid = mesh.devices.reshape(mesh_lib.row_shards(mesh), -1)
     holders = [{device.process_index for device in shard} for shard in grid]
     first = [str(shard) for shard, found in enumerate(holders) if 0 in found]
     return (
-        f"{name:12} {'×'.join(map(str, built.shape.values())):8} "
-        f"{built.size:3} chips {len(processes_of(built)):3} processes   "
+        f"{name:12} {'×'.join(map(str, mesh.shape.values())):8} "
+        f"{mesh.size:3} chips {len(processes_of(mesh)):3} processes   "
         f"each shard of rows on {len(holders[0])}; process 0 holds {' '.join(first)}"
     )
 
@@ -130,14 +131,14 @@ def told(name, built):
 def test_each_process_lays_out_the_rows_that_it_holds(name, table, monkeypatch):
     devices, seen = compiling.tpus(name), {}
     for asked, sizes in valid(len(devices)):
-        built = mesh.make_mesh(*asked, devices)
-        assert tuple(built.shape.values()) == sizes
-        assert set(built.devices.flat) == set(devices)
+        mesh = mesh_lib.make_mesh(*asked, devices)
+        assert tuple(mesh.shape.values()) == sizes
+        assert set(mesh.devices.flat) == set(devices)
         if sizes not in seen:
-            seen[sizes] = built
-            check(built, monkeypatch)
-            table.append(told(name, built))
-        assert (built.devices == seen[sizes].devices).all()
+            seen[sizes] = mesh
+            check(mesh, monkeypatch)
+            table.append(told(name, mesh))
+        assert (mesh.devices == seen[sizes].devices).all()
     assert len(seen) >= 10
 
 
@@ -147,11 +148,11 @@ def test_slices_lie_along_data(name, table, monkeypatch):
     devices = two_slices(name)
     assert {device.slice_index for device in devices} == {0, 1}
     for asked in ((2, -1, 1), (4, -1, 2), (-1, 2, 4), (1, -1, 1), (1, 8, -1)):
-        built = mesh.make_mesh(*asked, devices)
-        assert set(built.devices.flat) == set(devices)
-        slices = np.vectorize(lambda device: device.slice_index)(built.devices)
-        over = 0 if built.shape["data"] > 1 else 1  # the axis that both slices share
+        mesh = mesh_lib.make_mesh(*asked, devices)
+        assert set(mesh.devices.flat) == set(devices)
+        slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+        over = 0 if mesh.shape["data"] > 1 else 1  # the axis that both slices share
         halves = np.split(slices, 2, over)
         assert [set(half.flat) for half in halves] == [{0}, {1}]
-        check(built, monkeypatch)
-        table.append(told(f"2 × {name}", built))
+        check(mesh, monkeypatch)
+        table.append(told(f"2 × {name}", mesh))

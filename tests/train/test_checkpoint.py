@@ -192,6 +192,53 @@ def test_folders_that_were_never_committed_are_ignored(tmp_path, lines):
     assert (tmp_path / "99").is_dir()
 
 
+def test_a_folder_that_holds_another_step_is_ignored(tmp_path, lines):
+    """30 was renamed by hand to 35, and 38 links to 20: 20 is what a resume gets."""
+    checkpoints = saved(tmp_path, 10, 20, 30)
+    (tmp_path / "30").rename(tmp_path / "35")
+    (tmp_path / "38").symlink_to("20")
+    assert checkpoints.newest_verified() == 20
+    assert "35 holds step 30: ignored" in lines()
+    assert "38 is a link: ignored" in lines()
+    assert checkpoints.committed_steps() == [10, 20]
+    again = Checkpoints(tmp_path, every_steps=1, keep=1)
+    for step in (35, 38):  # the run comes to these steps itself
+        again.save(step, make_state(step), {})
+    again.close()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        *("35.corrupt", "38", "38.corrupt")
+    ]
+    assert_equal(again.restore(38, abstract(make_state(38)))[0], make_state(38))
+
+
+def test_only_a_renamed_step_refuses_to_start_from_scratch(tmp_path):
+    checkpoints = saved(tmp_path, 10)
+    (tmp_path / "10").rename(tmp_path / "12")
+    with pytest.raises(ModelError, match="12 holds step 10; refusing to start from"):
+        checkpoints.newest_verified()
+
+
+def test_a_manifest_of_a_hundred_thousand_lists_is_no_manifest(tmp_path):
+    checkpoints = saved(tmp_path, 10, 20)
+    (tmp_path / "20" / "MANIFEST.json").write_text("[" * 100_000)
+    assert checkpoints.newest_verified() == 10
+
+
+def test_a_reader_renames_nothing(tmp_path):
+    checkpoints = saved(tmp_path, 10, 20)
+    flip(largest_file(tmp_path / "20"))
+    assert checkpoints.newest_verified(rename=False) == 10
+    assert (tmp_path / "20").is_dir() and not (tmp_path / "20.corrupt").exists()
+
+
+def test_arrays_are_stored_as_they_are(tmp_path):
+    """A constant would shrink to nothing if anything compressed it."""
+    checkpoints = Checkpoints(tmp_path, every_steps=1, keep=1)
+    checkpoints.save(1, {"w": jnp.zeros((1 << 18,))}, {})
+    checkpoints.close()
+    assert largest_file(tmp_path / "1").stat().st_size >= 1 << 20
+
+
 def test_nothing_committed_is_none(tmp_path):
     checkpoints = Checkpoints(tmp_path / "none", every_steps=1, keep=1)
     assert checkpoints.newest_verified() is None

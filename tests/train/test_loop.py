@@ -4,6 +4,7 @@ The stub's state is the number of steps taken, its batches are step numbers, and
 call writes its name into one list.
 """
 
+import dataclasses
 import functools
 import itertools
 
@@ -130,6 +131,20 @@ def test_line_holds_values_facts_and_timings():
     assert values["pairs_per_second"] == pytest.approx(4.0 / 3.0)
     assert values["mfu"] == pytest.approx(2.0 / 3.0)
     assert not {"ok", "flops", "tokens", "pairs"} & values.keys()
+
+
+def test_a_step_faster_than_the_peak_becomes_the_peak():
+    """Of steps of 3 s, the fourth has work for 6: twice the peak.
+
+    The last is read at once: 1 s with work for 2, as fast as the fourth.
+    """
+    stub = Stub()
+    facts = stub.parts.facts
+    worth = lambda step: {**facts(step), "flops": 6.0 if step == 4 else 2.0}  # noqa: E731
+    stub.parts = dataclasses.replace(stub.parts, facts=worth)
+    stub.run()
+    found = [v["mfu"] for _, split, v in stub.lines if split == "train"]
+    assert found[1:] == pytest.approx([2 / 3, 2 / 3, 1.0, 1 / 3, 1.0])
 
 
 def test_resumed_run_takes_the_steps_that_are_left():

@@ -8,7 +8,9 @@ import os
 import pytest
 from absl import logging
 
-from dpo_jax.errors import RunFolderError, WriteError
+import dpo_jax
+from dpo_jax import files
+from dpo_jax.errors import ConfigError, RunFolderError, WriteError
 from dpo_jax.train import runfolder
 
 OLD = {"loss": {"beta": 0.1}, "mesh": {"data": 8}}
@@ -17,7 +19,7 @@ OLD = {"loss": {"beta": 0.1}, "mesh": {"data": 8}}
 def test_nothing_is_made_before_the_claim(tmp_path):
     run = tmp_path / "run"
     runfolder.check_same(run, OLD, fork=False)
-    assert runfolder.read_config(run) is None and not run.exists()
+    assert runfolder.read_json(run, "config.json") is None and not run.exists()
     with runfolder.claim(run, first=True):
         assert run.is_dir()
 
@@ -41,19 +43,19 @@ def test_changed_configuration_needs_fork_and_keeps_the_old(tmp_path):
     assert json.loads(kept[0].read_text()) == OLD
     assert json.loads(kept[1].read_text())["loss"] == {"beta": 0.2}
     assert not kept[2].exists()
-    assert runfolder.read_config(tmp_path) == OLD
+    assert runfolder.read_json(tmp_path, "config.json") == OLD
 
 
-@pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl"])
+@pytest.mark.parametrize("name", ["checkpoints/1", "metrics.jsonl"])
 def test_run_without_configuration_is_foreign(tmp_path, name):
-    (tmp_path / name).mkdir()
+    files.write_whole(tmp_path / name, "")
     with pytest.raises(RunFolderError, match="without config.json.*--workdir"):
         runfolder.check_same(tmp_path, OLD, fork=True)
 
 
 def test_broken_configuration_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"loss": ')
-    with pytest.raises(RunFolderError, match="config.json is not JSON.*restore"):
+    with pytest.raises(RunFolderError, match="config.json is not a JSON obj.*restore"):
         runfolder.check_same(tmp_path, OLD, fork=False)
 
 
@@ -85,13 +87,16 @@ def test_claim_ends_with_an_exception_too(tmp_path):
     assert (tmp_path / ".lock").read_text() == ""
 
 
-def test_log_holds_what_is_ours_while_it_is_claimed(tmp_path):
+def test_log_holds_what_is_ours_while_it_is_claimed(tmp_path, monkeypatch):
+    """In a clone named dpo_jax as well, whose libraries lie below it."""
     logger = logging.get_absl_logger()
 
     def say(text, path, level=std_logging.INFO):
         logger.handle(logger.makeRecord("absl", level, path, 1, text, (), None))
 
-    ours, theirs = "/x/dpo_jax/build.py", "/x/orbax/y.py"
+    assert runfolder.PACKAGE == os.path.dirname(dpo_jax.__file__) + "/"
+    monkeypatch.setattr(runfolder, "PACKAGE", "/x/dpo_jax/dpo_jax/")
+    ours, theirs = "/x/dpo_jax/dpo_jax/build.py", "/x/dpo_jax/.venv/lib/orbax/y.py"
     with runfolder.claim(tmp_path, first=True):
         say("one", ours)
         say("two", theirs)
@@ -108,15 +113,6 @@ def test_folder_that_cannot_be_made_is_named(tmp_path):
             raise AssertionError("made a folder in a file")
 
 
-def test_files_are_written_whole(tmp_path):
-    runfolder.write_text(tmp_path, "a/b.txt", "one")
-    runfolder.write_text(tmp_path, "a/b.txt", "two")
-    assert [p.name for p in (tmp_path / "a").iterdir()] == ["b.txt"]
-    assert (tmp_path / "a" / "b.txt").read_text() == "two"
-    with pytest.raises(WriteError, match="cannot write .*b.txt/c"):
-        runfolder.write_text(tmp_path, "a/b.txt/c", "three")
-
-
 def test_errors_keep_their_tracebacks_side_by_side(tmp_path):
     names = set()
     for word in ("one", "two"):
@@ -129,20 +125,77 @@ def test_errors_keep_their_tracebacks_side_by_side(tmp_path):
     assert texts[0].endswith("RuntimeError: one\n")
     (tmp_path / "file").write_text("")
     assert runfolder.write_error(tmp_path / "file", RuntimeError("x")) is None
+    assert runfolder.write_error("nope://x", RuntimeError("x")) is None
 
 
-def test_read_json_of_nothing_is_empty(tmp_path):
-    assert runfolder.read_json(tmp_path, "results.json") == {}
-    runfolder.write_text(tmp_path, "results.json", '{"step": 3}')
-    assert runfolder.read_json(tmp_path, "results.json") == {"step": 3}
+def test_error_of_a_typing_error_makes_no_folder(tmp_path):
+    assert runfolder.write_error(tmp_path / "tpyo", ConfigError("x")) is None
+    assert not (tmp_path / "tpyo").exists()
+    assert runfolder.write_error(tmp_path, ConfigError("x")) is not None
 
 
-def test_folders_of_an_object_store_are_not_local():
-    assert runfolder.is_local("/tmp/x") and not runfolder.is_local("gs://bucket/x")
+DAMAGED = (b"", b'{"step": 3', b"[]", b"7", b"\xff\xfe{}", b"[" * 200_000)
 
 
-def test_report_is_the_last_thing_written(tmp_path):
-    assert not runfolder.is_whole(tmp_path)
+@pytest.mark.parametrize("data", DAMAGED)
+def test_damaged_json_names_the_file_and_the_way_out(tmp_path, data):
+    (tmp_path / "config.json").write_bytes(data)
+    with pytest.raises(RunFolderError, match="config.json is not a JSON.*attempts/"):
+        runfolder.read_json(tmp_path, "config.json")
+    (tmp_path / "results.json").write_bytes(data)
     (tmp_path / "report.html").write_text("")
-    assert runfolder.is_whole(tmp_path)
-    assert runfolder.is_whole("gs://bucket/run")  # where no report is written
+    assert runfolder.finished_step(tmp_path) == -1  # its end is repeated
+
+
+@pytest.mark.parametrize("name", runfolder.FILES)
+@pytest.mark.parametrize("kind", ["a link", "a folder", "a pipe"])
+def test_what_is_no_file_is_refused_before_anything_is_written(tmp_path, name, kind):
+    """A pipe would be waited for, a link written through."""
+    path = tmp_path / name
+    if kind == "a link":
+        path.symlink_to(path)
+    elif kind == "a folder":
+        path.mkdir()
+    else:
+        os.mkfifo(path)
+    with pytest.raises(RunFolderError, match=f"{name} is {kind}, not a file; move"):
+        runfolder.check_same(tmp_path, OLD, fork=False)
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_lock_that_is_not_text(tmp_path):
+    (tmp_path / ".lock").write_bytes(b"\xff\xfe")
+    with runfolder.claim(tmp_path, first=True):
+        assert f"pid {os.getpid()}" in (tmp_path / ".lock").read_text()
+
+
+def test_report_is_the_last_thing_that_a_run_owes(tmp_path):
+    assert runfolder.finished_step(tmp_path) == -1
+    files.write_whole(tmp_path / "results.json", '{"step": 3}')
+    assert runfolder.finished_step(tmp_path) == -1
+    (tmp_path / "report.html").write_text("")
+    assert runfolder.finished_step(tmp_path) == 3
+
+
+def test_launches_are_counted_with_their_configuration(tmp_path):
+    for number in (1, 2):
+        assert runfolder.begin_attempt(tmp_path, OLD, f"commit {number}") == number
+    (tmp_path / "attempts" / "notes.txt").write_text("")
+    (tmp_path / "attempts" / "0001.json").unlink()
+    assert runfolder.begin_attempt(tmp_path, OLD, "commit 3") == 3
+    kept = json.loads((tmp_path / "attempts" / "0003.json").read_text())
+    assert (kept["config"], kept["code"]) == (OLD, "commit 3")
+
+
+def test_what_killed_writers_left_goes_with_the_claim(tmp_path):
+    for name in (".1.part", "errors/.2.part", "other.part"):
+        files.write_whole(tmp_path / name, "")
+    with runfolder.claim(tmp_path, first=True):
+        left = [p.name for p in tmp_path.rglob("*.part")]
+    assert left == ["other.part"]
+
+
+def test_store_that_nothing_reads_is_a_fault_of_the_command():
+    for folder in ("nope://bucket/run", "s3://bucket/run"):
+        with pytest.raises(ConfigError, match=f"{folder} lies in an object store"):
+            runfolder.check_files(folder)

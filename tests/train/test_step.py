@@ -144,7 +144,6 @@ def take(
         tx=tx,
         lr_factor=lr_factor,
         clip_norm=clip,
-        microbatches=batch.tokens.shape[0],
         sync=sync,
     )
 
@@ -245,7 +244,6 @@ def test_gradients_are_of_the_global_mean():
         batch_of(tokens, docs),
         jax.random.key(0),
         HYPER,
-        microbatches=4,
     )
     error = np.where(docs > 0, 0.3 * tokens - 0.1 - 1.0, 0.0)
     np.testing.assert_allclose(grads["w"], 2 * (error * tokens).sum() / 10, rtol=1e-5)
@@ -263,10 +261,8 @@ def test_reports_of_a_trunk_add_up_and_are_pulled_back(parts):
     params = {"w": jnp.float32(0.3), "b": jnp.float32(-0.1)}
     batch = batch_of(*(x.reshape(parts, -1, 3) for x in (tokens, docs)))
     plain, routed = (
-        step.accumulate(
-            objective, params, {}, {}, batch, jax.random.key(0), HYPER, microbatches=n
-        )
-        for objective, n in ((Fit(), parts), (Routed(), parts))
+        step.accumulate(objective, params, {}, {}, batch, jax.random.key(0), HYPER)
+        for objective in (Fit(), Routed())
     )
     mean = np.where(docs > 0, tokens, 0).sum() / 10
     load = 0.09 * mean

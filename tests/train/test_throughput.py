@@ -4,7 +4,9 @@ import itertools
 import types
 
 import jax
+import numpy as np
 import pytest
+from etils import epath
 
 from dpo_jax.train import throughput
 from dpo_jax.train.throughput import Sizes
@@ -31,8 +33,9 @@ def on(monkeypatch):
         monkeypatch.setattr(jax, "device_count", lambda: count)
         throughput.peak.cache_clear()
 
-    measured = lambda dtype, size: 5.0  # noqa: E731
+    measured = lambda dtype, size, seconds: 5.0  # noqa: E731
     monkeypatch.setattr(throughput, "matmul_flops_per_second", measured)
+    monkeypatch.setattr(throughput, "best_so_far", lambda measure, file: measure(0.1))
     yield put
     throughput.peak.cache_clear()
 
@@ -61,8 +64,7 @@ def test_matmul_runs_on_one_device_whatever_the_mesh():
     mesh = jax.make_mesh((8,), ("data",))
     with pytest.MonkeyPatch.context() as patch, jax.set_mesh(mesh):
         patch.setattr(throughput, "seconds_of", keep)
-        patch.setattr(throughput, "MEASURING_SECONDS", 0.0)
-        throughput.matmul_flops_per_second("float32", size=16)
+        throughput.matmul_flops_per_second("float32", size=16, seconds=0.0)
     assert len(seen[0].sharding.device_set) == 1
 
 
@@ -76,7 +78,51 @@ def test_matmul_is_the_best_of_several(monkeypatch):
         return next(watch)
 
     monkeypatch.setattr(throughput, "seconds_of", seconds_of)
-    monkeypatch.setattr(throughput, "MEASURING_SECONDS", 0.1)
-    found = throughput.matmul_flops_per_second("float32", size=64)
+    found = throughput.matmul_flops_per_second("float32", size=64, seconds=0.1)
     assert found == 2 * 64**3 / 0.25
     assert len(runs) > 3 and set(runs) == {(64, 64)}
+
+
+def test_a_large_matrix_repeats_the_drawn_numbers(monkeypatch):
+    monkeypatch.setattr(throughput, "DRAWN", 16)
+    seen = []
+    monkeypatch.setattr(throughput, "seconds_of", lambda run: seen.append(run()) or 1.0)
+    throughput.matmul_flops_per_second("float32", size=64, seconds=0.0)
+    assert seen[0].shape == (64, 64)
+    np.testing.assert_array_equal(seen[0][:16, :16], seen[0][48:, 16:32])
+
+
+def test_a_busy_moment_does_not_lower_what_a_host_has_reached(tmp_path):
+    file, asked = epath.Path(tmp_path / "cache" / "matmul"), []
+
+    def reach(value):
+        return lambda seconds: asked.append(seconds) or value
+
+    values = [throughput.best_so_far(reach(v), file) for v in (3.0, 1.5, 4.0, 2.0)]
+    assert values == [3.0, 3.0, 4.0, 4.0]
+    first, again = throughput.FIRST_SECONDS, throughput.AGAIN_SECONDS
+    assert asked == [first, again, again, again]
+    assert throughput.best_so_far(reach(2.0), None) == 2.0
+    file.write_text("damaged")
+    assert throughput.best_so_far(reach(2.0), file) == float(file.read_text()) == 2.0
+    nowhere = epath.Path(tmp_path / "cache" / "matmul" / "below")
+    assert throughput.best_so_far(reach(1.0), nowhere) == 1.0
+
+
+def test_what_is_kept_lies_beside_the_compilation_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        throughput, "matmul_flops_per_second", lambda dtype, size, seconds: 7.0
+    )
+    monkeypatch.setattr(throughput.platform, "node", lambda: "host/of mine")
+    before = jax.config.values["jax_compilation_cache_dir"]
+    throughput.peak.cache_clear()
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    try:
+        assert throughput.peak("float32").flops_per_second == 7.0
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+        throughput.peak.cache_clear()
+    [file] = tmp_path.iterdir()
+    assert file.read_text() == "7.0"
+    assert file.name.startswith("matmul-host-of-mine-cpu-")
+    assert file.name.endswith("-float32")

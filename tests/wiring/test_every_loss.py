@@ -100,9 +100,9 @@ def tables(seed):
     return {"table": draw(VOCAB, VOCAB), "score": draw(VOCAB, 1)}
 
 
-def laid_out(config, rows, layout, microbatches, shards):
+def laid_out(config, losses, layout, microbatches, shards):
     settings = Settings(RECORDS, microbatches, layout, 0, shards)
-    join = wiring.join_of(config, rows)
+    join = wiring.join_of(config, losses)
     return Loader(
         records(KINDS[config.objective]), [list(range(RECORDS))], settings, join
     ).batch_at(0)
@@ -110,7 +110,7 @@ def laid_out(config, rows, layout, microbatches, shards):
 
 def graded(config, layout, microbatches, devices):
     """Returns loss, metrics, gradients and statistics of one step."""
-    rows = wiring.components(config, LOSSES)
+    losses = wiring.losses_of(config.loss, LOSSES)
     sizes = (devices, 1, 1)
     built = jax.make_mesh(
         sizes,
@@ -118,14 +118,14 @@ def graded(config, layout, microbatches, devices):
         axis_types=(AxisType.Auto,) * 3,
         devices=jax.devices()[:devices],
     )
-    batch = laid_out(config, rows, layout, microbatches, devices)
+    batch = laid_out(config, losses, layout, microbatches, devices)
     apply = reward_model if config.objective == "reward" else language_model
-    whole = wiring.needs_whole_reference(rows)
+    whole = wiring.needs_whole_reference(losses)
     head_of = lambda ref: Head(ref["table"], None)  # noqa: E731
-    objective = wiring.make_objective(config, rows, apply, head_of if whole else None)
+    objective = wiring.make_objective(config, losses, apply, head_of if whole else None)
     ref = tables(1)
-    hyper = wiring.hyper(config)
-    stats = {name: value + 0.25 for name, value in wiring.start_stats(rows).items()}
+    hyper = wiring.hyper(config, losses)
+    stats = {name: value + 0.25 for name, value in wiring.start_stats(losses).items()}
     score = annotate.ref_logps_and_states if whole else annotate.ref_logps
 
     def take(params, batch):
@@ -140,7 +140,6 @@ def graded(config, layout, microbatches, devices):
             batch,
             jax.random.key(3),
             hyper,
-            microbatches=microbatches,
         )
 
     with jax.set_mesh(built):
@@ -234,8 +233,7 @@ def test_the_train_command_runs(name, options, tmp_path, monkeypatch):
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert all(line["grad_norm"] > 0 for line in lines)
     assert all(isinstance(line["loss"], float) for line in lines)
-    rows = [find(part, LOSSES) for part in name.split("+")]
-    if not any(row.running for row in rows):
+    if not wiring.start_stats(wiring.losses_of(configured(name, options).loss, LOSSES)):
         return
     shutil.copytree(whole, again)
     shutil.rmtree(again / "checkpoints" / "3")

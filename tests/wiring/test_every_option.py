@@ -27,7 +27,7 @@ from dpo_jax.models.spec import preset
 from dpo_jax.sharding import mesh
 from dpo_jax.train import loop
 from dpo_jax.types import Columns, TokenPlaces
-from dpo_jax.wiring import checks, evaluation, outputs, restoring
+from dpo_jax.wiring import agreeing, checks, evaluation, outputs, restoring
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring import objective as wiring
@@ -92,12 +92,14 @@ OTHERS = {  # key -> another value
     "mesh.fsdp": 2,
     "mesh.tensor": 2,
     "eval.every_steps": 1,
-    "eval.rollouts": 0,
+    "eval.rollouts": 5,
     "checkpoint.every_steps": 1,
     "checkpoint.keep": 7,
     "checkpoint.keep_best": "rewards/margins",
     "log.every_steps": 2,
+    "distributed.timeout_seconds": 7.0,
 }
+OF_THE_PARENT = {"train.watchdog_seconds"}  # see tests/cli/test_parent.py
 
 
 SCORES = {"score_chosen": 1.0, "score_rejected": 0.0}
@@ -159,14 +161,20 @@ def observe(config, workdir, monkeypatch):
             (checkpoints._every_steps, checkpoints._keep, checkpoints._keep_best)
         )
         seen["parts"] = parts
-        return parts.trainer.abstract
+        return parts.trainer.abstract, None
+
+    def agree(name, mine, *, seconds):
+        seen.setdefault("agreed", []).append((name, seconds))
 
     def run(state, functions, **settings):
         seen["settings"] = repr(settings)
         raise Written
 
-    def rollouts(*arguments):
-        seen["rollouts"] = config.eval.rollouts
+    encode = evaluation.generation.encode
+
+    def encode_prompt(config, tokenizer, text):
+        seen.setdefault("prompts", []).append(text)
+        return encode(config, tokenizer, text)
 
     def kept(folder, name, make):
         seen.setdefault("tokens", []).append(os.path.relpath(folder, workdir))
@@ -175,9 +183,10 @@ def observe(config, workdir, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(model_wiring, "load_params", load_params)
         patch.setattr(restoring, "resume", resume)
+        patch.setattr(agreeing.agree, "agree", agree)
         patch.setattr(token_cache, "kept", kept)
         patch.setattr(loop, "run", run)
-        patch.setattr(evaluation, "make_rollouts", rollouts)
+        patch.setattr(evaluation.generation, "encode", encode_prompt)
         patch.setattr(outputs, "export", None)
         with pytest.raises(Written):
             build.run(config, workdir)
@@ -216,7 +225,7 @@ def usual(configured, tmp_path_factory):
 
 def test_every_key_is_walked_over(configured):
     keys = {key for key in flat(configured()) if not key.startswith("loss.")}
-    assert keys == OTHERS.keys()
+    assert keys == OTHERS.keys() | OF_THE_PARENT
     options = {key for key in flat(configured()) if key.startswith("loss.")}
     assert options == {"loss.name", *(f"loss.{name}" for name in OPTIONS)}
 
@@ -290,14 +299,15 @@ PLACES = TokenPlaces(
 )
 
 
-def valued(config, rows):
+def valued(config):
     """Returns loss, statistics, token weights and rewards."""
-    objective = wiring.make_objective(config, rows, None, None)
-    hyper = wiring.hyper(config)
-    start = {name: value + 0.5 for name, value in wiring.start_stats(rows).items()}
+    losses = wiring.losses_of(config.loss, LOSSES)
+    objective = wiring.make_objective(config, losses, None, None)
+    hyper = wiring.hyper(config, losses)
+    start = {name: value + 0.5 for name, value in wiring.start_stats(losses).items()}
     stats = objective.update(COLUMNS, start, hyper)
     loss, sums = objective.loss(COLUMNS, {}, stats, hyper, COUNTS)
-    weigh = wiring.weigh_tokens(rows[0], config)
+    weigh = wiring.weigh_tokens(losses, config.loss.ld_alpha)
     weights = None if weigh is None else np.asarray(weigh(PLACES, hyper)).tolist()
     shown = {n: float(s) for n, (s, _) in sums.items() if n.startswith("rewards")}
     return float(loss), {k: float(v) for k, v in stats.items()}, weights, shown
@@ -325,7 +335,7 @@ def test_an_option_of_a_loss_has_an_effect_or_is_refused(name, configured):
         config.ref.mode = "none"
         config.eval.rollouts = 0
     checks.check(config, LOSSES)
-    want = valued(config, rows)
+    want = valued(config)
     for option in OPTIONS:
         changed = config.copy_and_resolve_references().unlock()
         changed.loss[option] = another(option, config.loss[option])
@@ -338,8 +348,8 @@ def test_an_option_of_a_loss_has_an_effect_or_is_refused(name, configured):
             continue
         base = want
         if option == "divergence_alpha":
-            base = valued(changed_but(changed, option, 1.0), rows)
-        assert valued(changed, rows) != base, option
+            base = valued(changed_but(changed, option, 1.0))
+        assert valued(changed) != base, option
 
 
 def changed_but(config, option, value):

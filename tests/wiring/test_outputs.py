@@ -1,13 +1,21 @@
 """What an export says of itself, and where it may go."""
 
 import importlib
+import json
+from types import SimpleNamespace
+from typing import Any
 
 import huggingface_hub
+import jax
 import pytest
 
-from dpo_jax.errors import WriteError
+from dpo_jax import files
+from dpo_jax.data.sources import sentiment
+from dpo_jax.errors import ConfigError, WriteError
 from dpo_jax.losses import LOSSES
-from dpo_jax.wiring import card, outputs
+from dpo_jax.models.decoder import init_params
+from dpo_jax.models.spec import preset
+from dpo_jax.wiring import outputs
 
 
 @pytest.fixture
@@ -19,22 +27,22 @@ def config():
 
 
 def test_card_says_how_the_policy_was_made(config):
-    text = card.model_card(config, 36, LOSSES)
+    text = outputs.model_card(config, 36, LOSSES)
     for said in ("org/base", "pairs.jsonl", "beta 0.1", "36 of 64 rows", "lr 1e-06"):
         assert said in text, said
-    assert "the initial policy" in text and card.commit() in text
+    assert "the initial policy" in text and outputs.commit() in text
     assert text.startswith("---\nlibrary_name: transformers\n")
 
 
 def test_card_of_a_loss_that_the_table_lacks(config):
     config.loss.name = "mine"
-    assert "| loss | mine |" in card.model_card(config, 1, LOSSES)
+    assert "| loss | mine |" in outputs.model_card(config, 1, LOSSES)
 
 
 def test_code_is_named_by_its_own_repository_only(monkeypatch, tmp_path):
-    assert card.commit().startswith(("commit ", "version "))
-    monkeypatch.setattr(card, "__file__", str(tmp_path / "card.py"))
-    assert card.commit().startswith("version ")
+    assert outputs.commit().startswith(("commit ", "version "))
+    monkeypatch.setattr(outputs, "__file__", str(tmp_path / "outputs.py"))
+    assert outputs.commit().startswith("version ")
 
 
 class Hub:
@@ -67,9 +75,98 @@ def test_push_without_a_network_says_the_way_out(monkeypatch, tmp_path):
         outputs.push(tmp_path, "me/policy")
 
 
-def test_upload_copies_every_file(tmp_path):
-    source = tmp_path / "a"
-    source.mkdir()
-    (source / "x.bin").write_bytes(b"\x00\x01")
-    outputs.upload(source, tmp_path / "b" / "c")
-    assert (tmp_path / "b" / "c" / "x.bin").read_bytes() == b"\x00\x01"
+def test_card_hides_passwords(config):
+    config.data.train = "https://user:secret@host/rows.jsonl"
+    text = outputs.model_card(config, 1, LOSSES)
+    assert "secret" not in text and "https://***@host/rows.jsonl" in text
+
+
+def policy(folder=None):
+    """A tiny policy of a preset, or of the folder that it was exported to."""
+    spec = preset("tiny", vocab=61, max_positions=32)
+    model: Any = SimpleNamespace(spec=spec, folder=folder)
+    return model, init_params(spec, jax.random.key(0))
+
+
+def export(target, folder=None):
+    model, params = policy(folder)
+    outputs.export(
+        model,
+        params,
+        sentiment.tokenizer(),
+        target,
+        card="# card",
+        own_tokenizer=folder is None,
+    )
+
+
+def check(target, run, **options):
+    outputs.check_target(target, run, **{"overwrite": False, **options})
+
+
+def test_an_export_replaces_itself_only(tmp_path):
+    run, out = tmp_path / "run", tmp_path / "out"
+    check(out, run)
+    export(out)
+    check(out, run)
+    (out / "notes.txt").write_text("mine")  # nothing that an export writes
+    check(out, run)
+    (out / "config.json").write_text('{"model_type": "precious"}')
+    (out / "model-00001-of-00002.safetensors").write_text("precious")
+    with pytest.raises(ConfigError, match="--overwrite") as caught:
+        check(out, run)
+    assert f"{out} holds config.json, model-00001-of-00002.safe" in str(caught.value)
+    check(out, run, overwrite=True)
+    (out / outputs.WRITTEN).write_text("[]")
+    with pytest.raises(ConfigError, match="README.md, config.json, model"):
+        check(out, run)
+
+
+def test_a_link_out_of_the_run_folder(tmp_path):
+    run, precious = tmp_path / "run", tmp_path / "precious"
+    run.mkdir()
+    precious.mkdir()
+    outputs.check_own_target(run)
+    (run / "export").symlink_to(precious)
+    with pytest.raises(ConfigError, match=f"run/export is a link to {precious}"):
+        outputs.check_own_target(run)
+    with pytest.raises(ConfigError, match=f"is a link to {precious}; name another"):
+        check(run / "export", run)
+    check(run / "export", run, overwrite=True)
+    check(precious, run)
+    (tmp_path / "alias").symlink_to(run)  # the run folder itself may be reached by one
+    (run / "export").unlink()
+    check(tmp_path / "alias" / "export", tmp_path / "alias")
+
+
+def test_the_folder_that_a_model_was_read_from_is_not_written(tmp_path):
+    export(tmp_path / "base")
+    before = (tmp_path / "base" / "model.safetensors").read_bytes()
+    with pytest.raises(ConfigError, match="base is the folder that the model was read"):
+        export(tmp_path / "base", tmp_path / "base")
+    export(tmp_path / "other", tmp_path / "base")
+    assert (tmp_path / "other" / "model.safetensors").read_bytes() == before
+
+
+def test_an_export_to_a_store_ends_with_its_configuration(store, monkeypatch):
+    names, put = [], files.write_whole
+
+    def write(path, data):
+        names.append(path.name)
+        put(path, data)
+
+    monkeypatch.setattr(files, "write_whole", write)
+    target = store("gs://bucket/export")
+    export(target)
+    assert names[-2:] == ["config.json", outputs.WRITTEN] and len(names) > 4
+    assert not outputs.foreign_files(target)
+    (target / "config.json").write_text("{}")
+    assert outputs.foreign_files(target) == ["config.json"]
+
+
+@pytest.mark.parametrize("data", [b"", b"[", b"\xff"])
+def test_timing_of_no_training(tmp_path, data):
+    (tmp_path / "timing.json").write_bytes(data)  # of a launch before
+    outputs.write_timing(tmp_path, outputs.Summary(3, 1, False, {}, {}, {}))
+    found = json.loads((tmp_path / "timing.json").read_text())
+    assert found == {"steps": 2, "seconds": {}, "peak": None}

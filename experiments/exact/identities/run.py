@@ -152,7 +152,7 @@ def _identities(logits: Array, ref: Array, rewards: Array) -> dict[str, Array]:
     ratios = logps - ref
     ranked = ListLogps(ratios[None], jnp.ones((1, RESPONSES), bool))
     two = ListLogps(ratios[None, :2], jnp.ones((1, 2), bool))
-    plackett_luce = partial(find("plackett_luce", LOSSES).fn, beta=beta)
+    plackett_luce = partial(find("plackett_luce", LOSSES), options={"beta": beta})
     remaining = sum(-jax.nn.log_softmax(beta * ratios[k:])[0] for k in range(RESPONSES))
     shifted, projected = rewards + 3.7, exact.project(ref, rewards, beta=beta)
     ranking = exact.plackett_luce(rewards)

@@ -1,0 +1,207 @@
+"""What a loss is: a pure function, and the facts that the table says of it."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from dpo_jax.losses import pairwise, shared, tokens
+from dpo_jax.types import Array, Hyper, Stats
+
+LossFn = Callable[..., Array]
+FIXED = ("divergence_alpha",)  # floats that choose a formula
+
+
+class Of(NamedTuple):
+    """What a loss is a function of.
+
+    Attributes:
+      record: `pairs` (PairLogps), `singles` (SingleLogps), `lists` (ListLogps) or
+        `scores` (PairScores).
+      take: `(record, **options) -> arguments of the function`; None = the record.
+    """
+
+    record: str
+    take: Callable[..., tuple[Array, ...]] | None = None
+
+
+OF: dict[str, Of] = {
+    "delta": Of("pairs", pairwise.delta),
+    "ratios": Of("pairs", shared.log_ratios),
+    "logps": Of("pairs", shared.summed_logps),
+    "mean_logps": Of("pairs", shared.mean_logps),
+    "pairs": Of("pairs"),
+    "singles": Of("singles"),
+    "lists": Of("lists"),
+    "scores": Of("scores"),
+}
+
+
+class Running(NamedTuple):
+    """Statistics that a loss keeps from step to step.
+
+    They stand in the train state and in checkpoints. A step first updates them with its
+    whole batch, then computes the loss with the new ones, which get no gradient.
+
+    Attributes:
+      start: name -> value before the first step; the loss function takes each name as a
+        keyword-only parameter.
+      update: `(record, stats, **options) -> stats`, pure.
+      where: options that must have these values; where one has not, the statistics are
+        not kept and the function gets those of the start.
+    """
+
+    start: Mapping[str, float]
+    update: Callable[..., Stats]
+    where: Mapping[str, str] = {}
+
+
+class Loss(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+      fn: `(arguments, **options) -> f32[N]`, the arguments those of `of`.
+      formula: as in the README's table.
+      source: where it was published.
+      reference: whether the value depends on the reference.
+      of: what it is a function of, a name of `OF`.
+      per: what the sum is divided by: `pairs`, `chosen_tokens`, `singles`, `lists`.
+      usual: options of the usual setting that differ from the configuration's defaults.
+      couples: whether an element depends on other elements of the batch.
+      columns: what it reads that is not always there: `ratings`, `kls`, `mismatched`
+        (responses of label 0).
+      token_weights: weights of its own on the tokens, a name of `tokens.WEIGHTS`; ''
+        for none. The options of that function are options of the loss.
+      running: statistics it keeps; None for none.
+      positive: options whose 0 this loss cannot take although others can.
+    """
+
+    fn: LossFn
+    formula: str = ""
+    source: str = ""
+    reference: bool = True
+    of: str = "pairs"
+    per: str = "pairs"
+    usual: Mapping[str, Any] = {}
+    couples: bool = False
+    columns: tuple[str, ...] = ()
+    token_weights: str = ""
+    running: Running | None = None
+    positive: tuple[str, ...] = ()
+
+    @property
+    def takes(self) -> str:
+        """Names the record that the loss is computed from."""
+        return OF[self.of].record
+
+    def __call__(self, record: Any, options: Mapping[str, Any]) -> Array:
+        """Computes f32[N] of a record; of the options it takes those that it uses."""
+        take = OF[self.of].take
+        given = (record,) if take is None else take(record, **pick(take, options))
+        return self.fn(*given, **pick(self.fn, options))
+
+    def bind(
+        self,
+        given: Mapping[str, Any],
+        own: Mapping[str, Any] = {},
+        *,
+        name: str = "",
+        weight: float | None = None,
+    ) -> "Bound":
+        """Gives a loss the options that it uses.
+
+        Args:
+          given: the options of all losses of a run, name -> value.
+          own: those of this loss alone, which go first.
+          name: of the loss in the run, one for each that has options of its own.
+          weight: of its mean in a sum of several losses; None where it is the only one.
+        """
+        fixed, traced, values = {}, {}, {}
+        for option in options(self):
+            if option not in given:  # of a user's function, with a default
+                continue
+            value = given[option]
+            if option in own:
+                value = type(value)(own[option])
+            if not isinstance(value, float) or option in FIXED:
+                fixed[option] = value
+                continue
+            traced[option] = f"{name}.{option}" if option in own else option
+            values[traced[option]] = value
+        if weight is not None:
+            values[f"{name}.weight"] = weight
+        return Bound(name, self, fixed, traced, values, weight is not None)
+
+
+class Bound(NamedTuple):
+    """A loss with its options: one of the losses that a run minimises the sum of.
+
+    Float options and the weight are traced, so that a sweep over them compiles once.
+
+    Attributes:
+      name: of the loss in the run.
+      loss: the row of the table.
+      fixed: option -> value, of those that choose a formula.
+      traced: option -> its name among the hyper-parameters.
+      hyper: the values of the hyper-parameters that it reads.
+      weighted: whether the hyper-parameter `NAME.weight` multiplies its mean.
+    """
+
+    name: str
+    loss: Loss
+    fixed: Mapping[str, Any]
+    traced: Mapping[str, str]
+    hyper: Mapping[str, float]
+    weighted: bool = False
+
+    @property
+    def running(self) -> Running | None:
+        """The statistics that its options make it keep."""
+        kept = self.loss.running
+        if kept is None or any(self.fixed[k] != v for k, v in kept.where.items()):
+            return None
+        return kept
+
+    @property
+    def couples(self) -> bool:
+        """Whether it can only be taken over a whole batch at once."""
+        return self.loss.couples or self.running is not None
+
+    def options(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns its options, and what stands for statistics that it does not keep."""
+        start = self.loss.running.start if self.loss.running else {}
+        return {**start, **self.fixed, **{o: hyper[n] for o, n in self.traced.items()}}
+
+    def weight(self, hyper: Hyper) -> Array | float:
+        """Returns its weight in the sum."""
+        return hyper[f"{self.name}.weight"] if self.weighted else 1.0
+
+    def update(self, record: Any, stats: Stats, hyper: Hyper) -> Stats:
+        """Takes the record of a whole step into the statistics; others stay."""
+        if self.running is None:
+            return stats
+        own = {name: stats[name] for name in self.running.start}
+        given = pick(self.running.update, self.options(hyper))
+        return stats | self.running.update(record, own, **given)
+
+
+def keywords(function: Callable) -> list[str]:
+    """Names the keyword-only parameters of a function, in order."""
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+
+
+def pick(function: Callable, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Takes the options that a function has keyword-only parameters for."""
+    return {name: options[name] for name in keywords(function) if name in options}
+
+
+def options(loss: Loss) -> tuple[str, ...]:
+    """Names the options that a loss uses, in order."""
+    take, running = OF[loss.of].take, loss.running
+    names = keywords(loss.fn) + (keywords(take) if take else [])
+    if running is not None:
+        names = [name for name in names if name not in running.start]
+        names += keywords(running.update)
+    if loss.token_weights:
+        names += keywords(tokens.WEIGHTS[loss.token_weights])
+    return tuple(dict.fromkeys(names))

@@ -1,0 +1,92 @@
+"""How many parts a step is run in, where `batch.microbatches=0` leaves it open."""
+
+import functools
+import math
+from collections.abc import Callable
+
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from dpo_jax.config import Config
+from dpo_jax.data.loader import Loader
+from dpo_jax.models import memory
+from dpo_jax.models.spec import DecoderSpec
+from dpo_jax.sharding import mesh as mesh_lib
+
+LITTLE = 3 * 2**28  # bytes of activations that are worth no further microbatch
+
+
+def choose(config: Config, spec: DecoderSpec, whole: Loader, mesh: Mesh) -> int:
+    """Returns `batch.microbatches`, or a number that keeps activations small.
+
+    Args:
+      config: of the run.
+      spec: of the policy.
+      whole: lays each step out in one microbatch.
+      mesh: of the run.
+
+    Returns:
+      The same number on every process: what process 0 finds.
+    """
+    number = config.batch.microbatches
+    if not number:
+        shards = mesh_lib.row_shards(mesh)
+        activations = functools.partial(
+            memory.activation_bytes,
+            spec,
+            tokens=whole.row_tokens,
+            remat=config.model.remat,
+            dtype=config.model.dtype,
+            chunk=config.model.logits_chunk,
+        )
+        state = memory.state_bytes(spec) / (mesh.shape["fsdp"] * mesh.shape["tensor"])
+        number = fewest(
+            lambda rows: activations(rows=rows),
+            rows=whole.buckets[-1] // shards,
+            parts=config.batch.pairs // shards,
+            budget=budget_of(state, memory_of(mesh)),
+        )
+        logging.info("batch.microbatches=0 becomes %d", number)
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def fewest(
+    activations: Callable[[int], float], *, rows: int, parts: int, budget: float
+) -> int:
+    """Finds the fewest microbatches whose activations keep to a budget.
+
+    Args:
+      activations: rows of a device -> their bytes.
+      rows: of a device that a step needs in one microbatch.
+      parts: pairs of a device in a step; the number divides it.
+      budget: bytes.
+
+    Returns:
+      The number; `parts` if none keeps to the budget.
+    """
+    even = (number for number in range(1, parts + 1) if parts % number == 0)
+    fits = (n for n in even if activations(math.ceil(rows / n)) <= budget)
+    return next(fits, parts)
+
+
+def budget_of(state: float, limit: float | None) -> float:
+    """Says how many bytes of a device activations may take.
+
+    Where the device says what memory it has, half of what weights and optimizer leave
+    of it. Else as much as these take, or `LITTLE`: then activations are never most of
+    what the run needs, and a CPU is no slower with less.
+
+    Args:
+      state: bytes of weights, gradient and optimizer on the device.
+      limit: bytes that the device has; None = it does not say.
+    """
+    if limit is None:
+        return max(state, LITTLE)
+    return max((limit - state) / 2, limit / 16)
+
+
+def memory_of(mesh: Mesh) -> float | None:
+    """Asks a device of this process what memory it has; a CPU does not say."""
+    return (mesh.local_devices[0].memory_stats() or {}).get("bytes_limit")

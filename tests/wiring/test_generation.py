@@ -1,0 +1,178 @@
+"""Whose prompts are sampled, by what model, and what a rollout leaves in a report."""
+
+import json
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from dpo_jax import logps
+from dpo_jax.configs import quickstart
+from dpo_jax.data.sources import sentiment
+from dpo_jax.errors import ConfigError, ModelError
+from dpo_jax.evals.rollouts import Rollout
+from dpo_jax.models import hf
+from dpo_jax.models.decoder import init_params
+from dpo_jax.models.scalar import scalar_spec
+from dpo_jax.models.spec import preset
+from dpo_jax.sampling import batches, rollout
+from dpo_jax.sharding import mesh as mesh_lib
+from dpo_jax.types import Samples
+from dpo_jax.wiring import evaluation, generation
+from dpo_jax.wiring import model as model_wiring
+from dpo_jax.wiring.generation import Request
+
+REQUEST = Request("", 0, 1, 8, 1.0, 0, 1.0, 0.0, (), 0, 8)
+PAIR = {"chosen": " fine", "rejected": " bad"}
+SINGLE = {"completion": " fine", "label": True}
+LIST = {"responses": [" fine", " bad", " so"], "ranking": [0, 2, 1]}
+ROWS = {
+    "preference": [PAIR],
+    "sft": [PAIR, {"completion": " fine"}],
+    "unpaired": [PAIR, SINGLE],
+    "ranking": [PAIR, LIST],
+    "reward": [PAIR],
+}
+
+
+def config(**keys):
+    made = quickstart.get_config().unlock()
+    with made.unlocked():
+        for key, value in keys.items():
+            section, _, name = key.rpartition("__")
+            (made[section] if section else made)[name] = value
+    return made
+
+
+@pytest.mark.parametrize("objective", ROWS)
+def test_the_data_of_every_objective_give_prompts(objective, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    rows = [{"prompt": f"the film {i}", **row} for i, row in enumerate(ROWS[objective])]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = config(objective=objective, data__eval=str(file))
+    found = generation.read_prompts(asked, REQUEST)
+    assert found == [row["prompt"] for row in rows]
+    assert generation.read_prompts(asked, REQUEST._replace(limit=1)) == found[:1]
+
+
+def test_what_continues_no_text_is_refused_in_words():
+    """A reward model; and a text longer than the learned positions."""
+    spec = preset("tiny_gpt2", vocab=32, max_positions=16)
+    generation.check_texts("runs/a", spec, 8, 8)
+    with pytest.raises(ModelError, match="runs/a is a reward model: it scores texts"):
+        generation.check_texts("runs/a", scalar_spec(spec), 8, 8)
+    with pytest.raises(ConfigError, match="max_new_tokens=9 after a prompt of 8"):
+        generation.check_texts("runs/a", spec, 8, 9)
+
+
+def test_a_reward_run_is_refused_before_anything_is_loaded(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "the film"}\n')
+    made = config(objective="reward", mesh__data=8)
+    policy = generation.Policy("runs/rm", made, "runs/rm")
+    with pytest.raises(ModelError, match="runs/rm is a reward model"):
+        generation.sample(made, REQUEST._replace(prompts=str(file)), [policy])
+
+
+@pytest.fixture(scope="module")
+def stretched(tmp_path_factory):
+    """A model whose angles follow the length of the text; trained on 8 positions."""
+    folder = tmp_path_factory.mktemp("stretched")
+    tokenizer = sentiment.tokenizer()
+    tokenizer.save_pretrained(folder)
+    spec = preset("tiny", vocab=len(tokenizer), max_positions=8)
+    params = jax.tree.map(lambda x: 4 * x, init_params(spec, jax.random.key(0)))
+    hf.save_params(params, spec, folder)
+    saved = json.loads((folder / "config.json").read_text())
+    scaling = {"rope_type": "dynamic", "factor": 4.0}
+    rope = saved.get("rope_parameters")
+    saved |= {"rope_scaling": scaling} if rope is None else {}
+    if rope is not None:
+        saved["rope_parameters"] = rope | scaling
+    (folder / "config.json").write_text(json.dumps(saved))
+    return folder
+
+
+def score(model, params, rows):
+    hidden, head, *_ = model.apply(params, rows)
+    return logps.list_stats(hidden, head, rows, chunk=64).logps
+
+
+def test_one_rope_length_a_run(stretched):
+    """Log-probs drawn by `sample` are those of the run's own scoring."""
+    asked = config(data__max_tokens=64, mesh__data=1, mesh__fsdp=8)
+    request = REQUEST._replace(limit=4, n=2)
+    policy = generation.policy_of_folder(asked, str(stretched))
+    answers = generation.sample(asked, request, [policy])
+    completions = answers.completions[str(stretched)]
+    tokenizer = sentiment.tokenizer()
+    prompts = [generation.encode(asked, tokenizer, text) for text in answers.prompts]
+    mesh = mesh_lib.make_mesh(1, 8, 1)
+    with jax.set_mesh(mesh):
+        spec = hf.spec_of(hf.read_config(stretched))
+        model = model_wiring.make_model(policy.config, stretched, spec)
+        params = model_wiring.load_params(model, mesh, "float32", seed=0)
+        part = batches.Part(16, range(4), 8, 0, 2)
+        tokens, drawn = np.zeros((2, 8, 2, 8))
+        for i, j in np.ndindex(4, 2):
+            found = completions[i][j]
+            tokens[i, j, : len(found.tokens)] = found.tokens
+            drawn[i, j, : len(found.tokens)] = found.logps
+        samples = Samples(tokens.astype(int), drawn < 0, drawn, drawn.any(-1))
+        rows = rollout.rows_of(batches.lay_out(prompts, part), samples)
+        scored = jax.jit(score, static_argnums=0)(model, params, rows)
+    np.testing.assert_allclose(scored, drawn.reshape(8, -1), atol=1e-4)
+    assert (drawn < -1).any()
+
+
+@pytest.mark.parametrize("ref_dtype", ["", "bfloat16"])
+def test_one_sampler_serves_a_policy_and_a_reference_like_it(ref_dtype, monkeypatch):
+    """A reference that computes in another dtype has one of its own."""
+    made = []
+    make_sampler = batches.make_sampler
+    monkeypatch.setattr(
+        batches,
+        "make_sampler",
+        lambda *args, **keys: made.append(make_sampler(*args, **keys)) or made[-1],
+    )
+    asked = config(eval__rollouts=9, ref__dtype=ref_dtype)
+    tokenizer, mesh = sentiment.tokenizer(), mesh_lib.make_mesh(4, 2, 1)
+    spec = preset("tiny", vocab=len(tokenizer), max_positions=32)
+    with jax.set_mesh(mesh):
+        policy = model_wiring.make_model(asked, None, spec)
+        ref = model_wiring.make_model(asked, None, spec, dtype=ref_dtype)
+        params, other = (
+            jax.tree.map(lambda x: 4 * x, model_wiring.load_params(m, mesh, d, seed=i))
+            for i, (m, d) in enumerate(
+                [(ref, ref_dtype or "float32"), (policy, "float32")]
+            )
+        )
+        parts = SimpleNamespace(
+            model=policy, mesh=mesh, data=SimpleNamespace(tokenizer=tokenizer)
+        )
+        reference = model_wiring.Reference(ref, params, lambda *_: {})
+        roll = evaluation.make_rollouts(asked, parts, reference)
+        sampled = roll(other)
+        assert len(made) == 1 + bool(ref_dtype)
+        if not ref_dtype:
+            same = roll(params)
+            assert same.policy.texts == same.reference.texts
+            assert not same.policy.kls.any() and not same.reference.kls.any()
+    assert len(sampled.policy.texts) == len(sampled.reference.texts) == 9
+    assert (sampled.policy.kls > 0.1).all() and not sampled.reference.kls.any()
+    assert sampled.policy.texts != sampled.reference.texts
+
+
+def test_a_single_rollout_is_valid_json():
+    """One value has no standard error: it is left out, not NaN."""
+    one = Rollout(["good"], np.ones(1), np.ones(1), np.ones(1))
+    sampled = evaluation.Sampled(["the film"], one, one)
+    metrics = evaluation.rollout_metrics(sampled)
+    assert sorted(metrics) == ["rollouts/kl", "rollouts/length", "rollouts/reward"]
+    results = evaluation.before_and_after(sampled)
+    json.dumps([metrics, results], allow_nan=False)
+    assert results["rows"][0]["values"]["true reward"] == 1.0
+    many = Rollout(["good"] * 2, *np.arange(6.0).reshape(3, 2))
+    results = evaluation.before_and_after(evaluation.Sampled(["a"] * 2, many, many))
+    assert results["rows"][0]["values"]["true reward"] == (0.5, 0.5)

@@ -1,8 +1,9 @@
-"""Mismatched responses: behind each prompt of a step, the response of another.
+"""Mismatched responses: behind each prompt, the response of another.
 
 KTO estimates KL(policy‖ref) from prompts with responses that were not written for them.
-This room works on the tokenized records of one whole step, before anything is laid
-out; it knows no layouts, microbatches or hosts, so what it makes depends on none.
+This room works on the tokenized records of one whole step, or of a whole evaluation
+set, before anything is laid out; it knows no layouts, microbatches or hosts, so what it
+makes depends on none.
 """
 
 from collections.abc import Sequence
@@ -13,12 +14,12 @@ from dpo_jax.types import Record
 def mismatch(records: Sequence[Record], *, max_tokens: int) -> list[Record]:
     """Gives each record, as its last response, one that belongs to another prompt.
 
-    It is the first response of the next record of the step, the first following the
-    last; records of the same `index` have the same prompt and are passed over. Where
+    It is the first response of the next of the records, the first following the last;
+    records of the same `index` have the same prompt and are passed over. Where
     all have the same, nothing is borrowed.
 
     Args:
-      records: of a step, with a label for each response.
+      records: of a step or a set, with a label for each response.
       max_tokens: of a prompt with one response; what is borrowed is cut to fit.
 
     Returns:

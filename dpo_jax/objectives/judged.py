@@ -34,10 +34,12 @@ class Kind(NamedTuple):
     Attributes:
       take: columns -> the record that the losses see, and bool[N] which of it count.
       metrics: (columns, the record, hyper) -> {name: (sum, count)}.
+      counts: batch -> what the losses may be divided by.
     """
 
     take: Callable[[Columns], tuple[Any, Array]]
     metrics: Callable[[Columns, Any, Hyper], Sums]
+    counts: Callable[[Batch], Counts] = terms.counts
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,7 +65,7 @@ class Judged:
 
     def counts(self, batch: Batch) -> Counts:
         """Counts what the losses may be divided by."""
-        return terms.counts(batch)
+        return self.kind.counts(batch)
 
     def score(
         self, params: Params, frozen: Frozen, batch: Batch, key: Array, hyper: Hyper

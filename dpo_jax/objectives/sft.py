@@ -1,63 +1,34 @@
-"""Maximum likelihood of every response: SFT on completions, preferred-FT on chosen."""
+"""Completions: every response counts as a chosen one, judged by losses of its tokens.
 
-import dataclasses
-
-import jax.numpy as jnp
+The record of a loss is that of pairs without a rejected response: what a loss may read
+here are `chosen`, `chosen_lengths` and `mask`.
+"""
 
 from dpo_jax.objectives import terms
-from dpo_jax.types import (
-    Array,
-    Batch,
-    Columns,
-    Counts,
-    Frozen,
-    Hyper,
-    Params,
-    Reports,
-    Stats,
-    Sums,
-)
+from dpo_jax.objectives.judged import Kind
+from dpo_jax.types import Array, Batch, Columns, Counts, Hyper, PairLogps, Sums
 
 
-@dataclasses.dataclass(frozen=True)
-class Sft:
-    """Token-mean cross-entropy of all responses of the batch.
+def take_completions(columns: Columns) -> tuple[PairLogps, Array]:
+    """Takes the responses one by one, N = B·R, and which of them are there."""
+    logps, lengths = columns.response["logps"].reshape(-1), columns.lengths.reshape(-1)
+    mask, none = lengths > 0, None
+    record = PairLogps(logps, none, none, none, lengths, none, mask)
+    return record, mask
 
-    Attributes:
-      scorer: of the responses.
-    """
 
-    scorer: terms.Scorer
-    couples: bool = False
+def metrics(columns: Columns, record: PairLogps, hyper: Hyper) -> Sums:
+    """Averages over the responses, and over their tokens."""
+    del hyper
+    means = {"logps/chosen": record.chosen, "lengths/chosen": record.chosen_lengths}
+    sums = terms.masked_means(means, columns.lengths.reshape(-1) > 0)
+    return sums | terms.token_metrics(columns)
 
-    def counts(self, batch: Batch) -> Counts:
-        """Counts tokens."""
-        return terms.counts(batch)
 
-    def score(
-        self, params: Params, frozen: Frozen, batch: Batch, key: Array, hyper: Hyper
-    ) -> tuple[Columns, Reports]:
-        """Scores a microbatch's responses."""
-        return self.scorer(params, frozen, batch, key, hyper)
+def counts(batch: Batch) -> Counts:
+    """Counts all tokens as those of chosen responses."""
+    found = terms.counts(batch)
+    return found | {"chosen_tokens": found["tokens"]}
 
-    def update(self, columns: Columns, stats: Stats, hyper: Hyper) -> Stats:
-        """Keeps nothing."""
-        del columns, hyper
-        return stats
 
-    def loss(
-        self,
-        columns: Columns,
-        reports: Reports,
-        stats: Stats,
-        hyper: Hyper,
-        counts: Counts,
-    ) -> tuple[Array, Sums]:
-        """Returns the loss over tokens, and means over responses."""
-        del reports, stats, hyper
-        logps = columns.response["logps"]
-        filled = columns.lengths > 0
-        value = -logps.sum() / jnp.maximum(counts["tokens"], 1.0)
-        means = {"logps/chosen": logps, "lengths/chosen": columns.lengths}
-        sums = terms.masked_means(means, filled) | terms.token_metrics(columns)
-        return value, sums
+COMPLETIONS = Kind(take_completions, metrics, counts)

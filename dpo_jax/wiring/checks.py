@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
 
 from dpo_jax import config as config_lib
@@ -124,19 +125,20 @@ def objective_faults(config: Config, losses: Losses) -> list[str]:
     """Complains of losses that are not for the objective."""
     found = []
     for bound in losses:
-        wanted = objective.TAKEN_BY[bound.loss.takes]
-        plain_sft = config.objective == "sft" and bound.loss.per == "chosen_tokens"
-        if config.objective != wanted and not plain_sft:
+        loss, wanted = bound.loss, objective.TAKEN_BY[bound.loss.takes]
+        of_tokens = loss.of == "pairs" and loss.per == "chosen_tokens"
+        if config.objective != wanted and not (config.objective == "sft" and of_tokens):
             found.append(f"loss.name={bound.name!r} needs objective={wanted!r}")
     return found
 
 
 def check_data(config: Config, losses: Losses, data: Data) -> None:
-    """Refuses data without ratings that a loss needs.
+    """Refuses data without ratings that a loss needs, or without a clear partner.
 
     Raises:
-      DataError: naming the columns.
+      DataError: naming the columns or the row.
     """
+    check_partners(config, losses, data)
     if config.loss.margin != "data" and not any(
         "ratings" in bound.loss.columns for bound in losses
     ):
@@ -148,6 +150,31 @@ def check_data(config: Config, losses: Losses, data: Data) -> None:
                     f"data.{split} has no columns 'score_chosen' and 'score_rejected' "
                     f"(or 'margin'), which loss.name={config.loss.name!r} reads"
                 )
+
+
+def check_partners(config: Config, losses: Losses, data: Data) -> None:
+    """Refuses responses in several comparisons where tokens are weighed by a partner.
+
+    Raises:
+      DataError: naming the first row of each split.
+    """
+    by_partner = any(bound.loss.token_weights == "sampo" for bound in losses)
+    if not by_partner and config.loss.ld_alpha == 1.0:
+        return
+    with collected(DataError) as complaints:
+        for split, records in (("train", data.train), ("eval", data.eval)):
+            compared = layouts.measure_all(records).comparisons if records else ()
+            for at in np.flatnonzero(np.asarray(compared) > 1):
+                record = records[int(at)]
+                both = [r for pair in layouts.compared(record) for r in pair]
+                if len(set(both)) < len(both):
+                    complaints.append(
+                        f"data.{split}: row {record.index} has a response in two "
+                        f"comparisons, and loss.name={config.loss.name!r} with "
+                        f"loss.ld_alpha={config.loss.ld_alpha} weighs its tokens by "
+                        "what it is compared with; use another loss, ld_alpha=1.0"
+                    )
+                    break
 
 
 def optimizer_faults(config: Config) -> list[str]:

@@ -217,7 +217,8 @@ def make_loaders(
       spec: of the policy.
       built: the mesh.
       steps: of training.
-      join: see `Loader`; of training and evaluation alike.
+      join: see `Loader`; evaluation joins its whole set at once, so that its numbers do
+        not depend on how it is cut into batches.
     """
     picked = attention.resolve(
         config.model.attention, dtype=config.model.dtype, softcap=spec.attn_softcap
@@ -250,7 +251,8 @@ def make_loaders(
     # no more at a time than a microbatch of training holds
     order = loader_lib.eval_steps(len(data.eval), pairs=-(-pairs // number))
     settings = dataclasses.replace(settings, microbatches=1)
-    return train, Loader(data.eval, order, settings, join)
+    held_out = data.eval if join is None else join(data.eval)
+    return train, Loader(held_out, order, settings)
 
 
 def global_batches(

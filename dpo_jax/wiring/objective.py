@@ -16,9 +16,8 @@ from dpo_jax.data.mismatch import mismatch
 from dpo_jax.losses import Bound, LossTable, find
 from dpo_jax.losses.loss import options, pick
 from dpo_jax.losses.tokens import WEIGHTS
-from dpo_jax.objectives import preference, ranking, reward, unpaired
+from dpo_jax.objectives import preference, ranking, reward, sft, unpaired
 from dpo_jax.objectives.judged import Judged, Kind
-from dpo_jax.objectives.sft import Sft
 from dpo_jax.objectives.terms import Scorer, Weigh
 from dpo_jax.types import ApplyFn, Array, Columns, Head, Hyper, Objective, Params, Stats
 
@@ -142,6 +141,7 @@ WEIGHTINGS: dict[str, Callable[[Columns], Array] | None] = {
 }
 KINDS: dict[str, Kind] = {  # config.objective -> what is judged
     "preference": preference.PAIRS,
+    "sft": sft.COMPLETIONS,
     "unpaired": unpaired.SINGLES,
     "ranking": ranking.LISTS,
 }
@@ -174,6 +174,4 @@ def make_objective(
         ref_head,
         weighting is not None,
     )
-    if config.objective == "sft":
-        return Sft(scorer)
     return Judged(KINDS[config.objective], scorer, losses, weighting)

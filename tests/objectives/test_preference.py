@@ -11,7 +11,7 @@ from dpo_jax.data import layouts
 from dpo_jax.losses import LOSSES, find
 from dpo_jax.objectives import preference, terms
 from dpo_jax.objectives.judged import Judged
-from dpo_jax.objectives.sft import Sft
+from dpo_jax.objectives.sft import COMPLETIONS
 from dpo_jax.objectives.terms import Scorer
 from dpo_jax.types import Columns, Head, Record
 
@@ -244,7 +244,8 @@ def test_preferred_fine_tuning_is_sft_on_the_chosen():
     """Loss and gradient of pairs under `sft` equal those of completions."""
     completions = [r._replace(responses=r.responses[:1]) for r in RECORDS]
 
-    sft, preferred = Sft(Scorer(bigram, 4)), objective("sft", bigram)
+    preferred = objective("sft", bigram)
+    sft = Judged(COMPLETIONS, Scorer(bigram, 4), preferred.losses)
     (one, sums), slope = graded(sft, TABLE, rows(completions, "packed"))
     (two, _), other = graded(preferred, TABLE, rows(RECORDS))
     np.testing.assert_allclose(one, two, rtol=1e-6)

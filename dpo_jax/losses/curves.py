@@ -137,13 +137,11 @@ def evaluate(
 
 def _compiled(row: Loss, chosen: Mapping[str, Any], scene: Scene) -> Evaluate:
     """Builds f32[P, 2] -> (values f32[P], gradients f32[P, 2])."""
-    names = keywords(row.fn)
-    given = {name: chosen[name] for name in names if name in chosen}
 
     def value(point: Array) -> Array:
         stats = resting_stats(row, chosen, scene)
         moved = point * token_weights(row, chosen, scene)
-        losses = row.fn(record(row, scene, moved), **given, **stats)
+        losses = row(record(row, scene, moved), {**chosen, **stats})
         return losses.sum() if shares(row) else losses[0]
 
     quick = {"xla_backend_optimization_level": 0}  # the compiler takes all the time

@@ -5,7 +5,7 @@ refused is refused before the run folder is touched or anything compiles.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -35,7 +35,7 @@ from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring.outputs import Summary
 from dpo_jax.wiring.parts import Parts, prepare
-from dpo_jax.wiring.reference import Annotators
+from dpo_jax.wiring.reference import Referred
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -109,18 +109,22 @@ def _train(launch: Launch) -> Summary:
         with clock.bucket("setup"):
             peak = throughput.peak(config.model.dtype)
             # before the state, so that a cached reference is never held beside it
-            asked = parts.annotators(config, workdir)
-            state, seal = restoring.resume(checkpoints, parts, first, fork=launch.fork)
-        log = outputs.begin(workdir, config, parts.data.report, first, seal)
+            referred = parts.refer(workdir)
+            with clock.bucket("eval"):
+                measures = evaluation.make_measures(parts, referred)
+            start = restoring.resume(
+                checkpoints, parts, referred.frozen, first, fork=launch.fork
+            )
+        log = outputs.begin(workdir, config, parts.data.report, first, start.seal)
         for split, account in parts.data.report.items():
             logging.info("data.%s: %s", split, account["summary"])
         shapes = dict(parts.train.compiled_shapes())
         logging.info("compiles %d step shapes {rows: steps}: %s", len(shapes), shapes)
         logging.info("mfu is a share of %.4g FLOP/s: %s", *peak)
         with watchdog.Watchdog(config.train.watchdog_seconds, workdir):
-            trained = _loop(launch, checkpoints, asked, first, state, log)
-        state, values, sampled = trained
+            state, values = _loop(launch, checkpoints, referred, measures, start, log)
         launch.stop.rest(parts.steps)
+    sampled = None if measures.rollouts is None else measures.rollouts.last
     with clock.bucket("export"):
         outputs.export(
             parts.model,
@@ -144,39 +148,43 @@ def _train(launch: Launch) -> Summary:
 def _loop(
     launch: Launch,
     checkpoints: Checkpoints,
-    asked: Annotators,
-    first: int,
-    state: TrainState,
+    referred: Referred,
+    measures: evaluation.Measures,
+    start: restoring.Start,
     log: MetricsLog | None,
-) -> tuple[TrainState, dict[str, float], evaluation.Sampled | None]:
-    """Hands the loop its functions; returns the last values and rollouts as well."""
+) -> tuple[TrainState, dict[str, float]]:
+    """Hands the loop its functions; returns the last state and the last values."""
     workdir, parts, config = launch.workdir, launch.parts, launch.parts.config
-    with launch.clock.bucket("eval"):
-        measure, sampled = _measure(config, parts, asked)
 
     def save(step: int, state: TrainState, values: dict[str, float]) -> None:
         meta = {
             "mesh": dict(parts.mesh.shape),
             "version": __version__,
             "data": parts.data.fingerprint,
+            "measured": bool(values),
             "lines": None if log is None else log.seal()._asdict(),
         }
         checkpoints.save(step, state, meta, values)
 
-    timed, live = launch.clock.timed, asked.live
-    batches = data_wiring.global_batches(parts.train, parts.mesh, first, asked.on_host)
-    functions = loop.Parts(
-        step=timed("step", _step(parts, asked)),
-        next_batch=timed("data", lambda: next(batches)),
+    timed, train = launch.clock.timed, referred.train
+    assert train is not None
+    batches = data_wiring.global_batches(train, parts.mesh, start.first)
+    runs = parts.reference is not None and config.ref.mode == "live"
+    functions = loop.Functions(
+        next_batch=timed("data", lambda state: next(batches)),
+        step=timed("step", _step(parts, referred)),
         facts=training.make_facts(
-            parts.train,
+            train,
             parts.model.spec,
-            None if live is None else live.model.spec,
+            parts.reference.spec if parts.reference is not None and runs else None,
             throughput.peak(config.model.dtype).flops_per_second,
         ),
-        compiles=parts.train.new_shapes(first).__contains__,
+        compiles=train.new_shapes(start.first).__contains__,
         now=launch.clock.working,
-        evaluate=None if measure is None else timed("eval", measure),
+        evaluators={
+            name: each._replace(measure=timed("eval", _whole(each.measure)))
+            for name, each in measures.evaluators.items()
+        },
         save=timed("checkpoint", save),
         wait=timed("checkpoint", checkpoints.wait),
         log=_nowhere if log is None else log.write,
@@ -186,58 +194,40 @@ def _loop(
         stop=launch.stop,
     )
     try:
-        state, values = loop.run(
-            state,
+        return loop.run(
+            start.state,
             functions,
-            first=first,
+            first=start.first,
             last=parts.steps,
-            cadence=loop.Cadence(
-                *(config[what].every_steps for what in ("log", "eval", "checkpoint"))
-            ),
+            cadence=loop.Cadence(config.log.every_steps, config.checkpoint.every_steps),
             skip_nonfinite=config.train.on_nonfinite == "skip",
+            measured=start.measured,
         )
     finally:
         if log is not None:
             log.close()
-    return state, values, sampled[0] if sampled else None
 
 
-def _step(parts: Parts, asked: Annotators) -> Callable[..., tuple[TrainState, Metrics]]:
+def _step(
+    parts: Parts, referred: Referred
+) -> Callable[..., tuple[TrainState, Metrics]]:
     """Builds the loop's step: the reference's columns, then the update."""
-    frozen, hyper = asked.frozen, parts.trainer.hyper()
+    frozen, hyper = referred.frozen, parts.trainer.hyper()
 
     def take(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        batch = asked.on_device(state, frozen, batch, state.key, hyper)
+        batch = referred.annotate(state, frozen, batch, state.key, hyper)
         return parts.trainer.step(state, frozen, batch, hyper)
 
     return without_transfers(take)
 
 
+def _whole(measure: Callable[..., Iterator]) -> Callable[..., Iterator]:
+    """Makes an evaluator measure all before it yields, so that a clock can time it."""
+    return lambda state: iter(list(measure(state)))
+
+
 def _nowhere(step: int, split: str, values: dict[str, Any]) -> None:
     """Takes the metrics of processes that write none."""
-
-
-def _measure(
-    config: Config, parts: Parts, asked: Annotators
-) -> tuple[Callable[[TrainState], dict[str, float]] | None, list[evaluation.Sampled]]:
-    """Builds the evaluation of a state, and a list that keeps its last rollouts."""
-    evaluate = sample = None
-    if parts.eval is not None:
-        evaluate = evaluation.make_evaluate(
-            parts.trainer, asked, parts.eval, parts.mesh
-        )
-    if config.eval.rollouts and asked.live is not None:
-        sample = evaluation.make_rollouts(config, parts, asked.live)
-    last: list[evaluation.Sampled] = []
-
-    def measure(state: TrainState) -> dict[str, float]:
-        values = {} if evaluate is None else evaluate(state)
-        if sample is not None:
-            last[:] = [sample(state.params)]
-            values |= evaluation.rollout_metrics(last[0])
-        return values
-
-    return (None if evaluate is None and sample is None else measure), last
 
 
 def evaluate(
@@ -253,12 +243,16 @@ def evaluate(
     with jax.set_mesh(built):
         parts = prepare(config, bound, built, workdir)
         state = restoring.trained_state(workdir, parts)
-        asked = parts.annotators(config, workdir, evaluation_only=True)
-        measure, sampled = _measure(config, parts, asked)
-        if measure is None:
+        referred = parts.refer(workdir, evaluation_only=True)
+        measures = evaluation.make_measures(parts, referred)
+        if not measures.evaluators:
             raise ConfigError("nothing to evaluate: data.eval is empty")
-        values, step = measure(state), int(state.step)
-    results = evaluation.before_and_after(sampled[0]) if sampled else {}
+        evaluators, values = measures.evaluators.values(), dict[str, float]()
+        for evaluator in evaluators:
+            values.update(evaluator.measure(state))
+        step = int(state.step)
+    sampled = None if measures.rollouts is None else measures.rollouts.last
+    results = {} if sampled is None else evaluation.before_and_after(sampled)
     return Summary(step, step, False, values, results, parts.data.report)
 
 

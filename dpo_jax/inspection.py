@@ -156,17 +156,17 @@ def explain(config: Config, row: Shown, workdir: os.PathLike | str | None) -> Ex
         folder, spec = model_wiring.find_model(config, row.tokenizer)
         model = model_wiring.make_model(config, folder, spec)
         whole = objective_wiring.needs_whole_reference(losses)
-        reference = model_wiring.make_reference(config, model, built, whole=whole)
+        reference = model_wiring.reference_model(config, model, built)
         if workdir is None:
             params = model_wiring.load_params(model, built, "float32", seed=config.seed)
         else:
             _, params = restoring.trained_params(workdir, model, built)
         batch, frozen = one_row_batch(config, row.record, built), {}
         if reference is not None:
-            frozen = {"ref": reference.params}
-            scored = reference.score(reference.params, batch)
-            batch = annotate.with_tokens(batch, scored)
-        ref_head = reference.model.head if reference is not None and whole else None
+            ref = model_wiring.load_reference(config, reference, built)
+            score = model_wiring.compile_ask(config, reference, built, whole=whole)
+            frozen, batch = {"ref": ref}, annotate.with_tokens(batch, score(ref, batch))
+        ref_head = reference.head if reference is not None and whole else None
         objective = objective_wiring.make_objective(
             config, losses, model.apply, ref_head
         )

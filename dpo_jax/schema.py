@@ -245,6 +245,9 @@ KEYS: dict[str, Key] = {
     "eval.rollouts": Key(
         0, "prompts to sample; needs a source with a true reward", NOT_NEGATIVE
     ),
+    "eval.rollouts_every_steps": Key(
+        0, "steps between two samplings; 0 = eval.every_steps", NOT_NEGATIVE
+    ),
     "checkpoint.every_steps": Key(500, "0 = after the last step only", NOT_NEGATIVE),
     "checkpoint.keep": Key(2, "newest steps that stay", COUNT),
     "checkpoint.keep_best": Key("", "an eval metric whose best step is kept as well"),

@@ -127,7 +127,7 @@ def test_no_step_copies_between_host_and_device(config, monkeypatch, tmp_path):
         pass
 
     def take_one(state, parts, **_):
-        batch = parts.next_batch()
+        batch = parts.next_batch(state)
         with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
             parts.step(state, jax.device_get(batch))
         raise Reached

@@ -6,6 +6,7 @@ in rows. `batch_at(step)` has no state, so resuming needs the step number and no
 else. All sizes are chosen from the plan of the whole run, on every host alike.
 """
 
+import copy
 import dataclasses
 import math
 from collections import Counter
@@ -31,11 +32,6 @@ MAX_CHOSEN_TOKENS = 2048
 SHORT_ROW = 128  # tokens; what compiles fastest, and enough where two documents fit
 NEARLY = 1.005  # as cheap as the cheapest
 PROBED_RECORDS = 2**14
-
-
-def as_it_is(batch: Batch) -> Batch:
-    """Leaves a batch as it was laid out."""
-    return batch
 
 
 def round_up(value: int, multiple: int) -> int:
@@ -211,7 +207,7 @@ class Loader:
             were; None = they stay as they are. Lengths are taken afterwards.
         """
         self._records, self._steps, self._settings = records, steps, settings
-        self._join = join
+        self._join, self._columns = join, {}
         self._table = table = self._measure()
         self.microbatches = hands = settings.microbatches
         groups = microbatches_of(table, [len(step) for step in steps], hands)
@@ -291,13 +287,53 @@ class Loader:
 
     def batch_at(self, step: int) -> Batch:
         """Fills this process's rows of a step, behind an axis of microbatches."""
-        shape, records = self.shape_at(step), self.records_at(step)
+        shape = self.shape_at(step)
+        records = [self._filled(record) for record in self.records_at(step)]
         plan, first = self._planned(step), self._firsts[step]
         here, filled = self._settings.rows_here(shape.rows), []
         for hand in range(self._settings.microbatches):
             rows = layouts.rows_of(plan, hand, first)
             filled.append(layouts.fill(rows, records, shape, here))
         return stacked(filled)
+
+    def with_tokens(
+        self, name: str, values: Callable[[Record], tuple[np.ndarray, ...]]
+    ) -> "Loader":
+        """Returns a loader of the same batches with one more column of tokens.
+
+        Args:
+          name: of the column.
+          values: record -> f32[tokens] of each response.
+        """
+        more = copy.copy(self)
+        more._columns = {**self._columns, name: values}
+        token = (*self._largest.token, name)
+        more._largest = self._largest._replace(token=token)
+        return more
+
+    def _filled(self, record: Record) -> Record:
+        """Writes the loader's columns into a record."""
+        more = {name: values(record) for name, values in self._columns.items()}
+        return record._replace(token={**record.token, **more}) if more else record
+
+    def responses_at(self, step: int) -> Iterator[tuple[Record, int, tuple]]:
+        """Lists a step's responses and where the whole batch scores them.
+
+        Yields:
+          A record, which of its responses, and the index of that response's places in
+          an array [microbatches, B, C].
+        """
+        records, plan = self.records_at(step), self._planned(step)
+        for hand in range(self._settings.microbatches):
+            rows = layouts.rows_of(plan, hand, self._firsts[step])
+            for row, documents in enumerate(rows):
+                entry = 0
+                for document in documents:
+                    record = records[document.record]
+                    for which in document.responses:
+                        end = entry + len(record.responses[which])
+                        yield record, which, (hand, row, slice(entry, end))
+                        entry = end
 
     def records_at(self, step: int) -> Sequence[Record]:
         """Lists a step's records as they are laid out, joined."""
@@ -308,23 +344,15 @@ class Loader:
         """Lists `Record.index` of a step's records, in order."""
         return [self._records[m].index for m in self._steps[step]]
 
-    def iterate(
-        self,
-        start: int,
-        *,
-        threads: int,
-        ahead: int,
-        then: Callable[[Batch], Batch] = as_it_is,
-    ) -> Iterator[Batch]:
+    def iterate(self, start: int, *, threads: int, ahead: int) -> Iterator[Batch]:
         """Yields batches from a step on, filled ahead by threads.
 
         Args:
           start: the first step.
           threads: that fill batches.
           ahead: batches that wait to be taken.
-          then: what the threads do to a batch before it is handed over.
         """
-        steps = grain.MapDataset.range(start, len(self)).map(self.batch_at).map(then)
+        steps = grain.MapDataset.range(start, len(self)).map(self.batch_at)
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
         return iter(steps.to_iter_dataset(options))
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -70,13 +71,6 @@ def to_global(local: Any, sharding: NamedSharding) -> Any:
     return jax.tree.map(one, local)
 
 
-def to_local(values: jax.Array, sharding: NamedSharding) -> np.ndarray:
-    """Copies the rows of `rows_here` to NumPy: the inverse of `to_global`."""
-    axis = row_axis(sharding)
-    held = {s.index[axis].start or 0: s.data for s in values.addressable_shards}
-    return np.concatenate([np.asarray(held[at]) for at in sorted(held)], axis=axis)
-
-
 def spread(whole: Any, sharding: NamedSharding) -> Any:
     """Makes global arrays of NumPy arrays that every process holds whole."""
 
@@ -89,6 +83,13 @@ def spread(whole: Any, sharding: NamedSharding) -> Any:
 def to_host(tree: Any) -> Any:
     """Copies replicated device values to NumPy."""
     return jax.tree.map(np.asarray, jax.device_get(tree))
+
+
+def to_every_host(values: Any) -> np.ndarray:
+    """Copies an array, however it is spread, to NumPy on every process."""
+    if isinstance(values, jax.Array) and not values.is_fully_addressable:
+        return np.asarray(multihost_utils.process_allgather(values, tiled=True))
+    return np.asarray(values)
 
 
 def constrain_rows(values: Array) -> Array:

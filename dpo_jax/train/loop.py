@@ -2,12 +2,13 @@
 
 It receives functions and knows no model, no data and no loss. Metrics of a step are
 read when the next one has been dispatched, so the device never waits for the host;
-before an evaluation, a checkpoint or the end they are read at once.
+before an evaluation, a checkpoint or the end they are read at once. On-policy, what the
+loop calls a step is a turn: one rollout with all its updates.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from absl import logging
 
@@ -19,27 +20,52 @@ from dpo_jax.types import Batch, TrainState
 MAX_SKIPS = 3  # consecutive steps that on_nonfinite='skip' forgives
 
 
+class Evaluator(NamedTuple):
+    """Something that is measured besides training.
+
+    Attributes:
+      measure: state -> (name, value) of each thing that it measures.
+      every_steps: updates between two measurements; 0 = at the start and the end.
+    """
+
+    measure: Callable[[TrainState], Iterator[tuple[str, float]]]
+    every_steps: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Cadence:
-    """How often things happen, in steps; 0 = only at the end."""
+    """How often things happen, in updates; 0 = only at the end.
+
+    Attributes:
+      log: lines of metrics.
+      checkpoint: checkpoints.
+      updates: of one turn of the loop, at whose end things may happen; they do at the
+        first end at or behind the update that they were due at.
+    """
 
     log: int
-    evaluate: int
     checkpoint: int
+    updates: int = 1
+
+    def due(self, step: int, every: int, last: int) -> bool:
+        """Tells whether an update that is due every so often fell into this turn."""
+        before = step - self.updates
+        return step == last or (every > 0 and step // every > before // every)
 
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
+class Functions:
     """The functions that a run is made of.
 
     Attributes:
+      next_batch: state -> the batch of its next turn, in order from the first on.
       step: `(state, batch) -> (state, metrics)`, annotation included.
-      next_batch: returns the batch of each step from the first one on.
-      facts: step -> what the host knows of its batch: `tokens`, `pairs`, `flops`
-        as a share of what the devices do in a second, and values to log as they are.
+      facts: (step, metrics) -> what the host knows of its batch: `tokens`, `pairs`,
+        `flops` as a share of what the devices do in a second, and values to log as they
+        are.
       compiles: step -> whether its batch has a shape that no step had before.
       now: tells the time in seconds, compilation left out.
-      evaluate: `state -> values`; None = no evaluation.
+      evaluators: name -> what is measured, in order.
       save: `(step, state, values of an evaluation of that state or {})`, asynchronous.
       wait: waits until the last save is committed.
       log: `(step, split, values)`.
@@ -49,12 +75,12 @@ class Parts:
       stop: step -> whether a signal asks the run to stop, agreed among processes.
     """
 
+    next_batch: Callable[[TrainState], Batch]
     step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-    next_batch: Callable[[], Batch]
-    facts: Callable[[int], dict[str, float]]
+    facts: Callable[[int, Mapping[str, float]], dict[str, float]]
     compiles: Callable[[int], bool]
     now: Callable[[], float]
-    evaluate: Callable[[TrainState], dict[str, float]] | None
+    evaluators: Mapping[str, Evaluator]
     save: Callable[[int, TrainState, dict[str, float]], None]
     wait: Callable[[], None]
     log: Callable[[int, str, dict[str, Any]], None]
@@ -70,16 +96,19 @@ class Meter:
     The seconds of a step run from the reading of the step before to its own.
     """
 
-    def __init__(self, parts: Parts, every: int, last: int, *, skip: bool):
-        self._parts, self._every, self._last, self._skip = parts, every, last, skip
+    def __init__(
+        self, functions: Functions, cadence: Cadence, last: int, *, skip: bool
+    ):
+        self._functions, self._cadence = functions, cadence
+        self._last, self._skip = last, skip
         self._pending: tuple[int, Metrics, float] | None = None
-        self._since = parts.now()
+        self._since = functions.now()
         self._skipped = 0
         self._reached = 1.0  # the largest share of the devices' peak, at least all
 
     def restart_clock(self) -> None:
         """Leaves out time that was not spent on steps."""
-        self._since = self._parts.now()
+        self._since = self._functions.now()
 
     def push(self, step: int, metrics: Metrics, waited: float) -> None:
         """Takes the metrics of a dispatched step and reads those of the one before."""
@@ -96,11 +125,11 @@ class Meter:
             return
         step, metrics, waited = self._pending
         self._pending = None
-        values = self._parts.to_host(metrics)
-        now = self._parts.now()
+        values = self._functions.to_host(metrics)
+        now = self._functions.now()
         seconds, self._since = now - self._since, now
         ok = bool(values.pop("ok"))
-        facts = self._parts.facts(step)
+        facts = self._functions.facts(step, values)
         share = facts.pop("flops") / seconds
         self._reached = max(self._reached, share)
         values |= {
@@ -111,16 +140,17 @@ class Meter:
             "mfu": share / self._reached,
             **facts,
         }
-        if step == 1 or step % self._every == 0 or step == self._last or not ok:
-            self._parts.log(step, "train", values)
-        self._parts.progress(step, values)
+        first, due = step == self._cadence.updates, self._cadence.due
+        if first or due(step, self._cadence.log, self._last) or not ok:
+            self._functions.log(step, "train", values)
+        self._functions.progress(step, values)
         self._guard(step, ok)
 
     def _guard(self, step: int, ok: bool) -> None:
         self._skipped = 0 if ok else self._skipped + 1
         if ok:
             return
-        where = self._parts.on_bad(step)
+        where = self._functions.on_bad(step)
         if not self._skip:
             raise NonFiniteError(
                 f"loss or gradient is not finite at step {step}, {where}; parameters "
@@ -143,64 +173,76 @@ class Meter:
 
 def run(
     state: TrainState,
-    parts: Parts,
+    functions: Functions,
     *,
     first: int,
     last: int,
     cadence: Cadence,
     skip_nonfinite: bool,
+    measured: bool = True,
 ) -> tuple[TrainState, dict[str, float]]:
-    """Trains from step `first + 1` to step `last`.
+    """Trains from update `first + 1` to update `last`.
+
+    A stop signal is answered by a save and never by a measurement: what was due then is
+    measured when the run is resumed.
 
     Args:
-      state: after `first` steps.
-      parts: the functions of the run.
-      first: steps already taken.
-      last: steps of the whole run.
-      cadence: when to log, evaluate and save.
+      state: after `first` updates.
+      functions: of the run.
+      first: updates already taken.
+      last: updates of the whole run, whole turns.
+      cadence: when to log and save.
       skip_nonfinite: go on after a non-finite step, within a budget.
+      measured: whether the evaluations that were due after `first` updates were made.
 
     Returns:
-      The final state and the values of the last evaluation.
+      The final state and the last value of everything measured.
 
     Raises:
       Preempted: after a signal, with the step committed.
       NonFiniteError: see `Meter`.
     """
-    meter = Meter(parts, cadence.log, last, skip=skip_nonfinite)
+    meter = Meter(functions, cadence, last, skip=skip_nonfinite)
     results: dict[str, float] = {}
-    if parts.evaluate is not None and first == 0:
-        results = parts.evaluate(state)
-        parts.log(0, "eval", results)
+
+    def measure(step: int, *, every: bool = False) -> dict[str, float]:
+        due = [
+            evaluator
+            for evaluator in functions.evaluators.values()
+            if every or cadence.due(step, evaluator.every_steps, last)
+        ]
+        if not due:
+            return {}
+        meter.flush()
+        values = {name: v for one in due for name, v in one.measure(state)}
+        functions.log(step, "eval", values)
+        meter.restart_clock()
+        results.update(values)
+        return values
+
+    if first == 0 or not measured:
+        measure(first, every=first == 0)
     meter.restart_clock()
-    for step in range(first + 1, last + 1):
+    for step in range(first + cadence.updates, last + 1, cadence.updates):
         watchdog.beat(step)
-        asked = parts.now()
-        batch = parts.next_batch()
-        waited = parts.now() - asked
-        if parts.compiles(step):
+        asked = functions.now()
+        batch = functions.next_batch(state)
+        waited = functions.now() - asked
+        if functions.compiles(step):
             meter.flush()  # or the step in flight would run while no clock does
-        state, metrics = parts.step(state, batch)
+        state, metrics = functions.step(state, batch)
         meter.push(step, metrics, waited)
-        stopping = parts.stop(step) and step < last
-        measured: dict[str, float] = {}
-        if parts.evaluate is not None and _due(step, cadence.evaluate, last):
+        stopping = functions.stop(step) and step < last
+        values = {} if stopping else measure(step)
+        if stopping or cadence.due(step, cadence.checkpoint, last):
             meter.flush()
-            results = measured = parts.evaluate(state)
-            parts.log(step, "eval", results)
-            meter.restart_clock()
-        if stopping or _due(step, cadence.checkpoint, last):
-            meter.flush()
-            parts.save(step, state, measured)
+            functions.save(step, state, values)
             meter.restart_clock()
         if stopping:
-            parts.wait()
+            functions.wait()
             raise Preempted(step)
-    if parts.evaluate is not None and not results:  # resumed behind the last step
-        results = parts.evaluate(state)
-    parts.wait()
+    if functions.evaluators and not results:  # resumed behind the last step
+        for evaluator in functions.evaluators.values():
+            results.update(evaluator.measure(state))
+    functions.wait()
     return state, results
-
-
-def _due(step: int, every: int, last: int) -> bool:
-    return step == last or (every > 0 and step % every == 0)

@@ -46,10 +46,11 @@ class Stop:
           step: the last that is committed.
 
         Raises:
-          Preempted: here if a signal came before, else wherever one finds the run.
+          Preempted: here if a signal came before, else wherever one finds the run; not
+            with several processes, which would not raise it together.
         """
         self._stepping, self._committed = False, step
-        if self._asked:
+        if self._asked and not self._many:
             raise Preempted(step)
 
     def take(self, number: int, frame: object) -> None:

@@ -35,8 +35,7 @@ def check(config: Config, table: LossTable) -> Losses:
             losses = objective.losses_of(config.loss, table)
             complaints += faults or loss_faults(config, losses)
         complaints += optimizer_faults(config) + source_faults(config.data)
-        if config.eval.rollouts:
-            complaints += rollout_faults(config)
+        complaints += rollout_faults(config)
     return objective.losses_of(config.loss, table)
 
 
@@ -208,7 +207,14 @@ def source_faults(section: Config) -> list[str]:
 
 def rollout_faults(config: Config) -> list[str]:
     """Complains of rollouts without a true reward or without a reference."""
-    found = []
+    section, found = config.eval, []
+    if not section.rollouts:
+        if section.rollouts_every_steps:
+            found.append(
+                f"eval.rollouts_every_steps={section.rollouts_every_steps} is not used "
+                "by eval.rollouts=0; set it to 0, or sample"
+            )
+        return found
     if config.data.eval not in sources.JUDGED:
         known = ", ".join(sources.JUDGED)
         found.append(

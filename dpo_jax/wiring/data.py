@@ -20,7 +20,8 @@ from dpo_jax.errors import ConfigError, DataError, UserError
 from dpo_jax.files import AnyPath
 from dpo_jax.models import attention, files
 from dpo_jax.models.spec import DecoderSpec
-from dpo_jax.sharding import arrays, mesh
+from dpo_jax.sharding import arrays
+from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.train import watchdog
 from dpo_jax.types import Batch, Record
 from dpo_jax.wiring import microbatches
@@ -229,7 +230,7 @@ def make_loaders(
         microbatches=config.batch.microbatches or 1,
         layout=config.data.layout,
         row_tokens=config.data.row_tokens,
-        shards=mesh.row_shards(built),
+        shards=mesh_lib.row_shards(built),
         even_tokens=spec.even_tokens if picked in attention.WHOLE_ROWS else math.inf,
         rows_here=functools.partial(arrays.rows_here, arrays.row_sharding(built)),
         row_shapes=config.data.row_shapes,
@@ -255,25 +256,19 @@ def make_loaders(
     return train, Loader(held_out, order, settings)
 
 
-def global_batches(
-    loads: Loader,
-    built: Mesh,
-    start: int,
-    then: Callable[[Batch], Batch] = loader_lib.as_it_is,
-) -> Iterator[Batch]:
+def global_batches(loads: Loader, mesh: Mesh, start: int) -> Iterator[Batch]:
     """Yields batches as global arrays, filled ahead by threads.
 
     Args:
       loads: plans and fills them.
-      built: the mesh.
+      mesh: of the run.
       start: the first step.
-      then: what is done to this host's rows first, in the same threads.
 
     Raises:
       DataError: naming the step and its rows, if one cannot be made.
     """
-    place = arrays.row_sharding(built, leading=1)
-    batches = loads.iterate(start, threads=2, ahead=4, then=then)
+    place = arrays.row_sharding(mesh, leading=1)
+    batches = loads.iterate(start, threads=2, ahead=4)
     for step in range(start, len(loads)):
         try:
             batch = next(batches)

@@ -1,7 +1,7 @@
 """What is measured besides training: held-out pairs, and sampled continuations."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dpo_jax.config import Config
 from dpo_jax.data import sources
 from dpo_jax.data.loader import Loader
 from dpo_jax.evals import preference, rollouts
@@ -21,6 +20,7 @@ from dpo_jax.sampling.batches import Sampler
 from dpo_jax.sampling.rollout import Prompts, rows_of
 from dpo_jax.sharding import arrays
 from dpo_jax.sharding import mesh as mesh_lib
+from dpo_jax.train.loop import Evaluator
 from dpo_jax.types import (
     Array,
     Batch,
@@ -35,19 +35,49 @@ from dpo_jax.types import (
 )
 from dpo_jax.wiring import generation
 from dpo_jax.wiring.data import EVAL_SEED, global_batches
-from dpo_jax.wiring.model import Model, Reference
+from dpo_jax.wiring.model import Model, load_reference
 from dpo_jax.wiring.parts import Parts
-from dpo_jax.wiring.reference import Annotators
+from dpo_jax.wiring.reference import Referred
 from dpo_jax.wiring.training import Trainer
 
 ROLLOUT_SEED = 99  # one key for all policies: common random numbers
 ROLLOUT_ROWS = 128  # of a shard that are sampled together, at most
 
 
-def make_evaluate(
-    trainer: Trainer, asked: Annotators, loads: Loader, built: Mesh
-) -> Callable[[TrainState], dict[str, float]]:
-    """Builds `state -> metrics` over the evaluation set, every record once."""
+class Measures(NamedTuple):
+    """What a run measures besides training.
+
+    Attributes:
+      evaluators: name -> evaluator, in order.
+      rollouts: its last samples lie here; None where nothing is sampled.
+    """
+
+    evaluators: dict[str, Evaluator]
+    rollouts: "Rollouts | None"
+
+
+def make_measures(parts: Parts, referred: Referred) -> Measures:
+    """Builds the evaluators that a run asks for.
+
+    A new one is a function of the state and a line here.
+    """
+    section = parts.config.eval
+    every = section.every_steps
+    evaluators, rollouts = {}, None
+    if referred.eval is not None:
+        pairs = make_pairs(parts.trainer, referred, referred.eval, parts.mesh)
+        evaluators["pairs"] = Evaluator(pairs, every)
+    if section.rollouts and parts.reference is not None:
+        rollouts = Rollouts(make_rollouts(parts, referred))
+        own = section.rollouts_every_steps
+        evaluators["rollouts"] = Evaluator(rollouts, own or every)
+    return Measures(evaluators, rollouts)
+
+
+def make_pairs(
+    trainer: Trainer, referred: Referred, loads: Loader, mesh: Mesh
+) -> Callable[[TrainState], Iterator[tuple[str, float]]]:
+    """Builds the loss and metrics over the evaluation set, every record once."""
     key, objective = jax.random.key(0), trainer.objective
     of_scores = trainer.kind == "reward"
     extras = reward_extras if of_scores else preference.no_extras
@@ -60,16 +90,16 @@ def make_evaluate(
         return *objective.score(params, frozen, rows, key, hyper), counts
 
     compiled = jax.jit(
-        in_products_of(trainer.dtype, score), out_shardings=arrays.replicated(built)
+        in_products_of(trainer.dtype, score), out_shardings=arrays.replicated(mesh)
     )
-    frozen, hyper = asked.frozen, trainer.hyper()
+    frozen, hyper = referred.frozen, trainer.hyper()
 
-    def evaluate(state: TrainState) -> dict[str, float]:
-        batches = global_batches(loads, built, 0, asked.on_host)
+    def measure(state: TrainState) -> Iterator[tuple[str, float]]:
+        batches = global_batches(loads, mesh, 0)
         annotated = (
-            asked.on_device(state, frozen, batch, key, hyper) for batch in batches
+            referred.annotate(state, frozen, batch, key, hyper) for batch in batches
         )
-        return preference.evaluate(
+        values = preference.evaluate(
             annotated,
             score=lambda batch: compiled(state.params, frozen, batch, hyper),
             objective=objective,
@@ -77,8 +107,9 @@ def make_evaluate(
             hyper=jax.device_get(hyper),
             extras=extras,
         )
+        yield from values.items()
 
-    return evaluate
+    return measure
 
 
 def reward_extras(whole: Columns) -> dict[str, float]:
@@ -94,10 +125,26 @@ class Sampled(NamedTuple):
     reference: Rollout
 
 
-def make_rollouts(
-    config: Config, parts: Parts, reference: Reference
-) -> Callable[[Params], Sampled]:
-    """Builds `params -> Sampled` on the prompts of a source with a true reward."""
+class Rollouts:
+    """Samples continuations of a state, and keeps the last for the report."""
+
+    def __init__(self, sample: Callable[[TrainState], Sampled]):
+        self._sample = sample
+        self.last: Sampled | None = None
+
+    def __call__(self, state: TrainState) -> Iterator[tuple[str, float]]:
+        """Yields means and standard errors of what was sampled."""
+        self.last = self._sample(state)
+        yield from rollout_metrics(self.last).items()
+
+
+def make_rollouts(parts: Parts, referred: Referred) -> Callable[[TrainState], Sampled]:
+    """Builds `state -> Sampled` on the prompts of a source with a true reward.
+
+    The KL is that to the reference of the state where it moves.
+    """
+    config, reference = parts.config, parts.reference
+    assert reference is not None  # `checks.rollout_faults`
     policy, mesh, tokenizer = parts.model, parts.mesh, parts.data.tokenizer
     source = sources.JUDGED[config.data.eval]
     texts = source.prompts(EVAL_SEED, config.eval.rollouts, split="eval")
@@ -122,20 +169,22 @@ def make_rollouts(
             ref,
             rows_of(rows, samples),
             apply=policy.apply,
-            ref_apply=reference.model.apply,
+            ref_apply=reference.apply,
             chunk=chunk,
         )
 
-    def play(sampler: Sampler, params: Params, kl: Callable[..., Array]) -> Rollout:
+    def play(
+        sampler: Sampler, params: Params, ref: Params, kl: Callable[..., Array]
+    ) -> Rollout:
         rows = ROLLOUT_ROWS * mesh_lib.row_shards(mesh)
-        found = (
-            (part, sampler.read((samples, kl(params, reference.params, at, samples))))
+        sampled = (
+            (part, sampler.read((samples, kl(params, ref, at, samples))))
             for part, at, samples in batches.rollouts(
                 params, prompts, key, sampler=sampler, n=1, batch=rows
             )
         )
         return rollouts.judged(
-            *batches.gather(found, len(prompts), 1),
+            *batches.gather(sampled, len(prompts), 1),
             decode=functools.partial(tokenizer.decode, skip_special_tokens=True),
             reward=judge,
         )
@@ -143,16 +192,19 @@ def make_rollouts(
     def none(params: Params, ref: Params, rows: Prompts, samples: Samples) -> Array:
         return np.zeros(samples.ended.shape, np.float32)  # the reference to itself
 
-    ours, theirs = policy.decoder, reference.model.decoder
-    sampler = of_ref = sampler_of(policy)  # one where both compute the same
-    if theirs != ours:
-        of_ref = sampler_of(reference.model)
-    before = play(of_ref, reference.params, none)
+    start = referred.frozen.get("ref")
+    if start is None:  # it moves: its start is not held beside the train state
+        start = load_reference(config, reference, mesh)
+    ours, theirs = policy.decoder, reference.decoder
+    sampler = sampler_of(policy)  # one where both compute the same
+    of_ref = sampler if theirs == ours else sampler_of(reference)
+    before = play(of_ref, start, start, none)
     widest = jnp.promote_types(ours.dtype, theirs.dtype).name
     compiled = jax.jit(in_products_of(widest, kl))
 
-    def sample(params: Params) -> Sampled:
-        return Sampled(texts, play(sampler, params, compiled), before)
+    def sample(state: TrainState) -> Sampled:
+        ref = referred.frozen.get("ref", state.ref)
+        return Sampled(texts, play(sampler, state.params, ref, compiled), before)
 
     return sample
 

@@ -162,20 +162,6 @@ def abstract_weights(model: Model, dtype: str, built: Mesh) -> Params:
     return rules.with_shardings(params, param_places(model.spec, built))
 
 
-class Reference(NamedTuple):
-    """The reference, held in its own arrays and dtype.
-
-    Attributes:
-      model: its decoder.
-      params: as it starts.
-      score: jitted `(params, batch) -> columns of tokens`.
-    """
-
-    model: Model
-    params: Params
-    score: Callable[[Params, Batch], annotate.TokenColumns]
-
-
 def reference_model(config: Config, policy: Model, built: Mesh) -> Model | None:
     """Builds the reference's decoder; its weights come later. None without one.
 
@@ -196,26 +182,10 @@ def reference_model(config: Config, policy: Model, built: Mesh) -> Model | None:
     return model
 
 
-def make_reference(
-    config: Config, policy: Model, built: Mesh, *, whole: bool = False
-) -> Reference | None:
-    """Loads the reference, in its own arrays and dtype; None without one.
-
-    Args:
-      config: of the run.
-      policy: whose folder it is by default.
-      built: the mesh.
-      whole: whether a loss needs its whole distribution.
-
-    Raises:
-      ModelError: as `reference_model`.
-    """
-    model = reference_model(config, policy, built)
-    if model is None:
-        return None
-    params = load_params(model, built, reference_dtype(config), seed=config.seed)
-    score = compile_ask(config, model, built, whole=whole)
-    return Reference(model, params, score)
+def load_reference(config: Config, reference: Model, built: Mesh) -> Params:
+    """Loads the reference as it starts, in arrays and a dtype of its own."""
+    dtype = reference_dtype(config)
+    return load_params(reference, built, dtype, seed=config.seed)
 
 
 def reference_dtype(config: Config) -> str:

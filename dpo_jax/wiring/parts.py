@@ -15,7 +15,7 @@ from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring.data import Data
 from dpo_jax.wiring.model import Model
 from dpo_jax.wiring.objective import Losses
-from dpo_jax.wiring.reference import Annotators
+from dpo_jax.wiring.reference import Referred
 from dpo_jax.wiring.training import Trainer
 
 
@@ -31,33 +31,32 @@ class Parts(NamedTuple):
     steps: int
     losses: Losses
     model: Model
+    reference: Model | None
     trainer: Trainer
     train: Loader
     eval: Loader | None
 
-    def annotators(
+    def refer(
         self,
-        config: Config,
         workdir: os.PathLike | str,
         *,
         evaluation_only: bool = False,
         pause: Callable[[], None] = lambda: None,
-    ) -> Annotators:
+    ) -> Referred:
         """Loads the reference, or brings its cache up to what the run needs.
 
         Args:
-          config: of the run.
           workdir: the run folder.
           evaluation_only: whether no step will be trained.
-          pause: see `reference.annotators`.
+          pause: see `reference.refer`.
         """
-        loaders = (None if evaluation_only else self.train, self.eval)
-        return reference.annotators(
-            config,
-            self.model,
+        return reference.refer(
+            self.config,
+            self.reference,
             self.mesh,
             whole=objective.needs_whole_reference(self.losses),
-            loaders=[loads for loads in loaders if loads is not None],
+            train=None if evaluation_only else self.train,
+            held_out=self.eval,
             workdir=workdir,
             pause=pause,
         )
@@ -66,21 +65,23 @@ class Parts(NamedTuple):
 def prepare(
     config: Config,
     losses: Losses,
-    built: Mesh,
+    mesh: Mesh,
     workdir: os.PathLike | str | None = None,
 ) -> Parts:
     """Reads the data and the model's description, and wires the step."""
     tokenizer = data_wiring.load_tokenizer(config)
     folder, spec = model_wiring.find_model(config, tokenizer)
     model = model_wiring.make_model(config, folder, spec)
-    model_wiring.check_loadable(model, built)
-    ref_model = model_wiring.reference_model(config, model, built)
+    model_wiring.check_loadable(model, mesh)
+    ref_model = model_wiring.reference_model(config, model, mesh)
     data = data_wiring.load_data(config, tokenizer, workdir)  # the slowest, so the last
     agreeing.agree_on_rows(data)
     checks.check_data(config, losses, data)
     steps = data_wiring.total_steps(config, len(data.train))
     join = objective.join_of(config, losses)
-    train, held_out = data_wiring.make_loaders(config, data, spec, built, steps, join)
+    train, held_out = data_wiring.make_loaders(config, data, spec, mesh, steps, join)
     config = config_lib.stated(config, {"batch.microbatches": train.microbatches})
-    trainer = training.make_trainer(config, losses, model, ref_model, built, steps)
-    return Parts(config, built, data, steps, losses, model, trainer, train, held_out)
+    trainer = training.make_trainer(config, losses, model, ref_model, mesh, steps)
+    return Parts(
+        config, mesh, data, steps, losses, model, ref_model, trainer, train, held_out
+    )

@@ -1,8 +1,8 @@
 """How batches get the reference's columns: asked on the device, or from the cache.
 
 `ref.mode=cached` loads the reference once at the start of a launch: to compare entries
-of the cache with k pairs scored live, and to score what the cache lacks. Then its
-parameters are let go, and the loader's threads fill the column in.
+of the cache with pairs scored live, and to score what the cache lacks. Then its
+parameters are let go, and its log-probs are a column of the records.
 """
 
 import functools
@@ -19,42 +19,37 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from dpo_jax.config import Config
-from dpo_jax.data.loader import Loader, as_it_is
+from dpo_jax.data import ref_cache
+from dpo_jax.data.loader import Loader
+from dpo_jax.data.ref_cache import Entries, Store, Writer
 from dpo_jax.errors import ModelError
 from dpo_jax.models import attention, files
 from dpo_jax.sharding import arrays, rules
 from dpo_jax.train import annotate, manifest
-from dpo_jax.train import reference as cache_lib
-from dpo_jax.train.reference import Entries, Store, Writer
-from dpo_jax.types import Array, Batch, Frozen, Params
+from dpo_jax.types import Array, Frozen, Params
 from dpo_jax.wiring import model as model_wiring
-from dpo_jax.wiring.model import Model, Reference
+from dpo_jax.wiring.model import Model
 
 FOLDER = "ref_cache"  # beside the run folder, so that the runs of a sweep share it
 BY_LENGTH = ("dynamic", "longrope")  # rope scalings that read data.max_tokens
 TOLERANCES = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 5e-2}  # nats a token, mean
+SAMPLED_STEPS = 3  # whose known entries are compared with live scores
 
 
-class Annotators(NamedTuple):
-    """The two places where a batch may get the reference's columns.
+class Referred(NamedTuple):
+    """Where the steps and the evaluation of a run get the reference's columns.
 
     Attributes:
-      on_host: on this host's rows, before they are global arrays: from the cache.
-      on_device: live; see `annotate.Annotate`.
-      live: the reference, where it is held.
+      frozen: `ref`, where a reference that does not move is held; else nothing.
+      annotate: adds the columns on the device, where they are not in the records.
+      train: batches of training; None where none are asked for.
+      eval: batches of evaluation, likewise.
     """
 
-    on_host: Callable[[Batch], Batch]
-    on_device: annotate.Annotate
-    live: Reference | None
-
-    @property
-    def frozen(self) -> Frozen:
-        """What the step is given and never changes."""
-        return {} if self.live is None else {"ref": self.live.params}
-
-
-NONE = Annotators(as_it_is, annotate.nothing, None)
+    frozen: Frozen
+    annotate: annotate.Annotate
+    train: Loader | None
+    eval: Loader | None
 
 
 class Step(NamedTuple):
@@ -64,29 +59,27 @@ class Step(NamedTuple):
     number: int
     keys: list[bytes]
 
-    def rows(self) -> Batch:
-        """Lays out this host's rows."""
-        return self.loads.batch_at(self.number)
 
-
-def annotators(
+def refer(
     config: Config,
-    policy: Model,
-    built: Mesh,
+    reference: Model | None,
+    mesh: Mesh,
     *,
     whole: bool,
-    loaders: Sequence[Loader],
+    train: Loader | None,
+    held_out: Loader | None,
     workdir: os.PathLike | str,
     pause: Callable[[], None],
-) -> Annotators:
-    """Builds what adds the reference's columns.
+) -> Referred:
+    """Loads the reference, or brings its cache up to what the batches need.
 
     Args:
       config: of the run.
-      policy: whose folder the reference is by default.
-      built: the mesh.
+      reference: its model; None without one.
+      mesh: of the run.
       whole: whether a loss needs the reference's whole distribution.
-      loaders: whose batches will be annotated.
+      train: batches of training.
+      held_out: batches of evaluation.
       workdir: the run folder.
       pause: called between the forward passes that fill the cache; may raise.
 
@@ -94,22 +87,32 @@ def annotators(
       ModelError: if the reference cannot be used.
       WriteError: if the cache cannot be written.
     """
-    live = model_wiring.make_reference(config, policy, built, whole=whole)
-    if live is None:
-        return NONE
-    if config.ref.mode != "cached":
-        return Annotators(as_it_is, annotate.reference(live.score), live)
+    if reference is None:
+        return Referred({}, annotate.nothing, train, held_out)
+    score = model_wiring.compile_ask(config, reference, mesh, whole=whole)
+    if config.ref.sync_every_steps:  # it moves, so the train state holds it
+        return Referred({}, annotate.reference(score), train, held_out)
+    params = model_wiring.load_reference(config, reference, mesh)
+    if config.ref.mode == "live":
+        return Referred({"ref": params}, annotate.reference(score), train, held_out)
     steps = [
         Step(loads, number, keys_at(loads, number))
-        for loads in loaders
+        for loads in (train, held_out)
+        if loads is not None
         for number in range(len(loads))
     ]
-    if not steps:
-        return NONE
-    cache = Cache(config, live, built, steps, pause)
-    entries = cache.complete(cache_folder(config, workdir))
-    fill = functools.partial(cache_lib.fill, entries=entries)
-    return Annotators(fill, annotate.nothing, None)
+    entries = Entries()
+    if steps:
+        ask = functools.partial(score, params)
+        identity = identity_of(config, reference, params)
+        cache = Cache(identity, ask, mesh, steps, pause)
+        entries = cache.complete(cache_folder(config, workdir))
+    logps = functools.partial(ref_cache.logps_of, entries=entries)
+    train, held_out = (
+        None if loads is None else loads.with_tokens("ref_logps", logps)
+        for loads in (train, held_out)
+    )
+    return Referred({}, annotate.nothing, train, held_out)
 
 
 def cache_folder(config: Config, workdir: os.PathLike | str) -> epath.Path:
@@ -121,22 +124,21 @@ def cache_folder(config: Config, workdir: os.PathLike | str) -> epath.Path:
 
 def keys_at(loads: Loader, step: int) -> list[bytes]:
     """Returns the keys of all responses of a step."""
-    return [key for r in loads.records_at(step) for key in cache_lib.keys_of(r)]
+    return [key for r in loads.records_at(step) for key in ref_cache.keys_of(r)]
 
 
-def identity_of(config: Config, reference: Reference) -> dict[str, Any]:
+def identity_of(config: Config, reference: Model, params: Params) -> dict[str, Any]:
     """Says what the log-probs depend on besides the tokens, and nothing else."""
-    model, spec = reference.model, reference.model.spec
-    scaling = spec.rope_scaling
+    scaling = reference.spec.rope_scaling
     by_length = scaling is not None and scaling.kind in BY_LENGTH
     dtype = config.ref.dtype or config.model.dtype
     return {
-        "format": cache_lib.FORMAT,
-        "weights": weights_of(model, reference.params),
-        "spec": repr(spec),
+        "format": ref_cache.FORMAT,
+        "weights": weights_of(reference, params),
+        "spec": repr(reference.spec),
         "dtype": dtype,
         "attention": attention.resolve(
-            config.model.attention, dtype=dtype, softcap=spec.attn_softcap
+            config.model.attention, dtype=dtype, softcap=reference.spec.attn_softcap
         ),
         "length": config.data.max_tokens if by_length else 0,
     }
@@ -146,20 +148,13 @@ def weights_of(model: Model, params: Params) -> dict[str, str]:
     """Returns the SHA-256 of each weight file, or of all that was drawn."""
     if model.folder is not None:
         names = [file.name for file in files.weight_files(model.folder)]
-        found = manifest.hash_files(epath.Path(model.folder), names)
-        return {name: entry["sha256"] for name, entry in found.items()}
+        hashes = manifest.hash_files(epath.Path(model.folder), names)
+        return {name: entry["sha256"] for name, entry in hashes.items()}
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         digest.update(f"{rules.path_name(path)} {leaf.dtype} {leaf.shape}".encode())
-        digest.update(np.ascontiguousarray(on_host(leaf)).tobytes())
+        digest.update(np.ascontiguousarray(arrays.to_every_host(leaf)).tobytes())
     return {"drawn": digest.hexdigest()}
-
-
-def on_host(leaf: jax.Array) -> np.ndarray:
-    """Copies an array to every host."""
-    if leaf.is_fully_addressable:
-        return np.asarray(leaf)
-    return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
 
 
 def agreed(value: Array) -> np.ndarray:
@@ -172,27 +167,40 @@ class Cache:
 
     def __init__(
         self,
-        config: Config,
-        live: Reference,
-        built: Mesh,
+        identity: dict[str, Any],
+        ask: Callable[[Any], annotate.TokenColumns],
+        mesh: Mesh,
         steps: Sequence[Step],
         pause: Callable[[], None],
     ):
-        """Asks for the reference's identity; touches no cache.
+        """Touches no cache yet.
+
+        Args:
+          identity: of the reference.
+          ask: jitted, what the reference says of a batch.
+          mesh: of the run.
+          steps: whose responses are wanted.
+          pause: called between forward passes; may raise.
 
         Raises:
           ModelError: if processes read different weights.
         """
-        self._live, self._steps, self._pause = live, steps, pause
-        self._place = arrays.row_sharding(built, leading=1)
-        self._identity = identity_of(config, live)
-        self._tolerance = TOLERANCES[self._identity["dtype"]]
-        self._wanted = {key for step in steps for key in step.keys}
-        mine = np.frombuffer(cache_lib.name_of(self._identity).encode(), np.uint8)
+        self._identity, self._ask, self._steps = identity, ask, steps
+        self._place, self._pause = arrays.row_sharding(mesh, leading=1), pause
+        self._tolerance = TOLERANCES[identity["dtype"]]
+        self._wanted = {
+            key: len(response)
+            for loads, number, _ in steps
+            for record in loads.records_at(number)
+            for key, response in zip(
+                ref_cache.keys_of(record), record.responses, strict=True
+            )
+        }
+        mine = np.frombuffer(ref_cache.name_of(identity).encode(), np.uint8)
         if not np.array_equal(agreed(mine), mine):
             raise ModelError(
-                f"{live.model.folder}: processes read different weights of the "
-                "reference; give all the same files"
+                "processes read different weights of the reference; give all the same "
+                "files"
             )
 
     def complete(self, cache: epath.Path) -> Entries:
@@ -204,14 +212,14 @@ class Cache:
         Raises:
           ModelError: if what was just written does not agree with live scores.
         """
-        store = Store(cache_lib.newest_folder(cache, self._identity), self._wanted)
+        store = Store(ref_cache.newest_folder(cache, self._identity), self._wanted)
         store.refresh()
         self._tell(cache, store)
         sample = self._sample(store)
-        if sample is not None and self._doubt(store, sample):
-            store = Store(cache_lib.next_folder(store.folder), self._wanted)
+        if sample and self._doubt(store, sample):
+            store = Store(ref_cache.next_folder(store.folder), self._wanted)
             logging.error("reference cache: all is computed again in %s", store.folder)
-            sample = None
+            sample = []
         self._score_missing(store)
         multihost_utils.sync_global_devices("reference cache written")
         store.refresh()
@@ -221,7 +229,7 @@ class Cache:
                 "they were written; ref.cache_dir must be one folder that all "
                 "processes share"
             )
-        doubt = self._doubt(store, self._steps[0]) if sample is None else ""
+        doubt = "" if sample else self._doubt(store, self._steps[:1])
         if doubt:
             raise ModelError(f"{store.folder}: {doubt}; set ref.mode='live'")
         return store.entries
@@ -235,7 +243,7 @@ class Cache:
             wanted,
             store.folder,
         )
-        others = cache_lib.differences(cache, self._identity)
+        others = ref_cache.differences(cache, self._identity)
         if others and not store.entries:
             logging.warning(
                 "reference cache: %s holds other references, left alone; they differ "
@@ -244,23 +252,32 @@ class Cache:
                 "; ".join(others),
             )
 
-    def _sample(self, store: Store) -> Step | None:
-        """Finds the first step with entries that were on disk; None without one."""
-        known = [any(key in store.entries for key in s.keys) for s in self._steps]
-        first = int(agreed(np.int32(known.index(True) if any(known) else -1)))
-        return None if first < 0 else self._steps[first]
+    def _sample(self, store: Store) -> list[Step]:
+        """Picks steps with entries that were on disk, spread over all; [] of none."""
+        known = [
+            at
+            for at, step in enumerate(self._steps)
+            if any(key in store.entries for key in step.keys)
+        ]
+        places = np.linspace(0, len(known) - 1, SAMPLED_STEPS).round().astype(int)
+        spread = [known[place] for place in places] if known else [-1] * SAMPLED_STEPS
+        of_first = agreed(np.array(spread, np.int32)).tolist()
+        return [self._steps[at] for at in sorted({*of_first} - {-1})]
 
-    def _doubt(self, store: Store, step: Step) -> str:
-        """Compares entries with a step's pairs scored live; '' if they agree."""
-        found = cache_lib.compare(store.entries, self._scored(step))
-        gaps = np.array([found.mean], np.float32)
-        worst = np.nanmax([0.0, *multihost_utils.process_allgather(gaps).flat])
+    def _doubt(self, store: Store, sample: Sequence[Step]) -> str:
+        """Compares entries with steps' pairs scored live; '' if they agree."""
+        live: Entries = {}
+        for step in sample:
+            live |= self._scored(step)
+        agreement = ref_cache.compare(store.entries, live)
+        mean = agreement.mean if agreement.responses else 0.0  # another disk's entries
+        worst = multihost_utils.process_allgather(np.array([mean], np.float32)).max()
         told = (
-            f"{found.responses} responses scored live differ from the cache by "
-            f"{found.mean:.2g} nats a token, at most {found.largest:.2g} (allowed: "
-            f"{self._tolerance:g} on average)"
+            f"{agreement.responses} responses scored live differ from the cache by "
+            f"{agreement.mean:.2g} nats a token, at most {agreement.largest:.2g} "
+            f"(allowed: {self._tolerance:g} on average)"
         )
-        if worst <= self._tolerance:
+        if worst <= self._tolerance:  # false of NaN
             logging.info("reference cache: %s", told)
             return ""
         logging.error(
@@ -271,30 +288,34 @@ class Cache:
         return told
 
     def _scored(self, step: Step) -> Entries:
-        """Scores this host's rows of a step under the reference."""
-        rows = step.rows()
-        batch = arrays.to_global(rows, self._place)
-        scored = self._live.score(self._live.params, batch)["ref_logps"]
-        return cache_lib.split(rows, arrays.to_local(scored, self._place))
+        """Scores a step under the reference; every process gets all its responses."""
+        batch = arrays.to_global(step.loads.batch_at(step.number), self._place)
+        column = arrays.to_every_host(self._ask(batch)["ref_logps"])
+        return {
+            ref_cache.key_of(record.prompt, record.responses[which]): column[at].copy()
+            for record, which, at in step.loads.responses_at(step.number)
+        }
 
     def _score_missing(self, store: Store) -> None:
         """Runs the reference over the steps that hold a response not yet known."""
         due = self._due(store)
         if not due:
             return
-        if jax.process_index() == 0:
+        first = jax.process_index() == 0
+        if first:
             store.write_identity(self._identity)
         logging.info(
             "reference cache: %d forward passes score the %d missing responses",
             len(due),
             store.missing(),
         )
-        with Writer(store, shard_tokens=cache_lib.SHARD_TOKENS) as writer:
+        with Writer(store, shard_tokens=ref_cache.SHARD_TOKENS) as writer:
             for step in due:
                 self._pause()
                 scored = self._scored(step)
                 new = {k: v for k, v in scored.items() if k not in store.entries}
-                writer.add(new)
+                if first:
+                    writer.add(new)
 
     def _due(self, store: Store) -> list[Step]:
         """Lists the steps to run, each missing response in one of them at least."""

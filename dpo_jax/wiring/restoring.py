@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 from absl import logging
@@ -19,11 +19,29 @@ from dpo_jax.models.decoder import abstract_params
 from dpo_jax.sharding import rules
 from dpo_jax.train import runfolder
 from dpo_jax.train.checkpoint import Checkpoints
-from dpo_jax.types import Params, TrainState
+from dpo_jax.types import Frozen, Params, TrainState
 from dpo_jax.wiring.model import Model
 from dpo_jax.wiring.parts import Parts
 
 T = TypeVar("T")
+
+
+class Start(NamedTuple):
+    """Where a launch begins.
+
+    Attributes:
+      first: updates taken.
+      state: after them.
+      measured: whether the evaluations due after them were made; a run that is told to
+        stop leaves them to the next launch.
+      seal: what the checkpoint says of the lines of metrics.jsonl; None if there is no
+        checkpoint, or one of a version that did not say.
+    """
+
+    first: int
+    state: TrainState
+    measured: bool
+    seal: Seal | None
 
 
 def first_step(checkpoints: Checkpoints, parts: Parts) -> int:
@@ -61,8 +79,8 @@ def relaunched(config: Config, workdir: AnyPath, *, fork: bool) -> Config:
 
 
 def resume(
-    checkpoints: Checkpoints, parts: Parts, first: int, *, fork: bool
-) -> tuple[TrainState, Seal | None]:
+    checkpoints: Checkpoints, parts: Parts, frozen: Frozen, first: int, *, fork: bool
+) -> Start:
     """Restores the state after `first` steps, from `first_step`.
 
     Returns:
@@ -73,7 +91,7 @@ def resume(
       RunFolderError: if the data are not those that the run was trained on.
     """
     if not first:
-        return parts.trainer.init(), None
+        return Start(0, parts.trainer.init(frozen), measured=False, seal=None)
     state, meta = checkpoints.restore(first, parts.trainer.abstract)
     if meta["data"] != parts.data.fingerprint and not fork:
         raise RunFolderError(
@@ -87,7 +105,8 @@ def resume(
         logging.warning("mesh changed: %s → %s", meta["mesh"], here)
     logging.info("resumed from step %d", first)
     sealed = meta.get("lines")
-    return state, sealed and Seal(**sealed)
+    seal = None if sealed is None else Seal(**sealed)
+    return Start(first, state, meta.get("measured", True), seal)
 
 
 def run_config(workdir: AnyPath) -> Config:

@@ -3,10 +3,11 @@
 import functools
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from dpo_jax.config import Config
@@ -35,7 +36,7 @@ class Trainer(NamedTuple):
     """The step over a mesh, and what it takes.
 
     Attributes:
-      init: () -> the state before the first step.
+      init: what is frozen -> the state before the first step.
       abstract: the state as `jax.ShapeDtypeStruct`s with shardings.
       frozen: what is frozen, likewise.
       step: `(state, frozen, annotated batch, hyper) -> (state, metrics)`, jitted.
@@ -45,7 +46,7 @@ class Trainer(NamedTuple):
       hyper: () -> float hyper-parameters on the mesh.
     """
 
-    init: Callable[[], TrainState]
+    init: Callable[[Frozen], TrainState]
     abstract: TrainState
     frozen: Frozen
     step: step.StepFn
@@ -96,11 +97,16 @@ def make_trainer(
         dtype=config.model.dtype,
     )
 
-    def init() -> TrainState:
-        load = functools.partial(load_params, built=built, seed=config.seed)
-        params = load(model, dtype="float32")
-        follower = reference if follows else None
-        ref = None if follower is None else load(follower, dtype="float32")
+    def init(frozen: Frozen) -> TrainState:
+        load = functools.partial(
+            load_params, built=built, dtype="float32", seed=config.seed
+        )
+        ref = load(reference) if reference is not None and follows else None
+        known = frozen.get("ref", ref)
+        if reference_is_policy(config, model, reference) and known is not None:
+            params = jax.tree.map(jnp.copy, known)  # the files are read once
+        else:
+            params = load(model)
         start = jax.jit(make, out_shardings=places, donate_argnames=("params", "ref"))
         return start(params=params, ref=ref)
 
@@ -114,6 +120,13 @@ def make_trainer(
         objective,
         lambda: jax.device_put(hyper(config, losses), scalar),
     )
+
+
+def reference_is_policy(config: Config, model: Model, reference: Model | None) -> bool:
+    """Tells whether the reference holds the masters that the policy starts with."""
+    if reference is None or reference_dtype(config) != "float32":
+        return False
+    return (reference.folder, reference.spec) == (model.folder, model.spec)
 
 
 def abstract_frozen(config: Config, reference: Model | None, built: Mesh) -> Frozen:
@@ -157,7 +170,7 @@ def state_places(
 
 def make_facts(
     loads: Loader, policy: DecoderSpec, reference: DecoderSpec | None, peak: float
-) -> Callable[[int], dict[str, float]]:
+) -> Callable[[int, Mapping[str, float]], dict[str, float]]:
     """Builds what tells the loop what the host knows of a step's batch.
 
     Args:
@@ -167,7 +180,8 @@ def make_facts(
       peak: FLOP/s of all devices; `flops` are given in seconds at that speed.
     """
 
-    def facts(number: int) -> dict[str, float]:
+    def facts(number: int, values: Mapping[str, float]) -> dict[str, float]:
+        del values  # lengths are known before the step
         found = loads.facts(number - 1)
         flops = [
             throughput.forward_flops(

@@ -81,15 +81,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         matmul = throughput.matmul_flops_per_second(
             args.dtype, size=size, seconds=throughput.FIRST_SECONDS
         )
-        asked = parts.annotators(chosen, work)
-        state = parts.trainer.init()
-        ready = data_wiring.global_batches(parts.train, built, 0, asked.on_host)
+        referred = parts.refer(work)
+        frozen, hyper = referred.frozen, parts.trainer.hyper()
+        state = parts.trainer.init(frozen)
+        ready = data_wiring.global_batches(referred.train, built, 0)
         batches = list(ready)
 
-        frozen, hyper = asked.frozen, parts.trainer.hyper()
-
         def step(state: TrainState, batch: Batch) -> tuple[TrainState, Any]:
-            batch = asked.on_device(state, frozen, batch, state.key, hyper)
+            batch = referred.annotate(state, frozen, batch, state.key, hyper)
             return parts.trainer.step(state, frozen, batch, hyper)
 
         state, losses, compiling = take(step, state, batches)
@@ -102,7 +101,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 take(step, state, batches[:1])
     peak = matmul * jax.device_count()
     facts = training.make_facts(parts.train, parts.model.spec, None, peak)
-    steps = [facts(number) for number in range(1, args.steps + 1)]
+    steps = [facts(number, {}) for number in range(1, args.steps + 1)]
     count = len(rounds) + 1  # the first is left out by those who read this
     mean = lambda name: statistics.mean(one[name] for one in steps)  # noqa: E731
     return {

@@ -16,8 +16,8 @@ from safetensors.numpy import load_file, save_file
 from test_processes import codes, start
 
 from dpo_jax import build
+from dpo_jax.data import ref_cache as cache_lib
 from dpo_jax.errors import Preempted, WriteError
-from dpo_jax.train import reference as cache_lib
 from dpo_jax.wiring import reference as wiring
 
 ROOT = Path(__file__).parent.parent.parent
@@ -40,6 +40,12 @@ def log_of(run):
 def shards(folder):
     found = (folder / "ref_cache").glob("*/*.safetensors")
     return {path: path.read_bytes() for path in found}
+
+
+def entries_of(path):
+    """Reads a shard: key -> log-probs."""
+    unpacked = cache_lib._unpacked(path.read_bytes(), epath.Path(path))
+    return {key: logps for key, logps, _ in unpacked}
 
 
 @pytest.fixture(scope="session")
@@ -125,7 +131,7 @@ def test_cut_or_altered_cache_is_recomputed(runs, first, tmp_path, spoil):
     log = log_of(run)
     assert re.search(rf"sha256 mismatch in .*{path.name} .*computed again.*kept", log)
     assert f"0 {FOUND}" in log and f"score the {TOTAL} missing" in log
-    assert path.with_suffix(".corrupt").read_bytes() == spoil(sound)
+    assert path.with_name(f"{path.name}.corrupt").read_bytes() == spoil(sound)
     assert path.read_bytes() == sound  # the same numbers, so under the same name
     runs.assert_equal(run, first)
 
@@ -133,10 +139,10 @@ def test_cut_or_altered_cache_is_recomputed(runs, first, tmp_path, spoil):
 def test_partial_cache_is_completed(runs, first, tmp_path):
     run = again(first, tmp_path)
     (path,) = shards(tmp_path)
-    entries = dict(cache_lib._unpacked(path.read_bytes(), epath.Path(path)))
+    entries = entries_of(path)
     path.unlink()
     half = {key: entries[key] for key in sorted(entries)[:100]}
-    cache_lib.Store(epath.Path(path.parent), ()).write(half)
+    cache_lib.Store(epath.Path(path.parent), {}).write(half)
     (kept,) = shards(tmp_path)
     cached(runs, run)
     assert f"100 {FOUND}" in log_of(run) and kept in shards(tmp_path)
@@ -168,14 +174,14 @@ def test_entries_of_another_reference_under_this_key(runs, first, tmp_path):
     """Sound files, wrong numbers: only scores of a live reference can tell."""
     run = again(first, tmp_path)
     (path,) = shards(tmp_path)
-    entries = dict(cache_lib._unpacked(path.read_bytes(), epath.Path(path)))
+    entries = entries_of(path)
     path.unlink()
     wrong = {key: logps * np.float32(1.01) for key, logps in entries.items()}
-    cache_lib.Store(epath.Path(path.parent), ()).write(wrong)
+    cache_lib.Store(epath.Path(path.parent), {}).write(wrong)
     (kept,) = shards(tmp_path)
     cached(runs, run)
     log = log_of(run)
-    assert re.search(r"not to be trusted and left as it is: 16 responses scored", log)
+    assert re.search(r"not to be trusted and left as it is: 48 responses scored", log)
     assert "all is computed again in" in log and kept in shards(tmp_path)
     runs.assert_equal(run, first)
 
@@ -201,9 +207,9 @@ def test_signal_during_the_pass(runs, first, tmp_path, monkeypatch):
 KILLED = """
 import os, signal, sys
 from dpo_jax import cli
-from dpo_jax.train import reference
+from dpo_jax.data import ref_cache
 from dpo_jax.wiring import reference as wiring
-reference.SHARD_TOKENS = 300
+ref_cache.SHARD_TOKENS = 300
 scored, counted = wiring.Cache._scored, []
 def killed(self, step):
     counted.append(step)
@@ -235,18 +241,18 @@ def test_killed_during_the_pass(runs, first, tmp_path):
 
 
 def test_two_processes_fill_one_cache(runs, first, tmp_path):
-    """Each scores its rows, both read all; a relaunch by one process finds all."""
+    """Both score, the first writes; a relaunch by one process finds all."""
     run, after = tmp_path / "run", tmp_path / "after"
     assert codes(start(runs, run, ref__mode="cached")) == [0, 0]
-    assert len(shards(tmp_path)) == 2
+    assert len(shards(tmp_path)) == 1
     for one, other in zip(runs.lines(first), runs.lines(run), strict=True):
         bound = 1e-5 if one["step"] <= 1 else 1e-3
         assert other["loss"] == pytest.approx(one["loss"], rel=bound), one["step"]
     cached(runs, after)
-    assert f"{TOTAL} {FOUND}" in log_of(after) and len(shards(tmp_path)) == 2
+    assert f"{TOTAL} {FOUND}" in log_of(after) and len(shards(tmp_path)) == 1
 
 
 def test_cache_that_cannot_be_written(runs, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(WriteError, match="cannot write .*file/.*set ref.cache_dir"):
+    with pytest.raises(WriteError, match="cannot write .*file/.*name a place"):
         cached(runs, tmp_path / "run", ref__cache_dir=str(tmp_path / "file"))

@@ -16,21 +16,31 @@ from dpo_jax.train import loop
 LAST = 6
 
 
+PAIRS = {"pairs": 0}
+
+
 class Stub:
     """Parts that write down what is asked of them."""
 
-    def __init__(self, *, first=0, bad=(), stop_at=None, evaluates=True, compiling=()):
-        self.compiling = compiling
+    def __init__(
+        self, *, first=0, bad=(), stop_at=None, measures=PAIRS, compiling=(), turn=1
+    ):
+        self.compiling, self.turn = compiling, turn
         self.events, self.lines, self.saved = [], [], {}
         self.bad, self.stop_at, self.first = set(bad), stop_at, first
         self.now = functools.partial(next, itertools.count(1.0))
-        self.parts = loop.Parts(
+        self.functions = loop.Functions(
             step=self.step,
-            next_batch=functools.partial(next, itertools.count(first + 1)),
-            facts=lambda step: {"tokens": 8.0, "pairs": 4.0, "flops": 2.0, "pad": 0.5},
+            next_batch=lambda state: state + 1,
+            facts=lambda step, values: {
+                "tokens": 8.0,
+                "pairs": 4.0,
+                "flops": 2.0,
+                "pad": 0.5,
+            },
             compiles=lambda step: step in self.compiling,
             now=self.now,
-            evaluate=self.evaluate if evaluates else None,
+            evaluators={n: self.evaluator(n, every) for n, every in measures.items()},
             save=self.save,
             wait=lambda: self.events.append("wait"),
             log=lambda step, split, values: self.lines.append((step, split, values)),
@@ -43,25 +53,30 @@ class Stub:
     def step(self, state, batch):
         assert batch == state + 1, "the batch of another step"
         self.events.append(f"step {batch}")
-        return state + 1, {"loss": 1.0 / batch, "ok": batch not in self.bad}
+        return state + self.turn, {"loss": 1.0 / batch, "ok": batch not in self.bad}
 
-    def evaluate(self, state):
-        self.events.append(f"evaluate {state}")
-        return {"loss": 10.0 + state}
+    def evaluator(self, name, every):
+        def measure(state):
+            what = "evaluate" if name == "pairs" else name
+            self.events.append(f"{what} {state}")
+            yield ("loss" if name == "pairs" else name), 10.0 + state
+
+        return loop.Evaluator(measure, every)
 
     def save(self, step, state, values):
         assert step == state
         self.events.append(f"save {step}")
         self.saved[step] = values
 
-    def run(self, *, log=1, evaluate=0, checkpoint=0, skip=False):
+    def run(self, *, log=1, checkpoint=0, skip=False, measured=True):
         return loop.run(
             self.first,
-            self.parts,
+            self.functions,
             first=self.first,
             last=LAST,
-            cadence=loop.Cadence(log, evaluate, checkpoint),
+            cadence=loop.Cadence(log, checkpoint, self.turn),
             skip_nonfinite=skip,
+            measured=measured,
         )
 
     def logged(self, split):
@@ -69,7 +84,7 @@ class Stub:
 
 
 def test_metrics_are_read_one_step_late():
-    stub = Stub(evaluates=False)
+    stub = Stub(measures={})
     assert stub.run() == (LAST, {})
     assert stub.events[:5] == ["step 1", "step 2", "read 1", "step 3", "read 2"]
     assert stub.events[-4:] == ["read 5", "read 6", f"save {LAST}", "wait"]
@@ -77,15 +92,15 @@ def test_metrics_are_read_one_step_late():
 
 def test_metrics_are_read_before_a_step_that_compiles():
     """Else the compiler's time, which no clock counts, would hide that of a step."""
-    stub = Stub(evaluates=False, compiling=(1, 3))
+    stub = Stub(measures={}, compiling=(1, 3))
     stub.run()
     assert stub.events[:4] == ["step 1", "step 2", "read 1", "read 2"]
     assert stub.events[4:7] == ["step 3", "step 4", "read 3"]
 
 
 def test_metrics_are_read_before_an_evaluation_and_a_save():
-    stub = Stub()
-    stub.run(evaluate=2, checkpoint=3)
+    stub = Stub(measures={"pairs": 2})
+    stub.run(checkpoint=3)
     assert stub.events == (
         ["evaluate 0", "step 1", "step 2", "read 1", "read 2", "evaluate 2"]
         + ["step 3", "read 3", "save 3", "step 4", "read 4", "evaluate 4"]
@@ -94,8 +109,8 @@ def test_metrics_are_read_before_an_evaluation_and_a_save():
 
 
 def test_cadence_of_lines_evaluations_and_saves():
-    stub = Stub()
-    state, results = stub.run(log=4, evaluate=4, checkpoint=5)
+    stub = Stub(measures={"pairs": 4})
+    state, results = stub.run(log=4, checkpoint=5)
     assert (state, results) == (LAST, {"loss": 10.0 + LAST})
     assert stub.logged("train") == [1, 4, 6]  # the first, every fourth, the last
     assert stub.logged("eval") == [0, 4, 6]
@@ -110,8 +125,8 @@ def test_zero_means_at_the_end_only():
 
 def test_save_carries_the_evaluation_of_its_own_state_only():
     """keep_best compares these: those of an older state would crown the wrong step."""
-    stub = Stub()
-    stub.run(evaluate=2, checkpoint=1)
+    stub = Stub(measures={"pairs": 2})
+    stub.run(checkpoint=1)
     measured = {step: values.get("loss") for step, values in stub.saved.items()}
     assert measured == {1: None, 2: 12.0, 3: None, 4: 14.0, 5: None, 6: 16.0}
 
@@ -139,17 +154,20 @@ def test_a_step_faster_than_the_peak_becomes_the_peak():
     The last is read at once: 1 s with work for 2, as fast as the fourth.
     """
     stub = Stub()
-    facts = stub.parts.facts
-    worth = lambda step: {**facts(step), "flops": 6.0 if step == 4 else 2.0}  # noqa: E731
-    stub.parts = dataclasses.replace(stub.parts, facts=worth)
+    facts = stub.functions.facts
+
+    def worth(step, values):
+        return {**facts(step, values), "flops": 6.0 if step == 4 else 2.0}
+
+    stub.functions = dataclasses.replace(stub.functions, facts=worth)
     stub.run()
     found = [v["mfu"] for _, split, v in stub.lines if split == "train"]
     assert found[1:] == pytest.approx([2 / 3, 2 / 3, 1.0, 1 / 3, 1.0])
 
 
 def test_resumed_run_takes_the_steps_that_are_left():
-    stub = Stub(first=4)
-    stub.run(evaluate=5)
+    stub = Stub(first=4, measures={"pairs": 5})
+    stub.run()
     assert stub.logged("train") == [5, 6] and stub.logged("eval") == [5, 6]
     assert "evaluate 4" not in stub.events
 
@@ -161,12 +179,51 @@ def test_run_resumed_behind_its_last_step_is_evaluated_and_nothing_else():
 
 
 def test_stop_saves_waits_and_tells():
-    stub = Stub(stop_at=3)
+    stub = Stub(stop_at=3, measures={"pairs": 2})
     with pytest.raises(Preempted) as caught:
-        stub.run(evaluate=2, checkpoint=5)
+        stub.run(checkpoint=5)
     assert caught.value.step == 3
     assert stub.events[-4:] == ["step 3", "read 3", "save 3", "wait"]
     assert stub.logged("train") == [1, 2, 3]
+
+
+def test_stop_saves_and_leaves_what_was_due_to_the_resumed_run():
+    """The grace of a preemption is short, and no line of the run may be missing."""
+    whole, cut = (Stub(measures={"pairs": 2}, stop_at=at) for at in (None, 4))
+    whole.run()
+    with pytest.raises(Preempted):
+        cut.run()
+    assert cut.events[-5:] == ["step 4", "read 3", "read 4", "save 4", "wait"]
+    assert cut.saved == {4: {}}
+    resumed = Stub(first=4, measures={"pairs": 2})
+    resumed.run(measured=False)
+    assert resumed.events[:2] == ["evaluate 4", "step 5"]
+    lines = [(step, split) for step, split, _ in cut.lines + resumed.lines]
+    assert sorted(lines) == sorted((step, split) for step, split, _ in whole.lines)
+    unowed = Stub(first=3, measures={"pairs": 2})
+    unowed.run(measured=False)  # after 3 steps nothing was due
+    assert unowed.events[0] == "step 4"
+
+
+def test_each_evaluator_has_its_cadence():
+    stub = Stub(measures={"pairs": 2, "rollouts": 3})
+    _, results = stub.run()
+    assert [e for e in stub.events if e.startswith(("evaluate", "rollouts"))] == (
+        ["evaluate 0", "rollouts 0", "evaluate 2", "rollouts 3", "evaluate 4"]
+        + ["evaluate 6", "rollouts 6"]
+    )
+    assert results == {"loss": 16.0, "rollouts": 16.0}
+    lines = {step: set(values) for step, split, values in stub.lines if split == "eval"}
+    assert lines[2] == {"loss"} and lines[3] == {"rollouts"}
+    assert lines[0] == lines[6] == {"loss", "rollouts"}
+
+
+def test_things_happen_at_the_first_end_of_a_turn_at_or_behind_their_step():
+    """Turns of 3 updates: what is due after 2 and 4 happens after 3 and 6."""
+    stub = Stub(turn=3, measures={"pairs": 2})
+    state, _ = stub.run(log=100, checkpoint=4)
+    assert state == LAST and stub.logged("train") == [3, 6]  # the first, the last
+    assert stub.logged("eval") == [0, 3, 6] and list(stub.saved) == [6]
 
 
 def test_stop_at_the_last_step_is_the_end():

@@ -95,8 +95,6 @@ def test_among_processes_an_interrupt_becomes_the_signal_that_jax_agrees_on(
             assert not stop(1)
             send(signal.SIGINT)
             assert taken == [signal.SIGTERM] and stop(2)
-            stop.rest(2)
-    except Preempted:
-        pass
+            stop.rest(2)  # the others got no signal: they would go on alone
     finally:
         signal.signal(signal.SIGTERM, before)

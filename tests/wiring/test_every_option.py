@@ -93,6 +93,7 @@ OTHERS = {  # key -> another value
     "mesh.tensor": 2,
     "eval.every_steps": 1,
     "eval.rollouts": 5,
+    "eval.rollouts_every_steps": 7,
     "checkpoint.every_steps": 1,
     "checkpoint.keep": 7,
     "checkpoint.keep_best": "rewards/margins",
@@ -156,18 +157,20 @@ def observe(config, workdir, monkeypatch):
         zero = lambda x: np.zeros(x.shape, x.dtype)  # noqa: E731
         return jax.tree.map(zero, abstract_params(model.spec))
 
-    def resume(checkpoints, parts, first, *, fork):
+    def resume(checkpoints, parts, frozen, first, *, fork):
         seen["checkpoints"] = repr(
             (checkpoints._every_steps, checkpoints._keep, checkpoints._keep_best)
         )
         seen["parts"] = parts
-        return parts.trainer.abstract, None
+        return restoring.Start(0, parts.trainer.abstract, measured=False, seal=None)
 
     def agree(name, mine, *, seconds):
         seen.setdefault("agreed", []).append((name, seconds))
 
     def run(state, functions, **settings):
         seen["settings"] = repr(settings)
+        cadences = {n: e.every_steps for n, e in functions.evaluators.items()}
+        seen["cadences"] = cadences
         raise Written
 
     encode = evaluation.generation.encode

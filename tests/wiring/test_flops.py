@@ -31,7 +31,7 @@ def facts(layout, spec=SPEC, reference=None, peak=1.0):
     ids = np.ones(3, np.int32)
     rows = [Record(0, ids, (ids[:2], ids[:1]))]
     loads = Loader(rows, [[0]], Settings(1, 1, layout, 8, 1))
-    return training.make_facts(loads, spec, reference, peak)(1)
+    return training.make_facts(loads, spec, reference, peak)(1, {})
 
 
 def test_sizes_by_hand():

@@ -22,6 +22,7 @@ from dpo_jax.types import Samples
 from dpo_jax.wiring import evaluation, generation
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring.generation import Request
+from dpo_jax.wiring.reference import Referred
 
 REQUEST = Request("", 0, 1, 8, 1.0, 0, 1.0, 0.0, (), 0, 8)
 PAIR = {"chosen": " fine", "rejected": " bad"}
@@ -149,14 +150,18 @@ def test_one_sampler_serves_a_policy_and_a_reference_like_it(ref_dtype, monkeypa
             )
         )
         parts = SimpleNamespace(
-            model=policy, mesh=mesh, data=SimpleNamespace(tokenizer=tokenizer)
+            config=asked,
+            model=policy,
+            reference=ref,
+            mesh=mesh,
+            data=SimpleNamespace(tokenizer=tokenizer),
         )
-        reference = model_wiring.Reference(ref, params, lambda *_: {})
-        roll = evaluation.make_rollouts(asked, parts, reference)
-        sampled = roll(other)
+        roll = evaluation.make_rollouts(parts, Referred({"ref": params}, *[None] * 3))
+        state = lambda policy: SimpleNamespace(params=policy, ref=None)  # noqa: E731
+        sampled = roll(state(other))
         assert len(made) == 1 + bool(ref_dtype)
         if not ref_dtype:
-            same = roll(params)
+            same = roll(state(params))
             assert same.policy.texts == same.reference.texts
             assert not same.policy.kls.any() and not same.reference.kls.any()
     assert len(sampled.policy.texts) == len(sampled.reference.texts) == 9

@@ -11,12 +11,12 @@ import pytest
 
 from dpo_jax import build
 from dpo_jax.cli import common
+from dpo_jax.data import ref_cache as cache_lib
 from dpo_jax.data.sources import sentiment
 from dpo_jax.errors import ConfigError, Preempted
 from dpo_jax.losses import LOSSES
 from dpo_jax.models import hf
 from dpo_jax.sharding import arrays
-from dpo_jax.train import reference as cache_lib
 from dpo_jax.wiring import checks, evaluation
 from dpo_jax.wiring import reference as wiring
 
@@ -71,17 +71,17 @@ def prepared(config, workdir, **more):
     built = checks.make_mesh(config)
     with jax.set_mesh(built):
         parts = build.prepare(config, rows, built)
-        return parts, parts.annotators(config, workdir, **more)
+        return parts, parts.refer(workdir, **more)
 
 
-def annotated(parts, asked, step):
-    """Returns this host's column of the reference at a step."""
-    batch = asked.on_host(parts.train.batch_at(step))
+def annotated(parts, referred, step):
+    """Returns the column of the reference at a step."""
+    batch = referred.train.batch_at(step)
     with jax.set_mesh(parts.mesh):
         place = arrays.row_sharding(parts.mesh, leading=1)
         batch = arrays.to_global(batch, place)
         state = parts.trainer.abstract
-        batch = asked.on_device(state, asked.frozen, batch, None, {})
+        batch = referred.annotate(state, referred.frozen, batch, None, {})
     return np.asarray(batch.token["ref_logps"])
 
 
@@ -106,19 +106,21 @@ def forwards(monkeypatch):
 
 def by_response(parts, step, column):
     """Takes a step's column apart, whatever the layout."""
-    batch = parts.train.batch_at(step)
-    found = cache_lib.split(batch, column)
-    assert len(found) == 2 * PAIRS
-    return found
+    entries = {
+        cache_lib.key_of(record.prompt, record.responses[which]): column[at]
+        for record, which, at in parts.train.responses_at(step)
+    }
+    assert len(entries) == 2 * PAIRS
+    return entries
 
 
 def evaluated(parts, asked):
     """Measures a policy that is not the reference."""
     with jax.set_mesh(parts.mesh):
-        state = parts.trainer.init()
+        state = parts.trainer.init(asked.frozen)
         moved = jax.tree.map(lambda x: 1.2 * x, state.params)
-        measure = evaluation.make_evaluate(parts.trainer, asked, parts.eval, parts.mesh)
-        return measure(state._replace(params=moved))
+        measure = evaluation.make_pairs(parts.trainer, asked, asked.eval, parts.mesh)
+        return dict(measure(state._replace(params=moved)))
 
 
 def test_cached_numbers_are_the_live_ones_in_another_layout(configured, tmp_path):
@@ -162,7 +164,7 @@ def test_second_run_of_a_sweep_runs_the_reference_for_the_check_only(
         caplog.clear()
         prepared(configured(**change), tmp_path / f"run{number}")
         assert f"{total} of {total} responses found" in caplog.text
-        assert forwards == [0] and "forward passes" not in caplog.text
+        assert forwards == [0, 10, 1] and "forward passes" not in caplog.text
     assert shards(tmp_path) == before
 
 
@@ -171,7 +173,7 @@ def test_another_mesh_finds_the_same_entries(configured, tmp_path, forwards):
     few = {"train__steps": 2, "data__eval": ""}
     split = {**few, "mesh__fsdp": 2, "mesh__tensor": 2}
     columns = []
-    for change, passes in ((few, [0, 1, 0]), (split, [0])):
+    for change, passes in ((few, [0, 1, 0]), (split, [0, 1])):
         forwards.clear()
         parts, asked = prepared(configured(**change), tmp_path / "run")
         columns.append(by_response(parts, 1, annotated(parts, asked, 1)))
@@ -188,14 +190,12 @@ def test_more_rows_cost_what_they_add(configured, tmp_path, forwards):
     prepared(configured(train__steps=5), tmp_path / "one")
     forwards.clear()
     prepared(configured(train__steps=7), tmp_path / "two")
-    assert forwards == [0, 5, 6]  # the check, then the steps with new rows
+    assert forwards == [0, 3, 1, 5, 6]  # the check, then the steps with new rows
 
 
 def test_evaluation_alone_takes_the_evaluated_rows(configured, tmp_path, forwards):
     parts, asked = prepared(configured(), tmp_path / "one", evaluation_only=True)
-    assert forwards == [0, 1, 0] and asked.live is None
-    with pytest.raises(KeyError, match="lacks a response of row"):
-        asked.on_host(parts.train.batch_at(0))
+    assert forwards == [0, 1, 0] and asked.frozen == {} and asked.train is None
 
 
 def test_reference_is_not_held(configured, tmp_path):
@@ -210,7 +210,7 @@ def test_reference_is_not_held(configured, tmp_path):
         return after - before, parts, asked
 
     cached, _, asked = held("cached")
-    assert asked.live is None and asked.frozen == {}
+    assert asked.frozen == {}
     live, parts, asked = held("live")
     size = sum(x.size for x in jax.tree.leaves(parts.trainer.abstract.params)) * 4
     assert size > 1e5
@@ -253,14 +253,16 @@ def test_stopped_pass_goes_on_behind_its_shards(
     assert len(shards(tmp_path)) > 2
     del forwards[:]
     prepared(configured(), tmp_path / "run")
-    assert forwards[1:] == [*range(9, STEPS), *range(EVALUATED // PAIRS)]
+    assert forwards[:3] == [0, 4, 8]  # the check
+    assert forwards[3:] == [*range(9, STEPS), *range(EVALUATED // PAIRS)]
 
 
 def rewrite(path, change):
     """Puts a sound shard with other numbers in the place of one."""
-    entries = dict(cache_lib._unpacked(path.read_bytes(), path))
+    unpacked = cache_lib._unpacked(path.read_bytes(), path)
+    entries = {key: logps for key, logps, _ in unpacked}
     path.unlink()
-    cache_lib.Store(path.parent, ()).write({k: change(v) for k, v in entries.items()})
+    cache_lib.Store(path.parent, {}).write({k: change(v) for k, v in entries.items()})
 
 
 def test_entries_that_live_scores_contradict_are_left_and_computed_anew(
@@ -280,7 +282,22 @@ def test_entries_that_live_scores_contradict_are_left_and_computed_anew(
     assert {p.parent.name for p in new} == {path.parent.name, f"{path.parent.name}-2"}
     forwards.clear()
     prepared(configured(train__steps=3), tmp_path / "run")  # the newest is trusted
-    assert forwards == [0] and shards(tmp_path) == new
+    assert forwards == [0, 2, 1] and shards(tmp_path) == new
+
+
+def test_an_entry_of_a_later_step_that_is_wrong_is_found(configured, tmp_path, caplog):
+    """One response of the last step, 50 nats off; the first step alone is right."""
+    parts, _ = prepared(configured(train__steps=3, data__eval=""), tmp_path / "run")
+    (path,) = shards(tmp_path)
+    last = wiring.keys_at(parts.train, 2)[0]
+    entries = {
+        key: logps - np.float32(50 * (key == last))
+        for key, logps, _ in cache_lib._unpacked(path.read_bytes(), path)
+    }
+    path.unlink()
+    cache_lib.Store(cache_lib.epath.Path(path.parent), {}).write(entries)
+    prepared(configured(train__steps=3, data__eval=""), tmp_path / "run")
+    assert "is not to be trusted" in caplog.text
 
 
 def test_what_is_never_right_is_refused(configured, tmp_path, monkeypatch):
@@ -290,28 +307,32 @@ def test_what_is_never_right_is_refused(configured, tmp_path, monkeypatch):
         prepared(configured(train__steps=3), tmp_path / "run")
 
 
+def identity(config, parts, referred):
+    return wiring.identity_of(config, parts.reference, referred.frozen["ref"])
+
+
 def test_identity_is_of_content(configured, tmp_path):
     """Weights by their bytes wherever they lie; dtype and attention; not the loss."""
     live = {"ref__mode": "live"}
     parts, asked = prepared(configured(**live), tmp_path)
     names = {}
     for name in ("a", "b"):
-        hf.save_params(asked.live.params, parts.model.spec, tmp_path / name)
-        _, there = prepared(configured(ref__path=str(tmp_path / name), **live), "run")
-        names[name] = wiring.identity_of(configured(), there.live)
+        hf.save_params(asked.frozen["ref"], parts.model.spec, tmp_path / name)
+        there = prepared(configured(ref__path=str(tmp_path / name), **live), "run")
+        names[name] = identity(configured(), *there)
     assert names["a"] == names["b"] and "model.safetensors" in names["a"]["weights"]
-    drawn = wiring.identity_of(configured(), asked.live)
+    drawn = identity(configured(), parts, asked)
     assert drawn["weights"].keys() == {"drawn"}
-    _, other = prepared(configured(seed=5, **live), tmp_path)
+    other = prepared(configured(seed=5, **live), tmp_path)
     changed = [
-        wiring.identity_of(configured(ref__dtype="bfloat16"), asked.live),
-        wiring.identity_of(configured(model__attention="else"), asked.live),
-        wiring.identity_of(configured(), other.live),
+        identity(configured(ref__dtype="bfloat16"), parts, asked),
+        identity(configured(model__attention="else"), parts, asked),
+        identity(configured(), *other),
     ]
-    same = wiring.identity_of(configured(loss__beta=3.0, seed=9), asked.live)
+    same = identity(configured(loss__beta=3.0, seed=9), parts, asked)
     assert same == drawn and drawn not in changed and len(changed) == 3
-    spec = asked.live.model.spec
-    assert wiring.identity_of(configured(data__max_tokens=64), asked.live) == drawn
+    spec = parts.reference.spec
+    assert identity(configured(data__max_tokens=64), parts, asked) == drawn
     assert repr(spec) == drawn["spec"]
 
 
@@ -336,10 +357,10 @@ def test_reference_that_does_not_run_is_not_held(configured, tmp_path):
     """What is held runs, and what runs is counted: 3 passes, 1 of a live reference."""
     parts, live = prepared(configured(train__steps=1, ref__mode="live"), tmp_path / "a")
     _, cached = prepared(configured(train__steps=1), tmp_path / "b")
-    assert live.live is not None and cached.live is None
+    assert live.frozen and not cached.frozen
     spec = parts.model.spec
     flops = [
-        build.training.make_facts(parts.train, spec, reference, 1.0)(1)["flops"]
-        for reference in (live.live.model.spec, None)
+        build.training.make_facts(parts.train, spec, reference, 1.0)(1, {})["flops"]
+        for reference in (parts.reference.spec, None)
     ]
     assert flops[1] == pytest.approx(flops[0] * 0.75)

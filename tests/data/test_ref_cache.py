@@ -9,13 +9,12 @@ import re
 import numpy as np
 import pytest
 from etils import epath
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, load_file, save
 
-from dpo_jax.data import loader, mismatch
+from dpo_jax.data import loader, mismatch, ref_cache
 from dpo_jax.data.loader import Loader, Settings
+from dpo_jax.data.ref_cache import Store, Writer
 from dpo_jax.errors import WriteError
-from dpo_jax.train import reference
-from dpo_jax.train.reference import Store, Writer
 from dpo_jax.types import Record
 
 IDENTITY = {"format": 1, "weights": {"model.safetensors": "ab"}, "dtype": "float32"}
@@ -38,7 +37,7 @@ def value_at(index, which, position):
 def numbered(rows):
     """Entries whose values say where they belong."""
     return {
-        reference.key_of(row.prompt, response): np.array(
+        ref_cache.key_of(row.prompt, response): np.array(
             [value_at(row.index, r, t) for t in range(len(response))], np.float32
         )
         for row in rows
@@ -52,7 +51,9 @@ def batch_of(rows, layout, microbatches=1):
 
 
 def store_at(folder, wanted):
-    store = Store(epath.Path(folder), wanted)
+    """Reads what there is of some entries."""
+    lengths = {key: len(entry) for key, entry in wanted.items()}
+    store = Store(epath.Path(folder), lengths)
     store.refresh()
     return store
 
@@ -64,32 +65,35 @@ def shards(folder):
 def test_key_says_where_the_prompt_ends():
     one, two, three = (np.array(ids) for ids in ([1], [1, 2], [1, 2, 3]))
     keys = {
-        reference.key_of(one, np.array([2, 3])),
-        reference.key_of(two, np.array([3])),
-        reference.key_of(three, np.array([])),
-        reference.key_of(np.array([3]), two),
-        reference.key_of(np.array([0]), np.array([2, 3])),
+        ref_cache.key_of(one, np.array([2, 3])),
+        ref_cache.key_of(two, np.array([3])),
+        ref_cache.key_of(three, np.array([])),
+        ref_cache.key_of(np.array([3]), two),
+        ref_cache.key_of(np.array([0]), np.array([2, 3])),
     }
     assert len(keys) == 5 and all(len(key) == 32 for key in keys)
-    same = reference.key_of(one.astype(np.int32), np.array([2, 3], np.int32)[::1])
+    same = ref_cache.key_of(one.astype(np.int32), np.array([2, 3], np.int32)[::1])
     assert same in keys
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed", "prefix_shared"])
 @pytest.mark.parametrize("microbatches", [1, 3])
-def test_fill_puts_each_number_where_its_token_is_scored(layout, microbatches):
+def test_each_number_stands_where_its_token_is_scored(layout, microbatches):
     """Every scored entry's number is decoded and held against ids, slots, targets."""
     rows = records()
-    batch = batch_of(rows, layout, microbatches).batch_at(0)
-    filled = reference.fill(batch, entries=numbered(rows)).token["ref_logps"]
-    assert filled.dtype == np.float32 and filled.shape == batch.targets.shape
+    logps = functools.partial(ref_cache.logps_of, entries=numbered(rows))
+    plain = batch_of(rows, layout, microbatches)
+    batch = plain.with_tokens("ref_logps", logps).batch_at(0)
+    assert not plain.batch_at(0).token and batch.token.keys() == {"ref_logps"}
+    column = batch.token["ref_logps"]
+    assert column.dtype == np.float32 and column.shape == batch.targets.shape
     count = 0
-    for m, b, c in np.ndindex(*filled.shape):
+    for m, b, c in np.ndindex(*column.shape):
         slot = batch.slots[m, b, c]
         if slot == batch.ends.shape[-1]:
-            assert filled[m, b, c] == 0.0
+            assert column[m, b, c] == 0.0
             continue
-        index, rest = divmod(int(filled[m, b, c]), 1000)
+        index, rest = divmod(int(column[m, b, c]), 1000)
         which, position = divmod(rest, 100)
         assert batch.ids[m, b, slot] == index
         assert batch.targets[m, b, c] == rows[index].responses[which][position]
@@ -99,13 +103,14 @@ def test_fill_puts_each_number_where_its_token_is_scored(layout, microbatches):
 
 
 @pytest.mark.parametrize("layout", ["padded", "prefix_shared"])
-def test_split_takes_apart_what_fill_put_together(layout):
-    entries = numbered(records())
-    batch = batch_of(records(), layout, 2).batch_at(0)
-    filled = reference.fill(batch, entries=entries)
-    again = reference.split(batch, filled.token["ref_logps"])
-    assert again.keys() == entries.keys()
-    assert all(np.array_equal(again[key], entries[key]) for key in entries)
+def test_responses_at_says_where_each_was_written(layout):
+    """What a batch scores at those places is the response; a row a process or not."""
+    rows = records()
+    loads = batch_of(rows, layout, 2)
+    batch, listed = loads.batch_at(0), list(loads.responses_at(0))
+    assert len(listed) == 2 * len(rows)
+    for record, which, at in listed:
+        np.testing.assert_array_equal(batch.targets[at], record.responses[which])
 
 
 def test_a_response_behind_another_prompt_is_another_entry():
@@ -117,17 +122,19 @@ def test_a_response_behind_another_prompt_is_another_entry():
         singles, [[0, 1, 2], [3, 4]], Settings(3, 1, "packed", 0, 1), join=join
     )
     for step in range(2):
-        wanted = [k for r in loads.records_at(step) for k in reference.keys_of(r)]
-        found = [place.key for place in reference.places(loads.batch_at(step))]
-        assert sorted(found) == sorted(wanted)
-        assert len(found) == 2 * len(loads.ids_at(step))
+        wanted = [k for r in loads.records_at(step) for k in ref_cache.keys_of(r)]
+        keys = [
+            ref_cache.key_of(record.prompt, record.responses[which])
+            for record, which, _ in loads.responses_at(step)
+        ]
+        assert sorted(keys) == sorted(wanted)
+        assert len(keys) == 2 * len(loads.ids_at(step))
 
 
-def test_fill_without_an_entry_names_the_row():
+def test_a_record_without_an_entry_is_named():
     rows = records(2)
-    entries = numbered(rows[:1])
-    with pytest.raises(KeyError, match="lacks a response of row"):
-        reference.fill(batch_of(rows, "padded").batch_at(0), entries=entries)
+    with pytest.raises(KeyError, match="lacks a response of row 1"):
+        ref_cache.logps_of(rows[1], entries=numbered(rows[:1]))
 
 
 def test_shard_comes_back_bit_for_bit_and_is_named_by_its_bytes(tmp_path):
@@ -142,7 +149,7 @@ def test_shard_comes_back_bit_for_bit_and_is_named_by_its_bytes(tmp_path):
     assert store.missing() == 0
     for key, logps in entries.items():
         assert store.entries[key].tobytes() == logps.tobytes()
-    other = store_at(store.folder, set(list(entries)[:3]))
+    other = store_at(store.folder, dict(list(entries.items())[:3]))
     assert other.entries.keys() == set(list(entries)[:3])
 
 
@@ -172,7 +179,7 @@ def test_spoilt_shard_is_set_aside_and_told(tmp_path, caplog, how):
     entries = numbered(records())
     keys = list(entries)
     for part in (keys[:5], keys[5:]):
-        store_at(tmp_path, ()).write({key: entries[key] for key in part})
+        store_at(tmp_path, {}).write({key: entries[key] for key in part})
     store = store_at(tmp_path, entries)
     assert store.missing() == 0
     spoilt = next(p for p in shards(tmp_path) if len(load_file(p)["lengths"]) == 5)
@@ -180,7 +187,7 @@ def test_spoilt_shard_is_set_aside_and_told(tmp_path, caplog, how):
     spoilt.write_bytes(bytes_)
     again = store_at(tmp_path, entries)
     assert again.missing() == 5 and again.entries.keys() == set(keys[5:])
-    kept = spoilt.with_suffix(".corrupt")
+    kept = spoilt.with_name(f"{spoilt.name}.corrupt")
     assert kept.read_bytes() == bytes_ and not spoilt.exists()
     assert re.search(f"sha256 mismatch in .*{spoilt.name}.*kept as", caplog.text)
     again.write({key: entries[key] for key in keys[:5]})
@@ -188,14 +195,40 @@ def test_spoilt_shard_is_set_aside_and_told(tmp_path, caplog, how):
     assert again.missing() == 0 and spoilt.exists()
     spoilt.write_bytes(bytes_)
     assert store_at(tmp_path, entries).missing() == 5
-    assert kept.exists() and spoilt.with_suffix(".2.corrupt").exists()
+    assert kept.exists() and spoilt.with_name(f"{spoilt.name}.2.corrupt").exists()
+
+
+WRONG = {
+    "is not finite": lambda entry: np.where(entry == entry[0], np.nan, entry),
+    "has 2 log-probs for a response of 3 tokens": lambda entry: entry[:2],
+    "is not what it was written as": lambda entry: entry - np.float32(50),
+}
+
+
+@pytest.mark.parametrize("told", WRONG)
+def test_an_entry_that_cannot_be_right_is_computed_again(tmp_path, caplog, told):
+    """A shard under its true name, one of whose entries somebody else has changed."""
+    entries = numbered(records())
+    bad = next(key for key, entry in entries.items() if len(entry) == 3)
+    changed = {**entries, bad: WRONG[told](entries[bad]).astype(np.float32)}
+    data = ref_cache._packed(changed)
+    if "written" in told:  # its check is that of the entry that was written first
+        shard = {**load(data), "checks": load(ref_cache._packed(entries))["checks"]}
+        data = save(shard)
+    name = hashlib.sha256(data).hexdigest() + ".safetensors"
+    (tmp_path / name).write_bytes(data)
+    store = store_at(tmp_path, entries)
+    assert store.missing() == 1 and bad not in store.entries
+    assert f"an entry of {tmp_path / name} {told}: computed again" in caplog.text
+    store.write({bad: entries[bad]})
+    assert store_at(tmp_path, entries).missing() == 0
 
 
 def test_file_that_is_no_shard_under_a_true_name_is_not_read(tmp_path, caplog):
     data = b"no tensors"
     name = hashlib.sha256(data).hexdigest() + ".safetensors"
     (tmp_path / name).write_bytes(data)
-    assert store_at(tmp_path, {b"k"}).missing() == 1
+    assert store_at(tmp_path, {b"k": [0]}).missing() == 1
     assert "is no shard of a cache" in caplog.text
 
 
@@ -209,7 +242,7 @@ def test_killed_while_writing_leaves_no_shard(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(WriteError, match=r"bytes\).*No space left.*ref.cache_dir"):
+    with pytest.raises(WriteError, match=r"bytes\).*No space left.*free some space"):
         store.write(entries)
     store.refresh()
     assert store.missing() == len(entries)
@@ -232,35 +265,35 @@ def test_writer_cuts_shards_by_tokens_and_keeps_the_rest_of_a_failed_pass(tmp_pa
 
 
 def test_name_follows_every_part_of_the_identity(tmp_path):
-    names = {reference.name_of(IDENTITY)}
+    names = {ref_cache.name_of(IDENTITY)}
     for key in IDENTITY:
-        names.add(reference.name_of({**IDENTITY, key: "other"}))
-    names.add(reference.name_of({**IDENTITY, "weights": {"model.safetensors": "ac"}}))
+        names.add(ref_cache.name_of({**IDENTITY, key: "other"}))
+    names.add(ref_cache.name_of({**IDENTITY, "weights": {"model.safetensors": "ac"}}))
     assert len(names) == 5
-    assert reference.name_of(dict(reversed(IDENTITY.items()))) in names
+    assert ref_cache.name_of(dict(reversed(IDENTITY.items()))) in names
 
 
 def test_folders_of_a_reference_are_numbered(tmp_path):
     cache = epath.Path(tmp_path)
-    first = reference.newest_folder(cache, IDENTITY)
-    assert first == cache / reference.name_of(IDENTITY)
+    first = ref_cache.newest_folder(cache, IDENTITY)
+    assert first == cache / ref_cache.name_of(IDENTITY)
     for number in range(2, 12):
-        newest = reference.newest_folder(cache, IDENTITY)
+        newest = ref_cache.newest_folder(cache, IDENTITY)
         newest.mkdir(exist_ok=True)
-        assert reference.next_folder(newest).name == f"{first.name}-{number}"
-        reference.next_folder(newest).mkdir()
-    assert reference.newest_folder(cache, IDENTITY).name.endswith("-11")
+        assert ref_cache.next_folder(newest).name == f"{first.name}-{number}"
+        ref_cache.next_folder(newest).mkdir()
+    assert ref_cache.newest_folder(cache, IDENTITY).name.endswith("-11")
 
 
 def test_other_references_are_told_by_what_differs(tmp_path):
     cache = epath.Path(tmp_path)
-    assert reference.differences(cache / "none", IDENTITY) == []
+    assert ref_cache.differences(cache / "none", IDENTITY) == []
     for other in (IDENTITY, {**IDENTITY, "dtype": "bfloat16"}, {**IDENTITY, "new": 1}):
-        Store(cache / reference.name_of(other), ()).write_identity(other)
+        Store(cache / ref_cache.name_of(other), {}).write_identity(other)
     (cache / "x").mkdir()
     (cache / "x" / "KEY.json").write_text("{")
-    assert reference.differences(cache, IDENTITY) == ["dtype", "new"]
-    found = json.loads((cache / reference.name_of(IDENTITY) / "KEY.json").read_text())
+    assert ref_cache.differences(cache, IDENTITY) == ["dtype", "new"]
+    found = json.loads((cache / ref_cache.name_of(IDENTITY) / "KEY.json").read_text())
     assert found == IDENTITY
 
 
@@ -268,8 +301,8 @@ def test_agreement_by_hand():
     """|−1 − −1.5| = .5 and |−2 − −2| = 0, |−3 − −2.9| = .1: mean .2, largest .5."""
     entries = {b"a": np.array([-1.0, -2.0]), b"b": np.array([-3.0]), b"c": np.zeros(1)}
     live = {b"a": np.array([-1.5, -2.0]), b"b": np.array([-2.9]), b"d": np.ones(1)}
-    found = reference.compare(entries, live)
+    found = ref_cache.compare(entries, live)
     assert found.responses == 2
     np.testing.assert_allclose(found[1:], [0.2, 0.5], rtol=1e-12)
-    nothing = reference.compare(entries, {b"d": np.ones(1)})
+    nothing = ref_cache.compare(entries, {b"d": np.ones(1)})
     assert nothing.responses == 0 and np.isnan(nothing.mean)

@@ -7,18 +7,18 @@ A folder holds what one reference says, under a name made of its identity:
     CACHE/<16 hex>/<64 hex>.corrupt       one whose bytes are not those of its name
     CACHE/<16 hex>-2/                     written anew, where live scores disagreed
 
-A shard holds `keys` u8[N, 32], `lengths` i32[N] and `logps` f32[sum of lengths], nats.
-Keys are SHA-256s of the ids of prompt and response, so an entry says which tokens it is
-for, whatever row, step or run they lie in. Shards appear whole and never change:
-several runs may fill a folder at once, and a pass that was killed goes on behind its
-last shard. NumPy and hashing; this room knows no models, no losses and no jax.
+A shard holds `keys` u8[N, 32], `lengths` i32[N], `logps` f32[sum of lengths], nats, and
+`checks` u8[N, 8], the start of a SHA-256 of each entry's key and log-probs. Keys are
+SHA-256s of the ids of prompt and response, so an entry says which tokens it is for,
+whatever row, step or run they lie in. An entry of another length than its response, one
+that is not finite, or one that is not what it was written as is not believed. Shards
+appear whole and never change: several runs may fill a folder at once, and a pass that
+was killed goes on behind its last shard.
 """
 
 import hashlib
 import json
-import os
-import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,14 +27,13 @@ from etils import epath
 from safetensors import SafetensorError
 from safetensors import numpy as tensors
 
-from dpo_jax.errors import WriteError
-from dpo_jax.train import runfolder
-from dpo_jax.types import Array, Batch, Record
+from dpo_jax import files
+from dpo_jax.types import Record
 
 Entries = dict[bytes, np.ndarray]  # key -> f32[tokens of the response], nats
 Identity = Mapping[str, Any]
 
-FORMAT = 1
+FORMAT = 2
 SHARD_TOKENS = 1 << 20  # 4 MiB of log-probs
 KEY, SHARD = "KEY.json", ".safetensors"
 
@@ -52,70 +51,16 @@ def keys_of(record: Record) -> list[bytes]:
     return [key_of(record.prompt, response) for response in record.responses]
 
 
-class Place(NamedTuple):
-    """Where a response's scored tokens lie in a batch.
-
-    Attributes:
-      key: of prompt and response.
-      row: (microbatch, row).
-      entries: i64[tokens of the response] places along C, in order.
-    """
-
-    key: bytes
-    row: tuple[int, int]
-    entries: np.ndarray
-
-
-def places(batch: Batch) -> Iterator[Place]:
-    """Reads off a batch which responses of which prompts it scores, and where.
-
-    Args:
-      batch: NumPy arrays with a leading axis of microbatches.
-    """
-    microbatches, rows, slots = batch.ends.shape
-    for row in np.ndindex(microbatches, rows):
-        tokens, docs, of_entry = batch.tokens[row], batch.docs[row], batch.slots[row]
-        is_prompt = batch.branches[row] == 0
-        for slot in range(slots):
-            entries = np.flatnonzero(of_entry == slot)
-            if not len(entries):
-                continue
-            parent = batch.parents[row][entries[0]]  # the last token of the prompt
-            prompt = tokens[is_prompt & (docs == docs[parent])]
-            yield Place(key_of(prompt, batch.targets[row][entries]), row, entries)
-
-
-def fill(batch: Batch, *, entries: Entries) -> Batch:
-    """Adds the column `ref_logps` f32[microbatches, B, C] to this host's rows.
-
-    Args:
-      batch: NumPy arrays with a leading axis of microbatches.
-      entries: of every response in it.
+def logps_of(record: Record, *, entries: Entries) -> tuple[np.ndarray, ...]:
+    """Returns what the reference says of a record's responses, nats of each token.
 
     Raises:
-      KeyError: if one is missing.
+      KeyError: if an entry is missing.
     """
-    found = np.zeros(batch.targets.shape, np.float32)
-    for place in places(batch):
-        if place.key not in entries:
-            raise KeyError(
-                f"the reference cache lacks a response of row {batch.ids[place.row]}"
-            )
-        found[place.row][place.entries] = entries[place.key]
-    return batch._replace(token={**batch.token, "ref_logps": found})
-
-
-def split(batch: Batch, logps: Array) -> Entries:
-    """Takes a batch's log-probs apart, by response.
-
-    Args:
-      batch: NumPy arrays with a leading axis of microbatches.
-      logps: f32[microbatches, B, C] nats.
-    """
-    return {
-        place.key: np.array(logps[place.row][place.entries], np.float32)
-        for place in places(batch)
-    }
+    missing = [key for key in keys_of(record) if key not in entries]
+    if missing:
+        raise KeyError(f"the reference cache lacks a response of row {record.index}")
+    return tuple(entries[key] for key in keys_of(record))
 
 
 class Agreement(NamedTuple):
@@ -184,12 +129,12 @@ class Store:
       entries: those read so far.
     """
 
-    def __init__(self, folder: epath.Path, wanted: Collection[bytes]):
+    def __init__(self, folder: epath.Path, wanted: Mapping[bytes, int]):
         """Reads nothing yet.
 
         Args:
           folder: from `newest_folder`; it need not exist.
-          wanted: keys to keep in memory.
+          wanted: keys to keep in memory, and how many tokens each entry has.
         """
         self.folder, self.entries = folder, Entries()
         self._wanted, self._seen = wanted, set()
@@ -215,12 +160,33 @@ class Store:
             logging.error("%s cannot be read (%s): computed again", path, error)
             return False
         if hashlib.sha256(data).hexdigest() != path.name.removesuffix(SHARD):
-            _set_aside(path, len(data))
+            self._set_aside(path, len(data))
             return False
-        for key, logps in _unpacked(data, path):
-            if key in self._wanted:
+        for key, logps, check in _unpacked(data, path):
+            if key not in self._wanted:
+                continue
+            fault = _fault(key, logps, check, self._wanted[key])
+            if fault:
+                logging.error(
+                    "reference cache: an entry of %s %s: computed again", path, fault
+                )
+            else:
                 self.entries[key] = logps
         return True
+
+    def _set_aside(self, path: epath.Path, size: int) -> None:
+        """Renames a shard that was cut short or altered; says so, loudly."""
+        try:
+            kept = files.set_aside(path).name
+        except OSError as error:
+            kept = f"it is ({error})"
+        logging.error(
+            "reference cache: sha256 mismatch in %s (%d bytes): cut short or altered; "
+            "its log-probs are computed again, the file is kept as %s",
+            path,
+            size,
+            kept,
+        )
 
     def write(self, entries: Entries) -> None:
         """Writes a shard.
@@ -230,7 +196,7 @@ class Store:
         """
         data = _packed(entries)
         name = hashlib.sha256(data).hexdigest() + SHARD
-        _write_whole(self.folder / name, data)
+        files.write_whole(self.folder / name, data)
 
     def write_identity(self, identity: Identity) -> None:
         """Leaves word of whose entries these are.
@@ -240,7 +206,7 @@ class Store:
         """
         if not (self.folder / KEY).exists():
             text = json.dumps(identity, indent=1, sort_keys=True) + "\n"
-            _write_whole(self.folder / KEY, text.encode())
+            files.write_whole(self.folder / KEY, text)
 
 
 class Writer:
@@ -284,61 +250,40 @@ def _packed(entries: Entries) -> bytes:
             "keys": np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), 32),
             "lengths": np.array([len(entries[key]) for key in keys], np.int32),
             "logps": np.concatenate([entries[key] for key in keys]),
+            "checks": np.stack([_check_of(key, entries[key]) for key in keys]),
         }
     )
 
 
-def _unpacked(data: bytes, path: epath.Path) -> Iterator[tuple[bytes, np.ndarray]]:
+def _check_of(key: bytes, logps: np.ndarray) -> np.ndarray:
+    digest = hashlib.sha256(key + logps.tobytes()).digest()
+    return np.frombuffer(digest[:8], np.uint8)
+
+
+def _fault(key: bytes, logps: np.ndarray, check: np.ndarray, length: int) -> str:
+    """Says why an entry is not to be believed; '' if it is."""
+    if len(logps) != length:
+        return f"has {len(logps)} log-probs for a response of {length} tokens"
+    if not np.isfinite(logps).all():
+        return "is not finite"
+    if not np.array_equal(check, _check_of(key, logps)):
+        return "is not what it was written as"
+    return ""
+
+
+def _unpacked(
+    data: bytes, path: epath.Path
+) -> Iterator[tuple[bytes, np.ndarray, np.ndarray]]:
+    """Yields the key, log-probs and check of every entry; none of what is no shard."""
     try:
-        found = tensors.load(data)
-    except SafetensorError as error:  # it was named by its digest, so by whom?
+        shard = tensors.load(data)
+        keys, checks = (shard[name].astype(np.uint8) for name in ("keys", "checks"))
+        ends = np.cumsum(shard["lengths"], dtype=np.int64)
+        entries = np.split(shard["logps"].astype(np.float32), ends[:-1])
+        entries = list(zip(keys, entries, checks, strict=True))
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        # it was named by its digest, so by whom?
         logging.error("%s is no shard of a cache (%s): not read", path, error)
         return
-    ends = np.cumsum(found["lengths"], dtype=np.int64)
-    for key, logps in zip(
-        found["keys"], np.split(found["logps"], ends[:-1]), strict=True
-    ):
-        yield key.tobytes(), logps
-
-
-def _set_aside(path: epath.Path, size: int) -> None:
-    """Renames a shard that was cut short or altered; says so, loudly."""
-    name = path.name.removesuffix(SHARD)
-    target, n = path.with_name(f"{name}.corrupt"), 2
-    while target.exists():
-        target, n = path.with_name(f"{name}.{n}.corrupt"), n + 1
-    logging.error(
-        "reference cache: sha256 mismatch in %s (%d bytes): cut short or altered; its "
-        "log-probs are computed again, the file is kept as %s",
-        path,
-        size,
-        target.name,
-    )
-    try:
-        path.rename(target)
-    except OSError as error:
-        logging.warning("cannot rename %s: %s", path, error)
-
-
-def _write_whole(path: epath.Path, data: bytes) -> None:
-    """Makes a file appear with all its bytes or not at all."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not runfolder.is_local(path):  # an object appears whole
-            path.write_bytes(data)
-            return
-        partial = f"{path.parent}/.{uuid.uuid4().hex}.part"
-        try:
-            with open(partial, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            if os.path.exists(partial):
-                os.unlink(partial)
-    except OSError as error:
-        raise WriteError(
-            f"cannot write {path} ({len(data)} bytes): {error}; make room, or set "
-            "ref.cache_dir"
-        ) from error
+    for key, logps, check in entries:
+        yield key.tobytes(), logps, check

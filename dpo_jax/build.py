@@ -72,7 +72,8 @@ def run(
     config = restoring.relaunched(config, workdir, fork=fork)
     with clock, jax.set_mesh(built), signals.stop_requests() as stop:
         parts = clock.timed("setup", prepare)(config, bound, built, workdir)
-        if runfolder.finished_step(workdir) == parts.steps and not fork:
+        done = runfolder.finished_step(workdir) == parts.steps
+        if done and not restoring.forks(config, workdir):
             done = runfolder.read_json(workdir, "results.json") or {}
             values, report = done.get("values", {}), parts.data.report
             return Summary(parts.steps, parts.steps, True, values, done, report)
@@ -104,7 +105,7 @@ def _train(launch: Launch) -> Summary:
         keep_best=config.checkpoint.keep_best,
     )
     with checkpoints:
-        first = restoring.first_step(checkpoints, parts)
+        first = restoring.first_step(checkpoints, parts, workdir)
         launch.stop.rest(first)
         with clock.bucket("setup"):
             peak = throughput.peak(config.model.dtype)

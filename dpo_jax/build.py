@@ -14,7 +14,6 @@ from etils import epath
 
 from dpo_jax import __version__
 from dpo_jax.config import Config
-from dpo_jax.errors import ConfigError
 from dpo_jax.losses import LOSSES
 from dpo_jax.sharding import arrays
 from dpo_jax.train import loop, runfolder, signals, throughput, watchdog
@@ -70,13 +69,12 @@ def run(
     built = checks.make_mesh(config)
     outputs.check_own_target(workdir)
     config = restoring.relaunched(config, workdir, fork=fork)
+    ended = outputs.finished(workdir, config)
+    if ended is not None and not restoring.forks(config, workdir):
+        return ended
     with clock, jax.set_mesh(built), signals.stop_requests() as stop:
-        parts = clock.timed("setup", prepare)(config, bound, built, workdir)
-        done = runfolder.finished_step(workdir) == parts.steps
-        if done and not restoring.forks(config, workdir):
-            done = runfolder.read_json(workdir, "results.json") or {}
-            values, report = done.get("values", {}), parts.data.report
-            return Summary(parts.steps, parts.steps, True, values, done, report)
+        with clock.bucket("setup"):
+            parts = prepare(config, bound, built, workdir)
         first = jax.process_index() == 0
         with runfolder.claim(workdir, first=first):
             return _train(Launch(workdir, parts, stop, progress, fork, losses, clock))
@@ -242,12 +240,10 @@ def evaluate(
     bound = checks.check(config, losses)
     built = checks.make_mesh(config)
     with jax.set_mesh(built):
-        parts = prepare(config, bound, built, workdir)
+        parts = prepare(config, bound, built, workdir, splits=("eval",))
         state = restoring.trained_state(workdir, parts)
         referred = parts.refer(workdir, evaluation_only=True)
         measures = evaluation.make_measures(parts, referred)
-        if not measures.evaluators:
-            raise ConfigError("nothing to evaluate: data.eval is empty")
         evaluators, values = measures.evaluators.values(), dict[str, float]()
         for evaluator in evaluators:
             values.update(evaluator.measure(state))

@@ -31,6 +31,7 @@ from dpo_jax.config import best_of
 from dpo_jax.errors import ConfigError, ModelError, WriteError, collected, unknown
 from dpo_jax.files import is_local, set_aside
 from dpo_jax.sharding.agree import exchange
+from dpo_jax.train import watchdog
 from dpo_jax.train.manifest import (
     clear_leftovers,
     files_of,
@@ -294,6 +295,7 @@ class Checkpoints:
         """Waits for orbax and commits; in the background, so faults are kept."""
         try:
             response.result()  # returns when every process has written its part
+            watchdog.beat()
             found = self._hashed(path, record["step"])
             if jax.process_index() == 0:
                 write_manifest(path, {**record, "files": found})

@@ -16,6 +16,7 @@ from etils import epath
 
 from dpo_jax import files
 from dpo_jax.errors import ModelError
+from dpo_jax.train import watchdog
 
 MANIFEST = "MANIFEST.json"
 CHUNK = 1 << 22  # bytes hashed at a time
@@ -139,6 +140,7 @@ def hash_files(path: epath.Path, names: list[str] | None = None) -> dict[str, di
             while chunk := f.read(CHUNK):
                 digest.update(chunk)
                 size += len(chunk)
+                watchdog.beat()
         return {"bytes": size, "sha256": digest.hexdigest()}
 
     with ThreadPoolExecutor(HASHERS) as pool:

@@ -22,6 +22,7 @@ from dpo_jax.models import attention, files
 from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.sharding import arrays
 from dpo_jax.sharding import mesh as mesh_lib
+from dpo_jax.train import watchdog
 from dpo_jax.types import Batch, Record
 from dpo_jax.wiring import microbatches
 
@@ -293,4 +294,5 @@ def global_batches(loads: Loader, mesh: Mesh, start: int) -> Iterator[Batch]:
                 f"the batch of step {step + 1} cannot be made "
                 f"({type(error).__name__}: {error}); its rows: {loads.ids_at(step)}"
             ) from error
+        watchdog.beat()
         yield arrays.to_global(batch, place)

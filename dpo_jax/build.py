@@ -14,10 +14,9 @@ from etils import epath
 
 from dpo_jax import __version__
 from dpo_jax.config import Config
-from dpo_jax.errors import ConfigError, Preempted
 from dpo_jax.losses import LOSSES
 from dpo_jax.sharding import arrays
-from dpo_jax.train import loop, runfolder, signals, throughput
+from dpo_jax.train import loop, runfolder, signals, throughput, watchdog
 from dpo_jax.train.checkpoint import Checkpoints
 from dpo_jax.train.clock import Clock
 from dpo_jax.train.metrics import MetricsLog
@@ -70,14 +69,14 @@ def run(
     built = checks.make_mesh(config)
     outputs.check_own_target(workdir)
     config = restoring.relaunched(config, workdir, fork=fork)
-    with clock, jax.set_mesh(built):
-        parts = clock.timed("setup", prepare)(config, bound, built, workdir)
-        if runfolder.finished_step(workdir) == parts.steps and not fork:
-            done = runfolder.read_json(workdir, "results.json") or {}
-            values, report = done.get("values", {}), parts.data.report
-            return Summary(parts.steps, parts.steps, True, values, done, report)
+    ended = outputs.finished(workdir, config)
+    if ended is not None and not restoring.forks(config, workdir):
+        return ended
+    with clock, jax.set_mesh(built), signals.stop_requests() as stop:
+        with clock.bucket("setup"):
+            parts = prepare(config, bound, built, workdir)
         first = jax.process_index() == 0
-        with runfolder.claim(workdir, first=first), signals.stop_requests() as stop:
+        with runfolder.claim(workdir, first=first):
             return _train(Launch(workdir, parts, stop, progress, fork, losses, clock))
 
 
@@ -86,7 +85,7 @@ class Launch(NamedTuple):
 
     workdir: os.PathLike | str
     parts: Parts
-    stop: Callable[[int], bool]
+    stop: signals.Stop
     progress: Progress
     fork: bool
     losses: checks.LossTable
@@ -104,16 +103,12 @@ def _train(launch: Launch) -> Summary:
         keep_best=config.checkpoint.keep_best,
     )
     with checkpoints:
-        first = restoring.first_step(checkpoints, parts)
-
-        def pause() -> None:  # processes agree on steps only, so many do not pause
-            if jax.process_count() == 1 and launch.stop(first):
-                raise Preempted(first)
-
+        first = restoring.first_step(checkpoints, parts, workdir)
+        launch.stop.rest(first)
         with clock.bucket("setup"):
             peak = throughput.peak(config.model.dtype)
             # before the state, so that a cached reference is never held beside it
-            referred = parts.refer(workdir, pause=pause)
+            referred = parts.refer(workdir)
             with clock.bucket("eval"):
                 measures = evaluation.make_measures(parts, referred)
             start = restoring.resume(
@@ -125,7 +120,9 @@ def _train(launch: Launch) -> Summary:
         shapes = dict(parts.train.compiled_shapes())
         logging.info("compiles %d step shapes {rows: steps}: %s", len(shapes), shapes)
         logging.info("mfu is a share of %.4g FLOP/s: %s", *peak)
-        state, values = _loop(launch, checkpoints, referred, measures, start, log)
+        with watchdog.Watchdog(config.train.watchdog_seconds, workdir):
+            state, values = _loop(launch, checkpoints, referred, measures, start, log)
+        launch.stop.rest(parts.steps)
     sampled = None if measures.rollouts is None else measures.rollouts.last
     with clock.bucket("export"):
         outputs.export(
@@ -243,12 +240,10 @@ def evaluate(
     bound = checks.check(config, losses)
     built = checks.make_mesh(config)
     with jax.set_mesh(built):
-        parts = prepare(config, bound, built, workdir)
+        parts = prepare(config, bound, built, workdir, splits=("eval",))
         state = restoring.trained_state(workdir, parts)
         referred = parts.refer(workdir, evaluation_only=True)
         measures = evaluation.make_measures(parts, referred)
-        if not measures.evaluators:
-            raise ConfigError("nothing to evaluate: data.eval is empty")
         evaluators, values = measures.evaluators.values(), dict[str, float]()
         for evaluator in evaluators:
             values.update(evaluator.measure(state))

@@ -229,20 +229,67 @@ def check_combinations(config: Config) -> list[str]:
             f"optimizer.warmup_share={config.optimizer.warmup_share} both say how long "
             "the warm-up is; set one to 0"
         )
-    if config.checkpoint.keep_best and (
-        not (config.eval.every_steps and config.checkpoint.every_steps)
-        or config.checkpoint.every_steps % config.eval.every_steps
-    ):
-        found.append(
-            f"checkpoint.keep_best={config.checkpoint.keep_best!r} compares evaluated "
-            f"states; make checkpoint.every_steps={config.checkpoint.every_steps} a "
-            f"multiple of eval.every_steps={config.eval.every_steps}, both > 0"
-        )
+    if config.checkpoint.keep_best:
+        found += best_faults(config)
     if config.objective in WITHOUT_REFERENCE and config.ref.mode != "none":
         found.append(
             f"objective={config.objective!r} uses no reference; set ref.mode='none'"
         )
     return found + reference_combinations(config.ref)
+
+
+BEST = {  # metrics of an evaluation -> which value is best; '' = the user says it
+    "loss": "lowest",
+    "mean_token_accuracy": "highest",
+    "rewards/margins": "highest",
+    "rewards/accuracies": "highest",
+    "scores/margins": "highest",
+    "scores/accuracies": "highest",
+    "scores/brier": "lowest",
+    "scores/calibration_error": "lowest",
+    "rollouts/reward": "highest",
+    "rollouts/kl": "lowest",
+    "displacement/chosen_falling": "lowest",
+    **dict.fromkeys(("entropy", "mismatched_kl", "rollouts/length"), ""),
+    **{
+        f"{what}/{which}": ""
+        for what in ("logps", "lengths", "rewards", "scores", "displacement")
+        for which in ("chosen", "rejected")
+    },
+}
+
+
+def best_of(keep_best: str) -> tuple[str, str]:
+    """Splits `highest:NAME`, `lowest:NAME` or NAME into (name, which value is best)."""
+    way, colon, name = keep_best.rpartition(":")
+    return (name, way) if colon else (name, BEST.get(name, ""))
+
+
+def best_faults(config: Config) -> list[str]:
+    """Complains of a `checkpoint.keep_best` that no evaluation could serve."""
+    given, every = config.checkpoint.keep_best, config.eval.every_steps
+    (name, way), field = best_of(given), f"checkpoint.keep_best={given!r}"
+    found = []
+    if name not in BEST:
+        found.append(unknown("checkpoint.keep_best", name, BEST))
+    elif way not in ("highest", "lowest"):
+        found.append(
+            f"{field} leaves open which value is best; write 'highest:{name}' or "
+            f"'lowest:{name}'"
+        )
+    if name.startswith("scores/") and config.objective != "reward":
+        found.append(f"{field} is a metric of objective='reward' alone")
+    if name.startswith("rollouts/") and not config.eval.rollouts:
+        found.append(f"{field} needs prompts to sample; set eval.rollouts > 0")
+    elif not (config.data.eval or config.eval.rollouts):
+        found.append(f"{field} compares evaluated states; set data.eval")
+    saved = config.checkpoint.every_steps
+    if not (every and saved) or saved % every:
+        found.append(
+            f"{field} compares evaluated states; make checkpoint.every_steps={saved} a "
+            f"multiple of eval.every_steps={every}, both > 0"
+        )
+    return found
 
 
 def reference_combinations(ref: Config) -> list[str]:

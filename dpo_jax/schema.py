@@ -250,7 +250,9 @@ KEYS: dict[str, Key] = {
     ),
     "checkpoint.every_steps": Key(500, "0 = after the last step only", NOT_NEGATIVE),
     "checkpoint.keep": Key(2, "newest steps that stay", COUNT),
-    "checkpoint.keep_best": Key("", "an eval metric whose best step is kept as well"),
+    "checkpoint.keep_best": Key(
+        "", "eval metric whose best step stays too; highest:NAME, lowest:NAME, or NAME"
+    ),
     "log.every_steps": Key(1, "lines of metrics.jsonl", COUNT),
 }
 OWN_OPTIONS = "loss.options."  # NAME.OPTION: an option of one loss of several

@@ -237,45 +237,6 @@ class PairScores(NamedTuple):
     margins: Array
 
 
-class LossCurve(NamedTuple):
-    """A loss about a = b = 0, to be drawn; NumPy arrays of float64.
-
-    a and b are the chosen and the rejected log-ratio (scores, of a reward model) of the
-    pair that moves; Δ = a − b.
-
-    Attributes:
-      setting: its options, name -> value.
-      unit: of a, b and Δ.
-      notes: what stands still, a sentence each.
-      beta: β of the DPO in `dpo_loss` and `dpo_slope`.
-      delta: [P] Δ, with a = Δ/2 and b = −Δ/2.
-      loss: [P] its value along Δ.
-      to_chosen: [P] ∂L/∂a along Δ, with the loss's own stop-gradients.
-      to_rejected: [P] ∂L/∂b.
-      dpo_loss: [P] DPO's value along Δ.
-      dpo_slope: [P] DPO's dL/dΔ.
-      side: [S] a or b along a side of the map.
-      map: [S, S] its value at (b, a).
-      map_to_chosen: [S, S] ∂L/∂a at (b, a).
-      map_to_rejected: [S, S] ∂L/∂b at (b, a).
-    """
-
-    setting: dict[str, Any]
-    unit: str
-    notes: tuple[str, ...]
-    beta: float
-    delta: np.ndarray
-    loss: np.ndarray
-    to_chosen: np.ndarray
-    to_rejected: np.ndarray
-    dpo_loss: np.ndarray
-    dpo_slope: np.ndarray
-    side: np.ndarray
-    map: np.ndarray
-    map_to_chosen: np.ndarray
-    map_to_rejected: np.ndarray
-
-
 class TrainState(NamedTuple):
     """All that changes from step to step, and all that a checkpoint holds.
 

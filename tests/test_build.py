@@ -11,10 +11,13 @@ from jax import monitoring
 
 from dpo_jax import build
 from dpo_jax.cli import common
+from dpo_jax.config import to_json
 from dpo_jax.data.sources import sentiment
+from dpo_jax.errors import ConfigError
 from dpo_jax.report import html
 from dpo_jax.train import loop
 from dpo_jax.train.clock import BUCKETS
+from dpo_jax.wiring import data as data_wiring
 
 ROOT = Path(__file__).parent.parent
 COMPILE = "/jax/core/compile/backend_compile_duration"
@@ -115,9 +118,37 @@ def test_compiling_is_not_in_the_seconds_of_steps(ran):
         assert line["data_wait_seconds"] > 0
 
 
-def test_a_finished_run_has_nothing_to_account_for(config, ran):
+def test_a_finished_run_is_told_from_its_files(config, ran, monkeypatch):
+    """Neither rows nor a tokenizer are read, also where the rows say how many steps."""
+
+    def refuse(*arguments, **options):
+        raise AssertionError("something was read")
+
+    monkeypatch.setattr(data_wiring, "load_data", refuse)
+    monkeypatch.setattr(data_wiring, "load_tokenizer", refuse)
     again = build.run(config, ran[1])
     assert again.already_complete and again.seconds == {} and again.peak is None
+    assert again._replace(already_complete=False, resumed_from=0) == ran[0]._replace(
+        seconds={}, peak=None, results=again.results
+    )
+    in_epochs = config.copy_and_resolve_references()
+    in_epochs.train.update({"steps": 0, "epochs": 1.0})
+    folder = ran[1].parent / "in_epochs"
+    folder.mkdir()
+    for name in ("results.json", "data.json", "report.html"):
+        (folder / name).write_bytes((ran[1] / name).read_bytes())
+    (folder / "config.json").write_text(to_json(in_epochs))
+    assert build.run(in_epochs, folder).step == STEPS
+
+
+def test_evaluation_reads_no_training_rows(config, ran, monkeypatch):
+    changed = config.copy_and_resolve_references()
+    changed.data.update({"train": "nowhere.jsonl", "eval": config.data.train})
+    monkeypatch.chdir(ROOT)
+    summary = build.evaluate(changed, ran[1])
+    assert list(summary.data) == ["eval"] and summary.values["loss"] > 0
+    with pytest.raises(ConfigError, match="data.eval is empty"):
+        build.evaluate(config, ran[1])
 
 
 def test_no_step_copies_between_host_and_device(config, monkeypatch, tmp_path):

@@ -180,6 +180,12 @@ def test_choices_are_checked_and_hold_the_default(key):
         ({"ref__mode": "none", "ref__path": "R"}, "not used by ref.mode='none'"),
         ({"objective": "sft"}, "objective='sft' uses no reference; set ref.mode"),
         ({"checkpoint__keep_best": "loss"}, "multiple of eval.every_steps=0"),
+        ({"checkpoint__keep_best": "lowest:los"}, "did you mean 'loss'"),
+        ({"checkpoint__keep_best": "best:loss"}, "'highest:loss' or 'lowest:loss'"),
+        ({"checkpoint__keep_best": "entropy"}, "'highest:entropy' or 'lowest:entropy'"),
+        ({"checkpoint__keep_best": "scores/brier"}, "of objective='reward' alone"),
+        ({"checkpoint__keep_best": "rollouts/kl"}, "set eval.rollouts > 0"),
+        ({"checkpoint__keep_best": "loss", "data__eval": ""}, "set data.eval"),
         (
             {"checkpoint__keep_best": "loss", "eval__every_steps": 300},
             "checkpoint.every_steps=500 a multiple of eval.every_steps=300",
@@ -194,6 +200,7 @@ def test_combinations_are_refused(changed, words):
 def test_good_configurations_pass():
     config_lib.check(configured())
     good = {"checkpoint__keep_best": "loss", "eval__every_steps": 250}
+    good["data__eval"] = "sentiment"
     config_lib.check(configured(**good))
 
 

@@ -3,12 +3,15 @@
 `main` is the top of every process: it maps errors to one line and an exit code.
 """
 
+import contextlib
 import importlib
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from dpo_jax.cli import parent
 from dpo_jax.cli.peers import place_of
@@ -64,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = parent.split()
             if code is not None:
                 return code
-        return importlib.import_module(f"dpo_jax.cli.{verb}").main(rest)
+        with preempted_early(verb):
+            return importlib.import_module(f"dpo_jax.cli.{verb}").main(rest)
     except Preempted as event:
         sys.stderr.write(f"{event}; relaunch to go on\n")
         return EXIT_PREEMPTED
@@ -74,6 +78,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except Exception as error:  # the top of the process
         return report_error(error, rest)
+
+
+@contextlib.contextmanager
+def preempted_early(verb: str) -> Iterator[None]:
+    """Makes SIGTERM end `train` as preempted until the run itself takes signals.
+
+    Not where a parent watches over this process: it knows more, and jax takes SIGTERM.
+    """
+    main_thread = threading.current_thread() is threading.main_thread()
+    if verb != "train" or parent.link() is not None or not main_thread:
+        yield
+        return
+
+    def leave(number: int, frame: object) -> None:
+        os.write(2, f"{Preempted(0)}; relaunch to go on\n".encode())
+        os._exit(EXIT_PREEMPTED)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def report_error(error: Exception, arguments: Sequence[str]) -> int:

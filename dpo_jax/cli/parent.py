@@ -30,9 +30,9 @@ from dpo_jax.errors import (
 )
 
 TICK = 0.1  # seconds between looks at the clock
-SETTLE = 5.0  # for a child to name itself the fault of a user that its peer named
+SETTLE = 3.0  # for a child to name itself the fault of a user that its peer named
 ABORTED = 2.0  # for news of a peer to arrive, after jax aborted the child
-LINGER = 3.0  # for a peer's own error to arrive, before the child tells of its own
+LINGER = 5.0  # for a peer's own error to arrive, before the child tells of its own
 GRACE = 15.0  # beyond train.watchdog_seconds, so that the child's own stacks come first
 PR_SET_PDEATHSIG = 1
 GO_ON = "relaunch to go on"
@@ -283,7 +283,8 @@ class Parent:
             self._end(Verdict(EXIT_PEER_LOST, f"lost rank {rank} ({text}); {GO_ON}"))
         else:
             users = code <= RunFolderError.code
-            said = f"rank {rank} ended: {text.removeprefix(f'error[{code}]: ')}"
+            told = text.removeprefix(f"error[{code}]: ") or f"exit code {code}"
+            said = f"rank {rank} ended: {told}"
             self._end(Verdict(code, said, text), after=SETTLE if users else 0.0)
 
     def _lost(self, rank: int) -> None:

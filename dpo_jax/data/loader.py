@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, chain
 from typing import Any
 
-import grain
 import numpy as np
 
 from dpo_jax.data import layouts, permutations, planning
@@ -352,6 +351,8 @@ class Loader:
           threads: that fill batches.
           ahead: batches that wait to be taken.
         """
+        import grain  # it imports jax
+
         steps = grain.MapDataset.range(start, len(self)).map(self.batch_at)
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
         return iter(steps.to_iter_dataset(options))

@@ -26,8 +26,10 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from dpo_jax.errors import ConfigError, ModelError, WriteError, collected
+from dpo_jax.config import best_of
+from dpo_jax.errors import ConfigError, ModelError, WriteError, collected, unknown
 from dpo_jax.files import is_local, set_aside
+from dpo_jax.train import watchdog
 from dpo_jax.train.manifest import (
     clear_leftovers,
     hash_files,
@@ -83,8 +85,8 @@ class Checkpoints:
           folder: where the step folders lie; may be `gs://…`.
           every_steps: steps between saves, for `due`; 0 = only when asked.
           keep: how many of the newest steps are kept.
-          keep_best: name of a metric whose best step is kept as well; '' = none. The
-            highest is best, or the lowest if `loss` is in the name.
+          keep_best: metric whose best step is kept as well, as `config.best_of` reads
+            it; '' = none.
 
         Raises:
           ConfigError: if a value is out of range.
@@ -105,7 +107,7 @@ class Checkpoints:
             self._folder = self._folder.absolute()  # orbax refuses relative paths
         self._every_steps = every_steps
         self._keep = keep
-        self._keep_best = keep_best
+        self._keep_best = best_of(keep_best)
         self._cleared = False
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
@@ -242,9 +244,11 @@ class Checkpoints:
         Raises:
           ModelError: if leaves are missing, are left over, or differ in shape or
             dtype (nothing is cast), or if the step cannot be read.
+          ConfigError: if it was evaluated and `keep_best` is none of its metrics.
         """
         path = self._folder / str(step)
         record = read_manifest(path)
+        self._check_metrics(record["metrics"])
         state = _load(path, record["arrays"], abstract_state)
         return state, record["meta"]
 
@@ -265,11 +269,10 @@ class Checkpoints:
 
     def _check_metrics(self, metrics: dict[str, float] | None) -> None:
         """Raises ConfigError if there are metrics but not the one compared."""
-        if self._keep_best and metrics and self._keep_best not in metrics:
-            raise ConfigError(
-                f"checkpoint.keep_best={self._keep_best!r} is not a metric of this "
-                f"run; use one of: {', '.join(sorted(metrics))}"
-            )
+        name = self._keep_best[0]
+        always = "rollouts/length" if name.startswith("rollouts/") else "loss"
+        if name and metrics and always in metrics and name not in metrics:
+            raise ConfigError(unknown("checkpoint.keep_best", name, metrics))
 
     def _prepare(self, path: epath.Path) -> None:
         """Makes room for a step: the folder, what a killed save left; on process 0."""
@@ -286,6 +289,7 @@ class Checkpoints:
         """Waits for orbax and commits; in the background, so faults are kept."""
         try:
             response.result()  # returns when every process has written its part
+            watchdog.beat()
             if jax.process_index() == 0:
                 write_manifest(path, {**record, "files": hash_files(path)})
                 logging.info("step %d committed", record["step"])

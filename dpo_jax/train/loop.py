@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from absl import logging
 
 from dpo_jax.errors import NonFiniteError, Preempted
+from dpo_jax.train import watchdog
 from dpo_jax.train.step import Metrics
 from dpo_jax.types import Batch, TrainState
 
@@ -223,6 +224,7 @@ def run(
         measure(first, every=first == 0)
     meter.restart_clock()
     for step in range(first + cadence.updates, last + 1, cadence.updates):
+        watchdog.beat(step)
         asked = functions.now()
         batch = functions.next_batch(state)
         waited = functions.now() - asked

@@ -16,6 +16,7 @@ from etils import epath
 
 from dpo_jax import files
 from dpo_jax.errors import ModelError
+from dpo_jax.train import watchdog
 
 MANIFEST = "MANIFEST.json"
 CHUNK = 1 << 22  # bytes hashed at a time
@@ -135,6 +136,7 @@ def hash_files(path: epath.Path, names: list[str] | None = None) -> dict[str, di
             while chunk := f.read(CHUNK):
                 digest.update(chunk)
                 size += len(chunk)
+                watchdog.beat()
         return {"bytes": size, "sha256": digest.hexdigest()}
 
     with ThreadPoolExecutor(HASHERS) as pool:
@@ -176,8 +178,14 @@ def clear_leftovers(folder: epath.Path) -> None:
             child.rmtree(missing_ok=True)
 
 
-def prune(folder: epath.Path, *, keep: int, keep_best: str) -> None:
-    """Deletes the steps that are not wanted, and older ones never committed."""
+def prune(folder: epath.Path, *, keep: int, keep_best: tuple[str, str]) -> None:
+    """Deletes the steps that are not wanted, and older ones never committed.
+
+    Args:
+      folder: of the step folders.
+      keep: how many of the newest stay.
+      keep_best: a metric and `highest` or `lowest`: the best step stays as well.
+    """
     steps = step_folders(folder)
     committed = sorted(step for step, path in steps.items() if is_committed(path))
     kept = {*committed[-keep:], *_best({s: steps[s] for s in committed}, keep_best)}
@@ -191,14 +199,14 @@ def prune(folder: epath.Path, *, keep: int, keep_best: str) -> None:
             logging.warning("cannot delete the old checkpoint %s: %s", path, error)
 
 
-def _best(steps: dict[int, epath.Path], name: str) -> list[int]:
-    """Finds the step whose metric `name` is best, the newest of equals."""
-    values = {}
+def _best(steps: dict[int, epath.Path], keep_best: tuple[str, str]) -> list[int]:
+    """Finds the step whose metric is best, the newest of equals."""
+    (name, way), values = keep_best, {}
     for step, path in steps.items():
         try:
             value = read_manifest(path)["metrics"].get(name, math.nan)
         except ModelError:
             continue
         if not math.isnan(value):
-            values[step] = -value if "loss" in name else value
+            values[step] = -value if way == "lowest" else value
     return [max(values, key=lambda step: (values[step], step))] if values else []

@@ -1,39 +1,80 @@
-"""SIGTERM and SIGINT as a question that the loop asks between steps."""
+"""SIGTERM and SIGINT: between steps a question that the loop asks, else the end.
 
+Python handles signals in its main thread alone: run in another thread, a run leaves
+them to the program around it.
+"""
+
+import os
 import signal
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import jax
 from absl import logging
 from jax.experimental import multihost_utils
 
+from dpo_jax.errors import Preempted
 
-@contextmanager
-def stop_requests() -> Iterator[Callable[[int], bool]]:
-    """Yields `step -> bool`: whether the run should save and stop after that step.
+NUMBERS = (signal.SIGTERM, signal.SIGINT)
 
-    In a multi-process run JAX's own preemption service turns SIGTERM into an agreement
-    on a step, so every process stops after the same one. A second Ctrl-C interrupts.
+
+class Stop:
+    """Whether a signal asks the run to stop.
+
+    In a multi-process run jax's preemption service turns SIGTERM into an agreement on a
+    step, so every process stops after the same one; SIGINT is passed on as SIGTERM. It
+    has taken the place of any handler for SIGTERM that was there before it.
     """
-    asked: list[int] = []
 
-    def handle(number: int, frame: object) -> None:
-        if asked and number == signal.SIGINT:
+    def __init__(self):
+        self._many = jax.process_count() > 1
+        self._asked = self._stepping = False
+        self._committed = 0
+
+    def __call__(self, step: int) -> bool:
+        """Tells whether the run should save and stop after `step`."""
+        self._stepping = True
+        if self._many:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._asked
+
+    def rest(self, step: int) -> None:
+        """Tells that no steps are taken now: a signal ends the run as it stands.
+
+        Args:
+          step: the last that is committed.
+
+        Raises:
+          Preempted: here if a signal came before, else wherever one finds the run; not
+            with several processes, which would not raise it together.
+        """
+        self._stepping, self._committed = False, step
+        if self._asked and not self._many:
+            raise Preempted(step)
+
+    def take(self, number: int, frame: object) -> None:
+        """Handles a signal; a second Ctrl-C interrupts."""
+        if self._asked and number == signal.SIGINT:
             raise KeyboardInterrupt
-        asked.append(number)
+        self._asked = True
+        if self._many:
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif not self._stepping:
+            raise Preempted(self._committed)
         name = signal.Signals(number).name
         logging.warning("%s: saving after this step, then stopping", name)
 
-    many = jax.process_count() > 1
-    numbers = (signal.SIGINT,) if many else (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, handle) for number in numbers}
 
-    def stop(step: int) -> bool:
-        if many:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return bool(asked)
-
+@contextmanager
+def stop_requests() -> Iterator[Stop]:
+    """Yields what the run asks whether to stop; gives the handlers back at the end."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    numbers = (signal.SIGINT,) if jax.process_count() > 1 else NUMBERS
+    before = {number: signal.signal(number, stop.take) for number in numbers}
     try:
         yield stop
     finally:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -22,6 +22,7 @@ from dpo_jax.models import attention, files
 from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.sharding import arrays
 from dpo_jax.sharding import mesh as mesh_lib
+from dpo_jax.train import watchdog
 from dpo_jax.types import Batch, Record
 from dpo_jax.wiring import microbatches
 
@@ -41,7 +42,7 @@ class Data(NamedTuple):
 
     Attributes:
       tokenizer: that made them.
-      train: records to train on.
+      train: records to train on; [] where none were asked for.
       eval: records to evaluate on; [] without data.eval.
       report: what data.json holds.
       fingerprint: changes with any token of `train`, or their order.
@@ -163,29 +164,43 @@ def data_seed(config: Config) -> int:
     return config.seed if config.data.seed < 0 else config.data.seed
 
 
-def load_data(config: Config, tokenizer: Any, workdir: AnyPath | None = None) -> Data:
+def load_data(
+    config: Config,
+    tokenizer: Any,
+    workdir: AnyPath | None = None,
+    splits: Sequence[str] = ("train", "eval"),
+) -> Data:
     """Loads the training and evaluation rows.
 
     Args:
       config: of the run.
       tokenizer: from `load_tokenizer`.
       workdir: the run folder; None = tokens are kept in data.cache_dir or nowhere.
+      splits: those that are read, where the configuration names them.
 
     Raises:
       DataError: if a source or row is bad.
     """
-    load = functools.partial(load_split, config, tokenizer=tokenizer, workdir=workdir)
-    train, held_out = load("train"), load("eval") if config.data.eval else None
-    report = {"train": {"source": config.data.train, **train.report}}
-    if held_out is not None:
-        report["eval"] = {"source": config.data.eval, **held_out.report}
+    found = {
+        split: load_split(config, split, tokenizer, workdir)
+        for split in splits
+        if config.data[split]
+    }
+    if not found:
+        raise ConfigError("data.eval is empty: there is nothing to evaluate")
+    kept = {split: each.records for split, each in found.items()}
     return Data(
         tokenizer,
-        train.records,
-        [] if held_out is None else held_out.records,
-        report,
-        train.fingerprint,
+        kept.get("train", []),
+        kept.get("eval", []),
+        {s: {"source": config.data[s], **each.report} for s, each in found.items()},
+        found["train"].fingerprint if "train" in found else "",
     )
+
+
+def rows_kept(account: Mapping[str, Any]) -> int:
+    """Counts the records of a split from what data.json says of it."""
+    return sum(account.get("labels", {}).values()) or account["kept"]
 
 
 def total_steps(config: Config, records: int) -> int:
@@ -234,18 +249,19 @@ def make_loaders(
         rows_here=functools.partial(arrays.rows_here, arrays.row_sharding(built)),
         row_shapes=config.data.row_shapes,
     )
+    rows = data.train or data.eval  # where only the latter were asked for
     order = loader_lib.train_steps(
-        len(data.train),
+        len(rows),
         pairs=pairs,
         steps=steps,
         seed=data_seed(config),
         shuffle=config.data.shuffle,
     )
-    train = Loader(data.train, order, settings, join)
+    train = Loader(rows, order, settings, join)
     number = microbatches.choose(config, spec, train, built)
     if number != train.microbatches:
         settings = dataclasses.replace(settings, microbatches=number)
-        train = Loader(data.train, order, settings, join)
+        train = Loader(rows, order, settings, join)
     if not data.eval:
         return train, None
     # no more at a time than a microbatch of training holds
@@ -278,4 +294,5 @@ def global_batches(loads: Loader, mesh: Mesh, start: int) -> Iterator[Batch]:
                 f"the batch of step {step + 1} cannot be made "
                 f"({type(error).__name__}: {error}); its rows: {loads.ids_at(step)}"
             ) from error
+        watchdog.beat()
         yield arrays.to_global(batch, place)

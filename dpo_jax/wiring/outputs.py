@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from absl import logging
 from etils import epath
 
 from dpo_jax import __version__, files
 from dpo_jax.config import Config, fingerprint, flat, to_json
-from dpo_jax.errors import ConfigError, WriteError
+from dpo_jax.errors import ConfigError, RunFolderError, WriteError
 from dpo_jax.files import AnyPath
 from dpo_jax.lines import Seal
 from dpo_jax.losses import LossTable
@@ -26,6 +27,7 @@ from dpo_jax.train.metrics import MetricsLog
 from dpo_jax.train.throughput import Peak
 from dpo_jax.types import Params
 from dpo_jax.wiring import evaluation
+from dpo_jax.wiring.data import rows_kept, total_steps
 from dpo_jax.wiring.model import Model
 from dpo_jax.wiring.objective import losses_of, used_options
 
@@ -55,6 +57,25 @@ class Summary(NamedTuple):
     data: dict[str, Any]
     seconds: dict[str, float] = {}
     peak: Peak | None = None
+
+
+def finished(workdir: AnyPath, config: Config) -> Summary | None:
+    """Tells what a finished run ended with, from its files; None of an unfinished one.
+
+    Args:
+      workdir: the run folder.
+      config: that of the folder but for what a relaunch may change.
+    """
+    step = runfolder.finished_step(workdir)
+    try:
+        report = runfolder.read_json(workdir, "data.json") or {}
+    except RunFolderError as error:
+        logging.warning("%s; the end of the run is repeated", error)
+        return None
+    if "train" not in report or step != total_steps(config, rows_kept(report["train"])):
+        return None
+    done = runfolder.read_json(workdir, "results.json") or {}
+    return Summary(step, step, True, done.get("values", {}), done, report)
 
 
 def write_timing(workdir: AnyPath, ended: Summary) -> None:

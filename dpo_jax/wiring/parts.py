@@ -1,7 +1,7 @@
 """All that a run is made of, in the order in which it can be refused."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from jax.sharding import Mesh
@@ -67,6 +67,7 @@ def prepare(
     losses: Losses,
     mesh: Mesh,
     workdir: os.PathLike | str | None = None,
+    splits: Sequence[str] = ("train", "eval"),
 ) -> Parts:
     """Reads the data and the model's description, and wires the step."""
     tokenizer = data_wiring.load_tokenizer(config)
@@ -74,10 +75,10 @@ def prepare(
     model = model_wiring.make_model(config, folder, spec)
     model_wiring.check_loadable(model, mesh)
     ref_model = model_wiring.reference_model(config, model, mesh)
-    data = data_wiring.load_data(config, tokenizer, workdir)  # the slowest, so the last
+    data = data_wiring.load_data(config, tokenizer, workdir, splits)  # the slowest
     agreeing.agree_on_rows(data)
     checks.check_data(config, losses, data)
-    steps = data_wiring.total_steps(config, len(data.train))
+    steps = data_wiring.total_steps(config, len(data.train)) if data.train else 1
     join = objective.join_of(config, losses)
     train, held_out = data_wiring.make_loaders(config, data, spec, mesh, steps, join)
     config = config_lib.stated(config, {"batch.microbatches": train.microbatches})

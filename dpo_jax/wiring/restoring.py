@@ -44,12 +44,19 @@ class Start(NamedTuple):
     seal: Seal | None
 
 
-def first_step(checkpoints: Checkpoints, parts: Parts) -> int:
+def forks(config: Config, workdir: AnyPath) -> bool:
+    """Tells whether a run would go on with another configuration than it had."""
+    old = runfolder.read_json(workdir, "config.json")
+    return old is not None and bool(config_lib.changes(old, config.to_dict()))
+
+
+def first_step(checkpoints: Checkpoints, parts: Parts, workdir: AnyPath) -> int:
     """Finds the newest verified step; 0 = start over, and says so.
 
     Raises:
       ModelError: if steps were committed and none is sound.
-      RunFolderError: if it lies behind the end of the run.
+      RunFolderError: if it lies behind the end of the run, or at the end of a run whose
+        configuration changed: its results would be told of a training that never was.
     """
     newest = checkpoints.newest_verified()
     if newest is None:
@@ -60,6 +67,11 @@ def first_step(checkpoints: Checkpoints, parts: Parts) -> int:
             f"the newest checkpoint is of step {newest}, beyond the last step "
             f"{parts.steps} of this configuration; raise train.steps or choose "
             "another --workdir"
+        )
+    if newest == parts.steps and forks(parts.config, workdir):
+        raise RunFolderError(
+            f"{workdir} is trained to step {newest}, the last of this configuration; "
+            "--fork would train nothing; raise train.steps, or choose another --workdir"
         )
     return newest
 

@@ -1,6 +1,9 @@
 """The verbs, called in this process: usage, exports, evaluations, reports."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -10,6 +13,7 @@ from dpo_jax import build, cli
 from dpo_jax.cli import common
 from dpo_jax.cli import train as train_verb
 from dpo_jax.errors import ConfigError, DataError
+from dpo_jax.train import runfolder
 from dpo_jax.train.throughput import Peak
 
 ROOT = Path(__file__).parent.parent.parent
@@ -263,6 +267,48 @@ def test_sample_refuses_what_makes_no_sense(capsys, trained, tmp_path):
     assert "--stop='' is empty" in err
     code, _, err = call(capsys, "sample", CONFIG, f"--workdir={tmp_path}")
     assert code == 8 and "holds no run" in err
+
+
+def test_the_working_folder_is_never_on_the_path(tmp_path):
+    """G5: files of a downloaded folder are not run; `-P` = as the installed command."""
+    canary = tmp_path / "canary"
+    for name in ("jax", "jinja2", "numpy", "absl", "ml_collections", "configs"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(canary)!r}, 'w')")
+    code = "import sys; from dpo_jax.cli import main; sys.exit(main(sys.argv))"
+    for verb in (["report", "nowhere"], ["show", "--config=quickstart", "--nosuch=1"]):
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", code, *verb],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode and "error[" in done.stderr, done.stderr
+    assert not canary.exists()
+
+
+def test_the_handler_of_errors_cannot_fail(capsys, monkeypatch):
+    """M5: a run folder that cannot even be named once ended as a traceback, exit 1."""
+
+    def broken(*_):
+        raise ImportError("gcsfs is missing")
+
+    monkeypatch.setattr(runfolder, "write_error", broken)
+    assert cli.report_error(ConfigError("bad"), ["--workdir=gs://nope/run"]) == 2
+    assert capsys.readouterr().err == "error[2]: bad\n"
+
+
+def test_sigterm_before_the_run_takes_signals_is_a_preemption():
+    """G7: with no handler it was exit 143, which no scheduler relaunches."""
+    code = (
+        "import os, signal; from dpo_jax import cli\n"
+        "with cli.preempted_early('train'): os.kill(os.getpid(), signal.SIGTERM)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 75
+    assert done.stderr == "preempted before step 1; relaunch to go on\n"
 
 
 OWN = "--config.loss.options.simpo"

@@ -195,6 +195,22 @@ def test_a_fault_of_the_loader_keeps_its_code(pair, tmp_path):
 
 
 @pytest.mark.faults
+def test_a_stopped_process_is_missed(runs, pair, tmp_path):
+    """F4: the other shows its stacks and ends; its parent ends the stopped one."""
+    stuck = pair(**SHORT, **{"train.watchdog_seconds": 20.0})
+    runs.wait_for_step(tmp_path / "run", 6, stuck.processes[0], seconds=PATIENCE)
+    os.kill(stuck.child(1), signal.SIGSTOP)
+    began = time.monotonic()
+    assert stuck.codes() == [124, 124]
+    within(60, began)
+    (line,) = stuck.lines(0)
+    assert line.startswith("error[124]: no progress since step ")
+    stacks = (tmp_path / "run" / "errors" / "stacks0.txt").read_text()
+    assert "loop.py" in stacks
+    assert "error[124]: rank 0 ended: exit code 124" in stuck.lines(1)[0]
+
+
+@pytest.mark.faults
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_alone_says_who_is_missing(runs, tmp_path, rank):
     """F5: within the time it was told, not 306 s."""

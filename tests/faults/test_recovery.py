@@ -6,8 +6,10 @@ import random
 import re
 import shutil
 import signal
+import tarfile
 import time
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +25,15 @@ from dpo_jax.errors import (
     RunFolderError,
 )
 from dpo_jax.losses import LOSSES, pairwise
+from dpo_jax.report import html
+from dpo_jax.train.metrics import TIMING_KEYS
+from dpo_jax.wiring import restoring
 
 STEPS = 24  # as in conftest: checkpoints every 5, evaluations every 6
+
+
+def blank_report(folders, out):
+    Path(out).write_text("")
 
 
 def at_step(number, action):
@@ -279,6 +288,61 @@ def test_fork_goes_on_with_another_loss_and_keeps_the_old_config(
     assert [row["step"] for row in runs.lines(run)[-3:]] == [25, 26, 26]
     with pytest.raises(RunFolderError, match="step 26, beyond the last step 20"):
         runs.here(run, fork=True, train__steps=20)
+
+
+def test_fork_of_a_finished_run_trains_or_refuses(runs, straight, tmp_path):
+    """It would export the old policy, and tell of it as of the new configuration."""
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    before = {p.name: p.stat().st_mtime_ns for p in run.iterdir()}
+    with pytest.raises(RunFolderError, match="step 24.*would train nothing; raise"):
+        runs.here(run, fork=True, loss__beta=0.2)
+    written = (run / "config.json", run / "export", run / "results.json")
+    assert all(path.stat().st_mtime_ns == before[path.name] for path in written)
+    assert runs.here(run, fork=True).already_complete  # nothing changed: no fork
+
+
+FIRST_EDITION = Path(__file__).parent / "first_edition" / "run.tar.gz"
+
+
+@pytest.fixture
+def first_edition(tmp_path):
+    """A run of version 0.1.0, killed behind step 7 of 8, and the lines of all 8."""
+    with tarfile.open(FIRST_EDITION) as archive:
+        archive.extractall(tmp_path, filter="data")
+    lines = (tmp_path / "whole.jsonl").read_text().splitlines()
+    return tmp_path / "run", [json.loads(line) for line in lines]
+
+
+def test_first_edition_is_read(first_edition, tmp_path, call, capsys):
+    """Reading verbs take it, and leave nothing there."""
+    run, whole = first_edition
+    before = sorted(p.name for p in run.rglob("*"))
+    config = restoring.run_config(run)
+    found = build.evaluate(config, run)
+    assert found.step == 4
+    (line,) = [row for row in whole if (row["step"], row["split"]) == (4, "eval")]
+    for name, value in found.values.items():
+        assert value == pytest.approx(line[name], rel=1e-5, abs=1e-6), name
+    code, told, _ = call("export", f"--workdir={run}", f"--out={tmp_path / 'out'}")
+    assert code == 0 and (tmp_path / "out" / "model.safetensors").exists()
+    code, told, _ = call("report", run, f"--out={tmp_path / 'report.html'}")
+    assert code == 0
+    assert sorted(p.name for p in run.rglob("*")) == before
+
+
+def test_first_edition_goes_on_to_the_same_numbers(first_edition):
+    run, whole = first_edition
+    config = restoring.run_config(run)
+    with mock.patch.object(html, "write_report", blank_report):
+        assert build.run(config, run).resumed_from == 4
+    found = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["step"], r["split"]) for r in found] == [
+        (r["step"], r["split"]) for r in whole
+    ]
+    for mine, theirs in zip(found, whole, strict=True):
+        for name in sorted(theirs.keys() - TIMING_KEYS - {"split"}):
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-6), name
 
 
 @pytest.mark.faults

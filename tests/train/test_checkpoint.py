@@ -267,15 +267,21 @@ def test_only_corrupt_folders_left_refuses_too(tmp_path):
     ("name", "values", "kept"),
     [
         ("", {}, [4, 5]),
-        ("eval/rewards/accuracies", {1: 0.5, 2: 0.9, 3: 0.7, 4: 0.6}, [2, 4, 5]),
-        ("eval/loss", {1: 0.5, 2: 0.9, 3: 0.7, 4: 0.6}, [1, 4, 5]),
-        ("eval/loss", {1: float("nan"), 2: 0.4, 3: 0.4}, [3, 4, 5]),
+        ("rewards/accuracies", {1: 0.5, 2: 0.9, 3: 0.7, 4: 0.6}, [2, 4, 5]),
+        ("loss", {1: 0.5, 2: 0.9, 3: 0.7, 4: 0.6}, [1, 4, 5]),
+        ("loss", {1: float("nan"), 2: 0.4, 3: 0.4}, [3, 4, 5]),
+        ("scores/brier", {1: 0.5, 2: 0.9, 3: 0.7, 4: 0.6}, [1, 4, 5]),
+        ("scores/calibration_error", {1: 0.5, 2: 0.9, 3: 0.7}, [1, 4, 5]),
+        ("rollouts/kl", {1: 0.5, 2: 0.9, 3: 0.7}, [1, 4, 5]),
+        ("highest:loss", {1: 0.5, 2: 0.9, 3: 0.7}, [2, 4, 5]),
+        ("lowest:entropy", {1: 0.5, 2: 0.9, 3: 0.7}, [1, 4, 5]),
     ],
 )
 def test_keep_and_keep_best(tmp_path, name, values, kept):
     checkpoints = Checkpoints(tmp_path, every_steps=1, keep=2, keep_best=name)
     for step in range(1, 6):
-        metrics = {name: values[step]} if step in values else None
+        metrics = {name.rpartition(":")[2]: values.get(step)}
+        metrics = metrics if step in values else None
         checkpoints.save(step, make_state(step), {}, metrics)
     checkpoints.close()
     assert checkpoints.committed_steps() == kept
@@ -397,9 +403,17 @@ def test_kill_in_the_middle_of_a_save(tmp_path, when):
 def test_bad_options_are_reported_together(tmp_path):
     with pytest.raises(ConfigError, match=r"every_steps=-1 .*checkpoint.keep=0 "):
         Checkpoints(tmp_path, every_steps=-1, keep=0)
-    checkpoints = Checkpoints(tmp_path, every_steps=1, keep=1, keep_best="eval/acc")
-    with pytest.raises(ConfigError, match="'eval/acc' is not a metric .* eval/loss"):
-        checkpoints.save(1, make_state(1), {}, {"eval/loss": 1.0})
+    checkpoints = Checkpoints(tmp_path, every_steps=1, keep=1, keep_best="accuracy")
+    with pytest.raises(ConfigError, match="keep_best='accuracy' is not.* Known: loss"):
+        checkpoints.save(1, make_state(1), {}, {"loss": 1.0})
+
+
+def test_a_resumed_run_learns_at_once_that_its_metric_is_none(tmp_path):
+    with Checkpoints(tmp_path, every_steps=1, keep=1) as checkpoints:
+        checkpoints.save(1, make_state(1), {}, {"loss": 1.0})
+    again = Checkpoints(tmp_path, every_steps=1, keep=1, keep_best="scores/brier")
+    with pytest.raises(ConfigError, match="keep_best='scores/brier' is not known"):
+        again.restore(1, abstract(make_state(1)))
 
 
 def test_due_follows_every_steps(tmp_path):

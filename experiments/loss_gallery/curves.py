@@ -19,7 +19,6 @@ from dpo_jax.losses.tokens import WEIGHTS
 from dpo_jax.types import (
     Array,
     ListLogps,
-    LossCurve,
     PairLogps,
     PairScores,
     SingleLogps,
@@ -37,6 +36,45 @@ KLS = (2.0, 6.0)  # nats, of the chosen and the rejected response
 RATINGS = (5.0, 3.0)
 OTHER_MARGINS = (-24.0, -12.0, -6.0, 4.0, 8.0, 16.0, 28.0)  # nats, of a batch's others
 OTHER_REF_MARGINS = (10.0, -14.0, 4.0, -6.0, 18.0, -10.0, -2.0)
+
+
+class LossCurve(NamedTuple):
+    """A loss about a = b = 0, to be drawn; NumPy arrays of float64.
+
+    a and b are the chosen and the rejected log-ratio (scores, of a reward model) of the
+    pair that moves; Δ = a − b.
+
+    Attributes:
+      setting: its options, name -> value.
+      unit: of a, b and Δ.
+      notes: what stands still, a sentence each.
+      beta: β of the DPO in `dpo_loss` and `dpo_slope`.
+      delta: [P] Δ, with a = Δ/2 and b = −Δ/2.
+      loss: [P] its value along Δ.
+      to_chosen: [P] ∂L/∂a along Δ, with the loss's own stop-gradients.
+      to_rejected: [P] ∂L/∂b.
+      dpo_loss: [P] DPO's value along Δ.
+      dpo_slope: [P] DPO's dL/dΔ.
+      side: [S] a or b along a side of the map.
+      map: [S, S] its value at (b, a).
+      map_to_chosen: [S, S] ∂L/∂a at (b, a).
+      map_to_rejected: [S, S] ∂L/∂b at (b, a).
+    """
+
+    setting: dict[str, Any]
+    unit: str
+    notes: tuple[str, ...]
+    beta: float
+    delta: np.ndarray
+    loss: np.ndarray
+    to_chosen: np.ndarray
+    to_rejected: np.ndarray
+    dpo_loss: np.ndarray
+    dpo_slope: np.ndarray
+    side: np.ndarray
+    map: np.ndarray
+    map_to_chosen: np.ndarray
+    map_to_rejected: np.ndarray
 
 
 class Scene(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dpo_jax.types import LossCurve
+from experiments.loss_gallery.curves import LossCurve
 
 INK = "#010203"  # stands for the text colour of the page until the SVG is written
 STYLE: dict[Any, Any] = {

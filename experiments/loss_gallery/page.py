@@ -7,16 +7,17 @@ addresses on it are those of papers on arXiv.
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import markupsafe
 import numpy as np
 
 from dpo_jax import files
-from dpo_jax.report import explorer_figures as figures
 from dpo_jax.report import html
 from dpo_jax.report.runs import plain
-from dpo_jax.types import LossCurve
+from experiments.loss_gallery import figures
+from experiments.loss_gallery.curves import LossCurve
 
 Markup = markupsafe.Markup
 
@@ -78,7 +79,7 @@ def render(entries: Sequence[Entry]) -> str:
         groups.setdefault(entry.group, []).append(card(entry))
     return (
         html.make_environment()
-        .get_template("losses.html")
+        .from_string((Path(__file__).parent / "losses.html").read_text("utf-8"))
         .render(
             groups=groups,
             count=len(entries),

@@ -181,7 +181,7 @@ def test_another_mesh_finds_the_same_entries(configured, tmp_path, forwards):
         columns.append(by_response(parts, 1, annotated(parts, asked, 1)))
         assert forwards == passes
     parts, asked = prepared(configured(**split), tmp_path / "new" / "run")
-    assert forwards == [0, 0, 1, 0]
+    assert forwards == [0, 1, 0, 1, 0]
     columns.append(by_response(parts, 1, annotated(parts, asked, 1)))
     for key, logps in columns[0].items():
         np.testing.assert_array_equal(columns[1][key], logps)

@@ -238,6 +238,7 @@ def evaluate(
 ) -> Summary:
     """Evaluates the newest checkpoint of a run on data.eval, and by rollouts."""
     agreeing.agree_on_start(config, workdir)
+    config = restoring.measured_config(config, workdir)
     bound = checks.check(config, losses)
     built = checks.make_mesh(config)
     with jax.set_mesh(built):

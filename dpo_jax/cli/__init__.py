@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except Exception as error:  # the top of the process
-        return report_error(error, rest)
+        return report_error(error, rest, keep=verb == "train")
 
 
 @contextlib.contextmanager
@@ -102,14 +102,17 @@ def preempted_early(verb: str) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def report_error(error: Exception, arguments: Sequence[str]) -> int:
+def report_error(
+    error: Exception, arguments: Sequence[str], *, keep: bool = True
+) -> int:
     """Prints one line, keeps the traceback in the run folder, returns the code.
 
     With several processes it does not return: who went on would meet the others in a
-    collective, where they wait for something else.
+    collective, where they wait for something else. A verb that only reads a run folder
+    leaves nothing in it.
     """
     link = parent.link()
-    kept = _keep(error, _value(arguments, "--workdir"))
+    kept = _keep(error, _value(arguments, "--workdir")) if keep else None
     if link is not None and not isinstance(error, UserError):
         time.sleep(parent.LINGER)  # a lost peer is no error of this process
     if "--debug" in arguments:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from dpo_jax import files
 from dpo_jax.cli import common
 from dpo_jax.cli.train import results_text, values_text
 
@@ -31,6 +32,5 @@ def main(arguments: Sequence[str]) -> int:
     sys.stdout.write("\n".join(lines + results_text(summary.results)) + "\n")
     if values["out"].value:
         found = {"step": summary.step, "values": summary.values, **summary.results}
-        with open(values["out"].value, "w") as file:
-            json.dump(found, file, indent=1)
+        files.write_whole(values["out"].value, json.dumps(found, indent=1) + "\n")
     return 0

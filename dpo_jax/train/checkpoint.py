@@ -14,6 +14,7 @@ without elements are only described.
 import errno
 import json
 import os
+import re
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -29,9 +30,11 @@ from orbax.checkpoint import v1 as ocp
 from dpo_jax.config import best_of
 from dpo_jax.errors import ConfigError, ModelError, WriteError, collected, unknown
 from dpo_jax.files import is_local, set_aside
+from dpo_jax.sharding.agree import exchange
 from dpo_jax.train import watchdog
 from dpo_jax.train.manifest import (
     clear_leftovers,
+    files_of,
     hash_files,
     is_committed,
     is_foreign,
@@ -46,6 +49,7 @@ from dpo_jax.types import Params, TrainState
 EXIT_SECONDS = (
     10.0  # for a save in flight, where an error ends one of several processes
 )
+HASHING_SECONDS = 1800.0  # that the slowest process may take to read what it wrote
 MAX_STEP = 2**31 - 1  # steps travel between processes as int32
 # orbax wraps what the system says into other classes; the words survive.
 SYSTEM_WORDS = tuple(
@@ -109,6 +113,7 @@ class Checkpoints:
         self._keep = keep
         self._keep_best = best_of(keep_best)
         self._cleared = False
+        self._saves = 0  # asked for, the same on all processes
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
 
@@ -158,6 +163,7 @@ class Checkpoints:
         assert 0 <= step <= MAX_STEP, step
         self.wait()
         self._check_metrics(metrics)
+        self._saves += 1
         if _agreed(lambda: is_committed(self._folder / str(step))):
             logging.info("step %d is already committed; kept as it is", step)
             return
@@ -290,14 +296,43 @@ class Checkpoints:
         try:
             response.result()  # returns when every process has written its part
             watchdog.beat()
+            found = self._hashed(path, record["step"])
             if jax.process_index() == 0:
-                write_manifest(path, {**record, "files": hash_files(path)})
+                write_manifest(path, {**record, "files": found})
                 logging.info("step %d committed", record["step"])
                 prune(self._folder, keep=self._keep, keep_best=self._keep_best)
         except Exception as error:
             self._failure = _explained(error, path, needed)
             if jax.process_index() == 0:
                 clear_leftovers(self._folder)  # gives a full disk its space back
+
+    def _hashed(self, path: epath.Path, step: int) -> dict[str, dict]:
+        """Hashes the files of a step, each on the process that wrote it.
+
+        Raises:
+          WriteError: if a process cannot read what it wrote.
+        """
+        if jax.process_count() == 1:
+            return hash_files(path)
+        me = jax.process_index()
+        mine = [name for name in files_of(path) if _writer(name) == me]
+        try:
+            text = json.dumps(hash_files(path, mine))
+        except OSError as error:
+            text = json.dumps({"failed": str(error)})
+        what = f"files of step {step}, save {self._saves}"
+        found: dict[str, dict] = {}
+        for rank, said in enumerate(exchange(what, text, seconds=HASHING_SECONDS)):
+            found |= json.loads(said)
+            if "failed" in found:
+                raise WriteError(f"rank {rank} cannot read {path}: {found['failed']}")
+        return found
+
+
+def _writer(name: str) -> int:
+    """Tells which process wrote a file of a step: orbax names the others' folders."""
+    named = re.search(r"(?:^|/)ocdbt\.process_(\d+)/", name)
+    return int(named[1]) if named else 0
 
 
 def _uncompressed() -> ocp.Context:

@@ -125,10 +125,14 @@ def verify(path: epath.Path) -> str:
     return f"sha256 mismatch in {', '.join(wrong)}" if wrong else ""
 
 
+def files_of(path: epath.Path) -> list[str]:
+    """Lists the relative names of all files of a step but the manifest."""
+    return [n for n in files.names_below(path) if not n.startswith(MANIFEST)]
+
+
 def hash_files(path: epath.Path, names: list[str] | None = None) -> dict[str, dict]:
     """Maps names to {"bytes", "sha256"} of the files as they lie on disk."""
-    if names is None:
-        names = [n for n in files.names_below(path) if not n.startswith(MANIFEST)]
+    names = files_of(path) if names is None else names
 
     def entry(name: str) -> dict:
         digest, size = hashlib.sha256(), 0

@@ -105,12 +105,12 @@ def accumulate(
         loss, sums = objective.loss(columns, reports, new, hyper, counts)
         return loss, (loss, sums, new)
 
+    grad = jax.grad(lambda params, rows: finish(score(params, rows)), has_aux=True)
     if len(batch.tokens) == 1:
-        rows = jax.tree.map(lambda leaf: leaf[0], batch)
-        return _whole(score, finish, params, rows)
+        return grad(params, jax.tree.map(lambda leaf: leaf[0], batch))
     if objective.couples:
         return _in_two_passes(score, finish, params, batch)
-    grads, (loss, sums) = _in_parts(score, finish, params, batch)
+    grads, (loss, sums) = _in_parts(grad, params, batch)
     return grads, (loss, sums, stats)
 
 
@@ -119,20 +119,13 @@ Score = Callable[[Params, Batch], Scored]
 Finish = Callable[[Scored], tuple[Array, Judged]]
 
 
-def _whole(
-    score: Score, finish: Finish, params: Params, rows: Batch
-) -> tuple[Params, Judged]:
-    """Takes one part in one pass."""
-    return jax.grad(lambda params: finish(score(params, rows)), has_aux=True)(params)
-
-
 def _in_parts(
-    score: Score, finish: Finish, params: Params, batch: Batch
+    grad: Callable[[Params, Batch], tuple[Params, Judged]], params: Params, batch: Batch
 ) -> tuple[Params, tuple[Array, Sums]]:
     """Adds up the parts of a loss that does not couple them."""
 
     def one(rows: Batch) -> tuple[Params, tuple[Array, Sums]]:
-        grads, (loss, sums, _) = _whole(score, finish, params, rows)
+        grads, (loss, sums, _) = grad(params, rows)
         return grads, (loss, sums)
 
     return added(one, batch)

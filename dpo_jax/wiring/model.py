@@ -1,4 +1,8 @@
-"""The policy and the reference: which folder, which spec, where their weights lie."""
+"""The models of a run: which folder, which spec, where their weights lie.
+
+A role (policy, reference, reward, value) is a folder with its spec, the dtype that its
+weights are held in and the rules of where they lie; one function loads them all.
+"""
 
 import dataclasses
 import functools
@@ -18,7 +22,8 @@ from dpo_jax.models import attention, files, hf, scalar
 from dpo_jax.models.decoder import Decoder, abstract_params, init_params
 from dpo_jax.models.spec import DecoderSpec, preset
 from dpo_jax.precision import in_products_of
-from dpo_jax.sharding import arrays, mesh, rules
+from dpo_jax.sharding import arrays, rules
+from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.train import annotate
 from dpo_jax.types import ApplyFn, Array, Batch, Head, Params, Reports
 
@@ -52,9 +57,9 @@ def find_model(config: Config, tokenizer: Any) -> tuple[Path | None, DecoderSpec
         longest = config.data.max_tokens
         spec = preset(config.model.preset, vocab=largest + 1, max_positions=longest)
         return None, scalar.scalar_spec(spec) if config.objective == "reward" else spec
-    folder = files.resolve(config.model.path, config.model.revision)
-    read = hf.scalar_spec_of if config.objective == "reward" else hf.spec_of
-    spec = read(files.read_config(folder))
+    is_scalar = config.objective == "reward"
+    path, revision = config.model.path, config.model.revision
+    folder, spec = find_folder(path, revision, is_scalar=is_scalar)
     tokenize.check_ids(largest, spec.vocab)
     if spec.learned_positions and config.data.max_tokens > spec.max_positions:
         raise ConfigError(
@@ -62,6 +67,24 @@ def find_model(config: Config, tokenizer: Any) -> tuple[Path | None, DecoderSpec
             f"{spec.max_positions} learned positions of {folder}"
         )
     return folder, spec
+
+
+def find_folder(
+    path: str, revision: str, *, is_scalar: bool
+) -> tuple[Path, DecoderSpec]:
+    """Finds the folder of a role and what its model computes.
+
+    Args:
+      path: a folder or a hub id.
+      revision: of the hub's.
+      is_scalar: whether a scalar head is wanted: of a reward or value model.
+
+    Raises:
+      ModelError: if the folder cannot be used.
+    """
+    folder = files.resolve(path, revision)
+    read = hf.scalar_spec_of if is_scalar else hf.spec_of
+    return folder, read(files.read_config(folder))
 
 
 def make_model(
@@ -82,7 +105,7 @@ def make_model(
     chosen = jnp.dtype(dtype or config.model.dtype)
     attention.check(
         config.model.attention,
-        mesh.platform(),
+        mesh_lib.platform(),
         dtype=chosen,
         head_dim=spec.head_dim,
         softcap=spec.attn_softcap,
@@ -105,14 +128,14 @@ def make_model(
     return Model(spec, folder, apply, decoder, decoder.head)
 
 
-def check_loadable(model: Model, built: Mesh) -> None:
+def check_loadable(model: Model, mesh: Mesh) -> None:
     """Refuses a model that the mesh or its own folder cannot give, before loading it.
 
     Raises:
       DeviceError: if heads do not divide over the mesh.
       ModelError: if weights cannot be read, or are not those of its `config.json`.
     """
-    tensor, spec = built.shape["tensor"], model.spec
+    tensor, spec = mesh.shape["tensor"], model.spec
     shared = math.gcd(spec.heads, spec.kv_heads)
     if shared % tensor:
         fits = [str(n) for n in range(1, shared + 1) if shared % n == 0]
@@ -132,37 +155,51 @@ def stored_spec(model: Model) -> DecoderSpec:
     return dataclasses.replace(model.spec, scalar=is_scalar)
 
 
-def load_params(model: Model, built: Mesh, dtype: str, *, seed: int) -> Params:
-    """Streams weights into the mesh's shards, or draws them there.
+def load_params(
+    model: Model,
+    mesh: Mesh,
+    dtype: str,
+    *,
+    seed: int,
+    table: rules.Rules = rules.PARAM_RULES,
+) -> Params:
+    """Streams the weights of any role into the mesh's shards, or draws them there.
 
-    A scalar head that the folder does not have is drawn, too.
+    Args:
+      model: of the role; a scalar head that its folder does not have is drawn.
+      mesh: of the run.
+      dtype: that the weights are held in.
+      seed: of what is drawn.
+      table: rules of where they lie.
     """
-    places = param_places(model.spec, built)
+    places = param_places(model.spec, mesh, table)
     if model.folder is None:
         draw = jax.jit(init_params, static_argnums=0, out_shardings=places)
         params = draw(model.spec, jax.random.key(seed))
     else:
         stored = stored_spec(model)
-        params = hf.load_params(model.folder, stored, param_places(stored, built))
+        params = hf.load_params(model.folder, stored, param_places(stored, mesh, table))
         if stored != model.spec:
             params = scalar.from_policy(params, model.spec, jax.random.key(seed))
             params = jax.device_put(params, places)
     return jax.tree.map(lambda x: x.astype(dtype), params)
 
 
-def param_places(spec: DecoderSpec, built: Mesh) -> Any:
+def param_places(
+    spec: DecoderSpec, mesh: Mesh, table: rules.Rules = rules.PARAM_RULES
+) -> Any:
     """Gives the sharding of every parameter."""
-    return rules.shardings(abstract_params(spec), built, rules.PARAM_RULES)
+    return rules.shardings(abstract_params(spec), mesh, table)
 
 
-def abstract_weights(model: Model, dtype: str, built: Mesh) -> Params:
+def abstract_weights(model: Model, dtype: str, mesh: Mesh) -> Params:
     """Returns parameters as shapes with shardings, in the dtype they are held in."""
     cast = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype))  # noqa: E731
     params = jax.tree.map(cast, abstract_params(model.spec))
-    return rules.with_shardings(params, param_places(model.spec, built))
+    return rules.with_shardings(params, param_places(model.spec, mesh))
 
 
-def reference_model(config: Config, policy: Model, built: Mesh) -> Model | None:
+def reference_model(config: Config, policy: Model, mesh: Mesh) -> Model | None:
     """Builds the reference's decoder; its weights come later. None without one.
 
     Raises:
@@ -173,19 +210,19 @@ def reference_model(config: Config, policy: Model, built: Mesh) -> Model | None:
         return None
     folder, spec = policy.folder, policy.spec
     if config.ref.path:
-        folder = files.resolve(config.ref.path, config.ref.revision)
-        spec = hf.spec_of(files.read_config(folder))
+        path, revision = config.ref.path, config.ref.revision
+        folder, spec = find_folder(path, revision, is_scalar=False)
         tokenize.check_ids(policy.spec.vocab - 1, spec.vocab)
     dtype = config.ref.dtype or config.model.dtype
     model = make_model(config, folder, spec, dtype=dtype)
-    check_loadable(model, built)
+    check_loadable(model, mesh)
     return model
 
 
-def load_reference(config: Config, reference: Model, built: Mesh) -> Params:
+def load_reference(config: Config, reference: Model, mesh: Mesh) -> Params:
     """Loads the reference as it starts, in arrays and a dtype of its own."""
     dtype = reference_dtype(config)
-    return load_params(reference, built, dtype, seed=config.seed)
+    return load_params(reference, mesh, dtype, seed=config.seed)
 
 
 def reference_dtype(config: Config) -> str:
@@ -195,7 +232,7 @@ def reference_dtype(config: Config) -> str:
     return config.ref.dtype or config.model.dtype
 
 
-def compile_ask(config: Config, model: Model, built: Mesh, *, whole: bool) -> Any:
+def compile_ask(config: Config, model: Model, mesh: Mesh, *, whole: bool) -> Any:
     """Jits what a reference is asked for: `(params, batch) -> columns of tokens`."""
     score = functools.partial(
         annotate.ref_logps_and_states if whole else annotate.ref_logps,
@@ -204,5 +241,5 @@ def compile_ask(config: Config, model: Model, built: Mesh, *, whole: bool) -> An
     )
     return jax.jit(
         in_products_of(config.ref.dtype or config.model.dtype, score),
-        out_shardings=arrays.row_sharding(built, leading=1),
+        out_shardings=arrays.row_sharding(mesh, leading=1),
     )

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 from absl import logging
@@ -24,6 +24,7 @@ from dpo_jax.wiring.model import Model
 from dpo_jax.wiring.parts import Parts
 
 T = TypeVar("T")
+MEASURING = (*config_lib.RELAUNCH, "data.eval", "ref.mode", "ref.cache_dir")
 
 
 class Start(NamedTuple):
@@ -132,6 +133,33 @@ def run_config(workdir: AnyPath) -> Config:
     if found is None:
         raise RunFolderError(f"{workdir} holds no run: config.json is missing")
     return from_json(found)
+
+
+def measured_config(given: Config, workdir: AnyPath) -> Config:
+    """Returns a run's configuration, to be measured where and on what `given` says.
+
+    What a run is stands in its folder: model, tokenizer, loss, training data. `given`
+    says which machine it is measured on, and the evaluation (`MEASURING`).
+
+    Raises:
+      RunFolderError: if `given` says another thing of what the run is.
+    """
+    own = run_config(workdir)
+    old, new = config_lib.flat(own), config_lib.flat(given)
+    free = {key: value for key, value in new.items() if key.startswith(MEASURING)}
+    differing = config_lib.changes({**old, **free}, new)
+    if differing:
+        raise RunFolderError(
+            f"{workdir} was trained with something else: {'; '.join(differing)}; what "
+            "a run is is read from its folder: leave these out"
+        )
+    return config_lib.stated(own, {key: given_at(given, key) for key in free})
+
+
+def given_at(config: Config, key: str) -> Any:
+    """Returns the value of `section.key`."""
+    section, _, name = key.partition(".")
+    return config[section][name] if name else config[section]
 
 
 def trained_state(workdir: AnyPath, parts: Parts) -> TrainState:

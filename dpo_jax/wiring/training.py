@@ -62,7 +62,7 @@ def make_trainer(
     losses: Losses,
     model: Model,
     reference: Model | None,
-    built: Mesh,
+    mesh: Mesh,
     steps: int,
 ) -> Trainer:
     """Wires model, loss and optimizer into a step over the mesh; runs nothing."""
@@ -86,21 +86,21 @@ def make_trainer(
     )
     stats = start_stats(losses)
     make = functools.partial(step.init_state, tx=tx, stats=stats)
-    abstract, places = state_places(model.spec, make, built, follows)
-    frozen = abstract_frozen(config, reference, built)
-    scalar = arrays.replicated(built)
+    abstract, places = state_places(model.spec, make, mesh, follows)
+    frozen = abstract_frozen(config, reference, mesh)
+    scalar = arrays.replicated(mesh)
     compiled = step.compile_step(
         take,
         state_shardings=places,
         frozen_shardings=jax.tree.map(lambda leaf: leaf.sharding, frozen),
-        batch_sharding=arrays.row_sharding(built, leading=1),
+        batch_sharding=arrays.row_sharding(mesh, leading=1),
         scalar=scalar,
         dtype=config.model.dtype,
     )
 
     def init(frozen: Frozen) -> TrainState:
         load = functools.partial(
-            load_params, built=built, dtype="float32", seed=config.seed
+            load_params, mesh=mesh, dtype="float32", seed=config.seed
         )
         ref = load(reference) if reference is not None and follows else None
         known = frozen.get("ref", ref)
@@ -131,12 +131,12 @@ def reference_is_policy(config: Config, model: Model, reference: Model | None) -
     return (reference.folder, reference.spec) == (model.folder, model.spec)
 
 
-def abstract_frozen(config: Config, reference: Model | None, built: Mesh) -> Frozen:
+def abstract_frozen(config: Config, reference: Model | None, mesh: Mesh) -> Frozen:
     """Says which roles stand still during a run, their parameters as shapes."""
     live = config.ref.mode == "live" and not config.ref.sync_every_steps
     if reference is None or not live:
         return {}
-    return {"ref": abstract_weights(reference, reference_dtype(config), built)}
+    return {"ref": abstract_weights(reference, reference_dtype(config), mesh)}
 
 
 def warmup_steps(config: Config, steps: int) -> int:
@@ -155,20 +155,20 @@ def follow(config: Config) -> step.Sync:
 
 
 def state_places(
-    spec: DecoderSpec, make: Callable[..., TrainState], built: Mesh, follows: bool
+    spec: DecoderSpec, make: Callable[..., TrainState], mesh: Mesh, follows: bool
 ) -> tuple[TrainState, Any]:
     """Returns the abstract train state and the sharding of each leaf.
 
     Args:
       spec: of the policy.
       make: `(params, seed, ref=None) -> state`.
-      built: the mesh.
+      mesh: of the run.
       follows: whether the reference is part of the state.
     """
     params = abstract_params(spec)
     ref = params if follows else None
     abstract = jax.eval_shape(make, params, seed=0, ref=ref)
-    return abstract, rules.shardings(abstract, built, rules.STATE_RULES)
+    return abstract, rules.shardings(abstract, mesh, rules.STATE_RULES)
 
 
 def make_facts(

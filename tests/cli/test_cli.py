@@ -166,7 +166,16 @@ def test_evaluate_finds_what_the_run_found(capsys, trained, tmp_path):
 def test_evaluate_needs_a_run(capsys, tmp_path):
     flags = [f"--workdir={tmp_path}", *SMALL]
     code, _, err = call(capsys, "evaluate", CONFIG, *flags)
-    assert code == 4 and "no committed checkpoint; train first" in err
+    assert code == 8 and "holds no run: config.json is missing" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_evaluate_takes_from_the_folder_what_the_run_is(capsys, trained):
+    run = trained[2]
+    flags = [f"--workdir={run}", *SMALL, "--config.loss.beta=0.5"]
+    code, _, err = call(capsys, "evaluate", CONFIG, *flags)
+    assert code == 8 and "loss.beta: 1.0 → 0.5; what a run is is read from" in err
+    assert not (run / "errors").exists()
 
 
 def test_export_writes_the_folder_that_the_run_wrote(capsys, trained, tmp_path):

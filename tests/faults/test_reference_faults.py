@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from etils import epath
 from safetensors.numpy import load_file, save_file
-from test_processes import codes, start
+from test_processes import Pair
 
 from dpo_jax import build
 from dpo_jax.data import ref_cache as cache_lib
@@ -243,7 +243,7 @@ def test_killed_during_the_pass(runs, first, tmp_path):
 def test_two_processes_fill_one_cache(runs, first, tmp_path):
     """Both score, the first writes; a relaunch by one process finds all."""
     run, after = tmp_path / "run", tmp_path / "after"
-    assert codes(start(runs, run, ref__mode="cached")) == [0, 0]
+    assert Pair(runs, run, ref__mode="cached").codes() == [0, 0]
     assert len(shards(tmp_path)) == 1
     for one, other in zip(runs.lines(first), runs.lines(run), strict=True):
         bound = 1e-5 if one["step"] <= 1 else 1e-3

@@ -20,6 +20,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dpo_jax.errors import ConfigError, ModelError, WriteError
+from dpo_jax.train import checkpoint
 from dpo_jax.train.checkpoint import Checkpoints
 from dpo_jax.types import TrainState
 
@@ -420,6 +421,18 @@ def test_due_follows_every_steps(tmp_path):
     due = Checkpoints(tmp_path, every_steps=10, keep=1).due
     assert [s for s in range(1, 31) if due(s)] == [10, 20, 30]
     assert not Checkpoints(tmp_path, every_steps=0, keep=1).due(10)
+
+
+def test_files_belong_to_the_process_that_wrote_them():
+    """orbax names the folders of processes; what lies beside them is the first's."""
+    names = {
+        "state/ocdbt.process_0/d/1": 0,
+        "state/ocdbt.process_12/d/1": 12,
+        "ocdbt.process_3/manifest.ocdbt": 3,
+        "state/manifest.ocdbt": 0,
+        "_CHECKPOINT_METADATA": 0,
+    }
+    assert {name: checkpoint._writer(name) for name in names} == names
 
 
 def test_manifest_lists_every_file_with_its_size(tmp_path):

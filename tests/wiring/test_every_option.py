@@ -152,7 +152,7 @@ def observe(config, workdir, monkeypatch):
     """Writes down what a run would do."""
     seen = {}
 
-    def load_params(model, built, dtype, *, seed):
+    def load_params(model, mesh, dtype, *, seed):
         seen.setdefault("loads", []).append((str(model.folder), dtype, seed))
         zero = lambda x: np.zeros(x.shape, x.dtype)  # noqa: E731
         return jax.tree.map(zero, abstract_params(model.spec))

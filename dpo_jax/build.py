@@ -16,7 +16,7 @@ from dpo_jax import __version__
 from dpo_jax.config import Config
 from dpo_jax.losses import LOSSES
 from dpo_jax.sharding import arrays
-from dpo_jax.train import loop, runfolder, signals, throughput, watchdog
+from dpo_jax.train import compile_cache, loop, runfolder, signals, throughput, watchdog
 from dpo_jax.train.checkpoint import Checkpoints
 from dpo_jax.train.clock import Clock
 from dpo_jax.train.metrics import MetricsLog
@@ -64,6 +64,7 @@ def run(
       UserError: what a user can mend, before anything compiles.
       Preempted: after a signal, with the state committed.
     """
+    compile_cache.use()
     agreeing.agree_on_start(config, workdir)
     clock, bound = Clock(), checks.check(config, losses)
     built = checks.make_mesh(config)

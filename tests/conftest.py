@@ -26,11 +26,13 @@ from etils import epath
 from etils.epath import backend
 from fsspec.implementations import memory
 
+from dpo_jax.train import compile_cache
+
 ROOT = Path(__file__).parent.parent
 CACHE = ROOT / ".cache" / "jax"
 
 jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_compilation_cache_dir", str(CACHE))
+compile_cache.use(CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

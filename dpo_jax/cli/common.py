@@ -177,21 +177,21 @@ def setup_jax(config: Config, *, debug: bool) -> None:
     """Sets what jax needs before its first use: precision, compile cache, checks.
 
     Float32 models multiply in float32 everywhere, also on devices whose default is
-    bfloat16. The compile cache is $DPO_JAX_COMPILE_CACHE, or under the user's cache.
+    bfloat16. Compiled programs lie below $DPO_JAX_COMPILE_CACHE ('' = nowhere).
     `DPO_JAX_CPU_DEVICES=8` makes that many fake devices of a CPU;
     `DPO_JAX_DISTRIBUTED` is for several processes, see `join_processes`.
     """
     import jax
 
+    from dpo_jax.train import compile_cache
+
     if config.model.dtype == "float32":
         jax.config.update("jax_default_matmul_precision", "highest")
     if debug:
         jax.config.update("jax_debug_nans", True)
-    default = Path.home() / ".cache" / "dpo_jax" / "jax"
-    cache = os.environ.get("DPO_JAX_COMPILE_CACHE", str(default))
-    if cache:
-        jax.config.update("jax_compilation_cache_dir", cache)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    cache = os.environ.get("DPO_JAX_COMPILE_CACHE")
+    jax.config.update("jax_enable_compilation_cache", cache != "")
+    compile_cache.use(cache or None)
     devices = os.environ.get("DPO_JAX_CPU_DEVICES")
     if devices:
         if not (devices.isdecimal() and int(devices)):

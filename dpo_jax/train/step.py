@@ -42,7 +42,7 @@ def init_state(
     params: Params,
     tx: optax.GradientTransformation,
     *,
-    seed: int,
+    seed: Array | int,
     stats: Stats | None = None,
     ref: Params | None = None,
 ) -> TrainState:

@@ -133,8 +133,12 @@ def begin(
 
 
 def bad_batch(workdir: AnyPath, number: int, ids: list[int]) -> str:
-    """Keeps the ids of a step that went wrong; names them for the message."""
-    write_json(workdir, f"errors/batch{number}.json", {"step": number, "ids": ids})
+    """Keeps the ids of a step that went wrong; names them for the message.
+
+    All processes see the same step, so one of them writes the file.
+    """
+    if jax.process_index() == 0:
+        write_json(workdir, f"errors/batch{number}.json", {"step": number, "ids": ids})
     return f"rows {ids[:8]}{' …' if len(ids) > 8 else ''} of data.train"
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from dpo_jax.config import Config
@@ -84,7 +85,7 @@ def make_trainer(
         sync=follow(config) if follows else None,
     )
     stats = start_stats(losses)
-    make = functools.partial(step.init_state, tx=tx, seed=config.seed, stats=stats)
+    make = functools.partial(step.init_state, tx=tx, stats=stats)
     abstract, places = state_places(model.spec, make, mesh, follows)
     frozen = abstract_frozen(config, reference, mesh)
     scalar = arrays.replicated(mesh)
@@ -108,7 +109,8 @@ def make_trainer(
         else:
             params = load(model)
         start = jax.jit(make, out_shardings=places, donate_argnames=("params", "ref"))
-        return start(params=params, ref=ref)
+        # the seed is an argument, or each one would compile a program of its own
+        return start(params=params, ref=ref, seed=np.uint32(config.seed))
 
     return Trainer(
         init,
@@ -159,12 +161,13 @@ def state_places(
 
     Args:
       spec: of the policy.
-      make: `(params, ref=None) -> state`.
+      make: `(params, seed, ref=None) -> state`.
       mesh: of the run.
       follows: whether the reference is part of the state.
     """
     params = abstract_params(spec)
-    abstract = jax.eval_shape(make, params, ref=params if follows else None)
+    ref = params if follows else None
+    abstract = jax.eval_shape(make, params, seed=0, ref=ref)
     return abstract, rules.shardings(abstract, mesh, rules.STATE_RULES)
 
 

@@ -238,7 +238,7 @@ def test_a_process_alone_says_who_is_missing(runs, tmp_path, rank):
 
 @pytest.mark.faults
 def test_processes_that_differ_do_not_start(pair, tmp_path):
-    """F6: fields are named with both values, on both; nothing is left but errors/."""
+    """F6: fields are named with both values, on both; nothing is left."""
     other = {
         "loss__beta": 0.5,
         "seed": 5,
@@ -249,15 +249,14 @@ def test_processes_that_differ_do_not_start(pair, tmp_path):
     assert mixed.codes() == [5, 5]
     for rank in range(2):
         (line,) = mixed.lines(rank)
-        assert line.startswith("error[5]: processes disagree: ")
+        assert line.startswith("error[5]: ") and "processes disagree: " in line
         assert f"--workdir is '{tmp_path}/run' on rank 0, '{tmp_path}/e" in line
         for said in (
             "loss.beta is 1.0 on rank 0, 0.5 on rank 1",
             "seed is 0 on rank 0",
         ):
             assert said in line
-    for name in ("run", "elsewhere"):
-        assert [path.name for path in (tmp_path / name).iterdir()] == ["errors"]
+    assert not (tmp_path / "run").exists() and not (tmp_path / "elsewhere").exists()
 
 
 @pytest.mark.faults
@@ -275,5 +274,5 @@ def test_other_rows_under_the_same_path_are_seen(runs, pair, tmp_path):
     assert mixed.codes() == [5, 5]
     for rank in range(2):
         (line,) = mixed.lines(rank)
-        assert line.startswith("error[5]: processes disagree: content of data.train is")
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["errors"]
+        assert line.startswith("error[5]: ") and "content of data.train is" in line
+    assert not (tmp_path / "run").exists()

@@ -170,3 +170,16 @@ def test_timing_of_no_training(tmp_path, data):
     outputs.write_timing(tmp_path, outputs.Summary(3, 1, False, {}, {}, {}))
     found = json.loads((tmp_path / "timing.json").read_text())
     assert found == {"steps": 2, "seconds": {}, "peak": None}
+
+
+def test_a_bad_batch_is_written_by_one_process(tmp_path, monkeypatch):
+    """Two writers of one name collide: the loser once ended with 7, not with 6."""
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    assert outputs.bad_batch(tmp_path, 15, [4, 2]) == "rows [4, 2] of data.train"
+    assert not list(tmp_path.rglob("*"))
+    monkeypatch.setattr(jax, "process_index", lambda: 0)
+    outputs.bad_batch(tmp_path, 15, [4, 2])
+    assert json.loads((tmp_path / "errors" / "batch15.json").read_text())["ids"] == [
+        4,
+        2,
+    ]

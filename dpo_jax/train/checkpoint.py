@@ -11,7 +11,6 @@ leaf; its types come back from the abstract state that a restore is given. Leave
 without elements are only described.
 """
 
-import errno
 import json
 import os
 import re
@@ -32,6 +31,7 @@ from dpo_jax.errors import ConfigError, ModelError, WriteError, collected, unkno
 from dpo_jax.files import is_local, set_aside
 from dpo_jax.sharding.agree import exchange
 from dpo_jax.train import watchdog
+from dpo_jax.train.leaves import Description, check_same, describe, explained, flat
 from dpo_jax.train.manifest import (
     clear_leftovers,
     files_of,
@@ -51,21 +51,6 @@ EXIT_SECONDS = (
 )
 HASHING_SECONDS = 1800.0  # that the slowest process may take to read what it wrote
 MAX_STEP = 2**31 - 1  # steps travel between processes as int32
-# orbax wraps what the system says into other classes; the words survive.
-SYSTEM_WORDS = tuple(
-    os.strerror(code)
-    for code in (
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EFBIG,
-        errno.EROFS,
-        errno.EACCES,
-        errno.EPERM,
-        errno.EIO,
-    )
-)
-
-Description = dict[str, list]  # path -> [shape, dtype name]
 
 
 class Checkpoints:
@@ -167,12 +152,12 @@ class Checkpoints:
         if _agreed(lambda: is_committed(self._folder / str(step))):
             logging.info("step %d is already committed; kept as it is", step)
             return
-        leaves = _flat(state)
+        leaves = flat(state)
         record = {
             "step": step,
             "meta": json.loads(json.dumps(meta)),
             "metrics": {k: float(v) for k, v in (metrics or {}).items()},
-            "arrays": _describe(leaves),
+            "arrays": describe(leaves),
         }
         full = {k: x for k, x in leaves.items() if x.size}
         needed = sum(x.nbytes for x in full.values())
@@ -182,10 +167,10 @@ class Checkpoints:
             with _uncompressed():
                 response = ocp.save_async(path, full, overwrite=True)
         except Exception as error:
-            explained = _explained(error, path, needed)
-            if explained is error:
+            told = explained(error, path, needed)
+            if told is error:
                 raise
-            raise explained from error
+            raise told from error
         self._thread = threading.Thread(
             target=self._finish, args=(response, path, record, needed)
         )
@@ -302,7 +287,7 @@ class Checkpoints:
                 logging.info("step %d committed", record["step"])
                 prune(self._folder, keep=self._keep, keep_best=self._keep_best)
         except Exception as error:
-            self._failure = _explained(error, path, needed)
+            self._failure = explained(error, path, needed)
             if jax.process_index() == 0:
                 clear_leftovers(self._folder)  # gives a full disk its space back
 
@@ -361,30 +346,15 @@ def _agreed(compute: Callable[[], Any]) -> Any:
     return None if code == -1 else code
 
 
-def _flat(tree: Any) -> dict[str, Any]:
-    """Maps paths to the leaves of a tree."""
-    pairs, _ = jax.tree_util.tree_flatten_with_path(tree)
-    leaves = {
-        jax.tree_util.keystr(keys, simple=True, separator="/"): leaf
-        for keys, leaf in pairs
-    }
-    assert len(leaves) == len(pairs), "two leaves have the same path"
-    return leaves
-
-
-def _describe(leaves: dict[str, Any]) -> Description:
-    return {k: [list(x.shape), np.dtype(x.dtype).name] for k, x in leaves.items()}
-
-
 def _load(path: epath.Path, arrays: Description, wanted: Any, below: str = "") -> Any:
     """Reads `wanted`; with `below`, what lies beside that branch is left out."""
-    leaves = _flat(wanted)
+    leaves = flat(wanted)
     branch = {
         k: v
         for k, v in arrays.items()
         if not below or k == below or k.startswith(below + "/")
     }
-    _check_same(path, branch, _describe(leaves))
+    check_same(path, branch, describe(leaves))
     # Leaves without elements were not stored; all other paths must be named.
     target = {
         k: _placed(leaves[k]) if k in leaves else ocp.PLACEHOLDER
@@ -413,40 +383,3 @@ def _placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 
 def _empty(leaf: jax.ShapeDtypeStruct) -> jax.Array:
     return jax.device_put(jnp.zeros(leaf.shape, leaf.dtype), _placed(leaf).sharding)
-
-
-def _check_same(path: epath.Path, stored: Description, wanted: Description) -> None:
-    """Raises ModelError with the names of all leaves that differ."""
-
-    def says(entry: list) -> str:
-        return f"{entry[1]}{entry[0]}"
-
-    wrong = [
-        f"{k} is {says(stored[k])} on disk, {says(wanted[k])} in this run"
-        for k in sorted(stored.keys() & wanted.keys())
-        if stored[k] != wanted[k]
-    ]
-    wrong += [f"{k} is not on disk" for k in sorted(wanted.keys() - stored.keys())]
-    wrong += [f"{k} is not in this run" for k in sorted(stored.keys() - wanted.keys())]
-    if wrong:
-        raise ModelError(
-            f"{path} does not fit this run, {len(wrong)} leaves differ; restore it "
-            "with the model, optimizer and dtypes it was saved with: "
-            f"{'; '.join(wrong)}"
-        )
-
-
-def _explained(error: Exception, path: epath.Path, needed: int) -> Exception:
-    """Turns a fault of the file system into a WriteError; leaves others as they are."""
-    seen: BaseException | None = error
-    while seen is not None:
-        words = next((w for w in SYSTEM_WORDS if w in str(seen)), "")
-        if words or isinstance(seen, OSError):
-            reason = words or str(seen)
-            full = reason in SYSTEM_WORDS[:3]
-            return WriteError(
-                f"cannot write the checkpoint {path}: {reason}; it needs about "
-                f"{needed} bytes; {'free some space or ' * full}use another --workdir"
-            )
-        seen = seen.__cause__ or seen.__context__
-    return error

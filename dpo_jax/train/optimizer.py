@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from dpo_jax.errors import ConfigError, unknown
+from dpo_jax.sharding.rules import path_name
 from dpo_jax.types import Array, Params
 
 Schedule = Callable[[Array], Array]
@@ -71,7 +72,7 @@ def decayed(params: Params) -> Params:
 
     def one(path: tuple, leaf: Array) -> bool:
         del leaf
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        name = path_name(path)
         return not (name.endswith("/bias") or "norm" in name)
 
     return jax.tree_util.tree_map_with_path(one, params)

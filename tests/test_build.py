@@ -141,11 +141,18 @@ def test_a_finished_run_is_told_from_its_files(config, ran, monkeypatch):
     assert build.run(in_epochs, folder).step == STEPS
 
 
-def test_evaluation_reads_no_training_rows(config, ran, monkeypatch):
+def test_evaluation_reads_no_training_rows(config, ran, monkeypatch, tmp_path):
+    """The training rows are elsewhere while it runs."""
     changed = config.copy_and_resolve_references()
-    changed.data.update({"train": "nowhere.jsonl", "eval": config.data.train})
+    rows = Path(config.data.train)
+    changed.data.eval = str(tmp_path / "eval.jsonl")
+    Path(changed.data.eval).write_text(rows.read_text())
     monkeypatch.chdir(ROOT)
-    summary = build.evaluate(changed, ran[1])
+    away = rows.rename(rows.with_suffix(".away"))
+    try:
+        summary = build.evaluate(changed, ran[1])
+    finally:
+        away.rename(rows)
     assert list(summary.data) == ["eval"] and summary.values["loss"] > 0
     with pytest.raises(ConfigError, match="data.eval is empty"):
         build.evaluate(config, ran[1])

@@ -83,7 +83,7 @@ def read_json(folder: AnyPath, name: str) -> dict[str, Any] | None:
     path = epath.Path(folder) / name
     try:
         value = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError) as error:
         value = error

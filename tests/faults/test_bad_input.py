@@ -28,7 +28,7 @@ def refuse(call, tmp_path):
     """Trains, wants a refusal with these words, and returns the line."""
 
     def refuse(code, words, *flags, workdir=tmp_path / "run", config=CONFIG):
-        before = sorted(workdir.rglob("*"))
+        stood, before = workdir.exists(), sorted(workdir.rglob("*"))
         found, out, err = call("train", config, f"--workdir={workdir}", *flags)
         told = [line for line in err.splitlines() if line.startswith("error[")]
         assert len(told) == 1 and len(told[0].encode()) <= 1000, err
@@ -36,6 +36,9 @@ def refuse(call, tmp_path):
         for word in words:
             assert word in told[0], f"{word!r} is not in {told[0]!r}"
         assert "Traceback" not in err and not out
+        if not stood:  # it may be a typing error, so no folder is made
+            assert not workdir.exists()
+            return told[0]
         new = set(workdir.rglob("*")) - set(before) - {workdir / "errors"}
         assert new and all(path.parent == workdir / "errors" for path in new), new
         assert any("Traceback" in path.read_text() for path in new)
@@ -285,7 +288,7 @@ def test_run_without_its_configuration_is_refused(refuse, straight, tmp_path):
     (run / "config.json").unlink()
     refuse(8, ["without config.json", "another --workdir"], workdir=run)
     (run / "config.json").write_text("{")
-    refuse(8, ["config.json", "not JSON"], workdir=run)
+    refuse(8, ["config.json", "not a JSON object"], workdir=run)
 
 
 def test_live_run_is_refused(refuse, runs, tmp_path):

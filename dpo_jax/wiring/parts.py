@@ -1,7 +1,7 @@
 """All that a run is made of, in the order in which it can be refused."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from jax.sharding import Mesh
@@ -41,14 +41,12 @@ class Parts(NamedTuple):
         workdir: os.PathLike | str,
         *,
         evaluation_only: bool = False,
-        pause: Callable[[], None] = lambda: None,
     ) -> Referred:
         """Loads the reference, or brings its cache up to what the run needs.
 
         Args:
           workdir: the run folder.
           evaluation_only: whether no step will be trained.
-          pause: see `reference.refer`.
         """
         return reference.refer(
             self.config,
@@ -58,7 +56,6 @@ class Parts(NamedTuple):
             train=None if evaluation_only else self.train,
             held_out=self.eval,
             workdir=workdir,
-            pause=pause,
         )
 
 

@@ -69,7 +69,6 @@ def refer(
     train: Loader | None,
     held_out: Loader | None,
     workdir: os.PathLike | str,
-    pause: Callable[[], None],
 ) -> Referred:
     """Loads the reference, or brings its cache up to what the batches need.
 
@@ -81,7 +80,6 @@ def refer(
       train: batches of training.
       held_out: batches of evaluation.
       workdir: the run folder.
-      pause: called between the forward passes that fill the cache; may raise.
 
     Raises:
       ModelError: if the reference cannot be used.
@@ -105,7 +103,7 @@ def refer(
     if steps:
         ask = functools.partial(score, params)
         identity = identity_of(config, reference, params)
-        cache = Cache(identity, ask, mesh, steps, pause)
+        cache = Cache(identity, ask, mesh, steps)
         entries = cache.complete(cache_folder(config, workdir))
     logps = functools.partial(ref_cache.logps_of, entries=entries)
     train, held_out = (
@@ -171,7 +169,6 @@ class Cache:
         ask: Callable[[Any], annotate.TokenColumns],
         mesh: Mesh,
         steps: Sequence[Step],
-        pause: Callable[[], None],
     ):
         """Touches no cache yet.
 
@@ -180,13 +177,12 @@ class Cache:
           ask: jitted, what the reference says of a batch.
           mesh: of the run.
           steps: whose responses are wanted.
-          pause: called between forward passes; may raise.
 
         Raises:
           ModelError: if processes read different weights.
         """
         self._identity, self._ask, self._steps = identity, ask, steps
-        self._place, self._pause = arrays.row_sharding(mesh, leading=1), pause
+        self._place = arrays.row_sharding(mesh, leading=1)
         self._tolerance = TOLERANCES[identity["dtype"]]
         self._wanted = {
             key: len(response)
@@ -311,7 +307,6 @@ class Cache:
         )
         with Writer(store, shard_tokens=ref_cache.SHARD_TOKENS) as writer:
             for step in due:
-                self._pause()
                 scored = self._scored(step)
                 new = {k: v for k, v in scored.items() if k not in store.entries}
                 if first:

@@ -65,13 +65,13 @@ def configured(tmp_path_factory):
     return make
 
 
-def prepared(config, workdir, **more):
+def prepared(config, workdir):
     """Returns the parts of a run, and what annotates its batches."""
     rows = checks.check(config, LOSSES)
     built = checks.make_mesh(config)
     with jax.set_mesh(built):
         parts = build.prepare(config, rows, built)
-        return parts, parts.refer(workdir, **more)
+        return parts, parts.refer(workdir)
 
 
 def annotated(parts, referred, step):
@@ -246,12 +246,16 @@ def test_stopped_pass_goes_on_behind_its_shards(
 ):
     monkeypatch.setattr(cache_lib, "SHARD_TOKENS", 500)
 
-    def stop():
+    scored = wiring.Cache._scored
+
+    def stopped(self, step):  # as a signal would, wherever it finds the run
         if len(forwards) == 9:
             raise Preempted(0)
+        return scored(self, step)
 
-    with pytest.raises(Preempted):
-        prepared(configured(), tmp_path / "run", pause=stop)
+    with monkeypatch.context() as patch, pytest.raises(Preempted):
+        patch.setattr(wiring.Cache, "_scored", stopped)
+        prepared(configured(), tmp_path / "run")
     assert len(shards(tmp_path)) > 2
     del forwards[:]
     prepared(configured(), tmp_path / "run")

@@ -65,13 +65,13 @@ def configured(tmp_path_factory):
     return make
 
 
-def prepared(config, workdir):
+def prepared(config, workdir, **more):
     """Returns the parts of a run, and what annotates its batches."""
     rows = checks.check(config, LOSSES)
     built = checks.make_mesh(config)
     with jax.set_mesh(built):
         parts = build.prepare(config, rows, built)
-        return parts, parts.refer(workdir)
+        return parts, parts.refer(workdir, **more)
 
 
 def annotated(parts, referred, step):

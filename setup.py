@@ -8,7 +8,13 @@ from pathlib import Path
 
 import setuptools
 
-TEST = ["pytest>=8", "pytest-xdist>=3.8", "hypothesis>=6", "psutil>=6"]
+TEST = [
+    "pytest>=8",
+    "pytest-xdist>=3.8",
+    "hypothesis>=6",
+    "psutil>=6",
+    "setuptools>=77",
+]
 
 setuptools.setup(
     name="dpo_jax",

@@ -323,7 +323,7 @@ def test_first_edition_is_read(first_edition, tmp_path, call, capsys):
     assert found.step == 4
     (line,) = [row for row in whole if (row["step"], row["split"]) == (4, "eval")]
     for name, value in found.values.items():
-        assert value == pytest.approx(line[name], rel=1e-5, abs=1e-6), name
+        assert value == pytest.approx(line[name], rel=1e-5, abs=bound), name
     code, told, _ = call("export", f"--workdir={run}", f"--out={tmp_path / 'out'}")
     assert code == 0 and (tmp_path / "out" / "model.safetensors").exists()
     code, told, _ = call("report", run, f"--out={tmp_path / 'report.html'}")
@@ -332,6 +332,11 @@ def test_first_edition_is_read(first_edition, tmp_path, call, capsys):
 
 
 def test_first_edition_goes_on_to_the_same_numbers(first_edition):
+    """Sums of tens of nats, which float32 holds to 4e-6; by whatever jax and processor.
+
+    The folder was made by jax 0.10, where they agree to 1e-6.
+    """
+    bound = 1e-6 if jax.__version__.startswith("0.10.") else 1e-5
     run, whole = first_edition
     config = restoring.run_config(run)
     with mock.patch.object(html, "write_report", blank_report):
@@ -342,7 +347,7 @@ def test_first_edition_goes_on_to_the_same_numbers(first_edition):
     ]
     for mine, theirs in zip(found, whole, strict=True):
         for name in sorted(theirs.keys() - TIMING_KEYS - {"split"}):
-            assert mine[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-6), name
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-5, abs=bound), name
 
 
 @pytest.mark.faults

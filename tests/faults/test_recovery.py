@@ -323,7 +323,7 @@ def test_first_edition_is_read(first_edition, tmp_path, call, capsys):
     assert found.step == 4
     (line,) = [row for row in whole if (row["step"], row["split"]) == (4, "eval")]
     for name, value in found.values.items():
-        assert value == pytest.approx(line[name], rel=1e-5, abs=bound), name
+        assert value == pytest.approx(line[name], rel=1e-5, abs=1e-6), name
     code, told, _ = call("export", f"--workdir={run}", f"--out={tmp_path / 'out'}")
     assert code == 0 and (tmp_path / "out" / "model.safetensors").exists()
     code, told, _ = call("report", run, f"--out={tmp_path / 'report.html'}")

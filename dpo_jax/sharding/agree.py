@@ -5,6 +5,7 @@ exchanged as text, through jax's key-value store, which needs no device and has
 timeouts; every process finds the same differences, and stops.
 """
 
+import contextlib
 import hashlib
 import json
 import platform
@@ -69,6 +70,9 @@ def exchange(what: str, text: str, *, seconds: float) -> list[str]:
                     f"rank {rank} did not say its {what} within {seconds:g} s ({error})"
                 )
                 left = 1  # the others had as long
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            # Rank 0 holds the store: it may go only when all have read.
+            client.wait_at_barrier(f"dpo_jax/{what}/read", left)
     return texts
 
 

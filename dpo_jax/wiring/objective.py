@@ -7,7 +7,6 @@ record they take says which objective it is.
 import functools
 from collections.abc import Callable, Sequence
 
-import jax
 import jax.numpy as jnp
 
 from dpo_jax.config import Config
@@ -16,6 +15,7 @@ from dpo_jax.data.mismatch import mismatch
 from dpo_jax.losses import Bound, LossTable, find
 from dpo_jax.losses.loss import options, pick
 from dpo_jax.losses.tokens import WEIGHTS
+from dpo_jax.losses.weightings import WEIGHTINGS
 from dpo_jax.objectives import preference, ranking, reward, sft, unpaired
 from dpo_jax.objectives.judged import Judged, Kind
 from dpo_jax.objectives.terms import Scorer, Weigh
@@ -120,25 +120,16 @@ def weigh_tokens(losses: Losses, ld_alpha: float) -> Weigh | None:
     )
 
 
-def clamped(columns: Columns) -> Array:
-    """Returns e^(m_w + m_l), at most 1: the official code of WPO."""
-    return jnp.minimum(plain(columns), 1.0)
+def weigh_pairs(name: str) -> Callable[[Columns], Array] | None:
+    """Finds the factor on each pair's loss; None = 1."""
+    weigh = WEIGHTINGS[name]
+    if weigh is None:
+        return None
+    return lambda columns: weigh(
+        *preference.sides(columns, columns.response["certainty"])
+    )
 
 
-def plain(columns: Columns) -> Array:
-    """Returns e^(m_w + m_l) of each pair, no gradient.
-
-    Source: WPO, arXiv:2406.11827 eq. 6.
-    """
-    chosen, rejected = preference.sides(columns, columns.response["certainty"])
-    return jax.lax.stop_gradient(jnp.exp(chosen + rejected))
-
-
-WEIGHTINGS: dict[str, Callable[[Columns], Array] | None] = {
-    "none": None,
-    "wpo": plain,
-    "wpo_clamped": clamped,
-}
 KINDS: dict[str, Kind] = {  # config.objective -> what is judged
     "preference": preference.PAIRS,
     "sft": sft.COMPLETIONS,
@@ -166,7 +157,7 @@ def make_objective(
         margins = config.loss.margin == "data"
         kind = reward.SCORES_AND_MARGINS if margins else reward.SCORES
         return Judged(kind, reward.Scorer(apply), losses)
-    weighting = WEIGHTINGS[config.loss.weighting]
+    weighting = weigh_pairs(config.loss.weighting)
     scorer = Scorer(
         apply,
         config.model.logits_chunk,

@@ -71,7 +71,8 @@ def records(kind):
     found = []
     for i in range(RECORDS):
         responses = tuple(ids(1, 8).astype(np.int32) for _ in range(several))
-        found.append(Record(i, ids(1, 7).astype(np.int32), responses))
+        compared = ((0, 1),) if kind == "pairs" else ()
+        found.append(Record(i, ids(1, 7).astype(np.int32), responses, compared))
     if kind == "singles":
         return [
             r._replace(response={"labels": (1 if r.index % 3 else -1,)}) for r in found

@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from equal_runs import TIMING_KEYS
 from jax.sharding import AxisType
 from orbax.checkpoint import v1 as ocp
 
@@ -24,7 +25,6 @@ from dpo_jax.report import html
 from dpo_jax.sharding import arrays, mesh
 from dpo_jax.train import annotate, step
 from dpo_jax.train.manifest import read_manifest
-from dpo_jax.train.metrics import TIMING_KEYS
 from dpo_jax.types import Head, Record
 from dpo_jax.wiring import checks
 from dpo_jax.wiring import objective as wiring

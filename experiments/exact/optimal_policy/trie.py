@@ -12,7 +12,7 @@ import numpy as np
 
 from dpo_jax import exact
 from dpo_jax.data import layouts, planning
-from dpo_jax.models.attention import forest_mask
+from dpo_jax.models import attention, forest
 from dpo_jax.types import Array, Batch, Head, Record, Reports
 
 WORDS, DEPTH = 3, 4
@@ -33,7 +33,8 @@ def apply(table: Array, batch: Batch) -> tuple[Array, Head, Reports]:
       table: f[nodes, words] logits.
       batch: rows of one prompt token and the sequences behind it.
     """
-    seen = forest_mask(batch.docs, batch.branches, batch.positions, window=0)[:, 0]
+    cells = forest.cells_of(batch.docs, batch.branches, batch.positions)
+    seen = attention.DENSE.seen(cells, 0)[:, 0]
     depth = batch.positions  # 0 at the prompt's one token, then 1… along a response
     worth = batch.tokens * jnp.where(depth > 0, WORDS ** jnp.maximum(depth - 1, 0), 0)
     level = jnp.array([*LEVELS])[depth]

@@ -26,7 +26,7 @@ from dpo_jax.train import annotate
 from dpo_jax.types import Batch, Hyper, Params
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring import training
-from dpo_jax.wiring.objective import Losses, hyper, needs_whole_reference
+from dpo_jax.wiring.objective import Losses, needs_whole_reference
 
 ONE_CORE = {"v4": "megacore"}  # topologies that list a chip's cores unless asked not to
 COLLECTIVE = re.compile(
@@ -134,7 +134,7 @@ def compile_run(
             trainer.abstract,
             trainer.frozen,
             batch,
-            abstract_hyper(config, losses, mesh),
+            abstract_hyper(trainer, mesh),
         )
         return [*found, compiled("train step", trainer.step, *given)]
 
@@ -158,9 +158,9 @@ def annotated(ask: Any, params: Params, batch: Batch, mesh: Mesh) -> Batch:
     return annotate.with_tokens(batch, rules.with_shardings(columns, places))
 
 
-def abstract_hyper(config: Config, losses: Losses, mesh: Mesh) -> Hyper:
+def abstract_hyper(trainer: training.Trainer, mesh: Mesh) -> Hyper:
     """Returns the float hyper-parameters as shapes."""
-    values = jax.eval_shape(lambda: hyper(config, losses))
+    values = jax.eval_shape(trainer.hyper)
     return rules.with_shardings(values, dict.fromkeys(values, arrays.replicated(mesh)))
 
 

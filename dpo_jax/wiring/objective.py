@@ -5,7 +5,7 @@ record they take says which objective it is.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax.numpy as jnp
 
@@ -88,14 +88,13 @@ def used_options(config: Config, losses: Losses) -> set[str]:
     return used
 
 
-def hyper(config: Config, losses: Losses) -> Hyper:
-    """Collects the float hyper-parameters as arrays."""
+def hyper(config: Config, losses: Losses, others: Mapping[str, float] = {}) -> Hyper:
+    """Collects the float hyper-parameters as arrays: of the losses, and others."""
     section = config.loss
     values = {"beta": section.beta, "ld_alpha": section.ld_alpha}
     for bound in losses:
         values |= bound.hyper
-    values["lr"] = config.optimizer.lr
-    return {name: jnp.float32(value) for name, value in values.items()}
+    return {name: jnp.float32(v) for name, v in {**values, **others}.items()}
 
 
 def start_stats(losses: Losses) -> Stats:

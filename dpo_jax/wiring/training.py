@@ -67,7 +67,7 @@ def make_trainer(
     steps: int,
 ) -> Trainer:
     """Wires model, loss and optimizer into a step over the mesh; runs nothing."""
-    tx = optimizer.direction(config.optimizer.name, config.optimizer.to_dict())
+    name, values = config.optimizer.name, config.optimizer.to_dict()
     whole = reference if needs_whole_reference(losses) else None
     objective = make_objective(
         config, losses, model.apply, None if whole is None else whole.head
@@ -76,20 +76,22 @@ def make_trainer(
     take = functools.partial(
         step.train_step,
         objective=objective,
-        tx=tx,
-        lr_factor=optimizer.schedule(
-            config.optimizer.schedule,
-            warmup_steps=warmup_steps(config, steps),
-            total_steps=steps,
-        ),
-        clip_norm=config.optimizer.clip,
-        sync=follow(config) if follows else None,
+        tx=lambda hyper: optimizer.direction(name, {**values, **hyper}),
+        lr_factor=optimizer.schedule(config.optimizer.schedule),
+        sync_every=config.ref.sync_every_steps,
     )
-    stats = start_stats(losses)
+    stats, tx = start_stats(losses), optimizer.direction(name, values)
     make = functools.partial(step.init_state, tx=tx, stats=stats)
     abstract, places = state_places(model.spec, make, mesh, follows)
     frozen = abstract_frozen(config, reference, mesh)
     scalar = arrays.replicated(mesh)
+    warmup = warmup_steps(config, steps)
+    floats = {
+        **{key: values[key] for key in ("lr", "eps")},
+        **{key: values[key] for key in ("clip", "weight_decay") if values[key]},
+        **optimizer.pace(warmup_steps=warmup, total_steps=steps),
+        "sync_mix": config.ref.sync_mix,
+    }
     compiled = step.compile_step(
         take,
         state_shardings=places,
@@ -121,7 +123,7 @@ def make_trainer(
         config.objective,
         config.model.dtype,
         objective,
-        lambda: jax.device_put(hyper(config, losses), scalar),
+        lambda: jax.device_put(hyper(config, losses, floats), scalar),
     )
 
 
@@ -147,12 +149,6 @@ def warmup_steps(config: Config, steps: int) -> int:
     """
     share = config.optimizer.warmup_share
     return math.ceil(share * steps) if share else config.optimizer.warmup_steps
-
-
-def follow(config: Config) -> step.Sync:
-    """Builds the move of the reference towards the policy (TR-DPO)."""
-    every, mix = config.ref.sync_every_steps, config.ref.sync_mix
-    return functools.partial(step.follow, every=every, mix=mix)
 
 
 def state_places(

@@ -152,11 +152,9 @@ def read_prompts(config: Config, request: Request) -> list[Text]:
     if request.prompts:
         found = _prompts_of(request.prompts)
     elif name := section.eval:
+        path = section.path if name in sources.LOCAL_COPY else ""
         rows = sources.read(
-            name,
-            split="eval",
-            path=section.path if name in sources.LOCAL_COPY else "",
-            seed=data_wiring.EVAL_SEED,
+            name, sources.Request("eval", path, seed=data_wiring.EVAL_SEED)
         )
         kept, _ = records.validate(
             rows,
@@ -173,7 +171,7 @@ def read_prompts(config: Config, request: Request) -> list[Text]:
 def _prompts_of(file: str) -> list[Text]:
     """Reads the column `prompt` of a file, strings or chats."""
     found, faults = [], []
-    for where, fields in sources.read(file, split="eval"):
+    for where, fields in sources.read(file, sources.Request("eval")):
         prompt = fields.get("prompt") if isinstance(fields, dict) else None
         chat = isinstance(prompt, list) and all(
             isinstance(m, dict) and isinstance(m.get("content"), str) and m.get("role")

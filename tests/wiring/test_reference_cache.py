@@ -17,6 +17,7 @@ from dpo_jax.errors import ConfigError, Preempted
 from dpo_jax.losses import LOSSES
 from dpo_jax.models import hf
 from dpo_jax.sharding import arrays
+from dpo_jax.sharding.mesh import make_mesh
 from dpo_jax.wiring import checks, evaluation
 from dpo_jax.wiring import reference as wiring
 
@@ -67,10 +68,10 @@ def configured(tmp_path_factory):
 
 def prepared(config, workdir, **more):
     """Returns the parts of a run, and what annotates its batches."""
-    rows = checks.check(config, LOSSES)
-    built = checks.make_mesh(config)
-    with jax.set_mesh(built):
-        parts = build.prepare(config, rows, built)
+    losses = checks.check(config, LOSSES)
+    mesh = make_mesh(**config.mesh)
+    with jax.set_mesh(mesh):
+        parts = build.prepare(config, losses, mesh)
         return parts, parts.refer(workdir, **more)
 
 

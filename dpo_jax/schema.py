@@ -74,7 +74,11 @@ KEYS: dict[str, Key] = {
         "or 'none', 'block': what is computed again for the gradient",
         choices=("none", "elementwise", "block"),
     ),
-    "model.attention": Key("auto", "or xla, cudnn (GPU), splash (TPU), dense"),
+    "model.attention": Key(
+        "auto",
+        "or 'xla', 'cudnn' (GPU), 'splash' (TPU), 'dense'",
+        choices=("auto", "xla", "cudnn", "splash", "dense"),
+    ),
     "model.logits_chunk": Key(
         128, "scored tokens per row whose logits are held at once", COUNT
     ),

@@ -29,8 +29,7 @@ class Record(NamedTuple):
       prompt: i32[P] token ids, BOS included if the tokenizer puts one.
       responses: i32[…] token ids each, EOS included; (chosen, rejected) for a pair,
         (completion,) for plain SFT, best first for a ranking.
-      comparisons: (better, worse) responses; () = the two of a plain pair, see
-        `layouts.compared`.
+      comparisons: (better, worse) responses.
       ranked: its responses are a ranking, best first.
       token: name -> what is known of each token of each response, f32[…] each.
         `ref_logps`: nats, the reference's.

@@ -12,7 +12,7 @@ from typing import Any
 
 from dpo_jax.data.kinds import RawRow
 from dpo_jax.data.sources.files import BadRow
-from dpo_jax.errors import ConfigError, DataError, ModelError, unknown
+from dpo_jax.errors import DataError, ModelError
 
 CHUNK = 4096  # texts handed to the tokenizer at once
 
@@ -34,7 +34,6 @@ def encode_all(
     rows: Sequence[RawRow], tokenizer: Any, *, join: str, chat_template: str | None
 ) -> list[Encoded | BadRow]:
     """Encodes strings and chats in bulk and puts them back into the rows' order."""
-    check_option("data.join", join, JOINS)
     chats = [row for row in rows if not isinstance(row.prompt, str)]
     strings = [row for row in rows if isinstance(row.prompt, str)]
     if strings:
@@ -213,12 +212,6 @@ def _ids(tokenizer: Any, texts: Sequence[Any], *, special: bool) -> list[Ids]:
         except Exception as error:  # another library's, e.g. a word it does not know
             raise DataError(f"the tokenizer cannot encode the data: {error}") from error
     return found
-
-
-def check_option(field: str, value: str, known: Any) -> None:
-    """Raises ConfigError, if a word is not known."""
-    if value not in known:
-        raise ConfigError(unknown(field, value, known))
 
 
 def check_eos(tokenizer: Any, path: str) -> None:

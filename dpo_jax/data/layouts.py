@@ -1,19 +1,16 @@
-"""Three ways of filling the same arrays: padded, packed, prefix-shared rows.
+"""Writes planned rows: masks, scored lists and comparisons follow from the documents.
 
-A layout is a planner: from lengths alone it says which documents lie in which row.
-`fill` then writes the rows of any plan; masks, scored lists and comparisons follow from
-the documents, so nothing behind this file asks which layout it was. NumPy only; this
-room knows nothing of models, and text was left behind in `tokenize.py`.
+So nothing behind this file asks which layout `planning.py` was asked for. NumPy only;
+this room knows nothing of models, and text was left behind in `tokenize.py`.
 """
 
-import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from dpo_jax.data import planning
-from dpo_jax.data.planning import Lengths, Plan, Table
+from dpo_jax.data.planning import Plan, Table
 from dpo_jax.data.tokens import Records
 from dpo_jax.types import Batch, Record
 
@@ -31,7 +28,6 @@ class Document(NamedTuple):
 
 
 Rows = list[list[Document]]
-Planner = Callable[[Sequence[Lengths], int], Rows]
 
 
 class Shape(NamedTuple):
@@ -60,45 +56,16 @@ class Shape(NamedTuple):
     response: tuple[str, ...] = ()
 
 
-def compared(record: Record) -> tuple[tuple[int, int], ...]:
-    """Lists (better, worse) responses: those named, or the two of a plain pair."""
-    judged = record.comparisons or "labels" in record.response
-    plain = not judged and len(record.responses) == 2
-    return ((0, 1),) if plain else record.comparisons
-
-
-def kinds_of(records: Sequence[Record]) -> Sequence[Record]:
-    """Returns records that have all columns of all: of flat ones, the first."""
-    return records[:1] if isinstance(records, Records) else records
-
-
-def in_all(columns: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Names the columns that all records have, in the order of the first."""
-    every = iter(columns)
-    names = list(next(every, {}))
-    for each in every:
-        names = [name for name in names if name in each]
-    return tuple(names)
-
-
-def lengths_of(record: Record) -> Lengths:
-    """Measures a record."""
-    prompts, responses, comparisons, groups = measure_all([record])
-    own = tuple(responses[0].tolist())
-    return Lengths(int(prompts[0]), own, int(comparisons[0]), int(groups[0]))
-
-
-def measure_all(records: Sequence[Record]) -> Table:
-    """Measures records; of a million in a second, for no object is made of any."""
+def measure(records: Sequence[Record]) -> Table:
+    """Measures records; flat ones in no time, for no object is made of any."""
     if isinstance(records, Records):
         return records.table()
     return planning.tabulate(
-        len(records),
-        prompts=(len(record.prompt) for record in records),
-        counts=(len(record.responses) for record in records),
-        responses=(len(each) for record in records for each in record.responses),
-        comparisons=(len(compared(record)) for record in records),
-        groups=(len(record.responses) if record.ranked else 0 for record in records),
+        prompts=[len(record.prompt) for record in records],
+        counts=[len(record.responses) for record in records],
+        responses=[len(each) for record in records for each in record.responses],
+        comparisons=[len(record.comparisons) for record in records],
+        groups=[len(record.responses) * record.ranked for record in records],
     )
 
 
@@ -111,31 +78,14 @@ def rows_of(plan: Plan, microbatch: int = 0, start: int = 0) -> Rows:
       start: which of the planned records comes first among those to fill with.
     """
     documents = plan.documents
-    own = np.flatnonzero(plan.microbatches == microbatch)
-    found: Rows = [[] for _ in range(plan.rows[own].max(initial=-1) + 1)]
-    for at in own[np.argsort(-documents.tokens[own], kind="stable")]:
+    places = np.flatnonzero(plan.microbatches == microbatch)
+    rows: Rows = [[] for _ in range(plan.rows[places].max(initial=-1) + 1)]
+    for at in places[np.argsort(-documents.tokens[places], kind="stable")]:
         first, slots = int(documents.firsts[at]), int(documents.slots[at])
         responses = tuple(range(first, first + slots))
         document = Document(int(documents.records[at]) - start, responses)
-        found[plan.rows[at]].append(document)
-    return found
-
-
-def plan_alone(layout: str, lengths: Sequence[Lengths], row_tokens: int) -> Rows:
-    """Plans a microbatch that stands for itself.
-
-    Raises:
-      ValueError: if a document is longer than a row.
-    """
-    table = planning.table_of(lengths)
-    together = np.zeros(len(lengths), np.int32)
-    return rows_of(planning.plan(layout, table, together, row_tokens))
-
-
-def longest_document(layout: str, lengths: Sequence[Lengths]) -> int:
-    """Counts the tokens of the longest document that a layout makes; 0 of none."""
-    documents = planning.LAYOUTS[layout].split(planning.table_of(lengths))
-    return int(documents.tokens.max(initial=0))
+        rows[plan.rows[at]].append(document)
+    return rows
 
 
 def first_in(row: list[Document]) -> list[int]:
@@ -161,22 +111,6 @@ def shape_of(plan: Plan, row_tokens: int, group: int) -> Shape:
         rankings=rankings,
         group=group,
     )
-
-
-def measure(rows: Rows, lengths: Sequence[Lengths], row_tokens: int) -> Shape:
-    """Finds the smallest shape that holds one microbatch; see `shape_of`."""
-    table = planning.table_of(lengths)
-    flat = [(b, document) for b, row in enumerate(rows) for document in row]
-    records = np.array([document.record for _, document in flat], np.int32)
-    firsts = np.array([min(document.responses) for _, document in flat], np.int32)
-    slots = np.array([len(document.responses) for _, document in flat], np.int32)
-    documents = planning.documents_of(table, records, firsts, slots)
-    plan = Plan(
-        documents,
-        microbatches=np.zeros_like(records),
-        rows=np.array([b for b, _ in flat], np.int32),
-    )
-    return shape_of(plan, row_tokens, int(table.groups.max(initial=0)))
 
 
 def empty(shape: Shape) -> Batch:
@@ -307,7 +241,7 @@ def _write_comparisons(
     pairs = [
         (places[i, better], places[i, worse])
         for i in firsts
-        for better, worse in compared(records[i])
+        for better, worse in records[i].comparisons
     ]
     if pairs:
         batch.pairs[local, : len(pairs)] = pairs
@@ -316,14 +250,3 @@ def _write_comparisons(
         for at, i in enumerate(ranked):
             group = [places[i, r] for r in range(len(records[i].responses))]
             batch.groups[local, at, : len(group)] = group
-
-
-padded = functools.partial(plan_alone, "padded")
-packed = functools.partial(plan_alone, "packed")
-prefix_shared = functools.partial(plan_alone, "prefix_shared")
-
-LAYOUTS: dict[str, Planner] = {
-    "padded": padded,
-    "packed": packed,
-    "prefix_shared": prefix_shared,
-}

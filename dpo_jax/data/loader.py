@@ -104,7 +104,7 @@ class Settings:
     Attributes:
       pairs: records per optimizer step, over the whole mesh.
       microbatches: parts of a step that are run one after the other.
-      layout: a name of `layouts.LAYOUTS`.
+      layout: a name of `planning.LAYOUTS`.
       row_tokens: T; 0 = chosen from the lengths.
       shards: devices that rows are spread over.
       even_tokens: see `row_cost`; read where T is chosen.
@@ -218,11 +218,11 @@ class Loader:
         self._rows = bucketed(needed, self.buckets).tolist()
         most = int(table.groups.max(initial=0))
         shape = layouts.shape_of(self._plan, chosen, most)
-        alike = layouts.kinds_of(records)
+        alike = records[0]  # they have the same columns
         self._largest = shape._replace(
             scored=round_up(shape.scored, SCORED_MULTIPLE),
-            token=layouts.in_all(record.token for record in alike),
-            response=layouts.in_all(record.response for record in alike),
+            token=tuple(alike.token),
+            response=tuple(alike.response),
         )
         # where each step begins, among all steps' records and among their documents
         self._firsts = [0, *accumulate(map(len, steps))]
@@ -236,9 +236,9 @@ class Loader:
         """Returns the lengths of all steps' records, in order."""
         if self._join is None:
             order = np.fromiter(chain.from_iterable(self._steps), np.int64)
-            return planning.take(layouts.measure_all(self._records), order)
+            return planning.take(layouts.measure(self._records), order)
         joined = chain.from_iterable(map(self.records_at, range(len(self))))
-        return planning.table_of([layouts.lengths_of(record) for record in joined])
+        return layouts.measure(list(joined))
 
     def _planned(self, step: int) -> Plan:
         """Cuts the plan of a step's microbatches out of that of the run."""

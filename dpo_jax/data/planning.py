@@ -5,27 +5,12 @@ million of them take seconds: a loop here runs over the documents of a microbatc
 all microbatches side by side. This room knows lengths only, neither tokens nor text.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-
-class Lengths(NamedTuple):
-    """What planning knows of a record.
-
-    Attributes:
-      prompt: tokens of its prompt.
-      responses: tokens of each of its responses, none of them empty.
-      comparisons: number of its comparisons.
-      group: number of its responses, if they are a ranking; else 0.
-    """
-
-    prompt: int
-    responses: tuple[int, ...]
-    comparisons: int = 0
-    group: int = 0
+Numbers = np.ndarray | Sequence[int]
 
 
 class Table(NamedTuple):
@@ -34,8 +19,8 @@ class Table(NamedTuple):
     Attributes:
       prompts: i32[N].
       responses: i32[N, K] with K of the record that has most; 0 = it has no such.
-      comparisons: i32[N].
-      groups: i32[N].
+      comparisons: i32[N] how many each has.
+      groups: i32[N] its responses, if they are a ranking; else 0.
     """
 
     prompts: np.ndarray
@@ -81,46 +66,28 @@ class Plan(NamedTuple):
 
 
 def tabulate(
-    size: int,
     *,
-    prompts: Iterable[int],
-    counts: Iterable[int],
-    responses: Iterable[int],
-    comparisons: Iterable[int],
-    groups: Iterable[int],
+    prompts: Numbers,
+    counts: Numbers,
+    responses: Numbers,
+    comparisons: Numbers,
+    groups: Numbers,
 ) -> Table:
-    """Turns the lengths of `size` records into columns.
+    """Turns the lengths of N records into columns.
 
     Args:
-      size: N.
-      prompts: N of them, as are the others but for `responses`.
-      counts: responses of each record.
+      prompts: N numbers of tokens.
+      counts: N numbers of responses.
       responses: tokens of all responses, record after record.
-      comparisons: see `Lengths`.
+      comparisons: as in `Table`.
       groups: likewise.
     """
-    many = np.fromiter(counts, np.int32, size)
-    there = np.arange(many.max(initial=0)) < many[:, None]
-    tokens = np.zeros(there.shape, np.int32)
-    tokens[there] = np.fromiter(responses, np.int32, many.sum())
-    return Table(
-        np.fromiter(prompts, np.int32, size),
-        tokens,
-        np.fromiter(comparisons, np.int32, size),
-        np.fromiter(groups, np.int32, size),
-    )
-
-
-def table_of(lengths: Sequence[Lengths]) -> Table:
-    """Turns the lengths of records into columns."""
-    return tabulate(
-        len(lengths),
-        prompts=(each.prompt for each in lengths),
-        counts=(len(each.responses) for each in lengths),
-        responses=chain.from_iterable(each.responses for each in lengths),
-        comparisons=(each.comparisons for each in lengths),
-        groups=(each.group for each in lengths),
-    )
+    many = np.asarray(counts, np.int32)
+    held = np.arange(many.max(initial=0)) < many[:, None]
+    tokens = np.zeros(held.shape, np.int32)
+    tokens[held] = responses
+    columns = (np.asarray(each, np.int32) for each in (prompts, comparisons, groups))
+    return Table(next(columns), tokens, *columns)
 
 
 def take(table: Table, order: np.ndarray | slice) -> Table:

@@ -49,9 +49,9 @@ def prepare(
     dropped = {**reading.counts.dropped, **cut.dropped}
     total = Counts(reading.counts.read, len(kept), dropped)
     report = {
-        **total.as_dict(),
+        **total._asdict(),
         "summary": f"{total.render()}; {cut.render()}",
-        "cut": cut.as_dict(),
+        "cut": cut._asdict(),
     }
     if apart:
         kept = kept.apart()

@@ -7,14 +7,14 @@ kept as it is or refused with its place and reason.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dpo_jax.data import columns
 from dpo_jax.data.columns import Message, Text
 from dpo_jax.data.kinds import KINDS, RawRow
 from dpo_jax.data.sources.files import BadRow, Fields
 from dpo_jax.data.sources.hh import split_transcripts
-from dpo_jax.errors import ConfigError, DataError, unknown
+from dpo_jax.errors import DataError
 
 __all__ = ["KINDS", "Counts", "Faults", "Message", "RawRow", "Reading", "Text"]
 
@@ -34,10 +34,6 @@ class Counts(NamedTuple):
     def render(self) -> str:
         """Returns `dropped 9 (3 empty, 3 identical, 3 mismatched)`."""
         return f"dropped {self.read - self.kept}{_reasons(self.dropped)}"
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns what data.json holds."""
-        return {"read": self.read, "kept": self.kept, "dropped": dict(self.dropped)}
 
 
 class Faults:
@@ -140,15 +136,7 @@ class Reading:
           format: '' for columns of strings or chats; `hh` for transcripts.
           on_bad_row: `error` or `drop`.
           rated: a row with ratings, where one is known; see `RatedLater`.
-
-        Raises:
-          ConfigError: if an option is not known.
         """
-        assert kind in KINDS, kind
-        if format not in FORMATS:
-            raise ConfigError(unknown("data.format", format, map(repr, FORMATS)))
-        if on_bad_row not in ("error", "drop"):
-            raise ConfigError(unknown("data.on_bad_row", on_bad_row, ("error", "drop")))
         self._rows, self._on_bad_row, self._rated = rows, on_bad_row, rated
         self._take, self._split = KINDS[kind], FORMATS[format]
         self._unrated = False

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dpo_jax.data.encode import Encoded, Ids, check_eos, check_option, encode_all
+from dpo_jax.data.encode import Encoded, Ids, check_eos, encode_all
 from dpo_jax.data.records import Faults, RawRow
 from dpo_jax.data.sources.files import BadRow
 from dpo_jax.data.tokens import Gathered, Records
@@ -19,8 +19,6 @@ from dpo_jax.errors import DataError, ModelError
 
 CHUNK = 1024  # rows encoded at once; their text is forgotten before the next are read
 CONFIGS = ("config.json", "tokenizer_config.json", "processor_config.json")
-SIDES = ("keep_end", "keep_start")
-ROOMS = ("rest", "fixed")
 
 
 class Cut(NamedTuple):
@@ -43,10 +41,6 @@ class TokenCounts(NamedTuple):
         """Returns `cut 2 of 9 rows (30 prompt, 5 response tokens)`."""
         tokens = f"{self.prompt_tokens_cut} prompt, {self.response_tokens_cut} response"
         return f"cut {self.cut_rows} of {self.kept} rows ({tokens} tokens)"
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns what data.json holds."""
-        return self._asdict()
 
 
 def load_tokenizer(path: str, revision: str = "") -> Any:
@@ -173,11 +167,7 @@ def tokenize(
     Raises:
       DataError: on bad rows under `error`; if no row is left.
       ModelError: if a chat has no template, or strings have no EOS to end with.
-      ConfigError: if an option is not known.
     """
-    check_option("data.truncate_prompt", truncate_prompt, SIDES)
-    check_option("data.truncate_response", truncate_response, ROOMS)
-    check_option("data.on_bad_row", on_bad_row, ("error", "drop"))
     shorten = partial(
         truncate,
         max_tokens=max_tokens,

@@ -67,7 +67,6 @@ class Records(Sequence[Record]):
         """Returns the lengths, for planning."""
         counts = np.diff(self.firsts).astype(np.int32) - 1
         return tabulate(
-            len(self),
             prompts=self.lengths[self.firsts[:-1]],
             counts=counts,
             responses=np.delete(self.lengths, self.firsts[:-1]),

@@ -19,8 +19,7 @@ from dpo_jax import errors
 from dpo_jax.models import blockwise, forest, splash
 from dpo_jax.models.forest import Cells
 from dpo_jax.sharding import mesh
-
-Array = Any
+from dpo_jax.types import Array
 
 WIDE = jnp.float32  # of logits and their softmax
 HALF = (jnp.bfloat16, jnp.float16)  # what cuDNN's attention computes in
@@ -30,25 +29,8 @@ SHORT_ROW = 2 * blockwise.BLOCK  # tokens; what blocks save up to here, compilin
 BY_XLA = ("auto", "xla")  # the names that leave it to us how XLA computes a short row
 
 
-def forest_mask(
-    docs: Array, branches: Array, positions: Array, window: int | Array
-) -> Array:
-    """Says which key each query sees, by the rule of `forest.visible`.
-
-    Args:
-      docs: i32[B, T] document of each token, from 1; 0 = padding.
-      branches: i32[B, T] 0 = prompt, 1… = response.
-      positions: i32[B, T] position within prompt + response.
-      window: tokens that a query sees, itself included; 0 = all.
-
-    Returns:
-      bool[B, 1, T, T], queries before keys.
-    """
-    return _mask(forest.cells_of(docs, branches, positions), window)
-
-
 def _mask(cells: Cells, window: int | Array) -> Array:
-    """Applies the rule to all pairs of a row: bool[B, 1, T, T]."""
+    """Says which key each query of a row sees: bool[B, 1, T, T], queries first."""
     query = jax.tree.map(lambda x: x[:, None, :, None], cells)
     key = jax.tree.map(lambda x: x[:, None, None, :], cells)
     return forest.visible(query, key, window)
@@ -132,12 +114,6 @@ class Backend(NamedTuple):
 
     seen: Callable[[Cells, int | Array], Any]
     attend: Callable[[Array, Array, Array, Any, float, float], Array]
-
-
-def faults(name: str) -> list[str]:
-    """Names what is wrong with a `model.attention`."""
-    known = sorted((*BACKENDS, AUTO))
-    return [] if name in known else [errors.unknown("model.attention", name, known)]
 
 
 def resolve(name: str, *, dtype: Any, softcap: float = 0.0) -> str:

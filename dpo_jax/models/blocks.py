@@ -18,8 +18,8 @@ from dpo_jax.models.attention import Backend
 from dpo_jax.models.cache import Kept
 from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.sharding import mesh
+from dpo_jax.types import Array
 
-Array = Any
 Tree = dict[str, Any]
 Map = Callable[[Array], Array]
 

@@ -19,9 +19,7 @@ from dpo_jax.heads import wide
 from dpo_jax.models import forest
 from dpo_jax.models.forest import Cells
 from dpo_jax.sharding.arrays import on_each_shard
-
-Array = Any
-
+from dpo_jax.types import Array
 
 BLOCK = 64  # tokens; measured on CPU against 128: finer blocks waste less of a document
 GROUP = 8

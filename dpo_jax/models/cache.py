@@ -6,15 +6,14 @@ p mod S; which position a slot holds follows from the row's newest position, so 
 else need be stored, and rows of different lengths share one array.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from dpo_jax.models.spec import DecoderSpec
-
-Array = Any
+from dpo_jax.types import Array
 
 
 class Kept(NamedTuple):

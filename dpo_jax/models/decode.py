@@ -17,9 +17,8 @@ from dpo_jax.models import rope as rope_lib
 from dpo_jax.models.attention import DENSE
 from dpo_jax.models.cache import Cache, Kept
 from dpo_jax.models.decoder import Decoder, Layer, layers_of
-from dpo_jax.types import Batch, Head, Params
+from dpo_jax.types import Array, Batch, Head, Params
 
-Array = Any
 Weights = dict[str, Any]
 
 

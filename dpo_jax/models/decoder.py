@@ -30,15 +30,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from dpo_jax import errors
 from dpo_jax.models import attention as attention_lib
 from dpo_jax.models import blocks, forest
 from dpo_jax.models import rope as rope_lib
 from dpo_jax.models.cache import Kept
 from dpo_jax.models.spec import LAYOUTS, DecoderSpec
-from dpo_jax.types import Batch, Head, Params
+from dpo_jax.types import Array, Batch, Head, Params
 
-Array = Any
 Tree = dict[str, Any]
 
 INIT_STD = 0.02
@@ -116,16 +114,6 @@ def leaves(spec: DecoderSpec) -> dict[str, Leaf]:
     return found | _head_leaves(spec)
 
 
-def nest(flat: dict[str, Any]) -> Tree:
-    """Turns {'a/b': leaf} into {'a': {'b': leaf}}."""
-    return traverse_util.unflatten_dict(flat, sep="/")
-
-
-def flatten(tree: Tree) -> dict[str, Any]:
-    """Turns {'a': {'b': leaf}} into {'a/b': leaf}."""
-    return {**traverse_util.flatten_dict(tree, sep="/")}
-
-
 def init_params(spec: DecoderSpec, key: Array) -> Params:
     """Draws parameters to train from scratch.
 
@@ -148,13 +136,15 @@ def init_params(spec: DecoderSpec, key: Array) -> Params:
         path_key = jax.random.fold_in(key, zlib.crc32(path.encode()) & 0x7FFFFFFF)
         return leaf.std * jax.random.normal(path_key, leaf.shape, jnp.float32)
 
-    return nest({path: draw(path, leaf) for path, leaf in leaves(spec).items()})
+    drawn = {path: draw(path, leaf) for path, leaf in leaves(spec).items()}
+    return traverse_util.unflatten_dict(drawn, sep="/")
 
 
 def abstract_params(spec: DecoderSpec) -> Params:
     """Returns the tree of `init_params` as `jax.ShapeDtypeStruct`s, at no cost."""
     shape = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32)  # noqa: E731
-    return nest({path: shape(leaf) for path, leaf in leaves(spec).items()})
+    shapes = {path: shape(leaf) for path, leaf in leaves(spec).items()}
+    return traverse_util.unflatten_dict(shapes, sep="/")
 
 
 class Layer(NamedTuple):
@@ -205,14 +195,6 @@ class Decoder(nn.Module):
     length: int = 0
     shared: bool = True
     constrain: Callable[[Array], Array] = lambda x: x
-
-    def __post_init__(self):
-        """Refuses unknown options before anything is traced."""
-        with errors.collected(errors.ConfigError) as complaints:
-            if self.remat not in REMATS:
-                complaints.append(errors.unknown("model.remat", self.remat, REMATS))
-            complaints.extend(attention_lib.faults(self.attention))
-        super().__post_init__()
 
     @nn.compact
     def __call__(self, batch: Batch) -> tuple[Array, Head]:

@@ -4,13 +4,13 @@ A row holds documents, a document a prompt and the responses that grow from it. 
 file knows nothing of queries, keys or kernels.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
-Array = Any
+from dpo_jax.types import Array
 
 
 class Cells(NamedTuple):

@@ -19,27 +19,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
-from jax.experimental import multihost_utils
+from flax import traverse_util
 
 from dpo_jax import errors
 from dpo_jax.files import sync
 from dpo_jax.models import decoder, files, scalar
 from dpo_jax.models.families import FAMILIES, spec_of
-from dpo_jax.models.files import Stored, read_config, resolve
+from dpo_jax.models.files import Stored, read_config
 from dpo_jax.models.spec import DecoderSpec, Row
 from dpo_jax.models.tensors import OPS, Index, folded, names_of, part_shapes, rows_of
-from dpo_jax.types import Params
-
-Array = Any
-
-__all__ = [
-    "load_params",
-    "read_config",
-    "resolve",
-    "save_params",
-    "scalar_spec_of",
-    "spec_of",
-]
+from dpo_jax.sharding.arrays import to_every_host
+from dpo_jax.types import Array, Params
 
 DTYPES = ("F64", "F32", "F16", "BF16")  # of tensors that are read
 EXPORT_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -143,7 +133,7 @@ def load_params(folder: str | Path, spec: DecoderSpec, shardings: Any = None) ->
         mis-shaped (one error names all).
     """
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    places = {} if shardings is None else decoder.flatten(shardings)
+    places: Any = traverse_util.flatten_dict(shardings or {}, sep="/")
     flat: dict[str, Array] = {}
     with contextlib.ExitStack() as stack:
         stored = files.open_weights(Path(folder), stack)
@@ -157,7 +147,7 @@ def load_params(folder: str | Path, spec: DecoderSpec, shardings: Any = None) ->
                 place = here if shardings is None else places[path]
                 flat[path] = jax.make_array_from_callback(shape, place, read)
                 flat[path].block_until_ready()  # else the host holds every leaf at once
-    return decoder.nest(flat)
+    return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def _reader(
@@ -285,24 +275,17 @@ def _source(folder: Path, spec: DecoderSpec, dtype: str) -> dict[str, bytes]:
     return copied
 
 
-def _host(x: Array) -> np.ndarray:
-    """Brings one array to the host, from other hosts too."""
-    if isinstance(x, jax.Array) and not x.is_fully_addressable:
-        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
-    return np.asarray(x)
-
-
 def _tensors(
     params: Params, spec: DecoderSpec, rows: list[Row]
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yields every tensor of the family under its HF name, one at a time."""
-    flat = decoder.flatten(params)
+    flat: Any = traverse_util.flatten_dict(params, sep="/")
     assert set(flat) == set(decoder.leaves(spec)), "params are not those of the spec"
     for row in rows:
         stacked = "{i}" in row.name
         for layer, name in enumerate(names_of(row, spec)):
             leaves = [flat[path] for path in row.paths]
-            parts = [_host(leaf[layer] if stacked else leaf) for leaf in leaves]
+            parts = [to_every_host(leaf[layer] if stacked else leaf) for leaf in leaves]
             yield name, OPS[row.op].join(parts, spec.head_dim)
 
 

@@ -7,14 +7,12 @@ nothing of attention or parameters.
 """
 
 import math
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from dpo_jax.models.spec import DecoderSpec, RopeScaling
-
-Array = Any
+from dpo_jax.types import Array
 
 
 def frequencies(

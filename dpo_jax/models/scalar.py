@@ -16,9 +16,8 @@ import jax.numpy as jnp
 
 from dpo_jax.models import decoder
 from dpo_jax.models.spec import DecoderSpec
-from dpo_jax.types import Head, Params
+from dpo_jax.types import Array, Head, Params
 
-Array = Any
 Config = dict[str, Any]
 
 CLASSIFIER = "ForSequenceClassification"

@@ -6,7 +6,7 @@ neither jax nor the files of a model.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 from dpo_jax import errors
@@ -165,7 +165,8 @@ class Family(NamedTuple):
     """How one HF `model_type` is read and written.
 
     Attributes:
-      from_hf: `config.json` as a dict -> spec; raises `ModelError`.
+      known: attributes of its `config.json`, beside those that nobody reads.
+      read: `families.common.Given` -> spec; its complaints become one `ModelError`.
       to_hf: spec -> `config.json` as a dict.
       table: every tensor that some model of the family has; rows whose paths a spec
         does not have are left out.
@@ -178,7 +179,8 @@ class Family(NamedTuple):
         nothing is ever run from the folder.
     """
 
-    from_hf: Callable[[dict[str, Any]], DecoderSpec]
+    known: Collection[str]
+    read: Callable[[Any], DecoderSpec]
     to_hf: Callable[[DecoderSpec], dict[str, Any]]
     table: tuple[Row, ...]
     ignored: tuple[str, ...] = ()

@@ -20,8 +20,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.sharding import PartitionSpec as P
 
 from dpo_jax.sharding.arrays import ROW_AXES
-
-Array = Any
+from dpo_jax.types import Array
 
 BLOCK = 128  # tokens, of queries and of keys; the kernel's lanes
 SIZES = kernels.BlockSizes(

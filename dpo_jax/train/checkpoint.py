@@ -27,7 +27,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from dpo_jax.config import best_of
-from dpo_jax.errors import ConfigError, ModelError, WriteError, collected, unknown
+from dpo_jax.errors import ConfigError, ModelError, WriteError, unknown
 from dpo_jax.files import is_local, set_aside
 from dpo_jax.sharding.agree import exchange
 from dpo_jax.train import watchdog
@@ -68,7 +68,7 @@ class Checkpoints:
         keep: int,
         keep_best: str = "",
     ):
-        """Looks at the arguments; touches nothing on disk.
+        """Touches nothing on disk.
 
         Args:
           folder: where the step folders lie; may be `gs://…`.
@@ -76,21 +76,7 @@ class Checkpoints:
           keep: how many of the newest steps are kept.
           keep_best: metric whose best step is kept as well, as `config.best_of` reads
             it; '' = none.
-
-        Raises:
-          ConfigError: if a value is out of range.
         """
-        with collected(ConfigError) as complaints:
-            if every_steps < 0:
-                complaints.append(
-                    f"checkpoint.every_steps={every_steps} must not be negative; "
-                    "use 0 to save only at the end"
-                )
-            if keep < 1:
-                complaints.append(
-                    f"checkpoint.keep={keep} must be at least 1; the newest "
-                    "checkpoint is what a relaunch starts from"
-                )
         self._folder = epath.Path(folder)
         if is_local(self._folder):
             self._folder = self._folder.absolute()  # orbax refuses relative paths

@@ -21,16 +21,6 @@ from dpo_jax.lines import Seal
 
 PART_SECONDS = 60.0  # between the parts of an object store, at least
 
-TIMING_KEYS = frozenset(
-    (
-        "tokens_per_second",
-        "pairs_per_second",
-        "step_seconds",
-        "data_wait_seconds",
-        "mfu",
-    )
-)
-
 
 class MetricsLog:
     """Appends to metrics.jsonl and to TensorBoard events.

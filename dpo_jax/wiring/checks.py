@@ -191,7 +191,7 @@ def check_data(losses: Losses, given: Section, data: Data) -> None:
         return
     with collected(DataError) as complaints:
         for split, records in (("train", data.train), ("eval", data.eval)):
-            if not all("ratings" in r.response for r in layouts.kinds_of(records)):
+            if not all("ratings" in r.response for r in records[:1]):
                 complaints.append(
                     f"data.{split} has no columns 'score_chosen' and 'score_rejected' "
                     f"(or 'margin'), which loss.name={objective.name_of(losses)!r} "
@@ -211,10 +211,10 @@ def check_partners(losses: Losses, ld_alpha: float, data: Data) -> None:
     by = f"loss.name={objective.name_of(losses)!r} with loss.ld_alpha={ld_alpha}"
     with collected(DataError) as complaints:
         for split, records in (("train", data.train), ("eval", data.eval)):
-            compared = layouts.measure_all(records).comparisons if records else ()
+            compared = layouts.measure(records).comparisons if records else ()
             for at in np.flatnonzero(np.asarray(compared) > 1):
                 record = records[int(at)]
-                both = [r for pair in layouts.compared(record) for r in pair]
+                both = [r for pair in record.comparisons for r in pair]
                 if len(set(both)) < len(both):
                     complaints.append(
                         f"data.{split}: row {record.index} has a response in two "

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from jax.sharding import Mesh
 
 from dpo_jax.config import Config
 from dpo_jax.data.loader import Loader
-from dpo_jax.models.decoder import abstract_params, flatten
+from dpo_jax.models.decoder import abstract_params, leaves
 from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.objectives import OBJECTIVES
 from dpo_jax.sharding import arrays, rules
@@ -201,9 +202,10 @@ def make_facts(
 @functools.cache
 def sizes(spec: DecoderSpec) -> throughput.Sizes:
     """Counts what the FLOPs of a model depend on; a scalar head costs nothing."""
-    layers = flatten(abstract_params(spec)["layers"])
+    kernels = re.compile("layers/.*/kernel")
+    shapes = (leaf.shape for p, leaf in leaves(spec).items() if kernels.fullmatch(p))
     return throughput.Sizes(
-        trunk=sum(leaf.size for p, leaf in layers.items() if p.endswith("/kernel")),
+        trunk=sum(map(math.prod, shapes)),
         head=0 if spec.scalar else spec.width * spec.vocab,
         queries=spec.heads * spec.head_dim,
     )

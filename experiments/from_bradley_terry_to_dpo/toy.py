@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dpo_jax.data import layouts
+from dpo_jax.data import layouts, planning
 from dpo_jax.types import Array, Batch, Head, Params, Record, Reports
 
 WORDS = "<pad> Where is Shanghai ? in China Japan a city In It I think".split()
@@ -40,7 +40,8 @@ def encode(text: str) -> np.ndarray:
 
 def record(*answers: str) -> Record:
     """Makes the question with some answers to it a record."""
-    return Record(0, encode(PROMPT), tuple(map(encode, answers)))
+    pair = ((0, 1),) if len(answers) == 2 else ()
+    return Record(0, encode(PROMPT), tuple(map(encode, answers)), comparisons=pair)
 
 
 def rows(
@@ -50,13 +51,15 @@ def rows(
 
     Args:
       records: what to lay out.
-      layout: a name of `layouts.LAYOUTS`.
+      layout: a name of `planning.LAYOUTS`.
       row_tokens: length of a row; 0 = the shortest that fits.
     """
-    lengths = [layouts.lengths_of(item) for item in records]
-    row_tokens = row_tokens or layouts.longest_document(layout, lengths)
-    plan = layouts.LAYOUTS[layout](lengths, row_tokens)
-    return layouts.fill(plan, records, layouts.measure(plan, lengths, row_tokens))
+    table = layouts.measure(records)
+    longest = int(planning.LAYOUTS[layout].split(table).tokens.max())
+    row_tokens, together = row_tokens or longest, np.zeros(len(records), np.int32)
+    plan = planning.plan(layout, table, together, row_tokens)
+    shape = layouts.shape_of(plan, row_tokens, group=0)
+    return layouts.fill(layouts.rows_of(plan), records, shape)
 
 
 def answer_rows() -> Batch:

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpo_jax.data import layouts
+from dpo_jax.data import layouts, planning
+from dpo_jax.data.planning import Plan
 from dpo_jax.models import attention, forest
 from dpo_jax.types import Batch, Record
 
@@ -34,16 +35,24 @@ def drawn_rows(count: int, row_tokens: int) -> Batch:
 
     records: list[Record] = []
     while True:
-        record = Record(len(records), ids(PROMPT), (ids(RESPONSE), ids(RESPONSE)))
-        found = [layouts.lengths_of(one) for one in (*records, record)]
-        if layouts.longest_document("prefix_shared", found) > row_tokens:
+        answers = ids(RESPONSE), ids(RESPONSE)
+        record = Record(len(records), ids(PROMPT), answers, comparisons=((0, 1),))
+        if len(record.prompt) + sum(map(len, answers)) > row_tokens:
             continue
-        if len(layouts.prefix_shared(found, row_tokens)) > count:
+        plan = plan_of([*records, record], row_tokens)
+        if plan.rows.max() == count:
             break
         records.append(record)
-    lengths = [layouts.lengths_of(one) for one in records]
-    rows = layouts.prefix_shared(lengths, row_tokens)
-    return layouts.fill(rows, records, layouts.measure(rows, lengths, row_tokens))
+    plan = plan_of(records, row_tokens)
+    shape = layouts.shape_of(plan, row_tokens, group=0)
+    return layouts.fill(layouts.rows_of(plan), records, shape)
+
+
+def plan_of(records: list[Record], row_tokens: int) -> Plan:
+    """Plans one microbatch."""
+    together = np.zeros(len(records), np.int32)
+    table = layouts.measure(records)
+    return planning.plan("prefix_shared", table, together, row_tokens)
 
 
 def pass_of(name: str) -> Callable:

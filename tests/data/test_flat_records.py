@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dpo_jax.data.layouts import measure_all
+from dpo_jax.data.layouts import measure
 from dpo_jax.data.tokens import Gathered
 
 PAIRS = [  # index, prompt, responses, ratings
@@ -48,7 +48,7 @@ def test_lengths_are_those_of_the_records(ranked):
     """Measured from the arrays, and from the records one by one."""
     rows = [*PAIRS, (9, [1, 1, 1], ([5], [6], [7, 7]), (0.0, 0.0, 0.0))]
     records = gather(rows, ranked)
-    want = measure_all(list(records))
+    want = measure(list(records))
     for column, other in zip(records.table(), want, strict=True):
         np.testing.assert_array_equal(column, other)
         assert column.dtype == other.dtype

@@ -6,9 +6,10 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from layout_cases import longest, rows_of
 
 from dpo_jax.data import layouts, planning
-from dpo_jax.data.layouts import Lengths, Shape
+from dpo_jax.data.layouts import Shape
 from dpo_jax.types import Batch, Record
 
 REQUIRED = [name for name in Batch._fields if name not in Batch._field_defaults]
@@ -17,19 +18,13 @@ REQUIRED = [name for name in Batch._fields if name not in Batch._field_defaults]
 def record(index, prompt, *responses):
     ids = iter(range(100 * (index + 1), 100 * (index + 2)))
     take = lambda n: np.array([next(ids) for _ in range(n)], np.int32)  # noqa: E731
-    return Record(index, take(prompt), tuple(take(n) for n in responses))
+    comparisons = ((0, 1),) * (len(responses) == 2)
+    return Record(index, take(prompt), tuple(take(n) for n in responses), comparisons)
 
 
 def judged(record, **response):
     """Gives a record columns of responses."""
-    return record._replace(response=response)
-
-
-def rows_of(layout, records, row_tokens):
-    lengths = [layouts.lengths_of(r) for r in records]
-    rows = layouts.LAYOUTS[layout](lengths, row_tokens)
-    shape = layouts.measure(rows, lengths, row_tokens)
-    return rows, shape, layouts.fill(rows, records, shape)
+    return record._replace(response=response, comparisons=())
 
 
 def test_prefix_shared_row_by_hand():
@@ -61,16 +56,14 @@ def test_padded_pair_lies_in_two_rows():
 
 def test_first_fit_decreasing_by_hand():
     """Sizes 3, 5, 2, 6 in rows of 8: 6 + 2, then 5 + 3."""
-    lengths = [Lengths(1, (n,)) for n in (2, 4, 1, 5)]
-    rows = layouts.packed(lengths, 8)
+    rows, _, _ = rows_of("packed", [record(0, 1, n) for n in (2, 4, 1, 5)], 8)
     assert [[d.record for d in row] for row in rows] == [[3, 2], [1, 0]]
 
 
 def test_too_long_a_document_is_refused():
-    with pytest.raises(ValueError, match="9 tokens do not fit a row of 8"):
-        layouts.packed([Lengths(4, (5,))], 8)
-    with pytest.raises(ValueError, match="9 tokens do not fit a row of 8"):
-        layouts.padded([Lengths(4, (5,))], 8)
+    for layout in planning.LAYOUTS:
+        with pytest.raises(ValueError, match="9 tokens do not fit a row of 8"):
+            rows_of(layout, [record(0, 4, 5)], 8)
 
 
 def test_a_process_fills_only_its_rows_and_counts_slots_globally():
@@ -94,13 +87,12 @@ records_strategy = st.lists(
 
 
 @settings(deadline=None, max_examples=60)
-@given(records_strategy, st.sampled_from(sorted(layouts.LAYOUTS)), st.integers(0, 3))
+@given(records_strategy, st.sampled_from(sorted(planning.LAYOUTS)), st.integers(0, 3))
 def test_every_response_is_scored_once_behind_its_own_prompt(sizes, layout, spare):
     """Reading a row back through parents and branches gives each record again."""
     records = [record(i, *n) for i, n in enumerate(sizes)]
-    lengths = [layouts.lengths_of(r) for r in records]
-    row_tokens = layouts.longest_document(layout, lengths) + spare
-    rows, shape, batch = rows_of(layout, records, row_tokens)
+    row_tokens = longest(layout, records) + spare
+    _, shape, batch = rows_of(layout, records, row_tokens)
     found = {}
     for b in range(shape.rows):
         for slot in range(shape.slots):
@@ -192,36 +184,18 @@ def test_a_column_of_tokens_stands_beside_the_scored_list():
     np.testing.assert_array_equal(batch.token["ref_logps"], want)
 
 
-def test_what_is_compared():
-    """Two responses without labels are a pair; else what is named, and no more."""
-    pair = record(0, 1, 1, 1)
-    assert layouts.compared(pair) == ((0, 1),)
-    assert layouts.compared(pair._replace(comparisons=((1, 0),))) == ((1, 0),)
-    assert layouts.compared(judged(pair, labels=(1, 0))) == ()
-    assert layouts.compared(record(0, 1, 1)) == layouts.compared(record(0, 1, 1, 1, 1))
-    assert layouts.compared(record(0, 1, 1)) == ()
-
-
-def test_a_run_has_the_columns_that_all_records_have():
-    both, one = {"labels": (1,), "ratings": (0,)}, {"ratings": (2,)}
-    assert layouts.in_all([both, both]) == ("labels", "ratings")
-    assert layouts.in_all([both, one]) == layouts.in_all([one, both]) == ("ratings",)
-    assert layouts.in_all([one, {}]) == layouts.in_all([]) == ()
-
-
 @settings(deadline=None, max_examples=40)
 @given(
     st.lists(
         st.lists(st.integers(1, 6), min_size=3, max_size=5), min_size=1, max_size=5
     ),
-    st.sampled_from(sorted(layouts.LAYOUTS)),
+    st.sampled_from(sorted(planning.LAYOUTS)),
     st.integers(0, 3),
 )
 def test_groups_and_pairs_name_the_responses_in_order(sizes, layout, spare):
     """Reading targets back through `groups` gives each ranking; `pairs` its pairs."""
     records = [ranking(i, *n) for i, n in enumerate(sizes)]
-    lengths = [layouts.lengths_of(r) for r in records]
-    row_tokens = layouts.longest_document(layout, lengths) + spare
+    row_tokens = longest(layout, records) + spare
     _, shape, batch = rows_of(layout, records, row_tokens)
     texts = {
         b * shape.slots + s: tuple(batch.targets[b, batch.slots[b] == s])
@@ -238,7 +212,7 @@ def test_groups_and_pairs_name_the_responses_in_order(sizes, layout, spare):
     )
 
 
-@pytest.mark.parametrize("layout", layouts.LAYOUTS)
+@pytest.mark.parametrize("layout", planning.LAYOUTS)
 @pytest.mark.parametrize("window", [0, 1, 3, 100])
 def test_visible_pairs_are_those_of_the_mask(layout, window):
     """Counted one by one in the arrays, as the dimension key says who sees whom."""
@@ -252,6 +226,6 @@ def test_visible_pairs_are_those_of_the_mask(layout, window):
             near = not window or positions[q] - positions[k] < window
             on_the_way = branches[k] in (0, branches[q])
             seen += docs[q] > 0 and docs[q] == docs[k] and on_the_way and near
-    table = planning.table_of([layouts.lengths_of(r) for r in records])
+    table = layouts.measure(records)
     documents = planning.LAYOUTS[layout].split(table)
     assert planning.visible_pairs(table, documents, window) == seen > 0

@@ -22,7 +22,8 @@ def records(n, seed=0):
     def ids(low, high):
         return rng.integers(1, 50, rng.integers(low, high)).astype(np.int32)
 
-    return [Record(i, ids(2, 9), (ids(1, 9), ids(1, 9))) for i in range(n)]
+    rows = [(ids(2, 9), (ids(1, 9), ids(1, 9))) for _ in range(n)]
+    return [Record(i, *row, comparisons=((0, 1),)) for i, row in enumerate(rows)]
 
 
 def make(layout="prefix_shared", *, steps=6, pairs=4, microbatches=1, shards=1, **kw):
@@ -190,7 +191,8 @@ def dialogues(size):
 
     lengths = zip(draw(78, 0.99), draw(28, 0.87), draw(34, 0.92), strict=True)
     return [
-        Record(i, ids[:p], (ids[:c], ids[:r])) for i, (p, c, r) in enumerate(lengths)
+        Record(i, ids[:p], (ids[:c], ids[:r]), comparisons=((0, 1),))
+        for i, (p, c, r) in enumerate(lengths)
     ]
 
 
@@ -218,10 +220,12 @@ def test_padding_is_what_the_batch_holds():
 
 KINDS = {
     "singles": lambda r: r._replace(
-        responses=r.responses[:1], response={"labels": (1 - 2 * (r.index % 2),)}
+        responses=r.responses[:1],
+        comparisons=(),
+        response={"labels": (1 - 2 * (r.index % 2),)},
     ),
     "rated": lambda r: r._replace(response={"ratings": (r.index + 0.5, -1.0)}),
-    "rankings": lambda r: r._replace(comparisons=((0, 1),), ranked=True),
+    "rankings": lambda r: r._replace(ranked=True),
 }
 FIELDS = {"singles": {"labels"}, "rated": {"ratings"}, "rankings": {"groups"}}
 ONE = {"labels": (1,)}

@@ -5,7 +5,6 @@ import numpy as np
 from hypothesis import given, settings
 
 from dpo_jax.data import planning
-from dpo_jax.data.planning import Lengths
 
 
 def plain_first_fit(sizes, row_tokens):
@@ -69,7 +68,13 @@ def test_groups_may_be_mixed():
 
 def test_documents_by_hand():
     """A ranking of three behind 4 tokens, and a single response behind 2."""
-    table = planning.table_of([Lengths(4, (1, 2, 3), 3, 3), Lengths(2, (5,), 0, 0)])
+    table = planning.tabulate(
+        prompts=[4, 2],
+        counts=[3, 1],
+        responses=[1, 2, 3, 5],
+        comparisons=[3, 0],
+        groups=[3, 0],
+    )
     whole, apart = planning.whole(table), planning.apart(table)
     assert whole.tokens.tolist() == [10, 7] and whole.slots.tolist() == [3, 1]
     assert whole.scored.tolist() == [6, 5] and whole.comparisons.tolist() == [3, 0]

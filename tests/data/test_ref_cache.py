@@ -27,7 +27,7 @@ def records(count=10):
         return rng.integers(1, 50, rng.integers(low, high)).astype(np.int32)
 
     rows = [(ids(2, 9), (ids(1, 9), ids(1, 9))) for _ in range(count)]
-    return [Record(i, prompt, responses) for i, (prompt, responses) in enumerate(rows)]
+    return [Record(i, *row, comparisons=((0, 1),)) for i, row in enumerate(rows)]
 
 
 def value_at(index, which, position):
@@ -116,7 +116,10 @@ def test_responses_at_says_where_each_was_written(layout):
 def test_a_response_behind_another_prompt_is_another_entry():
     """KTO's mismatched responses: as `records_at` lists them, so the batch has them."""
     one = {"labels": (1,)}
-    singles = [r._replace(responses=r.responses[:1], response=one) for r in records()]
+    singles = [
+        r._replace(responses=r.responses[:1], comparisons=(), response=one)
+        for r in records()
+    ]
     join = functools.partial(mismatch.mismatch, max_tokens=12)
     loads = Loader(
         singles, [[0, 1, 2], [3, 4]], Settings(3, 1, "packed", 0, 1), join=join

@@ -47,7 +47,7 @@ class Coupled(Judged):
 def records():
     rng = np.random.default_rng(1)
     ids = lambda: rng.integers(0, VOCAB, rng.integers(1, 7)).astype(np.int32)  # noqa: E731
-    return [Record(i, ids(), (ids(), ids())) for i in range(SIZE)]
+    return [Record(i, ids(), (ids(), ids()), ((0, 1),)) for i in range(SIZE)]
 
 
 @functools.cache

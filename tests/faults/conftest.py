@@ -13,6 +13,7 @@ from unittest import mock
 import jax
 import numpy as np
 import pytest
+from equal_runs import TIMING_KEYS
 from orbax.checkpoint import v1 as ocp
 
 from dpo_jax import cli
@@ -22,7 +23,6 @@ from dpo_jax.data.sources import sentiment
 from dpo_jax.losses import LOSSES
 from dpo_jax.report import html
 from dpo_jax.train.manifest import read_manifest
-from dpo_jax.train.metrics import TIMING_KEYS
 
 ROOT = Path(__file__).parent.parent.parent
 STEPS = 24

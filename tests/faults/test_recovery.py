@@ -14,6 +14,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import pytest
+from equal_runs import TIMING_KEYS
 
 from dpo_jax import build, cli
 from dpo_jax.data.loader import Loader
@@ -26,7 +27,6 @@ from dpo_jax.errors import (
 )
 from dpo_jax.losses import LOSSES, pairwise
 from dpo_jax.report import html
-from dpo_jax.train.metrics import TIMING_KEYS
 from dpo_jax.wiring import restoring
 
 STEPS = 24  # as in conftest: checkpoints every 5, evaluations every 6

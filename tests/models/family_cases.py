@@ -5,6 +5,7 @@ Also the sequences that models are compared on, laid out in every way.
 
 import jax
 import numpy as np
+from flax import traverse_util
 
 from dpo_jax.models import decoder
 from dpo_jax.types import Batch
@@ -253,8 +254,9 @@ def drawn(spec):
     """Draws parameters in NumPy: many small compilations are slower than the tests."""
     normal = np.random.default_rng(0).normal
     leaves = decoder.leaves(spec).items()
-    return decoder.nest(
-        {path: normal(size=leaf.shape).astype(np.float32) for path, leaf in leaves}
+    return traverse_util.unflatten_dict(
+        {path: normal(size=leaf.shape).astype(np.float32) for path, leaf in leaves},
+        sep="/",
     )
 
 

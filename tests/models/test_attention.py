@@ -1,5 +1,7 @@
 """Who sees whom, derived by hand, and the backends against a NumPy softmax."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from dpo_jax import errors
 from dpo_jax.models import attention as lib
-from dpo_jax.models import decoder
+from dpo_jax.models import forest
 from dpo_jax.models import spec as spec_lib
 
 SPEC = spec_lib.preset("tiny", vocab=50, max_positions=16)
@@ -21,6 +23,8 @@ def row(*values):
 DOCS = row(1, 1, 1, 1, 1, 2, 2, 0)
 BRANCHES = row(0, 0, 1, 1, 2, 0, 1, 0)
 POSITIONS = row(0, 1, 2, 3, 2, 0, 1, 0)
+CELLS = forest.cells_of(DOCS, BRANCHES, POSITIONS)
+mask_of = functools.partial(lib.DENSE.seen, CELLS)
 
 
 def test_forest_mask_equals_a_table_by_hand():
@@ -42,7 +46,7 @@ def test_forest_mask_equals_a_table_by_hand():
         ],
         bool,
     )
-    mask = lib.forest_mask(DOCS, BRANCHES, POSITIONS, window=0)
+    mask = mask_of(0)
     assert mask.shape == (1, 1, 8, 8)
     assert mask.dtype == bool
     np.testing.assert_array_equal(mask[0, 0], expected)
@@ -54,15 +58,15 @@ def test_window_is_one_of_positions():
     Token 4 lies at position 2, so it sees token 1 (position 1) though three rows away,
     and no longer token 0; token 3 (position 3) sees token 2 only.
     """
-    mask = np.asarray(lib.forest_mask(DOCS, BRANCHES, POSITIONS, window=2))[0, 0]
+    mask = np.asarray(mask_of(2))[0, 0]
     seen = {q: list(np.flatnonzero(mask[q])) for q in (1, 2, 3, 4, 6)}
     assert seen == {1: [0, 1], 2: [1, 2], 3: [2, 3], 4: [1, 4], 6: [5, 6]}
 
 
 def test_a_traced_window_means_what_a_static_one_does():
-    narrow = jax.jit(lambda w: lib.forest_mask(DOCS, BRANCHES, POSITIONS, window=w))
+    narrow = jax.jit(lambda w: mask_of(w))
     for window in (0, 1, 2, 3):
-        expected = lib.forest_mask(DOCS, BRANCHES, POSITIONS, window=window)
+        expected = mask_of(window)
         np.testing.assert_array_equal(narrow(window), expected)
 
 
@@ -89,7 +93,7 @@ def inputs(dtype=np.float32):
 
 def test_grouped_queries_agree_with_numpy():
     q, k, v = inputs()
-    mask = np.asarray(lib.forest_mask(DOCS, BRANCHES, POSITIONS, window=0))
+    mask = np.asarray(mask_of(0))
     ours = lib.attention(q, k, v, mask, scale=0.3, backend=lib.DENSE)
     real = slice(0, 7)  # the last token is padding and sees nothing
     theirs = numpy_attention(q[:, real], k[:, real], v[:, real], mask[..., :7, :7], 0.3)
@@ -98,7 +102,7 @@ def test_grouped_queries_agree_with_numpy():
 
 def test_capped_logits_agree_with_numpy():
     q, k, v = inputs()
-    mask = np.asarray(lib.forest_mask(DOCS, BRANCHES, POSITIONS, window=0))
+    mask = np.asarray(mask_of(0))
     ours = lib.attention(q, k, v, mask, scale=2.0, softcap=1.5, backend=lib.DENSE)
     free = lib.attention(q, k, v, mask, scale=2.0, backend=lib.DENSE)
     real = slice(0, 7)
@@ -123,13 +127,6 @@ def test_a_query_that_sees_nothing_is_finite_and_so_is_its_gradient(dtype, softc
     value, grads = jax.value_and_grad(total, argnums=(0, 1, 2))(q, k, v)
     assert np.isfinite(value)
     assert all(bool(jnp.isfinite(g).all()) for g in grads)
-
-
-def test_an_unknown_backend_is_refused_with_the_known_ones():
-    with pytest.raises(
-        errors.ConfigError, match="attention='flsh'.*auto, cudnn, dense"
-    ):
-        decoder.Decoder(SPEC, attention="flsh")
 
 
 def test_what_auto_picks_is_told_once(caplog):

@@ -13,6 +13,7 @@ from dpo_jax import errors
 from dpo_jax.models import decoder as lib
 from dpo_jax.models import hf
 from dpo_jax.models import spec as spec_lib
+from dpo_jax.train.leaves import flat
 from dpo_jax.types import Batch
 
 SPECS = {
@@ -163,7 +164,7 @@ def test_elementwise_keeps_products_and_attention_alone():
 def test_gradients_are_finite_and_reach_every_leaf():
     """Padding (two tokens of the row) sees nothing and must not poison anything."""
     for name in SPECS:
-        for path, grad in lib.flatten(loss_of(name)[1]).items():
+        for path, grad in flat(loss_of(name)[1]).items():
             assert np.isfinite(grad).all(), path
             if path != "layers/attn/k/bias":  # it moves all logits of a query alike
                 assert np.abs(grad).max() > 1e-6, path
@@ -234,29 +235,20 @@ def test_long_rows_in_blocks_equal_those_computed_at_once():
         np.testing.assert_allclose(ours, grad, atol=1e-5 * scale)
 
 
-def test_unknown_options_are_refused_together():
-    with pytest.raises(errors.ConfigError) as caught:
-        lib.Decoder(SPECS["tiny"], remat="blocks", attention="flash")
-    assert "model.remat='blocks' is not known; did you mean 'block'?" in str(
-        caught.value
-    )
-    assert "model.attention='flash'" in str(caught.value)
-
-
 def test_init_is_the_documented_tree_with_the_documented_scales():
     spec = spec_lib.preset("tiny_gpt2", vocab=500, max_positions=100)
     params = jax.jit(lib.init_params, static_argnums=0)(spec, jax.random.key(0))
-    flat = lib.flatten(params)
-    shapes = {path: leaf.shape for path, leaf in flat.items()}
+    leaves = flat(params)
+    shapes = {path: leaf.shape for path, leaf in leaves.items()}
     assert shapes["layers/attn/q/kernel"] == (2, 64, 64)
     assert shapes["layers/mlp/up/bias"] == (2, 256)
-    assert "head/kernel" not in flat
-    assert "layers/mlp/gate/kernel" not in flat
-    assert np.std(flat["layers/attn/q/kernel"]) == pytest.approx(0.02, rel=0.05)
+    assert "head/kernel" not in leaves
+    assert "layers/mlp/gate/kernel" not in leaves
+    assert np.std(leaves["layers/attn/q/kernel"]) == pytest.approx(0.02, rel=0.05)
     # two layers with two branches each: 0.02 / √4
-    assert np.std(flat["layers/mlp/down/kernel"]) == pytest.approx(0.01, rel=0.05)
-    np.testing.assert_array_equal(flat["layers/norm1/scale"], 1)
-    np.testing.assert_array_equal(flat["layers/attn/o/bias"], 0)
+    assert np.std(leaves["layers/mlp/down/kernel"]) == pytest.approx(0.01, rel=0.05)
+    np.testing.assert_array_equal(leaves["layers/norm1/scale"], 1)
+    np.testing.assert_array_equal(leaves["layers/attn/o/bias"], 0)
     abstract = lib.abstract_params(spec)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == jax.tree.map(
         lambda x: (x.shape, x.dtype), abstract

@@ -18,7 +18,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
 from dpo_jax import errors
-from dpo_jax.models import decoder, hf
+from dpo_jax.models import decoder, files, hf
 from dpo_jax.models.spec import preset
 from dpo_jax.types import Batch
 
@@ -408,9 +408,9 @@ def test_a_broken_config_is_refused_with_its_cause(tmp_path, content, cause):
 
 def test_a_folder_that_is_not_there_says_the_way_out():
     with pytest.raises(errors.ModelError, match="neither a folder nor a hub id"):
-        hf.resolve("./no/such/folder")
+        files.resolve("./no/such/folder")
     with pytest.raises(errors.ModelError, match="set model.path to a downloaded"):
-        hf.resolve("nobody/no-such-model", "main")
+        files.resolve("nobody/no-such-model", "main")
 
 
 def test_export_refuses_what_does_not_fit(folder, drawn, tmp_path):

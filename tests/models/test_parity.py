@@ -15,6 +15,7 @@ from family_cases import CASES, CONFIGS, LENGTH, compiled, forests, sequences
 
 from dpo_jax import heads
 from dpo_jax.models import decoder, hf
+from dpo_jax.train.leaves import flat
 
 
 @functools.cache
@@ -108,7 +109,7 @@ def test_every_family_agrees_with_transformers(case, root, tmp_path):
 
 def check_gradients(grads):
     """Every leaf gets a finite gradient, and one that is not zero if it can matter."""
-    for path, grad in decoder.flatten(grads).items():
+    for path, grad in flat(grads).items():
         assert np.isfinite(grad).all(), path
         if path != "layers/attn/k/bias":  # may move all logits of a query alike
             assert jnp.abs(grad).max() > 1e-7, path

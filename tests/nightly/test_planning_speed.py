@@ -105,7 +105,8 @@ def million():
 
     lengths = zip(draw(78, 0.99), draw(28, 0.87), draw(34, 0.92), strict=True)
     return [
-        Record(i, ids[:p], (ids[:c], ids[:r])) for i, (p, c, r) in enumerate(lengths)
+        Record(i, ids[:p], (ids[:c], ids[:r]), comparisons=((0, 1),))
+        for i, (p, c, r) in enumerate(lengths)
     ]
 
 

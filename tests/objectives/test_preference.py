@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from layout_cases import rows_of
 
-from dpo_jax.data import layouts
+from dpo_jax.data import planning
 from dpo_jax.losses import LOSSES, find
 from dpo_jax.objectives import preference, terms
 from dpo_jax.objectives.judged import Judged
@@ -66,16 +67,13 @@ def bigram(params, batch):
 
 
 def rows(records, layout="prefix_shared", spare=0):
-    lengths = [layouts.lengths_of(record) for record in records]
-    row_tokens = layouts.longest_document(layout, lengths)
-    plan = layouts.LAYOUTS[layout](lengths, row_tokens)
-    shape = layouts.measure(plan, lengths, row_tokens)
-    return layouts.fill(plan, records, shape._replace(rows=shape.rows + spare))
+    least = rows_of(layout, records)[1].rows
+    return rows_of(layout, records, rows=least + spare)[2]
 
 
 def record(index, *parts):
     prompt, *responses = (np.array(part, np.int32) for part in parts)
-    return Record(index, prompt, tuple(responses))
+    return Record(index, prompt, tuple(responses), comparisons=((0, 1),))
 
 
 RECORDS = [
@@ -192,7 +190,7 @@ def test_the_reference_gets_no_gradient():
     assert not np.asarray(jax.grad(total)(COLUMNS.response["ref_logps"])).any()
 
 
-@pytest.mark.parametrize("layout", sorted(layouts.LAYOUTS))
+@pytest.mark.parametrize("layout", sorted(planning.LAYOUTS))
 @pytest.mark.parametrize("spare", [0, 2])
 def test_layouts_and_empty_rows_change_nothing(layout, spare):
     """Loss, metrics and gradients of a model, against one response a row."""
@@ -242,7 +240,9 @@ def test_the_first_loss_where_policy_and_reference_are_equal(name, want):
 
 def test_preferred_fine_tuning_is_sft_on_the_chosen():
     """Loss and gradient of pairs under `sft` equal those of completions."""
-    completions = [r._replace(responses=r.responses[:1]) for r in RECORDS]
+    completions = [
+        r._replace(responses=r.responses[:1], comparisons=()) for r in RECORDS
+    ]
 
     preferred = objective("sft", bigram)
     sft = Judged(COMPLETIONS, Scorer(bigram, 4), preferred.losses)

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from layout_cases import rows_of
 
 from dpo_jax.configs import dpo
-from dpo_jax.data import layouts, tokenize
+from dpo_jax.data import planning, tokenize
 from dpo_jax.losses import LOSSES, find, options
 from dpo_jax.objectives.preference import pair_metrics
 from dpo_jax.types import PairLogps
@@ -63,7 +64,7 @@ def sequences(batch, num_slots):
     return found
 
 
-@pytest.mark.parametrize("layout", sorted(layouts.LAYOUTS))
+@pytest.mark.parametrize("layout", sorted(planning.LAYOUTS))
 @pytest.mark.parametrize("cut", CUTS)
 def test_ids_and_scored_positions(shared, goldens, tmp_path, cut, layout):
     rows = [
@@ -80,11 +81,8 @@ def test_ids_and_scored_positions(shared, goldens, tmp_path, cut, layout):
     tokenizer = tokenize.load_tokenizer(str(shared / goldens["tokenizer"]))
     records = data_wiring.load_data(config, tokenizer).train
 
-    lengths = [layouts.lengths_of(record) for record in records]
-    row_tokens = layouts.longest_document(layout, lengths)
-    plan = layouts.LAYOUTS[layout](lengths, row_tokens)
-    shape = layouts.measure(plan, lengths, row_tokens)
-    found = sequences(layouts.fill(plan, records, shape), shape.slots)
+    _, shape, batch = rows_of(layout, records)
+    found = sequences(batch, shape.slots)
 
     assert len(found) == 2 * len(rows)
     for index, row in enumerate(rows):

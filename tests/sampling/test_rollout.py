@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from layout_cases import rows_of
 from sampling_cases import DECODER, PROMPTS, WARM, kept, one_device, params, run
 
 from dpo_jax import heads, logps
-from dpo_jax.data import layouts
 from dpo_jax.sampling import batches, pick, rollout
 from dpo_jax.sampling.rollout import Decoding, Prompts
 from dpo_jax.types import Head, Record, Samples
@@ -41,12 +41,7 @@ def rescore(found):
         Record(i, np.asarray(prompt, np.int32), (np.array(kept(found, i), np.int32),))
         for i, prompt in enumerate(THREE)
     ]
-    lengths = [layouts.lengths_of(record) for record in records]
-    row_tokens = layouts.longest_document("padded", lengths)
-    plan = layouts.padded(lengths, row_tokens)
-    return score(
-        layouts.fill(plan, records, layouts.measure(plan, lengths, row_tokens))
-    )
+    return score(rows_of("padded", records)[2])
 
 
 def test_greedy_takes_the_likeliest_token_of_a_fresh_pass():

@@ -43,7 +43,8 @@ def records():
     ids = lambda n: rng.integers(1, VOCAB, n).astype(np.int32)  # noqa: E731
     sizes = [(1, 1, 20), (12, 20, 1), (7, 3, 3), (2, 19, 2), (5, 11, 6)]
     sizes += [(9, 1, 2), (3, 8, 17), (4, 2, 13)]
-    return [Record(i, ids(p), (ids(c), ids(r))) for i, (p, c, r) in enumerate(sizes)]
+    rows = [(ids(p), (ids(c), ids(r))) for p, c, r in sizes]
+    return [Record(i, *row, comparisons=((0, 1),)) for i, row in enumerate(rows)]
 
 
 def keep_gradient():

@@ -54,8 +54,8 @@ def valid(devices):
 def make_loader(shards, rows_here=range):
     """Plans two steps of 64 rows or more, each row known by its record."""
     records = [
-        Record(i, np.full(3, i + 1, np.int32), (np.full(2, i + 1, np.int32),) * 2)
-        for i in range(PAIRS)
+        Record(i, np.full(3, i + 1, np.int32), (ids,) * 2, comparisons=((0, 1),))
+        for i, ids in enumerate(np.full(2, i + 1, np.int32) for i in range(PAIRS))
     ]
     settings = Settings(PAIRS, 2, "padded", 8, shards, rows_here=rows_here)
     return Loader(records, loader.eval_steps(PAIRS, pairs=PAIRS), settings)

@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from equal_runs import TIMING_KEYS
 from jax.sharding import AxisType
 from orbax.checkpoint import v1 as ocp
 
@@ -25,7 +26,6 @@ from dpo_jax.report import html
 from dpo_jax.sharding import arrays, mesh
 from dpo_jax.train import annotate, step
 from dpo_jax.train.manifest import read_manifest
-from dpo_jax.train.metrics import TIMING_KEYS
 from dpo_jax.types import Head, Record
 from dpo_jax.wiring import checks
 from dpo_jax.wiring import objective as wiring
@@ -71,7 +71,8 @@ def records(kind):
     found = []
     for i in range(RECORDS):
         responses = tuple(ids(1, 8).astype(np.int32) for _ in range(several))
-        found.append(Record(i, ids(1, 7).astype(np.int32), responses))
+        compared = ((0, 1),) if kind == "pairs" else ()
+        found.append(Record(i, ids(1, 7).astype(np.int32), responses, compared))
     if kind == "singles":
         return [
             r._replace(response={"labels": (1 if r.index % 3 else -1,)}) for r in found

@@ -29,7 +29,7 @@ SPEC = DecoderSpec(
 def facts(layout, spec=SPEC, reference=None, peak=1.0):
     """Asks for a step of one prompt of 3 tokens with responses of 2 and 1."""
     ids = np.ones(3, np.int32)
-    rows = [Record(0, ids, (ids[:2], ids[:1]))]
+    rows = [Record(0, ids, (ids[:2], ids[:1]), ((0, 1),))]
     loads = Loader(rows, [[0]], Settings(1, 1, layout, 8, 1))
     return training.make_facts(loads, spec, reference, peak)(1, {})
 

@@ -56,7 +56,7 @@ def test_32_pairs_of_hh_under_8_layers_of_512_are_cut_in_four(rows, tokens):
 
 
 LONG = np.ones(600, np.int32)
-RECORDS = [Record(i, LONG, (LONG[:300], LONG[:300])) for i in range(40)]
+RECORDS = [Record(i, LONG, (LONG[:300],) * 2, ((0, 1),)) for i in range(40)]
 
 
 def loaders(**changed):

@@ -8,10 +8,11 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from dpo_jax.models import hf, scalar
-from dpo_jax.models.decoder import flatten, init_params
+from dpo_jax.models.decoder import init_params
 from dpo_jax.models.spec import preset
 from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.sharding import rules
+from dpo_jax.train.leaves import flat as flatten
 from dpo_jax.wiring import model as wiring
 
 SPEC = preset("tiny", vocab=64, max_positions=32)

@@ -17,6 +17,7 @@ from dpo_jax.models.families import (
     qwen,
     smollm3,
 )
+from dpo_jax.models.families.common import Given
 from dpo_jax.models.spec import DecoderSpec, Family, faults
 
 
@@ -37,7 +38,11 @@ def spec_of(config: dict[str, Any]) -> DecoderSpec:
         )
     if family is None:
         raise errors.ModelError(errors.unknown("model_type", name, FAMILIES))
-    spec = family.from_hf({k: v for k, v in config.items() if k != "auto_map"})
+    config = {k: v for k, v in config.items() if k != "auto_map"}
+    with errors.collected(errors.ModelError) as complaints:
+        given = Given(config, complaints)
+        given.refuse_unknown(family.known)
+        spec = family.read(given)
     with errors.collected(errors.ModelError) as complaints:
         complaints += [f"config.json: {fault}" for fault in faults(spec)]
     return spec

@@ -1,7 +1,7 @@
 """What families share when they read a `config.json`: fields, the unknown."""
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 from dpo_jax import errors
 from dpo_jax.models.spec import Row
@@ -40,66 +40,84 @@ INERT = frozenset(
 OFF = (None, False, {}, [], "")  # an unknown attribute with such a value is harmless
 
 
-def number(
-    config: Config,
-    name: str,
-    kind: type,
-    complaints: list[str],
-    *,
-    default: int | float | None = None,
-) -> Any:
-    """Reads a positive number; complains and returns `kind(1)` where there is none.
+class Given(NamedTuple):
+    """What a `config.json` says, or a part of one, and what is wrong with it.
 
-    Args:
-      config: the `config.json`.
-      name: of the attribute.
-      kind: `int` or `float`.
-      complaints: gets one sentence per fault.
-      default: what an absent or null attribute means; None = it must be given.
+    Attributes:
+      config: its attributes.
+      complaints: one sentence for each fault found so far.
     """
-    value: Any = config.get(name)
-    value = default if value is None else value
-    right = isinstance(value, int) or (kind is float and isinstance(value, float))
-    if right and not isinstance(value, bool) and value > 0:
-        return kind(value)
-    complaints.append(f"{name}={value!r} must be a positive {kind.__name__}")
-    return kind(1)
 
+    config: Config
+    complaints: list[str]
 
-def boolean(config: Config, name: str, complaints: list[str], *, default: bool) -> bool:
-    """Reads true or false; complains about anything else."""
-    value = config.get(name)
-    value = default if value is None else value
-    if not isinstance(value, bool):
-        complaints.append(f"{name}={value!r} must be true or false")
-    return value is True
+    def number(self, name: str, kind: type, default: float | None = None) -> Any:
+        """Reads a positive number; complains and returns `kind(1)` without one.
 
+        Args:
+          name: of the attribute.
+          kind: `int` or `float`.
+          default: what an absent or null attribute means; None = it must be given.
+        """
+        value: Any = self.config.get(name)
+        value = default if value is None else value
+        right = isinstance(value, int) or (kind is float and isinstance(value, float))
+        if right and not isinstance(value, bool) and value > 0:
+            return kind(value)
+        self.complaints.append(f"{name}={value!r} must be a positive {kind.__name__}")
+        return kind(1)
 
-def activation(config: Config, name: str, complaints: list[str]) -> str:
-    """Reads the activation of the MLP in our words."""
-    value = config.get(name)
-    if not isinstance(value, str) or value not in ACTIVATIONS:
-        complaints.append(errors.unknown(name, value, ACTIVATIONS))
-        return "silu"
-    return ACTIVATIONS[value]
+    def size(self, name: str, default: int | None = None) -> int:
+        """Reads a positive whole number, as `number`."""
+        return self.number(name, int, default)
 
+    def real(self, name: str, default: float | None = None) -> float:
+        """Reads a positive number, as `number`."""
+        return self.number(name, float, default)
 
-def refuse_unknown(
-    config: Config, known: Collection[str], complaints: list[str]
-) -> None:
-    """Complains about attributes that the family does not know and that are not off."""
-    for name, value in config.items():
-        if name not in known and name not in INERT and value not in OFF:
-            complaints.append(f"attribute {name}={value!r} is not supported; remove it")
+    def flag(self, name: str, default: bool) -> bool:
+        """Reads true or false; complains about anything else."""
+        value = self.config.get(name)
+        value = default if value is None else value
+        if not isinstance(value, bool):
+            self.complaints.append(f"{name}={value!r} must be true or false")
+        return value is True
 
+    def activation(self, name: str) -> str:
+        """Reads the activation of the MLP in our words."""
+        value = self.config.get(name)
+        if not isinstance(value, str) or value not in ACTIVATIONS:
+            self.complaints.append(errors.unknown(name, value, ACTIVATIONS))
+            return "silu"
+        return ACTIVATIONS[value]
 
-def window(config: Config, complaints: list[str], *, default: int) -> int:
-    """Reads `sliding_window`: absent = `default`, null = 0 = none."""
-    if "sliding_window" in config and config["sliding_window"] is None:
-        return 0
-    if not default and "sliding_window" not in config:
-        return 0
-    return number(config, "sliding_window", int, complaints, default=default)
+    def heads(self, heads: str, width: str) -> tuple[int, int, int]:
+        """Reads (heads, width, features of a head) where these follow from those."""
+        number, features = self.size(heads), self.size(width)
+        if features % number:
+            self.complaints.append(f"{heads}={number} must divide {width}={features}")
+        return number, features, max(features // number, 1)
+
+    def window(self, default: int) -> int:
+        """Reads `sliding_window`: absent = `default`, null = 0 = none."""
+        absent = "sliding_window" not in self.config
+        if self.config.get("sliding_window") is None and not (absent and default):
+            return 0
+        return self.size("sliding_window", default)
+
+    def only(self, fixed: Config) -> None:
+        """Complains about attributes with another value than the only one known."""
+        for name, value in fixed.items():
+            if self.config.get(name) not in (value, None):
+                self.complaints.append(f"{name}={self.config[name]!r} is not supported")
+
+    def refuse_unknown(self, known: Collection[str]) -> None:
+        """Complains about attributes that are not known and that are not off."""
+        for name, value in self.config.items():
+            if name not in known and name not in INERT and value not in OFF:
+                self.complaints.append(
+                    f"attribute {name}={value!r} is not supported; remove it"
+                )
 
 
 def vectors(name: str, path: str) -> tuple[Row, Row]:

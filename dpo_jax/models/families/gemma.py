@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from dpo_jax import errors
-from dpo_jax.models.families import common, llama_like
+from dpo_jax.models.families import llama_like
+from dpo_jax.models.families.common import Config, Given
 from dpo_jax.models.spec import DecoderSpec, Family
 
 # how the cache is laid out, hidden_act of the later ones: read by nobody
@@ -18,50 +18,32 @@ KNOWN_2 = KNOWN_1 | frozenset(
 )
 
 
-def read(
-    config: common.Config,
-    complaints: list[str],
-    *,
-    model_type: str,
-    activation: str,
-    theta: float = 1e4,
-) -> DecoderSpec:
+def read(given: Given, activation: str, theta: float = 1e4) -> DecoderSpec:
     """Reads what all Gemmas have; arguments as `llama_like.read`'s."""
+    config = {activation: "gelu_pytorch_tanh"} | given.config
     spec = llama_like.read(
-        {activation: "gelu_pytorch_tanh"} | config,
-        complaints,
-        model_type=model_type,
+        given._replace(config=config),
         head_dim=256,
         theta=theta,
         tie=True,
         activation=activation,
     )
-    bias = common.boolean(config, "attention_bias", complaints, default=False)
-    return dataclasses.replace(
-        spec,
-        norm="rms_plus_one",
-        embed_scale=True,
-        qkv_bias=bias,
-        out_bias=bias,
-    )
+    return dataclasses.replace(spec, norm="rms_plus_one", embed_scale=True)
 
 
-def softcap(
-    config: common.Config, name: str, complaints: list[str], *, default: float
-) -> float:
+def softcap(given: Given, name: str, default: float) -> float:
     """Reads the bound of some logits; null = none."""
-    if config.get(name, default) in (None, 0):
+    if given.config.get(name, default) in (None, 0):
         return 0.0
-    return common.number(config, name, float, complaints, default=default)
+    return given.real(name, default)
 
 
-def query_scale(config: common.Config, complaints: list[str]) -> float:
+def query_scale(given: Given) -> float:
     """Reads what attention logits are multiplied by."""
-    name = "query_pre_attn_scalar"
-    return common.number(config, name, int, complaints, default=256) ** -0.5
+    return given.size("query_pre_attn_scalar", 256) ** -0.5
 
 
-def to_hf(spec: DecoderSpec, architecture: str) -> common.Config:
+def to_hf(spec: DecoderSpec, architecture: str) -> Config:
     """Writes what `read` reads."""
     assert spec.qkv_bias == spec.out_bias, spec
     config = llama_like.to_hf(spec, architecture)
@@ -72,7 +54,7 @@ def to_hf(spec: DecoderSpec, architecture: str) -> common.Config:
     }
 
 
-def sandwich_to_hf(spec: DecoderSpec) -> common.Config:
+def sandwich_to_hf(spec: DecoderSpec) -> Config:
     """Writes what Gemma 2 and 3 have more."""
     scalar = round(spec.attn_scale**-2)
     assert scalar**-0.5 == spec.attn_scale, spec.attn_scale
@@ -85,65 +67,46 @@ def sandwich_to_hf(spec: DecoderSpec) -> common.Config:
     }
 
 
-def from_hf_1(config: common.Config) -> DecoderSpec:
+def read_1(given: Given) -> DecoderSpec:
     """Reads a `config.json` of `model_type` gemma.
 
     The first release wrote `gelu` where it meant its tanh approximation.
-
-    Raises:
-      ModelError: naming every attribute that is missing, malformed or not known.
     """
-    with errors.collected(errors.ModelError) as complaints:
-        common.refuse_unknown(config, KNOWN_1, complaints)
-        names = ("hidden_act", "hidden_activation")
-        meant = {
-            name: "gelu_pytorch_tanh" if config[name] == "gelu" else config[name]
-            for name in names
-            if config.get(name) is not None
-        }
-        if len(set(map(str, meant.values()))) > 1:
-            complaints.append(f"{meant} contradict each other; keep one")
-        activation = "hidden_act" if "hidden_act" in meant else "hidden_activation"
-        rest = {name: x for name, x in config.items() if name not in names}
-        spec = read(rest | meant, complaints, model_type="gemma", activation=activation)
-    return spec
+    names = ("hidden_act", "hidden_activation")
+    stated = ((name, given.config.get(name)) for name in names)
+    meant = {
+        name: "gelu_pytorch_tanh" if value == "gelu" else value
+        for name, value in stated
+        if value is not None
+    }
+    if len(set(map(str, meant.values()))) > 1:
+        given.complaints.append(f"{meant} contradict each other; keep one")
+    activation = "hidden_act" if "hidden_act" in meant else "hidden_activation"
+    rest = {name: x for name, x in given.config.items() if name not in names}
+    return read(given._replace(config=rest | meant), activation)
 
 
-def from_hf_2(config: common.Config) -> DecoderSpec:
-    """Reads a `config.json` of `model_type` gemma2; raises as `from_hf_1`."""
-    with errors.collected(errors.ModelError) as complaints:
-        common.refuse_unknown(config, KNOWN_2 | {"hidden_act"}, complaints)
-        spec = read(
-            config, complaints, model_type="gemma2", activation="hidden_activation"
-        )
-        spec = dataclasses.replace(
-            spec,
-            layout="sandwich",
-            attn_scale=query_scale(config, complaints),
-            attn_softcap=softcap(
-                config, "attn_logit_softcapping", complaints, default=50.0
-            ),
-            final_softcap=softcap(
-                config, "final_logit_softcapping", complaints, default=30.0
-            ),
-            windows=llama_like.windows(
-                config,
-                complaints,
-                layers=spec.layers,
-                window=common.window(config, complaints, default=4096),
-                slides=lambda i: i % 2 == 0,
-            ),
-        )
-    return spec
+def read_2(given: Given) -> DecoderSpec:
+    """Reads a `config.json` of `model_type` gemma2."""
+    spec = read(given, "hidden_activation")
+    window = given.window(default=4096)
+    return dataclasses.replace(
+        spec,
+        layout="sandwich",
+        attn_scale=query_scale(given),
+        attn_softcap=softcap(given, "attn_logit_softcapping", 50.0),
+        final_softcap=softcap(given, "final_logit_softcapping", 30.0),
+        windows=llama_like.windows(given, spec.layers, window, lambda i: i % 2 == 0),
+    )
 
 
-def to_hf_1(spec: DecoderSpec) -> common.Config:
-    """Writes the `config.json` that `from_hf_1` reads back to `spec`."""
+def to_hf_1(spec: DecoderSpec) -> Config:
+    """Writes the `config.json` that `read_1` reads back to `spec`."""
     return to_hf(spec, "GemmaForCausalLM")
 
 
-def to_hf_2(spec: DecoderSpec) -> common.Config:
-    """Writes the `config.json` that `from_hf_2` reads back to `spec`."""
+def to_hf_2(spec: DecoderSpec) -> Config:
+    """Writes the `config.json` that `read_2` reads back to `spec`."""
     config = to_hf(spec, "Gemma2ForCausalLM") | sandwich_to_hf(spec)
     return config | {"attn_logit_softcapping": spec.attn_softcap or None}
 
@@ -164,5 +127,7 @@ TABLE_2 = llama_like.table(
     *llama_like.MLP,
 )
 
-GEMMA = Family(from_hf_1, to_hf_1, TABLE_1, ignored=llama_like.IGNORED)
-GEMMA2 = Family(from_hf_2, to_hf_2, TABLE_2, ignored=llama_like.IGNORED)
+GEMMA = Family(KNOWN_1, read_1, to_hf_1, TABLE_1, ignored=llama_like.IGNORED)
+GEMMA2 = Family(
+    KNOWN_2 | {"hidden_act"}, read_2, to_hf_2, TABLE_2, ignored=llama_like.IGNORED
+)

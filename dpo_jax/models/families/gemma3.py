@@ -7,8 +7,8 @@ what transformers has as a default, so those defaults are written here.
 
 import dataclasses
 
-from dpo_jax import errors
-from dpo_jax.models.families import common, gemma, llama_like, rope
+from dpo_jax.models.families import gemma, llama_like, rope
+from dpo_jax.models.families.common import Config, Given
 from dpo_jax.models.spec import DecoderSpec, Family
 
 DEFAULTS = {
@@ -38,98 +38,72 @@ KNOWN_WRAPPER = frozenset(
 )
 
 
-def _ropes(config: common.Config, complaints: list[str]) -> tuple[common.Config, float]:
+def _ropes(given: Given) -> tuple[Config, float]:
     """Splits the settings of both ropes.
 
     Returns:
       The config with the long rope as other dialects write it, and the short theta.
     """
-    both = config.get("rope_parameters")
+    both = given.config.get("rope_parameters")
     names = ("full_attention", "sliding_attention")
-    outer = {"rope_local_base_freq": config.get("rope_local_base_freq")}
+    outer = {"rope_local_base_freq": given.config.get("rope_local_base_freq")}
     if not isinstance(both, dict) or not set(both) & set(names):
-        return config, rope.one_of(outer, complaints, default=1e4)
-    common.refuse_unknown(both, names, complaints)
+        return given.config, rope.one_of(given._replace(config=outer), 1e4)
+    given._replace(config=both).refuse_unknown(names)
     full, sliding = (dict(both.get(name) or {}) for name in names)
     inner = {
         "rope_parameters.sliding_attention.rope_theta": sliding.pop("rope_theta", 0)
     }
-    if rope.scaling_of(sliding, complaints, max_positions=1) is not None:
-        complaints.append(f"sliding_attention must not be scaled: {sliding}")
-    local = rope.one_of(inner | outer, complaints, default=1e4)
-    return config | {"rope_parameters": full}, local
+    if rope.scaling_of(given._replace(config=sliding), max_positions=1) is not None:
+        given.complaints.append(f"sliding_attention must not be scaled: {sliding}")
+    local = rope.one_of(given._replace(config=inner | outer), 1e4)
+    return given.config | {"rope_parameters": full}, local
 
 
-def read(config: common.Config, complaints: list[str]) -> DecoderSpec:
-    """Reads the text model."""
-    config = DEFAULTS | {k: v for k, v in config.items() if v is not None}
-    common.refuse_unknown(config, KNOWN, complaints)
-    plain, local = _ropes(config, complaints)
-    spec = gemma.read(
-        plain,
-        complaints,
-        model_type="gemma3_text",
-        activation="hidden_activation",
-        theta=1e6,
-    )
-    older = config.get("_sliding_window_pattern")
-    pattern = {"sliding_window_pattern": config.get("sliding_window_pattern", older)}
-    every = common.number(pattern, "sliding_window_pattern", int, complaints, default=6)
-    cap = gemma.softcap(config, "final_logit_softcapping", complaints, default=0.0)
+def read_text(given: Given) -> DecoderSpec:
+    """Reads a `config.json` of `model_type` gemma3_text."""
+    stated = {k: v for k, v in given.config.items() if v is not None}
+    given = given._replace(config=DEFAULTS | stated)
+    plain, local = _ropes(given)
+    spec = gemma.read(given._replace(config=plain), "hidden_activation", theta=1e6)
+    older = given.config.get("_sliding_window_pattern")
+    pattern = {"sliding_window_pattern": stated.get("sliding_window_pattern", older)}
+    every = given._replace(config=pattern).size("sliding_window_pattern", 6)
+    window = given.window(default=4096)
     return dataclasses.replace(
         spec,
         layout="sandwich",
         qk_norm="head",
-        attn_scale=gemma.query_scale(config, complaints),
-        final_softcap=cap,
+        attn_scale=gemma.query_scale(given),
+        final_softcap=gemma.softcap(given, "final_logit_softcapping", 0.0),
         rope_theta_local=local,
         windows=llama_like.windows(
-            config,
-            complaints,
-            layers=spec.layers,
-            window=common.window(config, complaints, default=4096),
-            slides=lambda i: (i + 1) % every != 0,
+            given, spec.layers, window, lambda i: (i + 1) % every != 0
         ),
     )
 
 
-def from_hf_text(config: common.Config) -> DecoderSpec:
-    """Reads a `config.json` of `model_type` gemma3_text.
-
-    Raises:
-      ModelError: naming every attribute that is missing, malformed or not known.
-    """
-    with errors.collected(errors.ModelError) as complaints:
-        spec = read(config, complaints)
-    return spec
-
-
-def from_hf(config: common.Config) -> DecoderSpec:
-    """Reads the text model of a `config.json` of `model_type` gemma3.
-
-    Raises:
-      ModelError: naming every attribute that is missing, malformed or not known.
-    """
-    with errors.collected(errors.ModelError) as complaints:
-        common.refuse_unknown(config, KNOWN_WRAPPER, complaints)
-        text = config.get("text_config")
-        if not isinstance(text, dict):
-            complaints.append(f"text_config={text!r} must be an object")
-            text = {}
-        tie = config.get("tie_word_embeddings")  # the wrapper's, which owns the head
-        text = text if tie is None else text | {"tie_word_embeddings": tie}
-        spec = dataclasses.replace(read(text, complaints), model_type="gemma3")
-    return spec
+def read(given: Given) -> DecoderSpec:
+    """Reads the text model of a `config.json` of `model_type` gemma3."""
+    text = given.config.get("text_config")
+    if not isinstance(text, dict):
+        given.complaints.append(f"text_config={text!r} must be an object")
+        text = {}
+    given._replace(config=text).refuse_unknown(KNOWN)
+    text = text | {"model_type": "gemma3"}
+    tie = given.config.get("tie_word_embeddings")  # the wrapper's, which owns the head
+    text = text if tie is None else text | {"tie_word_embeddings": tie}
+    return read_text(given._replace(config=text))
 
 
-def to_hf_text(spec: DecoderSpec) -> common.Config:
-    """Writes the `config.json` that `from_hf_text` reads back to `spec`."""
+def to_hf_text(spec: DecoderSpec) -> Config:
+    """Writes the `config.json` that `read_text` reads back to `spec`."""
     config = gemma.to_hf(spec, "Gemma3ForCausalLM") | gemma.sandwich_to_hf(spec)
     return config | {"rope_local_base_freq": spec.rope_theta_local}
 
 
-def to_hf(spec: DecoderSpec) -> common.Config:
-    """Writes the `config.json` that `from_hf` reads back to `spec`, without vision."""
+def to_hf(spec: DecoderSpec) -> Config:
+    """Writes the `config.json` that `read` reads back to `spec`, without vision."""
     text = to_hf_text(dataclasses.replace(spec, model_type="gemma3_text"))
     del text["architectures"]
     return {
@@ -143,9 +117,12 @@ def to_hf(spec: DecoderSpec) -> common.Config:
 TABLE_TEXT = (*gemma.TABLE_2, *llama_like.QK_NORMS)
 TABLE = tuple(row._replace(name=f"language_model.{row.name}") for row in TABLE_TEXT)
 
-GEMMA3_TEXT = Family(from_hf_text, to_hf_text, TABLE_TEXT, ignored=llama_like.IGNORED)
+GEMMA3_TEXT = Family(
+    KNOWN, read_text, to_hf_text, TABLE_TEXT, ignored=llama_like.IGNORED
+)
 GEMMA3 = Family(
-    from_hf,
+    KNOWN_WRAPPER,
+    read,
     to_hf,
     TABLE,
     ignored=llama_like.IGNORED,

@@ -1,7 +1,9 @@
 """GPT-2 and its distilled or retrained kin."""
 
-from dpo_jax import errors
+import dataclasses
+
 from dpo_jax.models.families import common
+from dpo_jax.models.families.common import Config, Given
 from dpo_jax.models.spec import DecoderSpec, Family, Row
 
 # What transformers can switch on and this decoder cannot compute.
@@ -23,55 +25,47 @@ KNOWN = frozenset(
 ) | set(FIXED)
 
 
-def from_hf(config: common.Config) -> DecoderSpec:
-    """Reads a `config.json` of `model_type` gpt2.
-
-    Raises:
-      ModelError: naming every attribute that is missing, malformed or not known.
-    """
-    with errors.collected(errors.ModelError) as complaints:
-        common.refuse_unknown(config, KNOWN, complaints)
-        for name, only in FIXED.items():
-            if config.get(name, only) not in (only, None):
-                complaints.append(f"{name}={config[name]!r} is not supported")
-
-        def size(name: str, default: int | None = None) -> int:
-            return common.number(config, name, int, complaints, default=default)
-
-        heads, width = size("n_head"), size("n_embd")
-        if width % heads:
-            complaints.append(f"n_head={heads} must divide n_embd={width}")
-        spec = DecoderSpec(
-            model_type="gpt2",
-            vocab=size("vocab_size"),
-            layers=size("n_layer"),
-            width=width,
-            heads=heads,
-            kv_heads=heads,
-            head_dim=width // heads,
-            ff=size("n_inner", 4 * width),
-            max_positions=size("n_positions"),
-            norm="layer",
-            norm_eps=common.number(config, "layer_norm_epsilon", float, complaints),
-            activation=common.activation(config, "activation_function", complaints),
-            gated=False,
-            qkv_bias=True,
-            out_bias=True,
-            mlp_bias=True,
-            learned_positions=True,
-            tie=common.boolean(config, "tie_word_embeddings", complaints, default=True),
-        )
-    return spec
+def read(given: Given) -> DecoderSpec:
+    """Reads a `config.json`."""
+    given.only(FIXED)
+    return dataclasses.replace(
+        read_sizes(given, tie=True),
+        qkv_bias=True,
+        out_bias=True,
+        learned_positions=True,
+    )
 
 
-def to_hf(spec: DecoderSpec) -> common.Config:
-    """Writes the `config.json` that `from_hf` reads back to `spec`."""
+def read_sizes(given: Given, *, tie: bool) -> DecoderSpec:
+    """Reads what GPT-J has too; `tie` is what an absent `tie_word_embeddings` means."""
+    heads, width, head_dim = given.heads("n_head", "n_embd")
+    return DecoderSpec(
+        model_type=given.config["model_type"],
+        vocab=given.size("vocab_size"),
+        layers=given.size("n_layer"),
+        width=width,
+        heads=heads,
+        kv_heads=heads,
+        head_dim=head_dim,
+        ff=given.size("n_inner", 4 * width),
+        max_positions=given.size("n_positions"),
+        norm="layer",
+        norm_eps=given.real("layer_norm_epsilon"),
+        activation=given.activation("activation_function"),
+        gated=False,
+        mlp_bias=True,
+        tie=given.flag("tie_word_embeddings", tie),
+    )
+
+
+def to_hf(spec: DecoderSpec, architecture: str = "GPT2LMHeadModel") -> Config:
+    """Writes what `read_sizes` reads; of GPT-2, that is all."""
     assert spec.kv_heads == spec.heads, spec
     assert spec.head_dim * spec.heads == spec.width, spec
     gelu_tanh = spec.activation == "gelu_tanh"
     return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
+        "architectures": [architecture],
+        "model_type": spec.model_type,
         "vocab_size": spec.vocab,
         "n_embd": spec.width,
         "n_inner": spec.ff,
@@ -110,7 +104,8 @@ TABLE = (
 )
 
 FAMILY = Family(
-    from_hf,
+    KNOWN,
+    read,
     to_hf,
     TABLE,
     ignored=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),

@@ -1,7 +1,7 @@
 """GPT-NeoX and Pythia: two norms side by side, a quarter of each head turns."""
 
-from dpo_jax import errors
 from dpo_jax.models.families import common, rope
+from dpo_jax.models.families.common import Config, Given
 from dpo_jax.models.spec import DecoderSpec, Family, Row
 
 # the family's own names of what others call …
@@ -20,59 +20,36 @@ KNOWN = rope.KNOWN | frozenset(
 )
 
 
-def from_hf(config: common.Config) -> DecoderSpec:
-    """Reads a `config.json` of `model_type` gpt_neox.
-
-    Raises:
-      ModelError: naming every attribute that is missing, malformed or not known.
-    """
-    with errors.collected(errors.ModelError) as complaints:
-        common.refuse_unknown(config, KNOWN, complaints)
-
-        def size(name: str, default: int | None = None) -> int:
-            return common.number(config, name, int, complaints, default=default)
-
-        def flag(name: str, default: bool) -> bool:
-            return common.boolean(config, name, complaints, default=default)
-
-        heads, width = size("num_attention_heads"), size("hidden_size")
-        if width % heads:
-            complaints.append(
-                f"num_attention_heads={heads} must divide hidden_size={width}"
-            )
-        head_dim, longest = max(width // heads, 1), size("max_position_embeddings")
-        turns = rope.read(
-            config, complaints, max_positions=longest, share=0.25, aliases=ALIASES
-        )
-        bias = flag("attention_bias", True)
-        spec = DecoderSpec(
-            model_type="gpt_neox",
-            vocab=size("vocab_size"),
-            layers=size("num_hidden_layers"),
-            width=width,
-            heads=heads,
-            kv_heads=heads,
-            head_dim=head_dim,
-            ff=size("intermediate_size"),
-            max_positions=longest,
-            norm="layer",
-            norm_eps=common.number(config, "layer_norm_eps", float, complaints),
-            layout="parallel" if flag("use_parallel_residual", True) else "pre",
-            activation=common.activation(config, "hidden_act", complaints),
-            gated=False,
-            qkv_bias=bias,
-            out_bias=bias,
-            mlp_bias=True,
-            rope_theta=turns.theta,
-            rope_scaling=turns.scaling,
-            rope_dim=0 if turns.share == 1 else int(head_dim * turns.share),
-            tie=flag("tie_word_embeddings", False),
-        )
-    return spec
+def read(given: Given) -> DecoderSpec:
+    """Reads a `config.json`."""
+    heads, width, head_dim = given.heads("num_attention_heads", "hidden_size")
+    longest = given.size("max_position_embeddings")
+    bias = given.flag("attention_bias", True)
+    return DecoderSpec(
+        model_type="gpt_neox",
+        vocab=given.size("vocab_size"),
+        layers=given.size("num_hidden_layers"),
+        width=width,
+        heads=heads,
+        kv_heads=heads,
+        head_dim=head_dim,
+        ff=given.size("intermediate_size"),
+        max_positions=longest,
+        norm="layer",
+        norm_eps=given.real("layer_norm_eps"),
+        layout="parallel" if given.flag("use_parallel_residual", True) else "pre",
+        activation=given.activation("hidden_act"),
+        gated=False,
+        qkv_bias=bias,
+        out_bias=bias,
+        mlp_bias=True,
+        tie=given.flag("tie_word_embeddings", False),
+        **rope.read(given, longest, head_dim, share=0.25, aliases=ALIASES),
+    )
 
 
-def to_hf(spec: DecoderSpec) -> common.Config:
-    """Writes the `config.json` that `from_hf` reads back to `spec`."""
+def to_hf(spec: DecoderSpec) -> Config:
+    """Writes the `config.json` that `read` reads back to `spec`."""
     assert spec.qkv_bias == spec.out_bias, spec
     gelu_tanh = spec.activation == "gelu_tanh"
     turns = rope.to_hf(spec.rope_theta, spec.rope_scaling)
@@ -117,7 +94,8 @@ TABLE = (
 )
 
 FAMILY = Family(
-    from_hf,
+    KNOWN,
+    read,
     to_hf,
     TABLE,
     ignored=(

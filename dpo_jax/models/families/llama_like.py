@@ -4,12 +4,10 @@ Each family reads with `read` what all have and adds its own by `dataclasses.rep
 """
 
 from collections.abc import Callable
-from typing import Any
 
 from dpo_jax.models.families import common, rope
+from dpo_jax.models.families.common import Config, Given
 from dpo_jax.models.spec import DecoderSpec, Row
-
-Config = dict[str, Any]
 
 KNOWN = rope.KNOWN | frozenset(
     """
@@ -26,10 +24,8 @@ IGNORED = (r".*rotary_emb\.inv_freq",)
 
 
 def read(
-    config: Config,
-    complaints: list[str],
+    given: Given,
     *,
-    model_type: str,
     head_dim: int = 0,
     theta: float = 1e4,
     share: float | None = None,
@@ -39,41 +35,34 @@ def read(
     """Reads what every family of the kin has.
 
     Args:
-      config: the `config.json`.
-      complaints: gets one sentence per fault.
-      model_type: of the family.
+      given: the `config.json`.
       head_dim: what an absent `head_dim` means; 0 = width / heads.
       theta: what an absent `rope_theta` means.
       share: what an absent `partial_rotary_factor` means; None = the family has none.
       tie: what an absent `tie_word_embeddings` means.
       activation: the name of the attribute.
     """
-
-    def size(name: str, default: int | None = None) -> int:
-        return common.number(config, name, int, complaints, default=default)
-
-    heads, width = size("num_attention_heads"), size("hidden_size")
-    features = size("head_dim", head_dim or max(width // heads, 1))
-    longest = size("max_position_embeddings")
-    turns = rope.read(
-        config, complaints, max_positions=longest, theta=theta, share=share
-    )
+    heads, width = given.size("num_attention_heads"), given.size("hidden_size")
+    features = given.size("head_dim", head_dim or max(width // heads, 1))
+    longest = given.size("max_position_embeddings")
+    bias = given.flag("attention_bias", False)
     return DecoderSpec(
-        model_type=model_type,
-        vocab=size("vocab_size"),
-        layers=size("num_hidden_layers"),
+        model_type=given.config["model_type"],
+        vocab=given.size("vocab_size"),
+        layers=given.size("num_hidden_layers"),
         width=width,
         heads=heads,
-        kv_heads=size("num_key_value_heads", heads),
+        kv_heads=given.size("num_key_value_heads", heads),
         head_dim=features,
-        ff=size("intermediate_size"),
+        ff=given.size("intermediate_size"),
         max_positions=longest,
-        norm_eps=common.number(config, "rms_norm_eps", float, complaints),
-        activation=common.activation(config, activation, complaints),
-        rope_theta=turns.theta,
-        rope_scaling=turns.scaling,
-        rope_dim=0 if turns.share == 1 else int(features * turns.share),
-        tie=common.boolean(config, "tie_word_embeddings", complaints, default=tie),
+        norm_eps=given.real("rms_norm_eps"),
+        activation=given.activation(activation),
+        qkv_bias=bias,
+        out_bias=bias,
+        mlp_bias=given.flag("mlp_bias", False),
+        tie=given.flag("tie_word_embeddings", tie),
+        **rope.read(given, longest, features, theta=theta, share=share),
     )
 
 
@@ -98,18 +87,12 @@ def to_hf(spec: DecoderSpec, architecture: str) -> Config:
 
 
 def windows(
-    config: Config,
-    complaints: list[str],
-    *,
-    layers: int,
-    window: int,
-    slides: Callable[[int], bool],
+    given: Given, layers: int, window: int, slides: Callable[[int], bool]
 ) -> tuple[int, ...]:
     """Reads each layer's window from `layer_types` or, without it, from a rule.
 
     Args:
-      config: the `config.json`.
-      complaints: gets one sentence per fault.
+      given: the `config.json`.
       layers: of the model.
       window: tokens seen in layers that slide; 0 = the model has none.
       slides: which layers do where there is no `layer_types`.
@@ -117,19 +100,21 @@ def windows(
     Returns:
       One entry a layer, 0 = full; () where no layer slides.
     """
-    kinds = config.get("layer_types")
+    kinds = given.config.get("layer_types")
     if kinds is None:
         kinds = [LAYER_KINDS[bool(window) and slides(i)] for i in range(layers)]
     if not isinstance(kinds, list) or len(kinds) != layers:
-        complaints.append(f"layer_types={kinds!r} must name {layers} layers")
+        given.complaints.append(f"layer_types={kinds!r} must name {layers} layers")
         return ()
     strange = sorted({str(kind) for kind in kinds} - set(LAYER_KINDS))
     if strange:
         known = ", ".join(LAYER_KINDS)
-        complaints.append(f"layer_types has {', '.join(strange)}; known: {known}")
+        given.complaints.append(f"layer_types has {', '.join(strange)}; known: {known}")
     sliding = [kind == "sliding_attention" for kind in kinds]
     if any(sliding) and not window:
-        complaints.append("layer_types has sliding_attention without a sliding_window")
+        given.complaints.append(
+            "layer_types has sliding_attention without a sliding_window"
+        )
     return tuple(window * slides for slides in sliding) if any(sliding) else ()
 
 

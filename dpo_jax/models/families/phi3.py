@@ -2,22 +2,21 @@
 
 import dataclasses
 
-from dpo_jax import errors
-from dpo_jax.models.families import common, llama_like, rope
+from dpo_jax.models.families import llama_like, rope
+from dpo_jax.models.families.common import Config, Given
+from dpo_jax.models.families.rope import ORIGINAL
 from dpo_jax.models.spec import DecoderSpec, Family, Row
 
-ORIGINAL = "original_max_position_embeddings"
 LONGROPE = ("longrope", "su", "yarn")  # what it has been called
 
 # What the hub's files say of features that their code has and that are off.
 FIXED = {"full_attn_mod": 1, "interpolate_factor": 1}
 
-KNOWN = llama_like.KNOWN | frozenset(
-    f"embd_pdrop partial_rotary_factor resid_pdrop sliding_window {ORIGINAL}".split()
-)
+KNOWN = llama_like.KNOWN | {*FIXED, ORIGINAL, "partial_rotary_factor"}
+KNOWN |= {"embd_pdrop", "resid_pdrop", "sliding_window"}
 
 
-def _plain(config: common.Config) -> common.Config:
+def _plain(config: Config) -> Config:
     """Returns the config with its rope settings as other dialects write them.
 
     The original context stands beside the settings and beats what they say.
@@ -36,31 +35,19 @@ def _plain(config: common.Config) -> common.Config:
     return config | {name: settings}
 
 
-def from_hf(config: common.Config) -> DecoderSpec:
-    """Reads a `config.json` of `model_type` phi3.
-
-    Raises:
-      ModelError: naming every attribute that is missing, malformed or not known.
-    """
-    with errors.collected(errors.ModelError) as complaints:
-        common.refuse_unknown(config, KNOWN | set(FIXED), complaints)
-        for name, only in FIXED.items():
-            if config.get(name, only) != only:
-                complaints.append(f"{name}={config[name]!r} is not supported")
-        plain = _plain(config)
-        spec = llama_like.read(plain, complaints, model_type="phi3", share=1.0)
-        if spec.rope_scaling and spec.rope_scaling.kind != "longrope":
-            kind = spec.rope_scaling.kind
-            complaints.append(f"rope_type={kind!r} is not one of phi3; use longrope")
-        window = common.window(config, complaints, default=0)
-        spec = dataclasses.replace(
-            spec, windows=(window,) * spec.layers if window else ()
-        )
-    return spec
+def read(given: Given) -> DecoderSpec:
+    """Reads a `config.json`."""
+    given.only(FIXED)
+    spec = llama_like.read(given._replace(config=_plain(given.config)), share=1.0)
+    if spec.rope_scaling and spec.rope_scaling.kind != "longrope":
+        kind = spec.rope_scaling.kind
+        given.complaints.append(f"rope_type={kind!r} is not one of phi3; use longrope")
+    window = given.window(default=0)
+    return dataclasses.replace(spec, windows=(window,) * spec.layers if window else ())
 
 
-def to_hf(spec: DecoderSpec) -> common.Config:
-    """Writes the `config.json` that `from_hf` reads back to `spec`."""
+def to_hf(spec: DecoderSpec) -> Config:
+    """Writes the `config.json` that `read` reads back to `spec`."""
     assert spec.head_dim * spec.heads == spec.width, spec
     config = llama_like.to_hf(spec, "Phi3ForCausalLM") | {
         "partial_rotary_factor": (spec.rope_dim or spec.head_dim) / spec.head_dim,
@@ -87,7 +74,8 @@ TABLE = llama_like.table(
 )
 
 FAMILY = Family(
-    from_hf,
+    KNOWN,
+    read,
     to_hf,
     TABLE,
     ignored=llama_like.IGNORED,

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpo_jax import exact
-from dpo_jax.data import layouts
-from dpo_jax.models.attention import forest_mask
+from dpo_jax.data import layouts, planning
+from dpo_jax.models import attention, forest
 from dpo_jax.types import Array, Batch, Head, Record, Reports
 
 WORDS, DEPTH = 3, 4
@@ -33,7 +33,8 @@ def apply(table: Array, batch: Batch) -> tuple[Array, Head, Reports]:
       table: f[nodes, words] logits.
       batch: rows of one prompt token and the sequences behind it.
     """
-    seen = forest_mask(batch.docs, batch.branches, batch.positions, window=0)[:, 0]
+    cells = forest.cells_of(batch.docs, batch.branches, batch.positions)
+    seen = attention.DENSE.seen(cells, 0)[:, 0]
     depth = batch.positions  # 0 at the prompt's one token, then 1… along a response
     worth = batch.tokens * jnp.where(depth > 0, WORDS ** jnp.maximum(depth - 1, 0), 0)
     level = jnp.array([*LEVELS])[depth]
@@ -45,11 +46,10 @@ def apply(table: Array, batch: Batch) -> tuple[Array, Head, Reports]:
 def rows(layout: str) -> tuple[Batch, np.ndarray, np.ndarray, np.ndarray]:
     """Lays all 81 sequences out behind one prompt token, in every comparison.
 
-    The comparisons are put in by hand, because a record of 81 responses, or of one, has
-    no pair of its own.
+    The comparisons are put in by hand, because they go across the records.
 
     Args:
-      layout: a name of `layouts.LAYOUTS`.
+      layout: a name of `planning.LAYOUTS`.
 
     Returns:
       (batch, place of each sequence as row · R + slot, first and second sequence of
@@ -60,12 +60,14 @@ def rows(layout: str) -> tuple[Batch, np.ndarray, np.ndarray, np.ndarray]:
         records = [Record(0, prompt, tuple(SEQUENCES))]
     else:
         records = [Record(i, prompt, (s,)) for i, s in enumerate(SEQUENCES)]
-    lengths = [layouts.lengths_of(record) for record in records]
-    row_tokens = layouts.longest_document(layout, lengths) + 2  # some padding
+    table = layouts.measure(records)
+    longest = int(planning.LAYOUTS[layout].split(table).tokens.max())
+    row_tokens = longest + 2  # some padding
     if layout == "packed":
         row_tokens = 32  # 6 documents of 5 tokens, and 2 of padding
-    laid = layouts.LAYOUTS[layout](lengths, row_tokens)
-    shape = layouts.measure(laid, lengths, row_tokens)
+    together = np.zeros(len(records), np.int32)
+    plan = planning.plan(layout, table, together, row_tokens)
+    laid, shape = layouts.rows_of(plan), layouts.shape_of(plan, row_tokens, group=0)
     batch = layouts.fill(laid, records, shape)
     members = [(d.record, r) for row in laid for d in row for r in d.responses]
     flat = [

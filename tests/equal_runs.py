@@ -1,0 +1,9 @@
+"""What may differ between two runs that are equal."""
+
+TIMING_KEYS = {
+    "tokens_per_second",
+    "pairs_per_second",
+    "step_seconds",
+    "data_wait_seconds",
+    "mfu",
+}

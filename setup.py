@@ -8,7 +8,9 @@ from pathlib import Path
 
 import setuptools
 
+DRAW = ["matplotlib>=3.9"]  # the figures of experiments
 TEST = [
+    *DRAW,
     "pytest>=8",
     "pytest-xdist>=3.8",
     "hypothesis>=6",
@@ -42,7 +44,6 @@ setuptools.setup(
         "grain>=0.2.18",
         "safetensors>=0.6",
         "tensorboardX>=2.6",
-        "matplotlib>=3.9",
         "jinja2>=3.1",
         "numpy>=2",
         "tqdm",
@@ -57,7 +58,8 @@ setuptools.setup(
         "track": ["wandb"],
         "test": TEST,
         "parity": ["torch==2.13.0", "trl"],
-        "lesson": ["nbformat>=5", "nbclient>=0.10", "ipykernel>=6"],
+        "experiments": DRAW,
+        "lesson": [*DRAW, "nbformat>=5", "nbclient>=0.10", "ipykernel>=6"],
         "lint": ["ruff", "pyright"],
     },
 )

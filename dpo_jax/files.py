@@ -5,12 +5,14 @@ nothing of what the files hold.
 """
 
 import errno
+import hashlib
 import os
 import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from absl import logging
 from etils import epath
 
 from dpo_jax.errors import WriteError
@@ -117,6 +119,36 @@ def set_aside(path: AnyPath) -> epath.Path:
         (target / name).write_bytes((old / name).read_bytes())
     old.rmtree()
     return target
+
+
+def read_named(path: epath.Path, digest: str, whose: str, without: str) -> bytes | None:
+    """Reads a file that is named by its SHA-256; one that is not is set aside.
+
+    Args:
+      path: of the file.
+      digest: what its name says: the first hex digits.
+      whose: whose file it is, for the log.
+      without: what is done without it, for the log.
+
+    Returns:
+      None if the bytes are others.
+
+    Raises:
+      OSError: if it cannot be read.
+    """
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest().startswith(digest):
+        return data
+    try:
+        kept = set_aside(path).name
+    except OSError as error:
+        kept = f"it is ({error})"
+    logging.error(
+        "%s: sha256 mismatch in %s (%d bytes): cut short or altered; %s, the file is "
+        "kept as %s",
+        *(whose, path, len(data), without, kept),
+    )
+    return None
 
 
 def names_below(folder: epath.Path, prefix: str = "") -> Iterator[str]:

@@ -153,14 +153,18 @@ class Store:
     def _read(self, path: epath.Path) -> bool:
         """Reads a shard; False if it is not sound, and may be written once more."""
         try:
-            data = path.read_bytes()
+            data = files.read_named(
+                path,
+                path.name.removesuffix(SHARD),
+                "reference cache",
+                "its log-probs are computed again",
+            )
         except FileNotFoundError:  # another run has just set it aside
             return False
         except OSError as error:
             logging.error("%s cannot be read (%s): computed again", path, error)
             return False
-        if hashlib.sha256(data).hexdigest() != path.name.removesuffix(SHARD):
-            self._set_aside(path, len(data))
+        if data is None:
             return False
         for key, logps, check in _unpacked(data, path):
             if key not in self._wanted:
@@ -173,20 +177,6 @@ class Store:
             else:
                 self.entries[key] = logps
         return True
-
-    def _set_aside(self, path: epath.Path, size: int) -> None:
-        """Renames a shard that was cut short or altered; says so, loudly."""
-        try:
-            kept = files.set_aside(path).name
-        except OSError as error:
-            kept = f"it is ({error})"
-        logging.error(
-            "reference cache: sha256 mismatch in %s (%d bytes): cut short or altered; "
-            "its log-probs are computed again, the file is kept as %s",
-            path,
-            size,
-            kept,
-        )
 
     def write(self, entries: Entries) -> None:
         """Writes a shard.

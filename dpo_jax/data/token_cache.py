@@ -89,13 +89,13 @@ def kept(
       make: makes them.
     """
     place = epath.Path(folder)
-    if (found := _read(place, name)) is not None:
-        return found
+    if (prepared := _read(place, name)) is not None:
+        return prepared
     with _alone(place, name):
-        if (found := _read(place, name)) is None:
-            found = make()
-            _write(place, name, found)
-    return found
+        if (prepared := _read(place, name)) is None:
+            prepared = make()
+            _write(place, name, prepared)
+    return prepared
 
 
 @contextlib.contextmanager
@@ -123,27 +123,20 @@ def _lock(file: IO[bytes]) -> None:
 def _read(folder: epath.Path, name: str) -> Prepared | None:
     """Reads tokens; None if there are none, or none that are sound."""
     for path in sorted(folder.glob(f"{name}.*{ENDING}")):
+        digest, again = path.name.split(".")[1], "the rows are tokenized again"
         try:
-            data = path.read_bytes()
-            if hashlib.sha256(data).hexdigest()[:32] == path.name.split(".")[1]:
-                logging.info("tokens were read from %s", path)
-                return _unpacked(data)
-            aside = files.set_aside(path)
+            data = files.read_named(path, digest, "token cache", again)
         except OSError as error:
             logging.error("token cache: %s cannot be read: %s", path, error)
             continue
-        logging.error(
-            "token cache: sha256 mismatch in %s (%d bytes): cut short or altered; the "
-            "rows are tokenized again, the file is kept as %s",
-            path,
-            len(data),
-            aside.name,
-        )
+        if data is not None:
+            logging.info("tokens were read from %s", path)
+            return _unpacked(data)
     return None
 
 
-def _write(folder: epath.Path, name: str, found: Prepared) -> None:
-    data = _packed(found)
+def _write(folder: epath.Path, name: str, prepared: Prepared) -> None:
+    data = _packed(prepared)
     path = folder / f"{name}.{hashlib.sha256(data).hexdigest()[:32]}{ENDING}"
     try:
         files.write_whole(path, data)
@@ -153,8 +146,8 @@ def _write(folder: epath.Path, name: str, found: Prepared) -> None:
         logging.info("tokens are kept in %s", path)
 
 
-def _packed(found: Prepared) -> bytes:
-    records = found.records
+def _packed(prepared: Prepared) -> bytes:
+    records = prepared.records
     arrays = {
         "ids": records.ids,
         "starts": records.starts,
@@ -164,8 +157,8 @@ def _packed(found: Prepared) -> bytes:
         **{f"response/{name}": each for name, each in records.response.items()},
     }
     about = {
-        "report": json.dumps(found.report),
-        "fingerprint": found.fingerprint,
+        "report": json.dumps(prepared.report),
+        "fingerprint": prepared.fingerprint,
         "ranked": json.dumps(records.ranked),
     }
     return tensors.save(arrays, metadata=about)

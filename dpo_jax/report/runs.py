@@ -106,18 +106,6 @@ def series(run: Run, split: str, metric: str) -> tuple[list[int], list[float]]:
     return steps, values
 
 
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Maps dotted keys to the leaves of nested dictionaries."""
-    leaves = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict) and value:
-            leaves |= flat(value, name + ".")
-        else:
-            leaves[name] = value
-    return leaves
-
-
 def plain(text: str) -> str:
     """Makes control characters visible (ESC as ␛) and takes out bidi overrides."""
     return "".join(_visible(char) for char in text)

@@ -4,7 +4,8 @@ import json
 import math
 from typing import Any, NamedTuple
 
-from dpo_jax.report.runs import SPLITS, Run, flat, plain, series
+from dpo_jax.config import flat
+from dpo_jax.report.runs import SPLITS, Run, plain, series
 
 Cell = str | int | float | tuple[float, float] | None  # (mean, standard error)
 

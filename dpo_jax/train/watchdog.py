@@ -19,6 +19,7 @@ import jax
 from jax import monitoring
 
 from dpo_jax.errors import EXIT_WATCHDOG
+from dpo_jax.files import is_local
 from dpo_jax.train.clock import COMPILING
 
 COMPILE_SECONDS = 3600.0  # a program may take as long, if it is more than the limit
@@ -104,7 +105,7 @@ class Watchdog:
         """Says where all threads stand, then ends the process."""
         threading.Timer(FILE_SECONDS, self._leave, (EXIT_WATCHDOG,)).start()
         where = ""
-        if "://" not in self._folder:
+        if is_local(self._folder):
             path = Path(self._folder) / STACKS.format(jax.process_index())
             with contextlib.suppress(OSError):
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -130,7 +130,7 @@ def source(
         "on_bad_row": on_bad_row,
     }
     made = Source(
-        functools.partial(sources.read, name, **reading),
+        functools.partial(sources.read, name, sources.Request(**reading)),
         functools.partial(records.Reading, **checking),
         functools.partial(tokenize.tokenize, tokenizer=tokenizer, **tokenizing),
         apart=kind == "singles",

@@ -146,7 +146,7 @@ def read_prompts(request: Request, held_out: Source | None) -> list[Text]:
 def _prompts_of(file: str) -> list[Text]:
     """Reads the column `prompt` of a file, strings or chats."""
     found, faults = [], []
-    for where, fields in sources.read(file, split="eval"):
+    for where, fields in sources.read(file, sources.Request("eval")):
         prompt = fields.get("prompt") if isinstance(fields, dict) else None
         chat = isinstance(prompt, list) and all(
             isinstance(m, dict) and isinstance(m.get("content"), str) and m.get("role")

@@ -78,7 +78,7 @@ def read(tmp_path, tokenizer):
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
         bad = {"on_bad_row": on_bad_row}
         found = prepare(
-            read=functools.partial(sources.read, str(path), split="train"),
+            read=functools.partial(sources.read, str(path), sources.Request("train")),
             check=functools.partial(Reading, kind=kind, format="", **bad),
             tokenize=functools.partial(
                 tokenize.tokenize, tokenizer=tokenizer, **TOKENIZING, **bad

@@ -9,7 +9,7 @@ import pytest
 
 from dpo_jax.data.records import validate
 from dpo_jax.data.sources import JUDGED, SOURCES, TOKENIZERS, files, hub, read
-from dpo_jax.data.sources.files import BadRow
+from dpo_jax.data.sources.files import BadRow, Request
 from dpo_jax.errors import ConfigError, DataError
 
 ROW = {"prompt": "p", "chosen": " a", "rejected": " b"}
@@ -29,7 +29,7 @@ def write(path, *lines):
 
 
 def found(name, **options):
-    return list(read(name, **{"split": "train"} | options))
+    return list(read(name, Request("train")._replace(**options)))
 
 
 def test_jsonl_lines_are_numbered_with_blank_lines_skipped(tmp_path):
@@ -76,9 +76,9 @@ def test_a_broken_line_is_named_and_the_others_are_read(tmp_path, line, reason, 
     assert isinstance(bad, BadRow) and bad.reason == reason
     options = {"kind": "pairs", "format": ""}
     with pytest.raises(DataError) as error:
-        validate(read(path, split="train"), on_bad_row="error", **options)
+        validate(read(path, Request("train")), on_bad_row="error", **options)
     assert f"{path}:5: " in str(error.value) and said in str(error.value)
-    _, counts = validate(read(path, split="train"), on_bad_row="drop", **options)
+    _, counts = validate(read(path, Request("train")), on_bad_row="drop", **options)
     assert counts.dropped == {reason: 1} and counts.kept == 5
 
 
@@ -125,7 +125,7 @@ def test_parquet_rows_and_nulls(tmp_path):
     assert found(path)[0] == (f"{path}[0]", ROW)
     options = {"kind": "pairs", "format": "", "on_bad_row": "error"}
     with pytest.raises(DataError, match=r"a.parquet\[1\]: column 'chosen' is null"):
-        validate(read(path, split="train"), **options)
+        validate(read(path, Request("train")), **options)
     parquet.write_table(table.slice(0, 0), path)
     with pytest.raises(DataError, match="has no rows"):
         found(path)
@@ -180,7 +180,7 @@ def test_hh_is_read_from_a_file_or_a_folder(tmp_path):
     with pytest.raises(DataError, match="data.path='/no/where' is neither"):
         found("hh", path="/no/where")
     options = {"kind": "pairs", "format": "hh", "on_bad_row": "error"}
-    rows, _ = validate(read("hh", path=test, split="train"), **options)
+    rows, _ = validate(read("hh", Request("train", test)), **options)
     assert rows[0].responses == (" a", " b")
 
 
@@ -236,7 +236,7 @@ def test_an_unreachable_hub_is_one_error_with_a_way_out(monkeypatch):
 def test_the_real_dialogues_drop_eight_rows():
     """Counted beforehand: 4 rejected do not start with the prompt, 4 chosen empty."""
     rows, counts = validate(
-        read(f"{SHARED}/data/hh-harmless-test.jsonl.gz", split="train"),
+        read(f"{SHARED}/data/hh-harmless-test.jsonl.gz", Request("train")),
         kind="pairs",
         format="hh",
         on_bad_row="drop",

@@ -8,6 +8,7 @@ import pytest
 from dpo_jax.data.encode import encode
 from dpo_jax.data.records import RawRow, validate
 from dpo_jax.data.sources import read
+from dpo_jax.data.sources.files import Request
 from dpo_jax.data.tokenize import (
     Cut,
     check_ids,
@@ -332,7 +333,7 @@ def test_golden_reference_repository():
 def golden_records(folder):
     tokenizer = load_tokenizer(f"{SHARED}/goldens/{folder}/model")
     rows, _ = validate(
-        read(f"{SHARED}/goldens/{folder}/train.jsonl", split="train"),
+        read(f"{SHARED}/goldens/{folder}/train.jsonl", Request("train")),
         kind="pairs",
         format="",
         on_bad_row="error",

@@ -30,28 +30,13 @@ class Judged(NamedTuple):
     reward: Callable[[Sequence[str], Sequence[str]], float]
 
 
-def read(
-    name: str,
-    *,
-    split: str,
-    path: str = "",
-    kind: str = "pairs",
-    seed: int = 0,
-    rows: int = 0,
-    labels: str = "",
-) -> Rows:
+def read(name: str, request: Request) -> Rows:
     """Reads the rows of a source.
 
     Args:
       name: a name of `SOURCES`; a .jsonl, .jsonl.gz or .parquet path; a data set
         folder; or a hub id `owner/name[:split]`.
-      split: `train` or `eval`; it also names the config key in messages.
-      path: a local copy, for the sources of `LOCAL_COPY`.
-      kind: of `kinds.KINDS`; a generated source makes completions, or pairs for all
-        other kinds.
-      seed: of a generated source.
-      rows: the first so many rows; 0 = all (generated: its default).
-      labels: labelling of a generated source, for those of `GENERATED`.
+      request: which rows.
 
     Returns:
       An iterator of (where, fields or `BadRow`).
@@ -60,18 +45,20 @@ def read(
       DataError: if there is no such source.
       ConfigError: if an option is given that the source does not use.
     """
-    field = f"data.{split}"
-    if path and name not in LOCAL_COPY:
-        raise ConfigError(f"data.path={path!r} is not used by {field}={name!r}")
-    if labels and name not in GENERATED:
-        raise ConfigError(f"data.labels={labels!r} is not used by {field}={name!r}")
+    field = f"data.{request.split}"
+    if request.path and name not in LOCAL_COPY:
+        raise ConfigError(f"data.path={request.path!r} is not used by {field}={name!r}")
+    if request.labels and name not in GENERATED:
+        raise ConfigError(
+            f"data.labels={request.labels!r} is not used by {field}={name!r}"
+        )
     if name in SOURCES:
-        found = SOURCES[name](Request(path, split, kind, seed, rows, labels))
+        rows = SOURCES[name](request)
     elif reader := reader_of(name):
-        found = reader(name, field)
+        rows = reader(name, field)
     else:
-        found = _read_elsewhere(name, split, field)
-    return islice(found, rows) if rows else found
+        rows = _read_elsewhere(name, request.split, field)
+    return islice(rows, request.rows) if request.rows else rows
 
 
 def files_of(name: str, *, path: str) -> list[str] | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 from dpo_jax.errors import DataError
+from dpo_jax.files import is_local
 
 MAX_LINE_BYTES = 16 * 2**20
 SPLIT_WORDS = {"train": ("train",), "eval": ("eval", "test", "validation")}
@@ -36,23 +37,24 @@ class BadRow(Exception):
 
 
 class Request(NamedTuple):
-    """What a named source is asked for.
+    """What a source is asked for.
 
     Attributes:
-      path: a local copy; '' = none.
-      split: `train` or `eval`.
-      kind: of `kinds.KINDS`, for generated data.
-      seed: of generated data.
-      rows: how many; 0 = all, or the default of generated data.
+      split: `train` or `eval`; it also names the config key in messages.
+      path: a local copy, for the sources of `LOCAL_COPY`; '' = none.
+      kind: of `kinds.KINDS`; a generated source makes completions, or pairs for all
+        other kinds.
+      seed: of a generated source.
+      rows: the first so many; 0 = all, or the default of generated data.
       labels: how generated pairs are labelled; '' = the source's default.
     """
 
-    path: str
     split: str
-    kind: str
-    seed: int
-    rows: int
-    labels: str
+    path: str = ""
+    kind: str = "pairs"
+    seed: int = 0
+    rows: int = 0
+    labels: str = ""
 
 
 Fields = dict[str, Any]
@@ -71,7 +73,7 @@ def open_binary(path: str, field: str) -> IO[bytes]:
       DataError: if it is missing or cannot be opened.
     """
     try:
-        if "://" in path:
+        if not is_local(path):
             import fsspec
 
             return fsspec.open(path, "rb").open()  # pyright: ignore

@@ -104,6 +104,12 @@ def to_json(config: Config) -> str:
     return json.dumps(config.to_dict(), indent=1, sort_keys=True) + "\n"
 
 
+def at(config: Config, key: str) -> Any:
+    """Returns the value of `section.key`."""
+    section, _, name = key.partition(".")
+    return config[section][name] if name else config[section]
+
+
 def stated(config: Config, values: Mapping[str, Any]) -> Config:
     """Returns a copy in which some keys, as `section.key`, have other values."""
     copy = config.copy_and_resolve_references()
@@ -175,9 +181,6 @@ def unused_options(
     ]
 
 
-WITHOUT_REFERENCE = ("sft", "reward")  # objectives
-
-
 def check_values(config: Config) -> list[str]:
     """Complains of numbers out of range and of names that are not known."""
     found = []
@@ -231,10 +234,6 @@ def check_combinations(config: Config) -> list[str]:
         )
     if config.checkpoint.keep_best:
         found += best_faults(config)
-    if config.objective in WITHOUT_REFERENCE and config.ref.mode != "none":
-        found.append(
-            f"objective={config.objective!r} uses no reference; set ref.mode='none'"
-        )
     return found + reference_combinations(config.ref)
 
 
@@ -277,8 +276,6 @@ def best_faults(config: Config) -> list[str]:
             f"{field} leaves open which value is best; write 'highest:{name}' or "
             f"'lowest:{name}'"
         )
-    if name.startswith("scores/") and config.objective != "reward":
-        found.append(f"{field} is a metric of objective='reward' alone")
     if name.startswith("rollouts/") and not config.eval.rollouts:
         found.append(f"{field} needs prompts to sample; set eval.rollouts > 0")
     elif not (config.data.eval or config.eval.rollouts):

@@ -8,6 +8,7 @@ from typing import Any
 from absl import flags
 
 from dpo_jax.cli import common
+from dpo_jax.config import stated
 from dpo_jax.errors import ConfigError, WriteError, collected
 
 
@@ -52,17 +53,24 @@ def main(arguments: Sequence[str]) -> int:
     if len(set(names)) < len(names):
         raise ConfigError("--workdir and --model name something twice; name it once")
     common.setup_logging()
+    from dpo_jax.sharding.mesh import make_mesh
     from dpo_jax.wiring import generation
+    from dpo_jax.wiring.data import source
+    from dpo_jax.wiring.restoring import run_config
 
     request = generation.Request(
         **{name: values[name].value for name in generation.Request._fields}
     )
     check(request)
-    policies = [generation.policy_of_run(config, name) for name in runs]
-    policies += [generation.policy_of_folder(config, name) for name in folders]
-    exact = [p.config for p in policies if p.config.model.dtype == "float32"]
-    common.setup_jax([*exact, config][0], debug=values["debug"].value)
-    answers = generation.sample(config, request, policies)
+    policies = [generation.Policy(name, run_config(name), name) for name in runs]
+    for name in folders:
+        own = stated(config, {"model.path": name, "model.preset": ""})
+        policies.append(generation.Policy(name, own, None))
+    common.setup_jax(config, debug=values["debug"].value)
+    held_out = source(config, "eval", None)[0] if config.data.eval else None
+    prompts = generation.read_prompts(request, held_out)
+    mesh = make_mesh(**config.mesh)
+    answers = generation.sample(prompts, request, policies, mesh)
     import jax
 
     if jax.process_index() == 0:

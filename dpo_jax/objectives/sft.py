@@ -31,4 +31,12 @@ def counts(batch: Batch) -> Counts:
     return found | {"chosen_tokens": found["tokens"]}
 
 
-COMPLETIONS = Kind(take_completions, metrics, counts)
+COMPLETIONS = Kind(
+    "completions",
+    "pairs",
+    take_completions,
+    metrics,
+    counts,
+    per="chosen_tokens",
+    reference=False,
+)

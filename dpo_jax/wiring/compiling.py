@@ -23,7 +23,7 @@ from dpo_jax.errors import DeviceError
 from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.sharding import arrays, rules
 from dpo_jax.train import annotate
-from dpo_jax.types import Batch, Hyper, Params
+from dpo_jax.types import Batch, Params
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring import training
 from dpo_jax.wiring.objective import Losses, needs_whole_reference
@@ -118,24 +118,21 @@ def compile_run(
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         policy = model_wiring.make_model(config, folder, spec)
         model_wiring.check_loadable(policy, mesh)
-        reference = model_wiring.reference_model(config, policy, mesh)
+        reference = model_wiring.reference_model(policy, config.ref, mesh)
         trainer = training.make_trainer(config, losses, policy, reference, mesh, steps)
         batch = abstract_batch(shape, config.batch.microbatches or 1, mesh)
         found = []
         if reference is not None:
-            whole = needs_whole_reference(losses)
-            ask = model_wiring.compile_ask(config, reference, mesh, whole=whole)
-            dtype = model_wiring.reference_dtype(config)
-            params = model_wiring.abstract_weights(reference, dtype, mesh)
+            chunk, whole = config.model.logits_chunk, needs_whole_reference(losses)
+            ask = model_wiring.compile_ask(reference, mesh, chunk=chunk, whole=whole)
+            params = model_wiring.abstract_weights(reference, mesh)
             if config.ref.mode == "live":
                 found.append(compiled("reference", ask, params, batch))
             batch = annotated(ask, params, batch, mesh)
-        given = (
-            trainer.abstract,
-            trainer.frozen,
-            batch,
-            abstract_hyper(trainer, mesh),
-        )
+        hyper = jax.eval_shape(trainer.hyper)
+        replicated = dict.fromkeys(hyper, arrays.replicated(mesh))
+        hyper = rules.with_shardings(hyper, replicated)
+        given = (trainer.abstract, trainer.frozen, batch, hyper)
         return [*found, compiled("train step", trainer.step, *given)]
 
 
@@ -156,12 +153,6 @@ def annotated(ask: Any, params: Params, batch: Batch, mesh: Mesh) -> Batch:
     place = arrays.row_sharding(mesh, leading=1)
     places = dict.fromkeys(columns, place)
     return annotate.with_tokens(batch, rules.with_shardings(columns, places))
-
-
-def abstract_hyper(trainer: training.Trainer, mesh: Mesh) -> Hyper:
-    """Returns the float hyper-parameters as shapes."""
-    values = jax.eval_shape(trainer.hyper)
-    return rules.with_shardings(values, dict.fromkeys(values, arrays.replicated(mesh)))
 
 
 def compiled(name: str, program: Any, *shapes: Any) -> Program:

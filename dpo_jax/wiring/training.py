@@ -16,15 +16,11 @@ from dpo_jax.config import Config
 from dpo_jax.data.loader import Loader
 from dpo_jax.models.decoder import abstract_params, leaves
 from dpo_jax.models.spec import DecoderSpec
+from dpo_jax.objectives import OBJECTIVES
 from dpo_jax.sharding import arrays, rules
 from dpo_jax.train import optimizer, step, throughput
 from dpo_jax.types import Frozen, Hyper, Objective, TrainState
-from dpo_jax.wiring.model import (
-    Model,
-    abstract_weights,
-    load_params,
-    reference_dtype,
-)
+from dpo_jax.wiring.model import Model, abstract_weights, load_params
 from dpo_jax.wiring.objective import (
     Losses,
     hyper,
@@ -42,7 +38,6 @@ class Trainer(NamedTuple):
       abstract: the state as `jax.ShapeDtypeStruct`s with shardings.
       frozen: what is frozen, likewise.
       step: `(state, frozen, annotated batch, hyper) -> (state, metrics)`, jitted.
-      kind: config.objective.
       dtype: of the model's computation.
       objective: what is minimised.
       hyper: () -> float hyper-parameters on the mesh.
@@ -52,7 +47,6 @@ class Trainer(NamedTuple):
     abstract: TrainState
     frozen: Frozen
     step: step.StepFn
-    kind: str
     dtype: str
     objective: Objective
     hyper: Callable[[], Hyper]
@@ -70,7 +64,12 @@ def make_trainer(
     name, values = config.optimizer.name, config.optimizer.to_dict()
     whole = reference if needs_whole_reference(losses) else None
     objective = make_objective(
-        config, losses, model.apply, None if whole is None else whole.head
+        OBJECTIVES[config.objective],
+        losses,
+        config.loss,
+        model.apply,
+        chunk=config.model.logits_chunk,
+        ref_head=None if whole is None else whole.head,
     )
     follows = bool(config.ref.sync_every_steps)
     take = functools.partial(
@@ -83,9 +82,12 @@ def make_trainer(
     stats, tx = start_stats(losses), optimizer.direction(name, values)
     make = functools.partial(step.init_state, tx=tx, stats=stats)
     abstract, places = state_places(model.spec, make, mesh, follows)
-    frozen = abstract_frozen(config, reference, mesh)
+    live = config.ref.mode == "live" and not follows
+    frozen: Frozen = {}
+    if reference is not None and live:
+        frozen = {"ref": abstract_weights(reference, mesh)}
     scalar = arrays.replicated(mesh)
-    warmup = warmup_steps(config, steps)
+    warmup = warmup_steps(steps, values["warmup_steps"], values["warmup_share"])
     floats = {
         **{key: values[key] for key in ("lr", "eps")},
         **{key: values[key] for key in ("clip", "weight_decay") if values[key]},
@@ -102,12 +104,10 @@ def make_trainer(
     )
 
     def init(frozen: Frozen) -> TrainState:
-        load = functools.partial(
-            load_params, mesh=mesh, dtype="float32", seed=config.seed
-        )
+        load = functools.partial(load_params, mesh=mesh, seed=config.seed)
         ref = load(reference) if reference is not None and follows else None
         known = frozen.get("ref", ref)
-        if reference_is_policy(config, model, reference) and known is not None:
+        if reference_is_policy(model, reference) and known is not None:
             params = jax.tree.map(jnp.copy, known)  # the files are read once
         else:
             params = load(model)
@@ -120,35 +120,30 @@ def make_trainer(
         rules.with_shardings(abstract, places),
         frozen,
         compiled,
-        config.objective,
         config.model.dtype,
         objective,
-        lambda: jax.device_put(hyper(config, losses, floats), scalar),
+        lambda: jax.device_put(hyper(losses, config.loss, **floats), scalar),
     )
 
 
-def reference_is_policy(config: Config, model: Model, reference: Model | None) -> bool:
+def reference_is_policy(model: Model, reference: Model | None) -> bool:
     """Tells whether the reference holds the masters that the policy starts with."""
-    if reference is None or reference_dtype(config) != "float32":
+    if reference is None or reference.held != model.held:
         return False
     return (reference.folder, reference.spec) == (model.folder, model.spec)
 
 
-def abstract_frozen(config: Config, reference: Model | None, mesh: Mesh) -> Frozen:
-    """Says which roles stand still during a run, their parameters as shapes."""
-    live = config.ref.mode == "live" and not config.ref.sync_every_steps
-    if reference is None or not live:
-        return {}
-    return {"ref": abstract_weights(reference, reference_dtype(config), mesh)}
-
-
-def warmup_steps(config: Config, steps: int) -> int:
+def warmup_steps(steps: int, warmup: int, share: float) -> int:
     """Counts the steps of the warm-up; a share of the run is rounded up.
+
+    Args:
+      steps: of the run.
+      warmup: steps that the user asks for.
+      share: of the run, instead.
 
     Source: rounding as transformers' `warmup_ratio`.
     """
-    share = config.optimizer.warmup_share
-    return math.ceil(share * steps) if share else config.optimizer.warmup_steps
+    return math.ceil(share * steps) if share else warmup
 
 
 def state_places(

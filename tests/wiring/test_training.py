@@ -67,7 +67,7 @@ def step_text(key="", value=None):
     with jax.set_mesh(alone):
         spec = preset("tiny", vocab=64, max_positions=32)
         policy = model_wiring.make_model(config, None, spec)
-        reference = model_wiring.reference_model(config, policy, alone)
+        reference = model_wiring.reference_model(policy, config.ref, alone)
         steps = config.train.steps or STEPS
         trainer = training.make_trainer(config, losses, policy, reference, alone, steps)
         batch = compiling.abstract_batch(Shape(2, 32, 16, 2, 1), 1, alone)

@@ -61,7 +61,7 @@ def make_trainer(
     steps: int,
 ) -> Trainer:
     """Wires model, loss and optimizer into a step over the mesh; runs nothing."""
-    tx = optimizer.direction(config.optimizer.name, config.optimizer.to_dict())
+    name, values = config.optimizer.name, config.optimizer.to_dict()
     whole = reference if needs_whole_reference(losses) else None
     objective = make_objective(
         OBJECTIVES[config.objective],
@@ -75,22 +75,11 @@ def make_trainer(
     take = functools.partial(
         step.train_step,
         objective=objective,
-        tx=tx,
-        lr_factor=optimizer.schedule(
-            config.optimizer.schedule,
-            warmup_steps=warmup_steps(
-                steps, config.optimizer.warmup_steps, config.optimizer.warmup_share
-            ),
-            total_steps=steps,
-        ),
-        clip_norm=config.optimizer.clip,
-        sync=functools.partial(
-            step.follow, every=config.ref.sync_every_steps, mix=config.ref.sync_mix
-        )
-        if follows
-        else None,
+        tx=lambda hyper: optimizer.direction(name, {**values, **hyper}),
+        lr_factor=optimizer.schedule(config.optimizer.schedule),
+        sync_every=config.ref.sync_every_steps,
     )
-    stats = start_stats(losses)
+    stats, tx = start_stats(losses), optimizer.direction(name, values)
     make = functools.partial(step.init_state, tx=tx, stats=stats)
     abstract, places = state_places(model.spec, make, mesh, follows)
     live = config.ref.mode == "live" and not follows
@@ -98,7 +87,13 @@ def make_trainer(
     if reference is not None and live:
         frozen = {"ref": abstract_weights(reference, mesh)}
     scalar = arrays.replicated(mesh)
-    floats = functools.partial(hyper, losses, config.loss, lr=config.optimizer.lr)
+    warmup = warmup_steps(steps, values["warmup_steps"], values["warmup_share"])
+    floats = {
+        **{key: values[key] for key in ("lr", "eps")},
+        **{key: values[key] for key in ("clip", "weight_decay") if values[key]},
+        **optimizer.pace(warmup_steps=warmup, total_steps=steps),
+        "sync_mix": config.ref.sync_mix,
+    }
     compiled = step.compile_step(
         take,
         state_shardings=places,
@@ -127,7 +122,7 @@ def make_trainer(
         compiled,
         config.model.dtype,
         objective,
-        lambda: jax.device_put(floats(), scalar),
+        lambda: jax.device_put(hyper(losses, config.loss, **floats), scalar),
     )
 
 

@@ -210,10 +210,10 @@ def _scores(rows: Batch, stats: TokenStats) -> list[Score]:
     """Lists the scored tokens, responses in order."""
     slots = rows.ends.shape[1]
     branches = np.take_along_axis(rows.branches, rows.ends, axis=1)  # [B, R]
-    found = []
+    scores = []
     for b, c in zip(*np.nonzero(rows.slots < slots), strict=True):
         reference = rows.token.get("ref_logps")
-        found.append(
+        scores.append(
             Score(
                 response=int(branches[b, rows.slots[b, c]]) - 1,
                 target=int(rows.targets[b, c]),
@@ -222,7 +222,7 @@ def _scores(rows: Batch, stats: TokenStats) -> list[Score]:
                 entropy=float(stats.entropy[b, c]),
             )
         )
-    return sorted(found, key=lambda score: score.response)
+    return sorted(scores, key=lambda score: score.response)
 
 
 def explained_as_text(config: Config, row: Shown, explained: Explained) -> str:

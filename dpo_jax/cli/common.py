@@ -150,10 +150,10 @@ def _check_keys(config: Config, argv: Sequence[str]) -> None:
 
 def _explain(error: flags.Error, values: flags.FlagValues) -> str:
     """Turns absl's complaint of a value into one that names key, value and type."""
-    found = re.match(r"flag --([\w.]+)=(.*): ", str(error), re.DOTALL)
-    if found is None:
+    match = re.match(r"flag --([\w.]+)=(.*): ", str(error), re.DOTALL)
+    if match is None:
         return " ".join(str(error).split())
-    name, text = found.groups()
+    name, text = match.groups()
     kind = values[name].flag_type()
     if name.startswith("config."):
         kept = flat(values["config"].value)[name.partition(".")[2]]

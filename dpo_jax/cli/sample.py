@@ -110,17 +110,17 @@ def rows(answers: Any) -> Iterator[dict[str, Any]]:
     """Yields what the JSONL file holds: one object a continuation."""
     for index, prompt in enumerate(answers.prompts):
         for name, completions in answers.completions.items():
-            for number, found in enumerate(completions[index]):
+            for number, completion in enumerate(completions[index]):
                 yield {
                     "policy": name,
                     "index": index,
                     "sample": number,
                     "prompt": prompt,
-                    **found._asdict(),
+                    **completion._asdict(),
                 }
 
 
-def write_rows(path: str, found: Iterator[dict[str, Any]]) -> None:
+def write_rows(path: str, objects: Iterator[dict[str, Any]]) -> None:
     """Writes a JSONL file.
 
     Raises:
@@ -128,7 +128,7 @@ def write_rows(path: str, found: Iterator[dict[str, Any]]) -> None:
     """
     try:
         with open(path, "w", encoding="utf-8") as file:
-            for row in found:
+            for row in objects:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
     except OSError as error:
         raise WriteError(f"--out={path!r} cannot be written: {error}") from error
@@ -143,9 +143,7 @@ def side_by_side(answers: Any) -> str:
         lines.append(f"[{index}] {shown!r}")
         samples = [of[index] for of in answers.completions.values()]
         for together in zip(*samples, strict=True):
-            for name, found in zip(answers.completions, together, strict=True):
-                lines.append(
-                    f"  {name:<{width}}  {sum(found.logps):9.2f}  {found.text!r}"
-                )
+            for name, one in zip(answers.completions, together, strict=True):
+                lines.append(f"  {name:<{width}}  {sum(one.logps):9.2f}  {one.text!r}")
     head = f"  {'policy':<{width}}  {'log-prob':>9}  continuation"
     return "\n".join([head, *lines]) + "\n"

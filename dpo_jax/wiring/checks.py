@@ -117,7 +117,7 @@ def loss_faults(kind: Kind, losses: Losses, given: Section) -> list[str]:
 def bound_faults(bound: Bound) -> list[str]:
     """Complains of options that a loss cannot take, or that contradict each other."""
     values = bound.options(bound.hyper)
-    found = [
+    faults = [
         f"{'loss.options' if '.' in bound.traced[name] else 'loss'}."
         f"{bound.traced[name]}={values[name]} must be > 0 for loss.name={bound.name!r}"
         for name in bound.loss.positive
@@ -127,8 +127,8 @@ def bound_faults(bound: Bound) -> list[str]:
         try:
             pairwise.check_choices(**pick(pairwise.check_choices, values))
         except ConfigError as error:
-            found.append(str(error))
-    return found
+            faults.append(str(error))
+    return faults
 
 
 def reference_faults(losses: Losses, ref: Section) -> list[str]:

@@ -78,13 +78,13 @@ def tpus(topology: str) -> Sequence[Any]:
     core = ONE_CORE.get(topology.partition(":")[0])
     more = {} if core is None else {"chip_config_name": core}
     try:
-        found = topologies.get_topology_desc(topology, "tpu", **more)
+        described = topologies.get_topology_desc(topology, "tpu", **more)
     except (RuntimeError, ValueError, FileNotFoundError) as error:
         raise DeviceError(
             f"topology={topology!r}: {error}; names are such as 'v5e:2x2' and "
             "'v4:2x2x4', and libtpu must be installed"
         ) from error
-    return found.devices
+    return described.devices
 
 
 def compile_run(
@@ -121,19 +121,19 @@ def compile_run(
         reference = model_wiring.reference_model(policy, config.ref, mesh)
         trainer = training.make_trainer(config, losses, policy, reference, mesh, steps)
         batch = abstract_batch(shape, config.batch.microbatches or 1, mesh)
-        found = []
+        programs = []
         if reference is not None:
             chunk, whole = config.model.logits_chunk, needs_whole_reference(losses)
             ask = model_wiring.compile_ask(reference, mesh, chunk=chunk, whole=whole)
             params = model_wiring.abstract_weights(reference, mesh)
             if config.ref.mode == "live":
-                found.append(compiled("reference", ask, params, batch))
+                programs.append(compiled("reference", ask, params, batch))
             batch = annotated(ask, params, batch, mesh)
         hyper = jax.eval_shape(trainer.hyper)
         replicated = dict.fromkeys(hyper, arrays.replicated(mesh))
         hyper = rules.with_shardings(hyper, replicated)
         given = (trainer.abstract, trainer.frozen, batch, hyper)
-        return [*found, compiled("train step", trainer.step, *given)]
+        return [*programs, compiled("train step", trainer.step, *given)]
 
 
 def abstract_batch(shape: layouts.Shape, microbatches: int, mesh: Mesh) -> Batch:
@@ -192,9 +192,9 @@ def collectives(text: str) -> dict[str, int]:
     for line in text.splitlines():
         if not line.startswith(" "):
             heading = line
-        found = COLLECTIVE.search(line)
-        if found is not None:
-            kind, channel = found.groups()
+        match = COLLECTIVE.search(line)
+        if match is not None:
+            kind, channel = match.groups()
             fused = heading.startswith(FUSED)
             channels[channel] = "reduce-scatter" if fused else kind
     return dict(collections.Counter(channels.values()).most_common())

@@ -140,7 +140,7 @@ def source(
 
 def load_split(
     name: str,
-    found: Source,
+    how: Source,
     settings: dict[str, Any],
     tokenizer: Any,
     folder: epath.Path | None,
@@ -149,7 +149,7 @@ def load_split(
 
     Args:
       name: of the source.
-      found: from `source`.
+      how: from `source`.
       settings: likewise.
       tokenizer: that it was made with.
       folder: of the cache; None = tokens are not kept.
@@ -157,7 +157,7 @@ def load_split(
     Raises:
       DataError: if a source or row is bad.
     """
-    make = functools.partial(prepare.prepare, **found._asdict())
+    make = functools.partial(prepare.prepare, **how._asdict())
     read = sources.files_of(name, path=settings.pop("path"))
     if folder is None or read is None:
         return make()

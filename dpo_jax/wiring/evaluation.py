@@ -206,14 +206,14 @@ def make_rollouts(parts: Parts, referred: Referred) -> Callable[[TrainState], Sa
 
 def rollout_metrics(sampled: Sampled) -> dict[str, float]:
     """Means and standard errors of a policy's rollouts, as metrics."""
-    found = {}
+    means = {}
     columns = {"reward": sampled.policy.rewards, "kl": sampled.policy.kls}
     for name, values in columns.items():
         mean, error = rollouts.mean_se(values)
-        found[f"rollouts/{name}"] = mean
+        means[f"rollouts/{name}"] = mean
         if error is not None:
-            found[f"rollouts/{name}_se"] = error
-    return found | {"rollouts/length": float(sampled.policy.lengths.mean())}
+            means[f"rollouts/{name}_se"] = error
+    return means | {"rollouts/length": float(sampled.policy.lengths.mean())}
 
 
 def before_and_after(sampled: Sampled) -> dict[str, Any]:
@@ -226,12 +226,12 @@ def before_and_after(sampled: Sampled) -> dict[str, Any]:
         {
             "name": name,
             "values": {
-                "true reward": _cell(found.rewards),
-                "KL to reference (nats)": _cell(found.kls),
-                "length (tokens)": _cell(found.lengths),
+                "true reward": _cell(rollout.rewards),
+                "KL to reference (nats)": _cell(rollout.kls),
+                "length (tokens)": _cell(rollout.lengths),
             },
         }
-        for name, found in both.items()
+        for name, rollout in both.items()
     ]
     gain = _cell(sampled.policy.rewards - sampled.reference.rewards)
     rows.append({"name": "difference", "values": {"true reward": gain}})

@@ -145,7 +145,7 @@ def read_prompts(request: Request, held_out: Source | None) -> list[Text]:
 
 def _prompts_of(file: str) -> list[Text]:
     """Reads the column `prompt` of a file, strings or chats."""
-    found, faults = [], []
+    prompts, faults = [], []
     for where, fields in sources.read(file, sources.Request("eval")):
         prompt = fields.get("prompt") if isinstance(fields, dict) else None
         chat = isinstance(prompt, list) and all(
@@ -153,14 +153,14 @@ def _prompts_of(file: str) -> list[Text]:
             for m in prompt
         )
         if prompt and (isinstance(prompt, str) or chat):
-            found.append(prompt)
+            prompts.append(prompt)
         else:
             faults.append(f"{where}: `prompt` must be a string or a list of messages")
-    if faults or not found:
+    if faults or not prompts:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         what = " · ".join(faults[:3]) + more or "the file has no rows"
         raise DataError(f"the prompts of {file!r}: {what}")
-    return found
+    return prompts
 
 
 def _answers(
@@ -316,15 +316,15 @@ def stop_ids(tokenizer: Any, folder: Path | None, words: Sequence[str]) -> list[
     They are the tokenizer's EOS, what the model's folder declares, and those words that
     are tokens which no text contains.
     """
-    found = {tokenizer.eos_token_id}
+    ids = {tokenizer.eos_token_id}
     for name in ("generation_config.json", "config.json"):
         file = None if folder is None else folder / name
         if file is not None and file.is_file():
             declared = json.loads(file.read_bytes()).get("eos_token_id")
-            found |= set(declared if isinstance(declared, list) else [declared])
+            ids |= set(declared if isinstance(declared, list) else [declared])
     special = _special(tokenizer)
-    found |= {special[word] for word in words if word in special}
-    return sorted(token for token in found if token is not None)
+    ids |= {special[word] for word in words if word in special}
+    return sorted(token for token in ids if token is not None)
 
 
 def stop_strings(tokenizer: Any, words: Sequence[str]) -> list[str]:

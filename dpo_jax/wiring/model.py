@@ -160,8 +160,8 @@ def check_loadable(model: Model, mesh: Mesh) -> None:
 def stored_spec(model: Model) -> DecoderSpec:
     """Says what the folder of a model holds: a language model may lack its score."""
     assert model.folder is not None
-    found = files.read_config(model.folder)
-    is_scalar = model.spec.scalar and scalar.is_classifier(found)
+    declared = files.read_config(model.folder)
+    is_scalar = model.spec.scalar and scalar.is_classifier(declared)
     return dataclasses.replace(model.spec, scalar=is_scalar)
 
 

@@ -89,12 +89,12 @@ def write_timing(workdir: AnyPath, ended: Summary) -> None:
     Raises:
       WriteError: if it cannot be written.
     """
-    found = {
+    timing = {
         "steps": ended.step - ended.resumed_from,
         "seconds": ended.seconds,
         "peak": ended.peak._asdict() if ended.peak else None,
     }
-    write_json(workdir, "timing.json", found)
+    write_json(workdir, "timing.json", timing)
 
 
 def write_json(workdir: AnyPath, name: str, value: Any) -> None:
@@ -242,8 +242,8 @@ def foreign_files(target: AnyPath) -> list[str]:
     names = [n for n in names if any(fnmatch.fnmatch(n, p) for p in patterns)]
     try:
         written = json.loads((path / WRITTEN).read_bytes())["files"]
-        found = manifest.hash_files(path, [name for name in names if name in written])
-        return sorted(n for n in names if n not in found or found[n] != written[n])
+        hashes = manifest.hash_files(path, [name for name in names if name in written])
+        return sorted(n for n in names if n not in hashes or hashes[n] != written[n])
     except (OSError, ValueError, KeyError, TypeError):
         return sorted(names)
 
@@ -282,11 +282,11 @@ def push(folder: Path, repository: str) -> str:
 
 def token_ids(tokenizer: Any) -> dict[str, int]:
     """Names the special ids that a fresh model's config.json declares."""
-    found = {
+    ids = {
         f"{name}_token_id": getattr(tokenizer, f"{name}_token_id")
         for name in ("bos", "eos", "pad")
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in ids.items() if value is not None}
 
 
 def leave_behind(
@@ -310,13 +310,13 @@ def commit() -> str:
     here = Path(__file__).parent
     command = ["git", "-C", str(here), "rev-parse", "--short=12", "HEAD"]
     try:
-        found = subprocess.run(
+        named = subprocess.run(
             [*command, "--show-prefix"], capture_output=True, text=True, timeout=10
         )
     except (OSError, subprocess.TimeoutExpired):
         return f"version {__version__}"
-    lines = found.stdout.split()
-    if found.returncode or lines[1:] != ["dpo_jax/wiring/"]:  # another repository's
+    lines = named.stdout.split()
+    if named.returncode or lines[1:] != ["dpo_jax/wiring/"]:  # another repository's
         return f"version {__version__}"
     return f"commit {lines[0]}"
 

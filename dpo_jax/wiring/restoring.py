@@ -134,10 +134,10 @@ def run_config(workdir: AnyPath) -> Config:
       RunFolderError: if it has none.
     """
     runfolder.check_files(workdir)
-    found = runfolder.read_json(workdir, "config.json")
-    if found is None:
+    saved = runfolder.read_json(workdir, "config.json")
+    if saved is None:
         raise RunFolderError(f"{workdir} holds no run: config.json is missing")
-    return from_json(found)
+    return from_json(saved)
 
 
 def measured_config(given: Config, workdir: AnyPath) -> Config:

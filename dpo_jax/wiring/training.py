@@ -177,19 +177,19 @@ def make_facts(
 
     def facts(number: int, values: Mapping[str, float]) -> dict[str, float]:
         del values  # lengths are known before the step
-        found = loads.facts(number - 1)
+        counts = loads.facts(number - 1)
         flops = [
             throughput.forward_flops(
                 sizes(spec),
-                tokens=found["tokens"],
-                scored=found["scored"],
+                tokens=counts["tokens"],
+                scored=counts["scored"],
                 visible=visible_pairs(spec, loads, number - 1),
             )
             for spec in (policy, reference)
             if spec is not None
         ]
-        del found["scored"]
-        return {**found, "flops": throughput.step_flops(*flops) / peak}
+        del counts["scored"]
+        return {**counts, "flops": throughput.step_flops(*flops) / peak}
 
     return facts
 

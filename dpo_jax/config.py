@@ -15,7 +15,7 @@ from typing import Any
 from absl import logging
 from ml_collections import ConfigDict
 
-from dpo_jax import schema
+from dpo_jax import schema, trl
 from dpo_jax.errors import ConfigError, collected, unknown
 from dpo_jax.schema import KEYS, RELAUNCH, UP_TO_ONE, Config, Range, base
 
@@ -86,8 +86,10 @@ def unknown_keys(config: Config, given: Iterable[str]) -> list[str]:
                 f"config.{name} is a section; set a key of it: {_list(section)}"
             )
         elif name not in keys:
-            near = difflib.get_close_matches(name, homes, n=1)
-            near += difflib.get_close_matches(name.rpartition(".")[2], homes, n=1)
+            leaf = name.rpartition(".")[2]
+            near = [trl.KEYS[leaf]] if leaf in trl.KEYS else []
+            near += difflib.get_close_matches(name, homes, n=1)
+            near += difflib.get_close_matches(leaf, homes, n=1)
             hint = f"; did you mean 'config.{homes[near[0]]}'?" if near else "."
             peers = [k for k in keys if k.rpartition(".")[0] == name.rpartition(".")[0]]
             tops = peers if "." in name and peers else list(config)
@@ -226,7 +228,11 @@ def check_combinations(config: Config) -> list[str]:
             f"data.max_prompt_tokens={config.data.max_prompt_tokens} leaves no room "
             f"for a response within data.max_tokens={config.data.max_tokens}"
         )
-    if config.optimizer.warmup_steps and config.optimizer.warmup_share:
+    usual = KEYS["optimizer.warmup_steps"].default  # says nothing beside a share
+    if config.optimizer.warmup_share and config.optimizer.warmup_steps not in (
+        0,
+        usual,
+    ):
         faults.append(
             f"optimizer.warmup_steps={config.optimizer.warmup_steps} and "
             f"optimizer.warmup_share={config.optimizer.warmup_share} both say how long "

@@ -229,7 +229,7 @@ KEYS: dict[str, Key] = {
     "optimizer.lr": Key(1e-6, "learning rate at its highest", NOT_NEGATIVE),
     "optimizer.warmup_steps": Key(150, "steps of rising lr", NOT_NEGATIVE),
     "optimizer.warmup_share": Key(
-        0.0, "instead of warmup_steps: of the run's steps", BELOW_ONE
+        0.0, "> 0: of the run's steps, instead of warmup_steps", BELOW_ONE
     ),
     "optimizer.schedule": Key(
         "constant", "or 'linear', 'cosine', to 0 at the last step"
@@ -246,6 +246,8 @@ KEYS: dict[str, Key] = {
     "eval.every_steps": Key(
         0, "0 = before the first step and after the last", NOT_NEGATIVE
     ),
+    "eval.limit": Key(0, "rows of data.eval, from the first; 0 = all", NOT_NEGATIVE),
+    "eval.at_start": Key(True, "or False: not before the first step"),
     "eval.rollouts": Key(
         0, "prompts to sample; needs a source with a true reward", NOT_NEGATIVE
     ),

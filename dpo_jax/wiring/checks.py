@@ -1,5 +1,6 @@
 """A configuration against the tables of losses, optimizers, sources and devices."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,6 +48,26 @@ def check(config: Config, table: LossTable) -> Losses:
         complaints += optimizer_faults(config.optimizer) + source_faults(config.data)
         complaints += rollout_faults(config.eval, config.data.eval, config.ref.mode)
     return objective.losses_of(config.loss, table)
+
+
+def unusual(losses: Losses) -> list[str]:
+    """Says which options lie far from the usual setting of their loss.
+
+    Another loss's value may stand there: a preset's β, or the default.
+    """
+    said = []
+    for bound in losses:
+        values = bound.options(bound.hyper)
+        for name, usual in bound.loss.usual.items():
+            value = values.get(name)
+            if isinstance(usual, float) and usual and isinstance(value, float):
+                far = value <= 0 or abs(math.log10(value / usual)) >= 1
+                if far:
+                    said.append(
+                        f"loss.name={bound.name!r} is usually run with "
+                        f"loss.{name}={usual:g}; this run has {value:g}"
+                    )
+    return said
 
 
 def own_option_faults(given: Section, table: LossTable) -> list[str]:

@@ -93,6 +93,8 @@ OTHERS = {  # key -> another value
     "mesh.fsdp": 2,
     "mesh.tensor": 2,
     "eval.every_steps": 1,
+    "eval.limit": 9,
+    "eval.at_start": False,
     "eval.rollouts": 5,
     "eval.rollouts_every_steps": 7,
     "checkpoint.every_steps": 1,

@@ -41,13 +41,18 @@ def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
     return values
 
 
+def literal(text: str) -> Any:
+    """Reads a Python literal; any other text is a string."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
 def _typed(name: str, text: str, default: Any) -> Any:
     if isinstance(default, str):
         return text
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = text
+    value = literal(text)
     if isinstance(default, float) and isinstance(value, int):
         value = float(value)
     if type(value) is not type(default):
@@ -153,7 +158,9 @@ def from_json(saved: Mapping[str, Any]) -> Config:
       saved: what the file holds.
     """
     given = flat(saved)
-    config = schema.with_room(base(), given).lock()
+    config = base()
+    config.losses = given.get("losses", "")
+    schema.with_room(config, given).lock()
     known = flat(config)
     for key in sorted(given.keys() - known.keys()):
         logging.warning("config.json: %s=%r is not known here", key, given[key])
@@ -195,11 +202,12 @@ def check_values(config: Config) -> list[str]:
         if row.range is not None and not isinstance(value, int | float):
             faults.append(f"{key}={value!r} is not a number")
         elif row.range is not None:
-            faults += _out_of_range(key, value, row.range)
+            faults += out_of_range(key, value, row.range)
     return faults
 
 
-def _out_of_range(key: str, value: float, bounds: Range) -> list[str]:
+def out_of_range(key: str, value: float, bounds: Range) -> list[str]:
+    """Complains of a number that lies out of its range."""
     low, high, closed = bounds
     above = value >= low if closed else value > low
     if above and value < high:

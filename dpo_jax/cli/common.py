@@ -1,5 +1,6 @@
 """Flags, jax settings and logging that the verbs share."""
 
+import hashlib
 import importlib.util
 import math
 import os
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict, config_flags
 from dpo_jax import configs, schema, trl
 from dpo_jax.cli import HELP, parent, value_of
 from dpo_jax.cli.peers import Place, free_port, place_of
-from dpo_jax.config import Config, flat, from_json, unknown_keys
+from dpo_jax.config import Config, flat, from_json, literal, unknown_keys
 from dpo_jax.errors import ConfigError, DeviceError, UserError, collected, unknown
 from dpo_jax.train import runfolder
 
@@ -55,6 +56,8 @@ def parse(arguments: Sequence[str], *, config: bool, define: Define) -> Flags:
     if config:
         named, argv = _split_config(argv)
         loaded = load_config(named) if named else saved_config(argv)
+        if "losses" in values and (file := value_of(argv, "--losses")):
+            loaded.losses = digest_of(file)
         _check_keys(loaded, argv)
         config_flags.DEFINE_config_dict(
             "config", loaded, lock_config=True, flag_values=values, sys_argv=argv
@@ -171,12 +174,34 @@ def _check_keys(config: Config, argv: Sequence[str]) -> None:
     Raises:
       ConfigError: naming all of them, each with the nearest key.
     """
-    given = [a.lstrip("-").partition("=")[0] for a in argv if a.startswith("-")]
-    names = [name.removeprefix("no") for name in given]
-    keys = [name.partition(".")[2] for name in names if name.startswith("config.")]
+    words = [a.lstrip("-").partition("=") for a in argv if a.startswith("-")]
+    given = {name.removeprefix("no"): value for name, _, value in words}
+    keys = {
+        key.partition(".")[2]: literal(text)
+        for key, text in given.items()
+        if key.startswith("config.")
+    }
     schema.with_room(config, keys)
     with collected(ConfigError) as complaints:
         complaints += unknown_keys(config, keys)
+
+
+def digest_of(file: str) -> str:
+    """Returns 16 hex digits that change with a file.
+
+    Raises:
+      ConfigError: if it cannot be read.
+    """
+    try:
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise ConfigError(f"--losses={file} cannot be read: {error}") from error
+
+
+def define_losses(values: flags.FlagValues) -> None:
+    """Adds `--losses` to the flags of a verb."""
+    what = "a Python file: its public functions are losses, by their names"
+    flags.DEFINE_string("losses", "", what, flag_values=values)
 
 
 def _explain(error: flags.Error, values: flags.FlagValues) -> str:

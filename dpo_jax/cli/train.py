@@ -27,6 +27,7 @@ def main(arguments: Sequence[str]) -> int:
             flag_values=values,
         )
         what = f"trace {TRACED_STEPS} steps behind the first, under RUN/profile"
+        common.define_losses(values)
         flags.DEFINE_bool("profile", False, what, flag_values=values)
 
     values = common.parse(arguments, config=True, define=define)
@@ -35,7 +36,9 @@ def main(arguments: Sequence[str]) -> int:
     common.setup_logging()
     common.setup_jax(config, debug=values["debug"].value)
     from dpo_jax import build
+    from dpo_jax.cli.own_losses import table_of
 
+    losses = table_of(values["losses"].value)
     traced = f"{workdir}/profile" if values["profile"].value else ""
     link = parent.link()
     with Progress() as progress, Trace(traced) as trace:
@@ -46,7 +49,13 @@ def main(arguments: Sequence[str]) -> int:
             if link is not None:
                 link.tell(f"step {step}")
 
-        summary = build.run(config, workdir, fork=values["fork"].value, progress=tell)
+        summary = build.run(
+            config,
+            workdir,
+            losses=losses,
+            fork=values["fork"].value,
+            progress=tell,
+        )
     if common.is_first():
         sys.stdout.write(summary_text(summary, workdir))
     return 0
@@ -93,7 +102,7 @@ class Trace:
 
 
 class Progress:
-    """One live line: loss, margin, pairs/s, ETA; without a terminal, lines of the log."""
+    """One live line: loss, margin, speed, ETA; without a terminal, lines in the log."""
 
     def __init__(self) -> None:
         self._bar: tqdm | None = None

@@ -409,3 +409,93 @@ def test_options_of_a_loss_that_it_cannot_have_are_refused(
     flags = [CONFIG, "--config.loss.name=dpo+simpo", flag]
     code, _, err = call(capsys, "train", *flags, f"--workdir={tmp_path}")
     assert code == 2 and said in err, err
+
+
+OWN_LOSS = '''
+"""A loss of one's own."""
+
+from typing import Annotated
+
+import jax
+
+from dpo_jax.losses import Loss
+from dpo_jax.schema import NOT_NEGATIVE
+
+
+def _helper(x):
+    return -jax.nn.log_sigmoid(x)
+
+
+def plain(logps, *, beta):
+    return _helper(beta * (logps.chosen - logps.rejected))
+
+
+def _focal(delta, *, beta, focal_gamma: Annotated[float, NOT_NEGATIVE] = 2.0):
+    x = beta * delta
+    return _helper(x) * jax.nn.sigmoid(-x) ** focal_gamma
+
+
+focal = Loss(_focal, of="delta")
+
+
+def unfinished(logps, *, power):
+    return logps.chosen**power
+'''
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    file = tmp_path_factory.mktemp("own") / "mine.py"
+    file.write_text(OWN_LOSS)
+    return file
+
+
+def test_a_loss_of_a_file_is_trained_with_options_of_its_own(capsys, own, tmp_path):
+    """ln 2 · ½² = 0.1733 at the start, with γ = 2; ln 2 · ½^½ = 0.4901 with γ = ½."""
+    flags = [CONFIG, *SMALL, "--config.loss.name=focal", f"--losses={own}"]
+    gamma = "--config.loss.options.focal.focal_gamma"
+    for name, more, loss in [("a", [], 0.1733), ("b", [f"{gamma}=0.5"], 0.4901)]:
+        run = tmp_path / name
+        code, _, err = call(capsys, "train", *flags, *more, f"--workdir={run}")
+        assert code == 0, err
+        first = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+        assert first["loss"] == pytest.approx(loss, abs=1e-4)
+    code, _, err = call(capsys, "evaluate", f"--workdir={run}")
+    assert code == 2 and "give --losses=FILE" in err
+    code, _, err = call(capsys, "evaluate", f"--workdir={run}", f"--losses={own}")
+    assert code == 0, err
+    code, _, err = call(capsys, "train", *flags, f"--workdir={run}")
+    assert code == 8 and "loss.options.focal.focal_gamma: 0.5 → None" in err
+    own.write_text(OWN_LOSS + "\n# changed\n")
+    code, _, err = call(
+        capsys, "train", *flags, f"{gamma}=0.5", f"--workdir={run}", "--debug"
+    )
+    assert code == 8 and "losses: " in err
+
+
+@pytest.mark.parametrize(
+    "name, more, said",
+    [
+        ("focal", "focal.focal_gamma=-1", "focal_gamma=-1 is out of range: 0 ≤ "),
+        ("focal", "focal.gama=1", "'gama' is not known"),
+        ("plain", "focal.focal_gamma=1", "loss.options='focal' is not known"),
+        ("_helper", "", "loss.name='_helper' is not known"),
+        ("unfinished", "", "option 'power' that no key gives"),
+    ],
+)
+def test_options_of_a_file_are_checked(name, more, said, capsys, own, tmp_path):
+    flags = [CONFIG, f"--config.loss.name={name}", f"--losses={own}"]
+    flags += [f"--config.loss.options.{more}"] if more else []
+    code, _, err = call(capsys, "train", *flags, f"--workdir={tmp_path}/run")
+    assert code == 2 and said in err, err
+
+
+def test_a_file_without_losses_is_refused(capsys, tmp_path):
+    for text, said in [("x = 1\n", "no public function"), ("1 / 0\n", "ZeroDivision")]:
+        (tmp_path / "bad.py").write_text(text)
+        flags = [CONFIG, f"--losses={tmp_path}/bad.py", f"--workdir={tmp_path}/run"]
+        code, _, err = call(capsys, "train", *flags)
+        assert code == 2 and said in err, err
+    flags = [CONFIG, f"--losses={tmp_path}/none.py", f"--workdir={tmp_path}/run"]
+    code, _, err = call(capsys, "train", *flags)
+    assert code == 2 and "none.py cannot be read" in err

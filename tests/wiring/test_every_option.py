@@ -38,6 +38,7 @@ OPTIONS = {n: row for n, row in schema.section("loss").items() if n != "name"}
 ROOT = Path(__file__).parents[2]
 OTHERS = {  # key -> another value
     "seed": 3,
+    "losses": "0123",
     "objective": "sft",
     "train.steps": 5,
     "train.epochs": 3.0,

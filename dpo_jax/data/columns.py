@@ -46,10 +46,7 @@ def text(name: str, value: Any) -> Text:
         return _check_unicode(name, value)
     if isinstance(value, list):
         return [_message(f"{name}[{i}]", message) for i, message in enumerate(value)]
-    raise BadRow(
-        "wrong type",
-        f"column {name!r} is {_type(value)}; a string or a list of messages is due",
-    )
+    raise _wrong_type(name, value, "a string or a list of messages")
 
 
 def text_list(fields: Fields, name: str) -> dict[str, Text]:
@@ -79,8 +76,7 @@ def number(fields: Fields, name: str) -> float:
     """Reads a column that holds a number which float32 can hold."""
     value = value_of(fields, name)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        found = _type(value)
-        raise BadRow("wrong type", f"column {name!r} is {found}; a number is due")
+        raise _wrong_type(name, value, "a number")
     if not abs(value) <= LARGEST:
         raise BadRow("not finite", f"column {name!r} is beyond what float32 can hold")
     return float(value)
@@ -90,8 +86,7 @@ def label(fields: Fields, name: str) -> int:
     """Reads true or 1 as desirable (1), false or 0 as undesirable (−1)."""
     value = value_of(fields, name)
     if not isinstance(value, int):
-        found = _type(value)
-        raise BadRow("wrong type", f"column {name!r} is {found}; true or false is due")
+        raise _wrong_type(name, value, "true or false")
     if value not in (0, 1):
         detail = f"column {name!r} is {value}; true, false, 1 or 0 is due"
         raise BadRow("wrong label", detail)
@@ -132,8 +127,7 @@ def check_finite(fields: Fields) -> None:
 def _list(fields: Fields, name: str, of: str) -> list[Any]:
     value = value_of(fields, name)
     if not isinstance(value, list):
-        found = _type(value)
-        raise BadRow("wrong type", f"column {name!r} is {found}; a list of {of} is due")
+        raise _wrong_type(name, value, f"a list of {of}")
     return value
 
 
@@ -170,6 +164,10 @@ def _check_unicode(name: str, text: str) -> str:
         detail = f"{name!r} holds half a character (surrogate) at {error.start + 1}"
         raise BadRow("invalid UTF-8", detail) from error
     return text
+
+
+def _wrong_type(name: str, value: Any, due: str) -> BadRow:
+    return BadRow("wrong type", f"column {name!r} is {_type(value)}; {due} is due")
 
 
 def _type(value: Any) -> str:

@@ -55,9 +55,3 @@ def evaluate(
     loss, sums = objective.loss(whole, reports, stats, hyper, counted)
     means = {name: float(s) / max(float(n), 1.0) for name, (s, n) in sums.items()}
     return {"loss": float(loss), **means, **extras(whole)}
-
-
-def no_extras(whole: Columns) -> dict[str, float]:
-    """Adds nothing."""
-    del whole
-    return {}

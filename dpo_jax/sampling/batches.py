@@ -103,7 +103,7 @@ def make_sampler(
         jax.jit(start, static_argnums=4),
         jax.jit(advance, donate_argnums=1),
         jax.jit(finish, static_argnums=2, out_shardings=arrays.row_sharding(mesh)),
-        lambda tree: arrays.to_host(whole(tree)),
+        lambda tree: jax.device_get(whole(tree)),
     )
 
 

@@ -180,13 +180,3 @@ def forward_flops(
     """
     kernels = sizes.trunk * tokens + sizes.head * scored
     return 2.0 * kernels + 4.0 * sizes.queries * visible
-
-
-def step_flops(policy: float, reference: float = 0.0) -> float:
-    """Counts FLOPs of a step.
-
-    Args:
-      policy: of its forward pass; the backward pass takes twice as many.
-      reference: of its forward pass; 0 where none runs.
-    """
-    return 3.0 * policy + reference

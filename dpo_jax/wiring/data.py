@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -12,10 +12,8 @@ from jax.sharding import Mesh
 from dpo_jax.config import Config
 from dpo_jax.data import loader as loader_lib
 from dpo_jax.data import prepare, records, sources, token_cache, tokenize
-from dpo_jax.data.kinds import RawRow
 from dpo_jax.data.loader import Loader
-from dpo_jax.data.prepare import Prepared
-from dpo_jax.data.tokens import Records
+from dpo_jax.data.prepare import Prepared, Source
 from dpo_jax.errors import ConfigError, DataError, UserError
 from dpo_jax.files import AnyPath
 from dpo_jax.models import attention, files
@@ -75,22 +73,6 @@ def load_tokenizer(config: Config) -> Any:
     )
 
 
-class Source(NamedTuple):
-    """How the rows of a source become records, as `prepare.prepare` takes it.
-
-    Attributes:
-      read: `() -> located rows`.
-      check: `(rows, rated='') -> records.Reading`.
-      tokenize: `rows -> (records, counts)`.
-      apart: whether a pair is taken apart.
-    """
-
-    read: Callable[[], records.Located]
-    check: Callable[..., records.Reading]
-    tokenize: Callable[[Iterable[RawRow]], tuple[Records, tokenize.TokenCounts]]
-    apart: bool
-
-
 def source(
     config: Config, split: str, tokenizer: Any, on_bad_row: str
 ) -> tuple[Source, dict[str, Any]]:
@@ -142,7 +124,7 @@ def load_split(
     """
     name = config.data[split]
     found, settings = source(config, split, tokenizer, config.data.on_bad_row)
-    make = functools.partial(prepare.prepare, **found._asdict())
+    make = functools.partial(prepare.prepare, found)
     path, folder = settings.pop("path"), cache_folder(config, workdir)
     read = sources.files_of(name, path=path)
     if folder is None or read is None:

@@ -80,7 +80,7 @@ def make_pairs(
     """Builds the loss and metrics over the evaluation set, every record once."""
     key, objective = jax.random.key(0), trainer.objective
     of_scores = trainer.kind == "reward"
-    extras = reward_extras if of_scores else preference.no_extras
+    extras = reward_extras if of_scores else lambda whole: {}
 
     def score(
         params: Params, frozen: Frozen, batch: Batch, hyper: Hyper

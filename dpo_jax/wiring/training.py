@@ -183,22 +183,25 @@ def make_facts(
       reference: what is run forward beside it; None where nothing is.
       peak: FLOP/s of all devices; `flops` are given in seconds at that speed.
     """
+    runs = [(3.0, policy)]  # the backward pass takes twice the forward pass
+    if reference is not None:
+        runs.append((1.0, reference))
 
     def facts(number: int, values: Mapping[str, float]) -> dict[str, float]:
         del values  # lengths are known before the step
         found = loads.facts(number - 1)
-        flops = [
-            throughput.forward_flops(
+        flops = sum(
+            passes
+            * throughput.forward_flops(
                 sizes(spec),
                 tokens=found["tokens"],
                 scored=found["scored"],
                 visible=visible_pairs(spec, loads, number - 1),
             )
-            for spec in (policy, reference)
-            if spec is not None
-        ]
+            for passes, spec in runs
+        )
         del found["scored"]
-        return {**found, "flops": throughput.step_flops(*flops) / peak}
+        return {**found, "flops": flops / peak}
 
     return facts
 

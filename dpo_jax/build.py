@@ -4,6 +4,7 @@ The parts come from `wiring/`; this file says which is needed when. All that can
 refused is refused before the run folder is touched or anything compiles.
 """
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -13,8 +14,9 @@ from absl import logging
 from etils import epath
 
 from dpo_jax import __version__
-from dpo_jax.config import Config
+from dpo_jax.config import Config, flat, to_json
 from dpo_jax.losses import LOSSES
+from dpo_jax.sharding.mesh import make_mesh
 from dpo_jax.train import compile_cache, loop, runfolder, signals, throughput, watchdog
 from dpo_jax.train.checkpoint import Checkpoints
 from dpo_jax.train.clock import Clock
@@ -64,30 +66,41 @@ def run(
       Preempted: after a signal, with the state committed.
     """
     compile_cache.use()
-    agreeing.agree_on_start(config, workdir)
+    agreeing.agree_on_start(flat(config), workdir, config.distributed.timeout_seconds)
     clock, bound = Clock(), checks.check(config, losses)
-    built = checks.make_mesh(config)
+    mesh = make_mesh(**config.mesh)
     outputs.check_own_target(workdir)
-    config = restoring.relaunched(config, workdir, fork=fork)
-    ended = outputs.finished(workdir, config)
-    if ended is not None and not restoring.forks(config, workdir):
+    config, forks = restoring.relaunched(config, workdir, fork=fork)
+    last = functools.partial(
+        data_wiring.total_steps,
+        steps=config.train.steps,
+        epochs=config.train.epochs,
+        pairs=config.batch.pairs,
+    )
+    ended = outputs.finished(workdir, last)
+    if ended is not None and not forks:
         return ended
-    with clock, jax.set_mesh(built), signals.stop_requests() as stop:
+    with clock, jax.set_mesh(mesh), signals.stop_requests() as stop:
         with clock.bucket("setup"):
-            parts = prepare(config, bound, built, workdir)
-        first = jax.process_index() == 0
-        with runfolder.claim(workdir, first=first):
-            return _train(Launch(workdir, parts, stop, progress, fork, losses, clock))
+            parts = prepare(config, bound, mesh, workdir)
+        launch = Launch(workdir, parts, stop, progress, fork, forks, losses, clock)
+        with runfolder.claim(workdir, first=jax.process_index() == 0):
+            return _train(launch)
 
 
 class Launch(NamedTuple):
-    """One launch of a run: what was asked for, and who is to be asked or told."""
+    """One launch of a run: what was asked for, and who is to be asked or told.
+
+    `fork` says that the configuration may differ from the folder's, `forks` that it
+    does.
+    """
 
     workdir: os.PathLike | str
     parts: Parts
     stop: signals.Stop
     progress: Progress
     fork: bool
+    forks: bool
     losses: checks.LossTable
     clock: Clock
 
@@ -103,7 +116,9 @@ def _train(launch: Launch) -> Summary:
         keep_best=config.checkpoint.keep_best,
     )
     with checkpoints:
-        first = restoring.first_step(checkpoints, parts, workdir)
+        first = restoring.first_step(
+            checkpoints, parts.steps, workdir, forks=launch.forks
+        )
         launch.stop.rest(first)
         with clock.bucket("setup"):
             peak = throughput.peak(config.model.dtype)
@@ -114,8 +129,9 @@ def _train(launch: Launch) -> Summary:
             start = restoring.resume(
                 checkpoints, parts, referred.frozen, first, fork=launch.fork
             )
-        log = outputs.begin(workdir, config, parts.data.report, first, start.seal)
-        for split, account in parts.data.report.items():
+        text, report = to_json(config), parts.data.report
+        log = outputs.begin(workdir, text, report, first, start.seal)
+        for split, account in report.items():
             logging.info("data.%s: %s", split, account["summary"])
         shapes = dict(parts.train.compiled_shapes())
         logging.info("compiles %d step shapes {rows: steps}: %s", len(shapes), shapes)
@@ -137,7 +153,7 @@ def _train(launch: Launch) -> Summary:
         results = {} if sampled is None else evaluation.before_and_after(sampled)
         if jax.process_index() == 0:
             outputs.leave_behind(workdir, parts.steps, values, results, sampled)
-    report, seconds = parts.data.report, clock.seconds()
+    seconds = clock.seconds()
     ended = Summary(parts.steps, first, False, values, results, report, seconds, peak)
     if jax.process_index() == 0:
         outputs.write_timing(workdir, ended)
@@ -236,12 +252,12 @@ def evaluate(
     losses: checks.LossTable = LOSSES,
 ) -> Summary:
     """Evaluates the newest checkpoint of a run on data.eval, and by rollouts."""
-    agreeing.agree_on_start(config, workdir)
+    agreeing.agree_on_start(flat(config), workdir, config.distributed.timeout_seconds)
     config = restoring.measured_config(config, workdir)
     bound = checks.check(config, losses)
-    built = checks.make_mesh(config)
-    with jax.set_mesh(built):
-        parts = prepare(config, bound, built, workdir, splits=("eval",))
+    mesh = make_mesh(**config.mesh)
+    with jax.set_mesh(mesh):
+        parts = prepare(config, bound, mesh, workdir, splits=("eval",))
         state = restoring.trained_state(workdir, parts)
         referred = parts.refer(workdir, evaluation_only=True)
         measures = evaluation.make_measures(parts, referred)
@@ -265,12 +281,12 @@ def export_run(
     """Exports the newest checkpoint of a run as an HF folder."""
     config = restoring.run_config(workdir)
     outputs.check_target(out, workdir, overwrite=overwrite)
-    built = checks.make_mesh(config)
-    with jax.set_mesh(built):
+    mesh = make_mesh(**config.mesh)
+    with jax.set_mesh(mesh):
         tokenizer = data_wiring.load_tokenizer(config)
         folder, spec = model_wiring.find_model(config, tokenizer)
         model = model_wiring.make_model(config, folder, spec)
-        step, params = restoring.trained_params(workdir, model, built)
+        step, params = restoring.trained_params(workdir, model, mesh)
         outputs.export(
             model,
             params,

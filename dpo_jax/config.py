@@ -78,11 +78,11 @@ def unknown_keys(config: Config, given: Iterable[str]) -> list[str]:
     given = list(given)
     keys = [*schema.own_options(given), *flat(config)]
     homes = {key.rpartition(".")[2]: key for key in keys} | {key: key for key in keys}
-    found = []
+    faults = []
     for name in given:
         section = [key for key in keys if key.startswith(name + ".")]
         if section:
-            found.append(
+            faults.append(
                 f"config.{name} is a section; set a key of it: {_list(section)}"
             )
         elif name not in keys:
@@ -91,8 +91,8 @@ def unknown_keys(config: Config, given: Iterable[str]) -> list[str]:
             hint = f"; did you mean 'config.{homes[near[0]]}'?" if near else "."
             peers = [k for k in keys if k.rpartition(".")[0] == name.rpartition(".")[0]]
             tops = peers if "." in name and peers else list(config)
-            found.append(f"config.{name} is not known{hint} Known: {_list(tops)}")
-    return found
+            faults.append(f"config.{name} is not known{hint} Known: {_list(tops)}")
+    return faults
 
 
 def _list(names: Iterable[str]) -> str:
@@ -102,6 +102,12 @@ def _list(names: Iterable[str]) -> str:
 def to_json(config: Config) -> str:
     """Writes a configuration as JSON text, keys sorted."""
     return json.dumps(config.to_dict(), indent=1, sort_keys=True) + "\n"
+
+
+def at(config: Config, key: str) -> Any:
+    """Returns the value of `section.key`."""
+    section, _, name = key.partition(".")
+    return config[section][name] if name else config[section]
 
 
 def stated(config: Config, values: Mapping[str, Any]) -> Config:
@@ -135,16 +141,16 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def from_json(found: Mapping[str, Any]) -> Config:
+def from_json(saved: Mapping[str, Any]) -> Config:
     """Returns the configuration that a config.json holds, of this version or another.
 
     Keys that its version did not have get their defaults; keys that this version does
     not have are told and left out.
 
     Args:
-      found: what the file holds.
+      saved: what the file holds.
     """
-    given = flat(found)
+    given = flat(saved)
     config = schema.with_room(base(), given).lock()
     known = flat(config)
     for key in sorted(given.keys() - known.keys()):
@@ -175,23 +181,20 @@ def unused_options(
     ]
 
 
-WITHOUT_REFERENCE = ("sft", "reward")  # objectives
-
-
 def check_values(config: Config) -> list[str]:
     """Complains of numbers out of range and of names that are not known."""
-    found = []
+    faults = []
     for key, value in flat(config).items():
         row = schema.row(key)
         if row is None:
             continue
         if row.choices and value not in row.choices:
-            found.append(unknown(key, value, row.choices))
+            faults.append(unknown(key, value, row.choices))
         if row.range is not None and not isinstance(value, int | float):
-            found.append(f"{key}={value!r} is not a number")
+            faults.append(f"{key}={value!r} is not a number")
         elif row.range is not None:
-            found += _out_of_range(key, value, row.range)
-    return found
+            faults += _out_of_range(key, value, row.range)
+    return faults
 
 
 def _out_of_range(key: str, value: float, bounds: Range) -> list[str]:
@@ -207,35 +210,31 @@ def _out_of_range(key: str, value: float, bounds: Range) -> list[str]:
 
 def check_combinations(config: Config) -> list[str]:
     """Complains of keys that contradict each other."""
-    found = []
+    faults = []
     if not config.train.steps and not config.train.epochs:
-        found.append("train.steps=0 and train.epochs=0: one must be > 0")
+        faults.append("train.steps=0 and train.epochs=0: one must be > 0")
     if bool(config.model.path) == bool(config.model.preset):
-        found.append("give exactly one of model.path (a folder) and model.preset")
+        faults.append("give exactly one of model.path (a folder) and model.preset")
     if config.model.revision and not config.model.path:
-        found.append(
+        faults.append(
             f"model.revision={config.model.revision!r} is of a hub id; give model.path"
         )
     if not config.data.train:
-        found.append("data.train is empty: give a file or the name of a source")
+        faults.append("data.train is empty: give a file or the name of a source")
     if config.data.max_prompt_tokens >= config.data.max_tokens:
-        found.append(
+        faults.append(
             f"data.max_prompt_tokens={config.data.max_prompt_tokens} leaves no room "
             f"for a response within data.max_tokens={config.data.max_tokens}"
         )
     if config.optimizer.warmup_steps and config.optimizer.warmup_share:
-        found.append(
+        faults.append(
             f"optimizer.warmup_steps={config.optimizer.warmup_steps} and "
             f"optimizer.warmup_share={config.optimizer.warmup_share} both say how long "
             "the warm-up is; set one to 0"
         )
     if config.checkpoint.keep_best:
-        found += best_faults(config)
-    if config.objective in WITHOUT_REFERENCE and config.ref.mode != "none":
-        found.append(
-            f"objective={config.objective!r} uses no reference; set ref.mode='none'"
-        )
-    return found + reference_combinations(config.ref)
+        faults += best_faults(config)
+    return faults + reference_combinations(config.ref)
 
 
 BEST = {  # metrics of an evaluation -> which value is best; '' = the user says it
@@ -269,67 +268,65 @@ def best_faults(config: Config) -> list[str]:
     """Complains of a `checkpoint.keep_best` that no evaluation could serve."""
     given, every = config.checkpoint.keep_best, config.eval.every_steps
     (name, way), field = best_of(given), f"checkpoint.keep_best={given!r}"
-    found = []
+    faults = []
     if name not in BEST:
-        found.append(unknown("checkpoint.keep_best", name, BEST))
+        faults.append(unknown("checkpoint.keep_best", name, BEST))
     elif way not in ("highest", "lowest"):
-        found.append(
+        faults.append(
             f"{field} leaves open which value is best; write 'highest:{name}' or "
             f"'lowest:{name}'"
         )
-    if name.startswith("scores/") and config.objective != "reward":
-        found.append(f"{field} is a metric of objective='reward' alone")
     if name.startswith("rollouts/") and not config.eval.rollouts:
-        found.append(f"{field} needs prompts to sample; set eval.rollouts > 0")
+        faults.append(f"{field} needs prompts to sample; set eval.rollouts > 0")
     elif not (config.data.eval or config.eval.rollouts):
-        found.append(f"{field} compares evaluated states; set data.eval")
+        faults.append(f"{field} compares evaluated states; set data.eval")
     saved = config.checkpoint.every_steps
     if not (every and saved) or saved % every:
-        found.append(
+        faults.append(
             f"{field} compares evaluated states; make checkpoint.every_steps={saved} a "
             f"multiple of eval.every_steps={every}, both > 0"
         )
-    return found
+    return faults
 
 
 def reference_combinations(ref: Config) -> list[str]:
     """Complains of keys of the reference that nothing reads."""
-    found = []
+    faults = []
     if ref.mode == "none" and (ref.path or ref.dtype or ref.sync_every_steps):
-        found.append(
+        faults.append(
             "ref.path, ref.dtype and ref.sync_every_steps are not used by "
             "ref.mode='none'"
         )
     if ref.revision and not ref.path:
-        found.append(f"ref.revision={ref.revision!r} is of a hub id; give ref.path")
+        faults.append(f"ref.revision={ref.revision!r} is of a hub id; give ref.path")
     if ref.sync_every_steps and ref.dtype:
-        found.append(
+        faults.append(
             f"ref.dtype={ref.dtype!r} is not used by a reference that follows the "
             "policy (ref.sync_every_steps > 0): its weights are float32 masters"
         )
     usual = KEYS["ref.sync_mix"].default
     if not ref.sync_every_steps and ref.sync_mix != usual:
-        found.append(
+        faults.append(
             f"ref.sync_mix={ref.sync_mix} is not used by ref.sync_every_steps=0; leave "
             f"it at {usual}"
         )
-    return found + cache_combinations(ref)
+    return faults + cache_combinations(ref)
 
 
 def cache_combinations(ref: Config) -> list[str]:
     """Complains of what the cache of the reference does not go with."""
-    found = []
+    faults = []
     if ref.cache_dir and ref.mode != "cached":
-        found.append(
+        faults.append(
             f"ref.cache_dir={ref.cache_dir!r} is not used by ref.mode={ref.mode!r}; "
             "set ref.mode='cached'"
         )
     if ref.sync_every_steps and ref.mode == "cached":
-        found.append(
+        faults.append(
             f"ref.mode='cached' keeps what a frozen reference says, but ref."
             f"sync_every_steps={ref.sync_every_steps} moves it; set ref.mode='live'"
         )
-    return found
+    return faults
 
 
 def check(config: Config) -> None:

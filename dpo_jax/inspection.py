@@ -18,15 +18,15 @@ from dpo_jax.data import prepare
 from dpo_jax.data.loader import Loader, Settings
 from dpo_jax.errors import ConfigError
 from dpo_jax.losses import LOSSES
-from dpo_jax.objectives import terms
+from dpo_jax.objectives import OBJECTIVES, terms
 from dpo_jax.precision import in_products_of
-from dpo_jax.sharding import arrays, mesh
+from dpo_jax.sharding import arrays
+from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.train import annotate
 from dpo_jax.types import (
     Array,
     Batch,
     Frozen,
-    Objective,
     Params,
     Record,
     TokenStats,
@@ -35,7 +35,8 @@ from dpo_jax.wiring import checks, restoring
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring import objective as objective_wiring
-from dpo_jax.wiring.model import Model
+
+Scored = tuple[TokenStats, Array]  # of a row's tokens, and its loss
 
 
 class Shown(NamedTuple):
@@ -135,86 +136,84 @@ def _ids(ids: np.ndarray) -> str:
     return " ".join(str(int(i)) for i in ids)
 
 
-def explain(config: Config, row: Shown, workdir: os.PathLike | str | None) -> Explained:
-    """Scores every response token of a row under policy and reference.
+def explain(
+    config: Config, record: Record, tokenizer: Any, workdir: os.PathLike | str | None
+) -> Explained:
+    """Scores every response token of a record under policy and reference.
 
     Args:
       config: of the run.
-      row: from `tokenized`.
+      record: from `tokenized`.
+      tokenizer: likewise.
       workdir: take the policy from this run's newest checkpoint; None = model.path.
 
     Raises:
       ConfigError: if the objective scores no tokens.
     """
-    if config.objective == "reward":
+    kind, losses = OBJECTIVES[config.objective], checks.check(config, LOSSES)
+    if kind.scalar:
         raise ConfigError(
-            "--explain shows the log-probs of tokens; objective='reward' has none"
+            "--explain shows the log-probs of tokens; "
+            f"objective={config.objective!r} has none"
         )
-    losses = checks.check(config, LOSSES)
-    built = mesh.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    with jax.set_mesh(built):
-        folder, spec = model_wiring.find_model(config, row.tokenizer)
-        model = model_wiring.make_model(config, folder, spec)
+    mesh = mesh_lib.make_mesh(**config.mesh)
+    chunk, seed = config.model.logits_chunk, config.seed
+    with jax.set_mesh(mesh):
+        folder, spec = model_wiring.find_model(config, tokenizer)
+        policy = model_wiring.make_model(config, folder, spec)
+        reference = model_wiring.reference_model(policy, config.ref, mesh)
         whole = objective_wiring.needs_whole_reference(losses)
-        reference = model_wiring.reference_model(config, model, built)
         if workdir is None:
-            params = model_wiring.load_params(model, built, "float32", seed=config.seed)
+            params = model_wiring.load_params(policy, mesh, seed=seed)
         else:
-            _, params = restoring.trained_params(workdir, model, built)
-        batch, frozen = one_row_batch(config, row.record, built), {}
+            _, params = restoring.trained_params(workdir, policy, mesh)
+        batch, frozen = one_row_batch(record, config.data.layout, mesh), {}
         if reference is not None:
-            ref = model_wiring.load_reference(config, reference, built)
-            score = model_wiring.compile_ask(config, reference, built, whole=whole)
-            frozen, batch = {"ref": ref}, annotate.with_tokens(batch, score(ref, batch))
-        ref_head = reference.head if reference is not None and whole else None
+            ref = model_wiring.load_params(reference, mesh, seed=seed)
+            ask = model_wiring.compile_ask(reference, mesh, chunk=chunk, whole=whole)
+            frozen, batch = {"ref": ref}, annotate.with_tokens(batch, ask(ref, batch))
         objective = objective_wiring.make_objective(
-            config, losses, model.apply, ref_head
+            kind,
+            losses,
+            config.loss,
+            policy.apply,
+            chunk=chunk,
+            ref_head=reference.head if reference is not None and whole else None,
         )
-        return _explain(config, losses, model, objective, params, frozen, batch)
-
-
-def one_row_batch(config: Config, record: Record, built: Mesh) -> Batch:
-    """Lays one record out, alone, with a leading axis of one microbatch."""
-    settings = Settings(1, 1, config.data.layout, 0, mesh.row_shards(built))
-    whole = Loader([record], [[0]], settings).batch_at(0)
-    return arrays.spread(whole, arrays.row_sharding(built, leading=1))
-
-
-def _explain(
-    config: Config,
-    losses: objective_wiring.Losses,
-    model: Model,
-    objective: Objective,
-    params: Params,
-    frozen: Frozen,
-    batch: Batch,
-) -> Explained:
-    hyper = objective_wiring.hyper(config, losses)
-
-    def take(params: Params, frozen: Frozen, batch: Batch) -> tuple[TokenStats, Array]:
+        hyper = objective_wiring.hyper(losses, config.loss)
+        start = objective_wiring.start_stats(losses)
         rows = jax.tree.map(lambda leaf: leaf[0], batch)
-        chunk = config.model.logits_chunk
-        stats, _ = terms.token_stats(model.apply, params, rows, chunk)
-        key = jax.random.key(config.seed)
-        columns, reports = objective.score(params, frozen, rows, key, hyper)
-        kept = objective.update(columns, objective_wiring.start_stats(losses), hyper)
-        counts = objective.counts(rows)
-        return stats, objective.loss(columns, reports, kept, hyper, counts)[0]
 
-    compiled = jax.jit(in_products_of(config.model.dtype, take))
-    stats, loss = jax.device_get(compiled(params, frozen, batch))
-    rows = jax.tree.map(lambda leaf: leaf[0], jax.device_get(batch))
-    return Explained(list(_scores(rows, stats)), float(loss))
+        def take(params: Params, frozen: Frozen, rows: Batch) -> Scored:
+            stats, _ = terms.token_stats(policy.apply, params, rows, chunk)
+            key = jax.random.key(seed)
+            columns, reports = objective.score(params, frozen, rows, key, hyper)
+            kept, counts = (
+                objective.update(columns, start, hyper),
+                objective.counts(rows),
+            )
+            return stats, objective.loss(columns, reports, kept, hyper, counts)[0]
+
+        compiled = jax.jit(in_products_of(config.model.dtype, take))
+        stats, loss = jax.device_get(compiled(params, frozen, rows))
+    return Explained(list(_scores(jax.device_get(rows), stats)), float(loss))
+
+
+def one_row_batch(record: Record, layout: str, mesh: Mesh) -> Batch:
+    """Lays one record out, alone, with a leading axis of one microbatch."""
+    settings = Settings(1, 1, layout, 0, mesh_lib.row_shards(mesh))
+    whole = Loader([record], [[0]], settings).batch_at(0)
+    return arrays.spread(whole, arrays.row_sharding(mesh, leading=1))
 
 
 def _scores(rows: Batch, stats: TokenStats) -> list[Score]:
     """Lists the scored tokens, responses in order."""
     slots = rows.ends.shape[1]
     branches = np.take_along_axis(rows.branches, rows.ends, axis=1)  # [B, R]
-    found = []
+    scores = []
     for b, c in zip(*np.nonzero(rows.slots < slots), strict=True):
         reference = rows.token.get("ref_logps")
-        found.append(
+        scores.append(
             Score(
                 response=int(branches[b, rows.slots[b, c]]) - 1,
                 target=int(rows.targets[b, c]),
@@ -223,10 +222,10 @@ def _scores(rows: Batch, stats: TokenStats) -> list[Score]:
                 entropy=float(stats.entropy[b, c]),
             )
         )
-    return sorted(found, key=lambda score: score.response)
+    return sorted(scores, key=lambda score: score.response)
 
 
-def explained_as_text(config: Config, row: Shown, found: Explained) -> str:
+def explained_as_text(config: Config, row: Shown, explained: Explained) -> str:
     """Renders scored tokens one a line, the sums, and what the loss makes of them.
 
     Of a pair with a reference: Δ, the difference of the summed log-ratios, and
@@ -237,7 +236,7 @@ def explained_as_text(config: Config, row: Shown, found: Explained) -> str:
     lines = [f"{'response':<12}{'id':>8}{head}  token"]
     sums = []
     for which, name in enumerate(names_of(row.record)):
-        own = [score for score in found.scores if score.response == which]
+        own = [score for score in explained.scores if score.response == which]
         for score in own:
             token = row.tokenizer.decode([score.target])
             numbers = _cells(score.policy, score.reference)
@@ -248,7 +247,12 @@ def explained_as_text(config: Config, row: Shown, found: Explained) -> str:
         reference = sum(known) if known else None
         lines.append(f"{name:<12}{'sum':>8}{_cells(policy, reference)}")
         sums.append((policy, reference))
-    return "\n".join(lines + _verdict(config, sums, found.loss)) + "\n"
+    of_pairs = OBJECTIVES[config.objective].record == "pairs"
+    ratios = [policy - ref for policy, ref in sums if ref is not None]
+    if of_pairs and len(ratios) == 2:
+        lines += _verdict(ratios[0], ratios[1], config.loss.beta)
+    lines.append(f"loss {config.loss.name} = {explained.loss:.6f}")
+    return "\n".join(lines) + "\n"
 
 
 def _cells(policy: float, reference: float | None) -> str:
@@ -257,17 +261,11 @@ def _cells(policy: float, reference: float | None) -> str:
     return f"{policy:>12.4f}{reference:>12.4f}{policy - reference:>12.4f}"
 
 
-def _verdict(
-    config: Config, sums: list[tuple[float, float | None]], loss: float
-) -> list[str]:
-    """Says what the sums of a row come to."""
-    lines = []
-    ratios = [policy - ref for policy, ref in sums if ref is not None]
-    if config.objective == "preference" and len(ratios) == 2:
-        delta = ratios[0] - ratios[1]
-        weight = 1 / (1 + math.exp(min(config.loss.beta * delta, 700.0)))
-        lines += [
-            f"Δ = {ratios[0]:.4f} − {ratios[1]:.4f} = {delta:.4f} nats",
-            f"gradient weight σ(−βΔ) = {weight:.4f} at β = {config.loss.beta:g}",
-        ]
-    return [*lines, f"loss {config.loss.name} = {loss:.6f}"]
+def _verdict(chosen: float, rejected: float, beta: float) -> list[str]:
+    """Says what the log-ratios of a pair come to."""
+    delta = chosen - rejected
+    weight = 1 / (1 + math.exp(min(beta * delta, 700.0)))
+    return [
+        f"Δ = {chosen:.4f} − {rejected:.4f} = {delta:.4f} nats",
+        f"gradient weight σ(−βΔ) = {weight:.4f} at β = {beta:g}",
+    ]

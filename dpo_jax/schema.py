@@ -320,19 +320,19 @@ def with_room(config: Config, keys: Iterable[str]) -> Config:
       The configuration, each added option at its default.
     """
     for key in keys:
-        found = row(key) if key.startswith(OWN_OPTIONS) else None
-        if found is not None:
+        known = row(key) if key.startswith(OWN_OPTIONS) else None
+        if known is not None:
             name, _, option = key.removeprefix(OWN_OPTIONS).partition(".")
             own = config.loss.options
             with config.unlocked():
                 if name not in own:
                     own[name] = ConfigDict()
                 if option not in own[name]:
-                    own[name][option] = found.default
+                    own[name][option] = known.default
     return config
 
 
 def section(name: str) -> dict[str, Key]:
-    """Returns the rows of a section, by the names that its keys have there."""
-    there = f"{name}."
-    return {k.removeprefix(there): r for k, r in KEYS.items() if k.startswith(there)}
+    """Returns the rows of a section, by the names of its keys."""
+    prefix = f"{name}."
+    return {k.removeprefix(prefix): r for k, r in KEYS.items() if k.startswith(prefix)}

@@ -332,3 +332,7 @@ class Objective(Protocol):
         Shares add up to the loss of the step, because `counts` are the whole step's.
         """
         ...
+
+    def of_set(self, whole: Columns) -> dict[str, Array]:
+        """Finds the metrics of an evaluation's whole set that are no means."""
+        ...

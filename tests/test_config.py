@@ -178,12 +178,10 @@ def test_choices_are_checked_and_hold_the_default(key):
         ({"data__train": ""}, "data.train is empty"),
         ({"data__max_prompt_tokens": 512}, "leaves no room"),
         ({"ref__mode": "none", "ref__path": "R"}, "not used by ref.mode='none'"),
-        ({"objective": "sft"}, "objective='sft' uses no reference; set ref.mode"),
         ({"checkpoint__keep_best": "loss"}, "multiple of eval.every_steps=0"),
         ({"checkpoint__keep_best": "lowest:los"}, "did you mean 'loss'"),
         ({"checkpoint__keep_best": "best:loss"}, "'highest:loss' or 'lowest:loss'"),
         ({"checkpoint__keep_best": "entropy"}, "'highest:entropy' or 'lowest:entropy'"),
-        ({"checkpoint__keep_best": "scores/brier"}, "of objective='reward' alone"),
         ({"checkpoint__keep_best": "rollouts/kl"}, "set eval.rollouts > 0"),
         ({"checkpoint__keep_best": "loss", "data__eval": ""}, "set data.eval"),
         (

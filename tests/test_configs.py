@@ -110,8 +110,8 @@ def test_simpo_as_published(preset, beta, gamma, lr):
 def test_a_warm_up_is_steps_or_a_share():
     """10 % of 477 steps is 47.7: rounded up, 48."""
     config = load("papers", "preset=simpo_mistral_base")
-    assert warmup_steps(config, 477) == 48
-    assert warmup_steps(load("dpo"), 477) == 150
+    of = lambda given: warmup_steps(477, given.warmup_steps, given.warmup_share)  # noqa: E731
+    assert of(config.optimizer) == 48 and of(load("dpo").optimizer) == 150
     config.update_from_flattened_dict({**GIVEN, "optimizer.warmup_steps": 5})
     with pytest.raises(
         ConfigError, match=r"warmup_steps=5 and .*warmup_share=0.1 both"

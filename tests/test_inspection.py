@@ -59,7 +59,7 @@ def test_a_bad_or_missing_row_says_so(config):
 def test_scores_are_of_every_response_token_and_add_up(config):
     """A policy that starts as its reference scores every token alike: Δ = 0, ln 2."""
     row = inspection.tokenized(config, 0)
-    found = inspection.explain(config, row, None)
+    found = inspection.explain(config, row.record, row.tokenizer, None)
     for which in (0, 1):
         own = [score for score in found.scores if score.response == which]
         assert [score.target for score in own] == list(row.record.responses[which])
@@ -97,4 +97,4 @@ def test_a_reward_model_has_no_log_probs(config):
     config.loss.beta, config.ref.mode = 0.1, "none"
     row = inspection.tokenized(config, 0)
     with pytest.raises(ConfigError, match="--explain.*objective='reward' has none"):
-        inspection.explain(config, row, None)
+        inspection.explain(config, row.record, row.tokenizer, None)

@@ -150,10 +150,10 @@ def _check_keys(config: Config, argv: Sequence[str]) -> None:
 
 def _explain(error: flags.Error, values: flags.FlagValues) -> str:
     """Turns absl's complaint of a value into one that names key, value and type."""
-    found = re.match(r"flag --([\w.]+)=(.*): ", str(error), re.DOTALL)
-    if found is None:
+    match = re.match(r"flag --([\w.]+)=(.*): ", str(error), re.DOTALL)
+    if match is None:
         return " ".join(str(error).split())
-    name, text = found.groups()
+    name, text = match.groups()
     kind = values[name].flag_type()
     if name.startswith("config."):
         kept = flat(values["config"].value)[name.partition(".")[2]]
@@ -174,10 +174,9 @@ def required(values: Flags, name: str) -> str:
 
 
 def setup_jax(config: Config, *, debug: bool) -> None:
-    """Sets what jax needs before its first use: precision, compile cache, checks.
+    """Sets what jax needs before its first use: devices, compile cache, checks.
 
-    Float32 models multiply in float32 everywhere, also on devices whose default is
-    bfloat16. Compiled programs lie below $DPO_JAX_COMPILE_CACHE ('' = nowhere).
+    Compiled programs lie below $DPO_JAX_COMPILE_CACHE ('' = nowhere).
     `DPO_JAX_CPU_DEVICES=8` makes that many fake devices of a CPU;
     `DPO_JAX_DISTRIBUTED` is for several processes, see `join_processes`.
     """
@@ -185,8 +184,6 @@ def setup_jax(config: Config, *, debug: bool) -> None:
 
     from dpo_jax.train import compile_cache
 
-    if config.model.dtype == "float32":
-        jax.config.update("jax_default_matmul_precision", "highest")
     if debug:
         jax.config.update("jax_debug_nans", True)
     cache = os.environ.get("DPO_JAX_COMPILE_CACHE")
@@ -198,11 +195,16 @@ def setup_jax(config: Config, *, debug: bool) -> None:
             raise ConfigError(f"DPO_JAX_CPU_DEVICES={devices!r} must be an integer ≥ 1")
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", int(devices))
-    join_processes(config)
+    seconds = config.distributed.timeout_seconds
+    join_processes(seconds, watchdog=config.train.watchdog_seconds)
 
 
-def join_processes(config: Config) -> None:
+def join_processes(seconds: float, *, watchdog: float) -> None:
     """Joins the processes of a run; see `peers.place_of`.
+
+    Args:
+      seconds: to wait for all.
+      watchdog: seconds of silence after which a parent kills its child; 0 = never.
 
     Raises:
       ConfigError: if it says nothing known.
@@ -211,7 +213,7 @@ def join_processes(config: Config) -> None:
     import jax
 
     named, link = os.environ.get("DPO_JAX_DISTRIBUTED", ""), parent.link()
-    place, seconds = place_of(named), config.distributed.timeout_seconds
+    place = place_of(named)
     if link is None:
         return
     if place is None:
@@ -228,8 +230,8 @@ def join_processes(config: Config) -> None:
             cluster_detection_method="deactivate",  # of local devices, too
             initialization_timeout=math.ceil(seconds),
         )
-    if config.train.watchdog_seconds:
-        link.keep_beating(config.train.watchdog_seconds)
+    if watchdog:
+        link.keep_beating(watchdog)
     if jax.process_count() != place.count:
         raise DeviceError(
             f"DPO_JAX_DISTRIBUTED={named!r} names {place.count} processes, the devices "

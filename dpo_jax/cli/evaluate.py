@@ -31,6 +31,6 @@ def main(arguments: Sequence[str]) -> int:
     lines = [f"step {summary.step} of {workdir}", *values_text(summary.values)]
     sys.stdout.write("\n".join(lines + results_text(summary.results)) + "\n")
     if values["out"].value:
-        found = {"step": summary.step, "values": summary.values, **summary.results}
-        files.write_whole(values["out"].value, json.dumps(found, indent=1) + "\n")
+        ended = {"step": summary.step, "values": summary.values, **summary.results}
+        files.write_whole(values["out"].value, json.dumps(ended, indent=1) + "\n")
     return 0

@@ -39,10 +39,10 @@ def place_of(named: str) -> Place | None:
     if named in ("", "auto"):
         return None
     rule = f"DPO_JAX_DISTRIBUTED={named!r} is not 'auto' or HOST:PORT,COUNT,INDEX"
-    found = re.fullmatch(r"([^,\s]+):(\d{1,5}),(\d{1,6}),(\d{1,6})", named)
-    if found is None:
+    match = re.fullmatch(r"([^,\s]+):(\d{1,5}),(\d{1,6}),(\d{1,6})", named)
+    if match is None:
         raise ConfigError(rule)
-    place = Place(found[1], int(found[2]), int(found[3]), int(found[4]))
+    place = Place(match[1], int(match[2]), int(match[3]), int(match[4]))
     if not 0 < place.port < 2**16 or place.rank >= place.count:
         raise ConfigError(f"{rule} with 0 < PORT < 65536 and INDEX < COUNT")
     return place
@@ -50,9 +50,9 @@ def place_of(named: str) -> Place | None:
 
 def free_port() -> int:
     """Finds a port of this host that nobody uses."""
-    with socket.socket() as found:
-        found.bind(("", 0))
-        return found.getsockname()[1]
+    with socket.socket() as door:
+        door.bind(("", 0))
+        return door.getsockname()[1]
 
 
 def ranks(numbers: Iterable[int]) -> str:
@@ -141,10 +141,10 @@ class Peers:
             )
             self._selector.register(self._door, selectors.EVENT_READ, self._accept)
         elif rank and not self._known:
-            found = socket.create_connection((host.strip("[]"), port), timeout=1)
-            found.sendall(f"hello {rank} {count}\n".encode())
-            self._keep(0, found)
-            Lines(found, self._selector, self._take, lambda: self._lost(0))
+            peer = socket.create_connection((host.strip("[]"), port), timeout=1)
+            peer.sendall(f"hello {rank} {count}\n".encode())
+            self._keep(0, peer)
+            Lines(peer, self._selector, self._take, lambda: self._lost(0))
 
     def tell(self, text: str) -> None:
         """Says a line to all that this rank is connected to."""
@@ -187,10 +187,10 @@ class Peers:
 
     def _greeted(self, line: str, peer: socket.socket) -> int | None:
         """Returns the rank that a greeting names; None where it cannot be one."""
-        found = re.fullmatch(r"hello (\d{1,6}) (\d{1,6})", line)
-        if found is None:  # no process of ours
+        match = re.fullmatch(r"hello (\d{1,6}) (\d{1,6})", line)
+        if match is None:  # no process of ours
             return None
-        rank, count = map(int, found.groups())
+        rank, count = map(int, match.groups())
         if count == self._place.count and rank in self.missing():
             return rank
         what = (

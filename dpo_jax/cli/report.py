@@ -18,8 +18,8 @@ def main(arguments: Sequence[str]) -> int:
         )
 
     folders = [a for a in arguments if not a.startswith("-")]
-    own = [a for a in arguments if a.startswith("-")]
-    values = common.parse(own, config=False, define=define)
+    switches = [a for a in arguments if a.startswith("-")]
+    values = common.parse(switches, config=False, define=define)
     out = values["out"].value
     if not folders:
         raise ConfigError("report needs at least one run folder: report RUN [RUN …]")

@@ -8,6 +8,7 @@ from typing import Any
 from absl import flags
 
 from dpo_jax.cli import common
+from dpo_jax.config import stated
 from dpo_jax.errors import ConfigError, WriteError, collected
 
 
@@ -52,17 +53,24 @@ def main(arguments: Sequence[str]) -> int:
     if len(set(names)) < len(names):
         raise ConfigError("--workdir and --model name something twice; name it once")
     common.setup_logging()
+    from dpo_jax.sharding.mesh import make_mesh
     from dpo_jax.wiring import generation
+    from dpo_jax.wiring.data import source
+    from dpo_jax.wiring.restoring import run_config
 
     request = generation.Request(
         **{name: values[name].value for name in generation.Request._fields}
     )
     check(request)
-    policies = [generation.policy_of_run(config, name) for name in runs]
-    policies += [generation.policy_of_folder(config, name) for name in folders]
-    exact = [p.config for p in policies if p.config.model.dtype == "float32"]
-    common.setup_jax([*exact, config][0], debug=values["debug"].value)
-    answers = generation.sample(config, request, policies)
+    policies = [generation.Policy(name, run_config(name), name) for name in runs]
+    for name in folders:
+        own = stated(config, {"model.path": name, "model.preset": ""})
+        policies.append(generation.Policy(name, own, None))
+    common.setup_jax(config, debug=values["debug"].value)
+    held_out = source(config, "eval", None)[0] if config.data.eval else None
+    prompts = generation.read_prompts(request, held_out)
+    mesh = make_mesh(**config.mesh)
+    answers = generation.sample(prompts, request, policies, mesh)
     import jax
 
     if jax.process_index() == 0:
@@ -102,17 +110,17 @@ def rows(answers: Any) -> Iterator[dict[str, Any]]:
     """Yields what the JSONL file holds: one object a continuation."""
     for index, prompt in enumerate(answers.prompts):
         for name, completions in answers.completions.items():
-            for number, found in enumerate(completions[index]):
+            for number, completion in enumerate(completions[index]):
                 yield {
                     "policy": name,
                     "index": index,
                     "sample": number,
                     "prompt": prompt,
-                    **found._asdict(),
+                    **completion._asdict(),
                 }
 
 
-def write_rows(path: str, found: Iterator[dict[str, Any]]) -> None:
+def write_rows(path: str, objects: Iterator[dict[str, Any]]) -> None:
     """Writes a JSONL file.
 
     Raises:
@@ -120,7 +128,7 @@ def write_rows(path: str, found: Iterator[dict[str, Any]]) -> None:
     """
     try:
         with open(path, "w", encoding="utf-8") as file:
-            for row in found:
+            for row in objects:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
     except OSError as error:
         raise WriteError(f"--out={path!r} cannot be written: {error}") from error
@@ -135,9 +143,7 @@ def side_by_side(answers: Any) -> str:
         lines.append(f"[{index}] {shown!r}")
         samples = [of[index] for of in answers.completions.values()]
         for together in zip(*samples, strict=True):
-            for name, found in zip(answers.completions, together, strict=True):
-                lines.append(
-                    f"  {name:<{width}}  {sum(found.logps):9.2f}  {found.text!r}"
-                )
+            for name, one in zip(answers.completions, together, strict=True):
+                lines.append(f"  {name:<{width}}  {sum(one.logps):9.2f}  {one.text!r}")
     head = f"  {'policy':<{width}}  {'log-prob':>9}  continuation"
     return "\n".join([head, *lines]) + "\n"

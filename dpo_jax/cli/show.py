@@ -32,8 +32,9 @@ def main(arguments: Sequence[str]) -> int:
     row = inspection.tokenized(config, index)
     sys.stdout.write(inspection.as_text(row))
     if values["explain"].value:
-        found = inspection.explain(config, row, values["workdir"].value or None)
-        sys.stdout.write(inspection.explained_as_text(config, row, found))
+        workdir = values["workdir"].value or None
+        explained = inspection.explain(config, row.record, row.tokenizer, workdir)
+        sys.stdout.write(inspection.explained_as_text(config, row, explained))
     elif values["workdir"].value:
         raise ConfigError("--workdir is not used without --explain")
     return 0

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dpo_jax.data.columns import Text
 from dpo_jax.data.kinds import RawRow
 from dpo_jax.data.records import Counts, Located, RatedLater, Reading
 from dpo_jax.data.tokenize import TokenCounts
@@ -36,6 +37,14 @@ class Source(NamedTuple):
     check: Callable[..., Reading]
     tokenize: Callable[[Iterable[RawRow]], tuple[Records, TokenCounts]]
     apart: bool
+
+    def prompts(self) -> list[Text]:
+        """Reads the prompts of all good rows."""
+        rows = list(self.read())
+        try:
+            return [row.prompt for row in self.check(rows)]
+        except RatedLater as later:
+            return [row.prompt for row in self.check(rows, rated=later.where)]
 
 
 def prepare(source: Source) -> Prepared:

@@ -18,7 +18,6 @@ def evaluate(
     objective: Objective,
     stats: Stats,
     hyper: Hyper,
-    extras: Callable[[Columns], dict[str, float]],
 ) -> dict[str, float]:
     """Scores all batches, then computes the loss once over the set.
 
@@ -32,7 +31,6 @@ def evaluate(
       objective: whose `loss` is computed.
       stats: running statistics as training left them.
       hyper: float hyper-parameters.
-      extras: metrics of the whole set that are no means.
 
     Returns:
       {metric: mean}.
@@ -54,4 +52,5 @@ def evaluate(
     reports = jax.tree.map(lambda *parts: np.sum(parts, axis=0), *reported)
     loss, sums = objective.loss(whole, reports, stats, hyper, counted)
     means = {name: float(s) / max(float(n), 1.0) for name, (s, n) in sums.items()}
-    return {"loss": float(loss), **means, **extras(whole)}
+    of_set = {name: float(v) for name, v in objective.of_set(whole).items()}
+    return {"loss": float(loss), **means, **of_set}

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dpo_jax.losses import Bound
+from dpo_jax.losses import Bound, Loss
 from dpo_jax.objectives import terms
 from dpo_jax.types import (
     Array,
@@ -28,18 +28,42 @@ from dpo_jax.types import (
 )
 
 
+def nothing(whole: Columns) -> dict[str, Array]:
+    """Finds no metric beside the means."""
+    del whole
+    return {}
+
+
 class Kind(NamedTuple):
     """What is judged.
 
     Attributes:
+      rows: of data, a name of `data.kinds.KINDS`.
+      record: that a loss takes, as `losses.loss.Of` names it.
       take: columns -> the record that the losses see, and bool[N] which of it count.
       metrics: (columns, the record, hyper) -> {name: (sum, count)}.
       counts: batch -> what the losses may be divided by.
+      of_set: columns of a whole set -> metrics that are no means.
+      per: what a loss must be divided by; '' = anything.
+      scalar: the responses get the scores of a scalar head, not log-probs.
+      reference: it may read a reference, and reports `rewards/*`.
     """
 
+    rows: str
+    record: str
     take: Callable[[Columns], tuple[Any, Array]]
     metrics: Callable[[Columns, Any, Hyper], Sums]
     counts: Callable[[Batch], Counts] = terms.counts
+    of_set: Callable[[Columns], dict[str, Array]] = nothing
+    per: str = ""
+    scalar: bool = False
+    reference: bool = True
+
+    def judges(self, loss: Loss) -> bool:
+        """Tells whether a loss is one of what is judged here."""
+        if self.per and (loss.of, loss.per) != (self.record, self.per):
+            return False
+        return loss.takes == self.record
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,6 +90,10 @@ class Judged:
     def counts(self, batch: Batch) -> Counts:
         """Counts what the losses may be divided by."""
         return self.kind.counts(batch)
+
+    def of_set(self, whole: Columns) -> dict[str, Array]:
+        """Finds the metrics of a whole set that are no means."""
+        return self.kind.of_set(whole)
 
     def score(
         self, params: Params, frozen: Frozen, batch: Batch, key: Array, hyper: Hyper

@@ -113,4 +113,4 @@ def reference_metrics(pairs: PairLogps) -> Sums:
     return terms.masked_means(means, pairs.mask)
 
 
-PAIRS = Kind(take_pairs, metrics)
+PAIRS = Kind("pairs", "pairs", take_pairs, metrics)

@@ -29,4 +29,4 @@ def metrics(columns: Columns, record: ListLogps, hyper: Hyper) -> Sums:
     return preference.metrics(columns, preference.gather_pairs(columns), hyper)
 
 
-LISTS = Kind(take_lists, metrics)
+LISTS = Kind("rankings", "lists", take_lists, metrics)

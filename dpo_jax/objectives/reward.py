@@ -101,5 +101,17 @@ def calibration_error(columns: Columns) -> Array:
     return jnp.abs(gap).sum() / jnp.maximum(mask.sum(), 1)
 
 
-SCORES = Kind(take_scores, metrics)
-SCORES_AND_MARGINS = Kind(take_scores_and_margins, metrics)
+def of_set(whole: Columns) -> dict[str, Array]:
+    """Finds the calibration of a reward model."""
+    return {"scores/calibration_error": calibration_error(whole)}
+
+
+SCORES = Kind(
+    "pairs",
+    "scores",
+    take_scores,
+    metrics,
+    of_set=of_set,
+    scalar=True,
+    reference=False,
+)

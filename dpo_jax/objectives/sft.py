@@ -27,8 +27,16 @@ def metrics(columns: Columns, record: PairLogps, hyper: Hyper) -> Sums:
 
 def counts(batch: Batch) -> Counts:
     """Counts all tokens as those of chosen responses."""
-    found = terms.counts(batch)
-    return found | {"chosen_tokens": found["tokens"]}
+    counted = terms.counts(batch)
+    return counted | {"chosen_tokens": counted["tokens"]}
 
 
-COMPLETIONS = Kind(take_completions, metrics, counts)
+COMPLETIONS = Kind(
+    "completions",
+    "pairs",
+    take_completions,
+    metrics,
+    counts,
+    per="chosen_tokens",
+    reference=False,
+)

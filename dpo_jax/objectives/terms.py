@@ -142,8 +142,8 @@ def places(batch: Batch, key: Array) -> TokenPlaces:
         .set(flat[first], mode="drop")
         .reshape(lengths.shape)
     )
-    own = lambda values: jnp.take_along_axis(values, filled, axis=1)  # noqa: E731
-    return TokenPlaces(index, rank, own(lengths), own(partner))
+    at = lambda values: jnp.take_along_axis(values, filled, axis=1)  # noqa: E731
+    return TokenPlaces(index, rank, at(lengths), at(partner))
 
 
 def _first(slots: Array) -> Array:
@@ -188,13 +188,13 @@ def counts(batch: Batch) -> Counts:
     lengths = logps.response_lengths(batch.slots, batch.ends.shape[-1])
     index = batch.pairs.reshape(-1, 2)
     chosen = jnp.where(index[:, 0] >= 0, lengths.reshape(-1)[index[:, 0]], 0.0)
-    found = {
+    counted = {
         "pairs": (index[:, 0] >= 0).sum(),
         "chosen_tokens": chosen.sum(),
         "tokens": lengths.sum(),
     }
     if "labels" in batch.response:
-        found["singles"] = (batch.response["labels"] != 0).sum()
+        counted["singles"] = (batch.response["labels"] != 0).sum()
     if batch.groups is not None:
-        found["lists"] = (batch.groups[..., 0] >= 0).sum()
-    return {name: value.astype(jnp.float32) for name, value in found.items()}
+        counted["lists"] = (batch.groups[..., 0] >= 0).sum()
+    return {name: value.astype(jnp.float32) for name, value in counted.items()}

@@ -51,4 +51,4 @@ def metrics(columns: Columns, record: SingleLogps, hyper: Hyper) -> Sums:
     return sums | {"mismatched_kl": terms.masked_mean(ratio, borrowed)}
 
 
-SINGLES = Kind(take_singles, metrics)
+SINGLES = Kind("singles", "singles", take_singles, metrics)

@@ -1,29 +1,52 @@
 """Learning-rate schedules and optimizers, as optax directions of descent.
 
 A transformation here says the direction; the step scales it by −lr(step), so that the
-learning rate is a hyper-parameter like β and the logged one is the one applied.
+learning rate is a hyper-parameter like β and the logged one is the one applied. Moments
+decay by Python floats: 1 − b is taken in float64, and each b is a program of its own.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from dpo_jax.errors import ConfigError, unknown
 from dpo_jax.sharding.rules import path_name
-from dpo_jax.types import Array, Params
+from dpo_jax.types import Array, Hyper, Params
 
-Schedule = Callable[[Array], Array]
+Schedule = Callable[[Array, Hyper], Array]
+Direction = Callable[[Hyper], optax.GradientTransformation]
+Real = float | Array
 
 
-def warmup(step: Array, warmup_steps: int) -> Array:
-    """Returns min(1, (step + 1) / (warmup_steps + 1)).
+def pace(*, warmup_steps: int, total_steps: int) -> dict[str, np.float32]:
+    """Returns the hyper-parameters that a schedule reads.
+
+    Args:
+      warmup_steps: updates of rising learning rate, W.
+      total_steps: updates of the run, T.
+
+    Returns:
+      `warmup_steps` W, `warmup_rate` 1/(W + 1) and `decay_rate` 1/max(T − W, 1). XLA
+      turns a division by a constant into a product with its inverse; so do these.
+    """
+    span = max(total_steps - warmup_steps, 1)
+    return {
+        "warmup_steps": np.float32(warmup_steps),
+        "warmup_rate": np.float32(1) / np.float32(warmup_steps + 1),
+        "decay_rate": np.float32(1) / np.float32(span),
+    }
+
+
+def warmup(step: Array, rate: Array) -> Array:
+    """Returns min(1, (step + 1) · rate).
 
     Source: the scheduler of eric-mitchell/direct-preference-optimization.
     """
-    return jnp.minimum(1.0, (step + 1) / (warmup_steps + 1))
+    return jnp.minimum(1.0, (step + 1) * rate)
 
 
 def constant(progress: Array) -> Array:
@@ -41,16 +64,14 @@ def cosine(progress: Array) -> Array:
     return 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
 
 
-def schedule(name: str, *, warmup_steps: int, total_steps: int) -> Schedule:
+def schedule(name: str) -> Schedule:
     """Builds the factor on the peak learning rate.
 
     Args:
       name: a name of `SCHEDULES`; it acts after the warm-up.
-      warmup_steps: W of `warmup`.
-      total_steps: optimizer steps of the run.
 
     Returns:
-      i32[] step, from 0 -> f32[] factor in [0, 1].
+      i32[] step, from 0, and the hyper-parameters of `pace` -> f32[] factor in [0, 1].
 
     Raises:
       ConfigError: if the name is not known.
@@ -58,11 +79,11 @@ def schedule(name: str, *, warmup_steps: int, total_steps: int) -> Schedule:
     if name not in SCHEDULES:
         raise ConfigError(unknown("optimizer.schedule", name, SCHEDULES))
     decay = SCHEDULES[name]
-    span = max(total_steps - warmup_steps, 1)
 
-    def factor(step: Array) -> Array:
-        progress = jnp.clip((step - warmup_steps) / span, 0.0, 1.0)
-        return warmup(step, warmup_steps) * decay(progress)
+    def factor(step: Array, hyper: Hyper) -> Array:
+        progress = (step - hyper["warmup_steps"]) * hyper["decay_rate"]
+        risen = warmup(step, hyper["warmup_rate"])
+        return risen * decay(jnp.clip(progress, 0.0, 1.0))
 
     return factor
 
@@ -79,7 +100,7 @@ def decayed(params: Params) -> Params:
 
 
 def adamw(
-    *, b1: float, b2: float, eps: float, weight_decay: float
+    *, b1: float, b2: float, eps: Real, weight_decay: Real
 ) -> optax.GradientTransformation:
     """Adam with decoupled weight decay. Source: arXiv:1711.05101."""
     return optax.chain(
@@ -89,7 +110,7 @@ def adamw(
 
 
 def rmsprop(
-    *, decay: float, eps: float, weight_decay: float
+    *, decay: float, eps: Real, weight_decay: Real
 ) -> optax.GradientTransformation:
     """RMSprop as torch defines it: decay .99 by default, ε outside the root.
 
@@ -101,7 +122,7 @@ def rmsprop(
     )
 
 
-def lion(*, b1: float, b2: float, weight_decay: float) -> optax.GradientTransformation:
+def lion(*, b1: float, b2: float, weight_decay: Real) -> optax.GradientTransformation:
     """Lion. Source: arXiv:2302.06675."""
     return optax.chain(
         optax.scale_by_lion(b1=b1, b2=b2),
@@ -109,7 +130,7 @@ def lion(*, b1: float, b2: float, weight_decay: float) -> optax.GradientTransfor
     )
 
 
-def adafactor(*, weight_decay: float) -> optax.GradientTransformation:
+def adafactor(*, weight_decay: Real) -> optax.GradientTransformation:
     """Adafactor without momentum or relative steps. Source: arXiv:1804.04235."""
     return optax.chain(
         optax.scale_by_factored_rms(),
@@ -134,8 +155,12 @@ def options(name: str) -> tuple[str, ...]:
     return tuple(inspect.signature(OPTIMIZERS[name]).parameters)
 
 
-def direction(name: str, values: dict[str, float]) -> optax.GradientTransformation:
+def direction(name: str, values: Mapping[str, Real]) -> optax.GradientTransformation:
     """Builds an optimizer from the options it uses; extra values are not read.
+
+    Args:
+      name: a name of `OPTIMIZERS`.
+      values: of its options; `eps` and `weight_decay` may be traced.
 
     Raises:
       ConfigError: if the name is not known.

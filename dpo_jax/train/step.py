@@ -16,7 +16,7 @@ import optax
 
 from dpo_jax import columns as columns_lib
 from dpo_jax.precision import in_products_of
-from dpo_jax.train.optimizer import Schedule
+from dpo_jax.train.optimizer import Direction, Schedule
 from dpo_jax.types import (
     Array,
     Batch,
@@ -33,7 +33,6 @@ from dpo_jax.types import (
 
 Metrics = dict[str, Array]
 StepFn = Callable[[TrainState, Frozen, Batch, Hyper], tuple[TrainState, Metrics]]
-Sync = Callable[[Params, Params, Array], Params]  # (ref, policy, step) -> ref
 Result = TypeVar("Result")
 Judged = tuple[Array, Sums, Stats]  # loss, sums and counts, new statistics
 
@@ -179,9 +178,9 @@ def added(function: Callable, parts: Any) -> Any:
     return jax.lax.scan(body, zeros, parts)[0]
 
 
-def clip(grads: Params, norm: Array, limit: float) -> Params:
-    """Scales gradients to a global norm of at most `limit`; 0 = no limit."""
-    if not limit:
+def clip(grads: Params, norm: Array, limit: Array | None) -> Params:
+    """Scales gradients to a global norm of at most `limit`; None = no limit."""
+    if limit is None:
         return grads
     scale = jnp.minimum(1.0, limit / (norm + 1e-6))
     return jax.tree.map(lambda g: g * scale, grads)
@@ -194,10 +193,9 @@ def train_step(
     hyper: Hyper,
     *,
     objective: Objective,
-    tx: optax.GradientTransformation,
+    tx: Direction,
     lr_factor: Schedule,
-    clip_norm: float,
-    sync: Sync | None = None,
+    sync_every: int = 0,
 ) -> tuple[TrainState, Metrics]:
     """Takes one optimizer step.
 
@@ -205,12 +203,12 @@ def train_step(
       state: all that changes; donated by `compile_step`.
       frozen: role -> parameters that never change.
       batch: annotated rows with a leading axis of microbatches.
-      hyper: `lr`, and what the objective reads.
+      hyper: `lr`, `clip` where the global gradient norm is bounded, `sync_mix` where
+        the reference follows, and what the objective, `tx` and `lr_factor` read.
       objective: scores and loss.
-      tx: direction of descent.
-      lr_factor: step -> factor on `hyper['lr']`.
-      clip_norm: bound on the global gradient norm; 0 = none.
-      sync: how the reference follows the policy; None where it is frozen.
+      tx: hyper -> direction of descent.
+      lr_factor: (step, hyper) -> factor on `hyper['lr']`.
+      sync_every: updates between moves of the reference; 0 = it is frozen.
 
     Returns:
       The new state, and means over the global batch with `grad_norm` (before
@@ -222,12 +220,15 @@ def train_step(
     )
     metrics = {name: s / jnp.maximum(n, 1.0) for name, (s, n) in sums.items()}
     norm = optax.global_norm(grads)
-    lr = hyper["lr"] * lr_factor(state.step)
-    updates, opt_state = tx.update(
-        clip(grads, norm, clip_norm), state.opt_state, state.params
+    lr = hyper["lr"] * lr_factor(state.step, hyper)
+    updates, opt_state = tx(hyper).update(
+        clip(grads, norm, hyper.get("clip")), state.opt_state, state.params
     )
     params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
-    ref = state.ref if sync is None else sync(state.ref, params, state.step + 1)
+    ref = state.ref
+    if sync_every:
+        mix = hyper["sync_mix"]
+        ref = follow(ref, params, state.step + 1, every=sync_every, mix=mix)
     ok = jnp.isfinite(loss) & jnp.isfinite(norm)
     new = (params, opt_state, stats, ref)
     old = (state.params, state.opt_state, state.stats, state.ref)

@@ -23,10 +23,10 @@ from dpo_jax.errors import DeviceError
 from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.sharding import arrays, rules
 from dpo_jax.train import annotate
-from dpo_jax.types import Batch, Hyper, Params
+from dpo_jax.types import Batch, Params
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring import training
-from dpo_jax.wiring.objective import Losses, hyper, needs_whole_reference
+from dpo_jax.wiring.objective import Losses, needs_whole_reference
 
 ONE_CORE = {"v4": "megacore"}  # topologies that list a chip's cores unless asked not to
 COLLECTIVE = re.compile(
@@ -78,13 +78,13 @@ def tpus(topology: str) -> Sequence[Any]:
     core = ONE_CORE.get(topology.partition(":")[0])
     more = {} if core is None else {"chip_config_name": core}
     try:
-        found = topologies.get_topology_desc(topology, "tpu", **more)
+        described = topologies.get_topology_desc(topology, "tpu", **more)
     except (RuntimeError, ValueError, FileNotFoundError) as error:
         raise DeviceError(
             f"topology={topology!r}: {error}; names are such as 'v5e:2x2' and "
             "'v4:2x2x4', and libtpu must be installed"
         ) from error
-    return found.devices
+    return described.devices
 
 
 def compile_run(
@@ -118,25 +118,22 @@ def compile_run(
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         policy = model_wiring.make_model(config, folder, spec)
         model_wiring.check_loadable(policy, mesh)
-        reference = model_wiring.reference_model(config, policy, mesh)
+        reference = model_wiring.reference_model(policy, config.ref, mesh)
         trainer = training.make_trainer(config, losses, policy, reference, mesh, steps)
         batch = abstract_batch(shape, config.batch.microbatches or 1, mesh)
-        found = []
+        programs = []
         if reference is not None:
-            whole = needs_whole_reference(losses)
-            ask = model_wiring.compile_ask(config, reference, mesh, whole=whole)
-            dtype = model_wiring.reference_dtype(config)
-            params = model_wiring.abstract_weights(reference, dtype, mesh)
+            chunk, whole = config.model.logits_chunk, needs_whole_reference(losses)
+            ask = model_wiring.compile_ask(reference, mesh, chunk=chunk, whole=whole)
+            params = model_wiring.abstract_weights(reference, mesh)
             if config.ref.mode == "live":
-                found.append(compiled("reference", ask, params, batch))
+                programs.append(compiled("reference", ask, params, batch))
             batch = annotated(ask, params, batch, mesh)
-        given = (
-            trainer.abstract,
-            trainer.frozen,
-            batch,
-            abstract_hyper(config, losses, mesh),
-        )
-        return [*found, compiled("train step", trainer.step, *given)]
+        hyper = jax.eval_shape(trainer.hyper)
+        replicated = dict.fromkeys(hyper, arrays.replicated(mesh))
+        hyper = rules.with_shardings(hyper, replicated)
+        given = (trainer.abstract, trainer.frozen, batch, hyper)
+        return [*programs, compiled("train step", trainer.step, *given)]
 
 
 def abstract_batch(shape: layouts.Shape, microbatches: int, mesh: Mesh) -> Batch:
@@ -156,12 +153,6 @@ def annotated(ask: Any, params: Params, batch: Batch, mesh: Mesh) -> Batch:
     place = arrays.row_sharding(mesh, leading=1)
     places = dict.fromkeys(columns, place)
     return annotate.with_tokens(batch, rules.with_shardings(columns, places))
-
-
-def abstract_hyper(config: Config, losses: Losses, mesh: Mesh) -> Hyper:
-    """Returns the float hyper-parameters as shapes."""
-    values = jax.eval_shape(lambda: hyper(config, losses))
-    return rules.with_shardings(values, dict.fromkeys(values, arrays.replicated(mesh)))
 
 
 def compiled(name: str, program: Any, *shapes: Any) -> Program:
@@ -201,9 +192,9 @@ def collectives(text: str) -> dict[str, int]:
     for line in text.splitlines():
         if not line.startswith(" "):
             heading = line
-        found = COLLECTIVE.search(line)
-        if found is not None:
-            kind, channel = found.groups()
+        match = COLLECTIVE.search(line)
+        if match is not None:
+            kind, channel = match.groups()
             fused = heading.startswith(FUSED)
             channels[channel] = "reduce-scatter" if fused else kind
     return dict(collections.Counter(channels.values()).most_common())

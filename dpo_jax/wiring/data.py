@@ -18,6 +18,7 @@ from dpo_jax.errors import ConfigError, DataError, UserError
 from dpo_jax.files import AnyPath
 from dpo_jax.models import attention, files
 from dpo_jax.models.spec import DecoderSpec
+from dpo_jax.objectives import OBJECTIVES
 from dpo_jax.sharding import arrays
 from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.train import watchdog
@@ -26,13 +27,6 @@ from dpo_jax.wiring import microbatches
 
 FOLDER = "token_cache"  # beside the run folder, so that the runs of a sweep share it
 EVAL_SEED = 0
-KINDS = {  # config.objective -> kind of rows
-    "preference": "pairs",
-    "sft": "completions",
-    "unpaired": "singles",
-    "ranking": "rankings",
-    "reward": "pairs",
-}
 
 
 class Data(NamedTuple):
@@ -74,20 +68,23 @@ def load_tokenizer(config: Config) -> Any:
 
 
 def source(
-    config: Config, split: str, tokenizer: Any, on_bad_row: str
+    config: Config, split: str, tokenizer: Any, on_bad_row: str = ""
 ) -> tuple[Source, dict[str, Any]]:
     """Finds how the rows of a split become records, and the settings that say so.
+
+    A value of `on_bad_row` counts before that of the configuration.
 
     Generated rows of `train` follow data.seed; those of `eval` follow no seed, so that
     all runs are evaluated on the same.
     """
-    section, kind = config.data, KINDS[config.objective]
-    name = section[split]
+    section, kind = config.data, OBJECTIVES[config.objective].rows
+    name, on_bad_row = section[split], on_bad_row or section.on_bad_row
+    seed = order_seed(config.seed, section.seed)
     reading = {
         "split": split,
         "path": section.path if name in sources.LOCAL_COPY else "",
         "kind": kind,
-        "seed": data_seed(config) if split == "train" else EVAL_SEED,
+        "seed": seed if split == "train" else EVAL_SEED,
         "rows": section.limit if split == "train" else 0,
         "labels": section.labels if name in sources.GENERATED else "",
     }
@@ -115,18 +112,26 @@ def source(
 
 
 def load_split(
-    config: Config, split: str, tokenizer: Any, workdir: AnyPath | None
+    name: str,
+    how: Source,
+    settings: dict[str, Any],
+    tokenizer: Any,
+    folder: epath.Path | None,
 ) -> Prepared:
     """Reads and tokenizes the rows of a split, or takes their tokens from the cache.
+
+    Args:
+      name: of the source.
+      how: from `source`.
+      settings: likewise.
+      tokenizer: that it was made with.
+      folder: of the cache; None = tokens are not kept.
 
     Raises:
       DataError: if a source or row is bad.
     """
-    name = config.data[split]
-    found, settings = source(config, split, tokenizer, config.data.on_bad_row)
-    make = functools.partial(prepare.prepare, found)
-    path, folder = settings.pop("path"), cache_folder(config, workdir)
-    read = sources.files_of(name, path=path)
+    make = functools.partial(prepare.prepare, how)
+    read = sources.files_of(name, path=settings.pop("path"))
     if folder is None or read is None:
         return make()
     generated = name if name in sources.GENERATED else ""
@@ -134,16 +139,24 @@ def load_split(
     return make() if kept is None else token_cache.kept(folder, kept, make)
 
 
-def cache_folder(config: Config, workdir: AnyPath | None) -> epath.Path | None:
-    """Finds where tokens are kept: beside the run folder, if not told otherwise."""
-    if config.data.cache_dir:
-        return epath.Path(config.data.cache_dir)
-    return None if workdir is None else epath.Path(workdir).parent / FOLDER
+def folder_beside(
+    workdir: AnyPath | None, name: str, instead: str
+) -> epath.Path | None:
+    """Finds a folder that the runs of a sweep share: beside their run folders.
+
+    Args:
+      workdir: of the run; None = there is none.
+      name: of the folder.
+      instead: the folder that the user named; '' = none.
+    """
+    if instead:
+        return epath.Path(instead)
+    return None if workdir is None else epath.Path(workdir).parent / name
 
 
-def data_seed(config: Config) -> int:
-    """Returns the seed of the order of the training data."""
-    return config.seed if config.data.seed < 0 else config.data.seed
+def order_seed(seed: int, own: int) -> int:
+    """Returns the seed of the order of the training data: its own, if it is ≥ 0."""
+    return seed if own < 0 else own
 
 
 def load_data(
@@ -163,20 +176,21 @@ def load_data(
     Raises:
       DataError: if a source or row is bad.
     """
-    found = {
-        split: load_split(config, split, tokenizer, workdir)
-        for split in splits
-        if config.data[split]
-    }
-    if not found:
+    folder = folder_beside(workdir, FOLDER, config.data.cache_dir)
+    names = {split: config.data[split] for split in splits if config.data[split]}
+    if not names:
         raise ConfigError("data.eval is empty: there is nothing to evaluate")
-    kept = {split: each.records for split, each in found.items()}
+    read = {
+        split: load_split(name, *source(config, split, tokenizer), tokenizer, folder)
+        for split, name in names.items()
+    }
+    kept = {split: each.records for split, each in read.items()}
     return Data(
         tokenizer,
         kept.get("train", []),
         kept.get("eval", []),
-        {s: {"source": config.data[s], **each.report} for s, each in found.items()},
-        found["train"].fingerprint if "train" in found else "",
+        {split: {"source": names[split], **read[split].report} for split in read},
+        read["train"].fingerprint if "train" in read else "",
     )
 
 
@@ -185,24 +199,32 @@ def rows_kept(account: Mapping[str, Any]) -> int:
     return sum(account.get("labels", {}).values()) or account["kept"]
 
 
-def total_steps(config: Config, records: int) -> int:
-    """Counts the optimizer steps of a run; a last short batch is not taken."""
-    if config.train.steps:
-        return config.train.steps
-    steps = int(config.train.epochs * records / config.batch.pairs)
-    if steps < 1:
+def total_steps(records: int, *, steps: int, epochs: float, pairs: int) -> int:
+    """Counts the optimizer steps of a run; a last short batch is not taken.
+
+    Args:
+      records: of data.train.
+      steps: that the user asks for; 0 = by epochs.
+      epochs: over the records.
+      pairs: records of a step.
+
+    Raises:
+      ConfigError: if they fill no step.
+    """
+    whole = steps or int(epochs * records / pairs)
+    if whole < 1:
         raise ConfigError(
-            f"train.epochs={config.train.epochs} of {records} rows fill no batch of "
-            f"batch.pairs={config.batch.pairs}"
+            f"train.epochs={epochs} of {records} rows fill no batch of "
+            f"batch.pairs={pairs}"
         )
-    return steps
+    return whole
 
 
 def make_loaders(
     config: Config,
     data: Data,
     spec: DecoderSpec,
-    built: Mesh,
+    mesh: Mesh,
     steps: int,
     join: loader_lib.Join | None = None,
 ) -> tuple[Loader, Loader | None]:
@@ -212,7 +234,7 @@ def make_loaders(
       config: of the run.
       data: its records.
       spec: of the policy.
-      built: the mesh.
+      mesh: of the run.
       steps: of training.
       join: see `Loader`; evaluation joins its whole set at once, so that its numbers do
         not depend on how it is cut into batches.
@@ -226,9 +248,9 @@ def make_loaders(
         microbatches=config.batch.microbatches or 1,
         layout=config.data.layout,
         row_tokens=config.data.row_tokens,
-        shards=mesh_lib.row_shards(built),
+        shards=mesh_lib.row_shards(mesh),
         even_tokens=spec.even_tokens if picked in attention.WHOLE_ROWS else math.inf,
-        rows_here=functools.partial(arrays.rows_here, arrays.row_sharding(built)),
+        rows_here=functools.partial(arrays.rows_here, arrays.row_sharding(mesh)),
         row_shapes=config.data.row_shapes,
     )
     rows = data.train or data.eval  # where only the latter were asked for
@@ -236,11 +258,19 @@ def make_loaders(
         len(rows),
         pairs=pairs,
         steps=steps,
-        seed=data_seed(config),
+        seed=order_seed(config.seed, config.data.seed),
         shuffle=config.data.shuffle,
     )
     train = Loader(rows, order, settings, join)
-    number = microbatches.choose(config, spec, train, built)
+    number = config.batch.microbatches or microbatches.choose(
+        spec,
+        train,
+        mesh,
+        pairs=pairs,
+        remat=config.model.remat,
+        dtype=config.model.dtype,
+        chunk=config.model.logits_chunk,
+    )
     if number != train.microbatches:
         settings = dataclasses.replace(settings, microbatches=number)
         train = Loader(rows, order, settings, join)

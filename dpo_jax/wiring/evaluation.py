@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dpo_jax.data import sources
+from dpo_jax.data import sources, tokenize
 from dpo_jax.data.loader import Loader
 from dpo_jax.evals import preference, rollouts
 from dpo_jax.evals.rollouts import Rollout
-from dpo_jax.objectives import reward
 from dpo_jax.precision import in_products_of
 from dpo_jax.sampling import batches, pick
 from dpo_jax.sampling.batches import Sampler
@@ -35,7 +34,7 @@ from dpo_jax.types import (
 )
 from dpo_jax.wiring import generation
 from dpo_jax.wiring.data import EVAL_SEED, global_batches
-from dpo_jax.wiring.model import Model, load_reference
+from dpo_jax.wiring.model import Model, load_params
 from dpo_jax.wiring.parts import Parts
 from dpo_jax.wiring.reference import Referred
 from dpo_jax.wiring.training import Trainer
@@ -79,8 +78,6 @@ def make_pairs(
 ) -> Callable[[TrainState], Iterator[tuple[str, float]]]:
     """Builds the loss and metrics over the evaluation set, every record once."""
     key, objective = jax.random.key(0), trainer.objective
-    of_scores = trainer.kind == "reward"
-    extras = reward_extras if of_scores else lambda whole: {}
 
     def score(
         params: Params, frozen: Frozen, batch: Batch, hyper: Hyper
@@ -105,16 +102,10 @@ def make_pairs(
             objective=objective,
             stats=jax.device_get(state.stats),
             hyper=jax.device_get(hyper),
-            extras=extras,
         )
         yield from values.items()
 
     return measure
-
-
-def reward_extras(whole: Columns) -> dict[str, float]:
-    """Adds the calibration of a reward model."""
-    return {"scores/calibration_error": float(reward.calibration_error(whole))}
 
 
 class Sampled(NamedTuple):
@@ -148,7 +139,11 @@ def make_rollouts(parts: Parts, referred: Referred) -> Callable[[TrainState], Sa
     policy, mesh, tokenizer = parts.model, parts.mesh, parts.data.tokenizer
     source = sources.JUDGED[config.data.eval]
     texts = source.prompts(EVAL_SEED, config.eval.rollouts, split="eval")
-    prompts = [generation.encode(config, tokenizer, text) for text in texts]
+    template = tokenize.read_chat_template(config.data.chat_template)
+    prompts = [
+        generation.encode(tokenizer, text, join=config.data.join, template=template)
+        for text in texts
+    ]
     key, chunk = jax.random.key(ROLLOUT_SEED), config.model.logits_chunk
 
     def judge(index: int, completion: str) -> float:
@@ -194,7 +189,7 @@ def make_rollouts(parts: Parts, referred: Referred) -> Callable[[TrainState], Sa
 
     start = referred.frozen.get("ref")
     if start is None:  # it moves: its start is not held beside the train state
-        start = load_reference(config, reference, mesh)
+        start = load_params(reference, mesh, seed=config.seed)
     ours, theirs = policy.decoder, reference.decoder
     sampler = sampler_of(policy)  # one where both compute the same
     of_ref = sampler if theirs == ours else sampler_of(reference)
@@ -211,14 +206,14 @@ def make_rollouts(parts: Parts, referred: Referred) -> Callable[[TrainState], Sa
 
 def rollout_metrics(sampled: Sampled) -> dict[str, float]:
     """Means and standard errors of a policy's rollouts, as metrics."""
-    found = {}
+    means = {}
     columns = {"reward": sampled.policy.rewards, "kl": sampled.policy.kls}
     for name, values in columns.items():
         mean, error = rollouts.mean_se(values)
-        found[f"rollouts/{name}"] = mean
+        means[f"rollouts/{name}"] = mean
         if error is not None:
-            found[f"rollouts/{name}_se"] = error
-    return found | {"rollouts/length": float(sampled.policy.lengths.mean())}
+            means[f"rollouts/{name}_se"] = error
+    return means | {"rollouts/length": float(sampled.policy.lengths.mean())}
 
 
 def before_and_after(sampled: Sampled) -> dict[str, Any]:
@@ -231,12 +226,12 @@ def before_and_after(sampled: Sampled) -> dict[str, Any]:
         {
             "name": name,
             "values": {
-                "true reward": _cell(found.rewards),
-                "KL to reference (nats)": _cell(found.kls),
-                "length (tokens)": _cell(found.lengths),
+                "true reward": _cell(rollout.rewards),
+                "KL to reference (nats)": _cell(rollout.kls),
+                "length (tokens)": _cell(rollout.lengths),
             },
         }
-        for name, found in both.items()
+        for name, rollout in both.items()
     ]
     gain = _cell(sampled.policy.rewards - sampled.reference.rewards)
     rows.append({"name": "difference", "values": {"true reward": gain}})

@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from dpo_jax.config import Config
-from dpo_jax.data import records, sources, tokenize
+from dpo_jax.data import sources, tokenize
 from dpo_jax.data.encode import encode as encode_row
 from dpo_jax.data.records import RawRow, Text
 from dpo_jax.errors import ConfigError, DataError, ModelError
@@ -23,11 +22,11 @@ from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.sampling import batches, pick, stops
 from dpo_jax.sampling.batches import Sampler
 from dpo_jax.sampling.rollout import Decoding
-from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.types import Params
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring import restoring
+from dpo_jax.wiring.data import Source
 
 
 class Request(NamedTuple):
@@ -103,74 +102,50 @@ class Answers(NamedTuple):
     completions: dict[str, list[list[Completion]]]
 
 
-def policy_of_run(config: Config, workdir: str) -> Policy:
-    """Describes the policy of a run, on the mesh of `config`.
-
-    Raises:
-      RunFolderError: if there is no run.
-    """
-    own: Config = ConfigDict(restoring.run_config(workdir).to_dict())
-    own.mesh = config.mesh
-    return Policy(workdir, own.lock(), workdir)
-
-
-def policy_of_folder(config: Config, path: str) -> Policy:
-    """Describes the model of an HF folder or hub id."""
-    own: Config = ConfigDict(config.to_dict())
-    own.model.path, own.model.preset = path, ""
-    return Policy(path, own.lock(), None)
-
-
-def sample(config: Config, request: Request, policies: Sequence[Policy]) -> Answers:
+def sample(
+    prompts: Sequence[Text], request: Request, policies: Sequence[Policy], mesh: Mesh
+) -> Answers:
     """Continues the same prompts with each policy, one after the other.
 
     Args:
-      config: gives the mesh, and data.eval where the request names no prompts.
+      prompts: from `read_prompts`.
       request: what is asked for.
       policies: with names of their own.
+      mesh: that all run on.
 
     Raises:
       UserError: what a user can mend, before anything compiles.
     """
-    mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    prompts = read_prompts(config, request)
     with jax.set_mesh(mesh):
         completions = {
             policy.name: _answers(policy, prompts, request, mesh) for policy in policies
         }
-    return Answers(prompts, completions)
+    return Answers(list(prompts), completions)
 
 
-def read_prompts(config: Config, request: Request) -> list[Text]:
+def read_prompts(request: Request, held_out: Source | None) -> list[Text]:
     """Reads prompts of a file, or those of data.eval.
+
+    Args:
+      request: names the file.
+      held_out: rows of data.eval; None where there is none.
 
     Raises:
       DataError: if a row has no usable prompt.
       ConfigError: if there is neither.
     """
-    section = config.data
     if request.prompts:
-        found = _prompts_of(request.prompts)
-    elif name := section.eval:
-        path = section.path if name in sources.LOCAL_COPY else ""
-        rows = sources.read(
-            name, sources.Request("eval", path, seed=data_wiring.EVAL_SEED)
-        )
-        kept, _ = records.validate(
-            rows,
-            kind=data_wiring.KINDS[config.objective],
-            format="hh" if name in sources.TRANSCRIPTS else section.format,
-            on_bad_row=section.on_bad_row,
-        )
-        found = [row.prompt for row in kept]
+        prompts = _prompts_of(request.prompts)
+    elif held_out is not None:
+        prompts = held_out.prompts()
     else:
         raise ConfigError("nothing to continue: give --prompts=FILE.jsonl or data.eval")
-    return found[: request.limit or None]
+    return prompts[: request.limit or None]
 
 
 def _prompts_of(file: str) -> list[Text]:
     """Reads the column `prompt` of a file, strings or chats."""
-    found, faults = [], []
+    prompts, faults = [], []
     for where, fields in sources.read(file, sources.Request("eval")):
         prompt = fields.get("prompt") if isinstance(fields, dict) else None
         chat = isinstance(prompt, list) and all(
@@ -178,14 +153,14 @@ def _prompts_of(file: str) -> list[Text]:
             for m in prompt
         )
         if prompt and (isinstance(prompt, str) or chat):
-            found.append(prompt)
+            prompts.append(prompt)
         else:
             faults.append(f"{where}: `prompt` must be a string or a list of messages")
-    if faults or not found:
+    if faults or not prompts:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         what = " · ".join(faults[:3]) + more or "the file has no rows"
         raise DataError(f"the prompts of {file!r}: {what}")
-    return found
+    return prompts
 
 
 def _answers(
@@ -194,7 +169,11 @@ def _answers(
     """Loads a policy and continues the prompts."""
     config = policy.config
     tokenizer = data_wiring.load_tokenizer(config)
-    encoded = [encode(config, tokenizer, prompt) for prompt in prompts]
+    template = tokenize.read_chat_template(config.data.chat_template)
+    encoded = [
+        encode(tokenizer, prompt, join=config.data.join, template=template)
+        for prompt in prompts
+    ]
     if policy.workdir is None:
         folder = files.resolve(config.model.path, config.model.revision)
         spec = hf.spec_of(files.read_config(folder))
@@ -205,7 +184,7 @@ def _answers(
     model = model_wiring.make_model(config, folder, spec)
     model_wiring.check_loadable(model, mesh)
     if policy.workdir is None:
-        params = model_wiring.load_params(model, mesh, "float32", seed=config.seed)
+        params = model_wiring.load_params(model, mesh, seed=config.seed)
     else:
         _, params = restoring.trained_params(policy.workdir, model, mesh)
     sampler = batches.make_sampler(
@@ -286,17 +265,23 @@ def complete(
     ]
 
 
-def encode(config: Config, tokenizer: Any, prompt: Text) -> np.ndarray:
+def encode(
+    tokenizer: Any, prompt: Text, *, join: str, template: str | None
+) -> np.ndarray:
     """Encodes a prompt as training does: i32[P].
+
+    Args:
+      tokenizer: of the policy.
+      prompt: a string or a chat.
+      join: `data.join`.
+      template: of chats; None = the tokenizer's own.
 
     Raises:
       DataError: if it has no tokens, or the template refuses it.
       ModelError: if it is a chat and there is no template.
     """
-    template = tokenize.read_chat_template(config.data.chat_template)
     if isinstance(prompt, str):
         row = RawRow(prompt, ("",), where=f"prompt {prompt[:40]!r}")
-        join = config.data.join
         ids, _ = encode_row(row, tokenizer, join=join, chat_template=template)
         return np.asarray(ids, np.int32)
     if not (template or tokenizer.chat_template):
@@ -331,15 +316,15 @@ def stop_ids(tokenizer: Any, folder: Path | None, words: Sequence[str]) -> list[
     They are the tokenizer's EOS, what the model's folder declares, and those words that
     are tokens which no text contains.
     """
-    found = {tokenizer.eos_token_id}
+    ids = {tokenizer.eos_token_id}
     for name in ("generation_config.json", "config.json"):
         file = None if folder is None else folder / name
         if file is not None and file.is_file():
             declared = json.loads(file.read_bytes()).get("eos_token_id")
-            found |= set(declared if isinstance(declared, list) else [declared])
+            ids |= set(declared if isinstance(declared, list) else [declared])
     special = _special(tokenizer)
-    found |= {special[word] for word in words if word in special}
-    return sorted(token for token in found if token is not None)
+    ids |= {special[word] for word in words if word in special}
+    return sorted(token for token in ids if token is not None)
 
 
 def stop_strings(tokenizer: Any, words: Sequence[str]) -> list[str]:

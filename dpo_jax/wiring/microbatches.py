@@ -9,7 +9,6 @@ from absl import logging
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from dpo_jax.config import Config
 from dpo_jax.data.loader import Loader
 from dpo_jax.models import memory
 from dpo_jax.models.spec import DecoderSpec
@@ -18,37 +17,47 @@ from dpo_jax.sharding import mesh as mesh_lib
 LITTLE = 3 * 2**28  # bytes of activations that are worth no further microbatch
 
 
-def choose(config: Config, spec: DecoderSpec, whole: Loader, mesh: Mesh) -> int:
-    """Returns `batch.microbatches`, or a number that keeps activations small.
+def choose(
+    spec: DecoderSpec,
+    whole: Loader,
+    mesh: Mesh,
+    *,
+    pairs: int,
+    remat: str,
+    dtype: str,
+    chunk: int,
+) -> int:
+    """Finds a number of microbatches that keeps activations small.
 
     Args:
-      config: of the run.
       spec: of the policy.
       whole: lays each step out in one microbatch.
       mesh: of the run.
+      pairs: of a step.
+      remat: as `Decoder` has it.
+      dtype: of the computation.
+      chunk: scored tokens per row whose logits are held at a time.
 
     Returns:
       The same number on every process: what process 0 finds.
     """
-    number = config.batch.microbatches
-    if not number:
-        shards = mesh_lib.row_shards(mesh)
-        activations = functools.partial(
-            memory.activation_bytes,
-            spec,
-            tokens=whole.row_tokens,
-            remat=config.model.remat,
-            dtype=config.model.dtype,
-            chunk=config.model.logits_chunk,
-        )
-        state = memory.state_bytes(spec) / (mesh.shape["fsdp"] * mesh.shape["tensor"])
-        number = fewest(
-            lambda rows: activations(rows=rows),
-            rows=whole.buckets[-1] // shards,
-            parts=config.batch.pairs // shards,
-            budget=budget_of(state, memory_of(mesh)),
-        )
-        logging.info("batch.microbatches=0 becomes %d", number)
+    shards = mesh_lib.row_shards(mesh)
+    activations = functools.partial(
+        memory.activation_bytes,
+        spec,
+        tokens=whole.row_tokens,
+        remat=remat,
+        dtype=dtype,
+        chunk=chunk,
+    )
+    state = memory.state_bytes(spec) / (mesh.shape["fsdp"] * mesh.shape["tensor"])
+    number = fewest(
+        lambda rows: activations(rows=rows),
+        rows=whole.buckets[-1] // shards,
+        parts=pairs // shards,
+        budget=budget_of(state, memory_of(mesh)),
+    )
+    logging.info("batch.microbatches=0 becomes %d", number)
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 

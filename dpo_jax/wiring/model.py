@@ -7,7 +7,7 @@ weights are held in and the rules of where they lie; one function loads them all
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,11 +21,14 @@ from dpo_jax.errors import ConfigError, DeviceError
 from dpo_jax.models import attention, files, hf, scalar
 from dpo_jax.models.decoder import Decoder, abstract_params, init_params
 from dpo_jax.models.spec import DecoderSpec, preset
+from dpo_jax.objectives import OBJECTIVES
 from dpo_jax.precision import in_products_of
 from dpo_jax.sharding import arrays, rules
 from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.train import annotate
 from dpo_jax.types import ApplyFn, Array, Batch, Head, Params, Reports
+
+Ask = Callable[[Params, Batch], annotate.TokenColumns]  # jitted, of a reference
 
 
 class Model(NamedTuple):
@@ -34,6 +37,7 @@ class Model(NamedTuple):
     Attributes:
       spec: what it computes.
       folder: where its weights come from; None = drawn from the seed.
+      held: dtype of its weights.
       apply: with activations spread by rows.
       decoder: that computes it.
       head: parameters -> the map from hidden states to logits.
@@ -41,6 +45,7 @@ class Model(NamedTuple):
 
     spec: DecoderSpec
     folder: Path | None
+    held: str
     apply: ApplyFn
     decoder: Decoder
     head: Callable[[Params], Head]
@@ -53,11 +58,11 @@ def find_model(config: Config, tokenizer: Any) -> tuple[Path | None, DecoderSpec
       ModelError: if the folder cannot be used, or the tokenizer does not fit it.
     """
     largest = tokenize.max_token_id(tokenizer)
+    is_scalar = OBJECTIVES[config.objective].scalar
     if config.model.preset:
         longest = config.data.max_tokens
         spec = preset(config.model.preset, vocab=largest + 1, max_positions=longest)
-        return None, scalar.scalar_spec(spec) if config.objective == "reward" else spec
-    is_scalar = config.objective == "reward"
+        return None, scalar.scalar_spec(spec) if is_scalar else spec
     path, revision = config.model.path, config.model.revision
     folder, spec = find_folder(path, revision, is_scalar=is_scalar)
     tokenize.check_ids(largest, spec.vocab)
@@ -87,45 +92,50 @@ def find_folder(
     return folder, read(files.read_config(folder))
 
 
-def make_model(
-    config: Config, folder: Path | None, spec: DecoderSpec, *, dtype: str = ""
-) -> Model:
-    """Builds a decoder for the devices in `jax.set_mesh`; its weights come later.
+def make_model(config: Config, folder: Path | None, spec: DecoderSpec) -> Model:
+    """Builds a policy for the devices in `jax.set_mesh`; its weights come later.
 
     Args:
       config: of the run.
       folder: where the weights will come from; None = drawn.
       spec: what to build.
-      dtype: of the computation; '' = model.dtype.
 
     Raises:
-      ConfigError: if `model.attention` is not known, or is a kernel that cannot run
-        this model on these devices.
+      ConfigError: as `assemble`.
     """
-    chosen = jnp.dtype(dtype or config.model.dtype)
-    attention.check(
-        config.model.attention,
-        mesh_lib.platform(),
-        dtype=chosen,
-        head_dim=spec.head_dim,
-        softcap=spec.attn_softcap,
-    )
-
     decoder = Decoder(
         spec,
-        dtype=chosen,
+        dtype=jnp.dtype(config.model.dtype),
         remat=config.model.remat,
         attention=config.model.attention,
         length=config.data.max_tokens,
         shared=config.data.layout == "prefix_shared",
         constrain=arrays.constrain_rows,
     )
+    return assemble(decoder, folder, "float32")
+
+
+def assemble(decoder: Decoder, folder: Path | None, held: str) -> Model:
+    """Makes a model of a decoder.
+
+    Raises:
+      ConfigError: if its attention is not known, or is a kernel that cannot run this
+        model on these devices.
+    """
+    spec = decoder.spec
+    attention.check(
+        decoder.attention,
+        mesh_lib.platform(),
+        dtype=decoder.dtype,
+        head_dim=spec.head_dim,
+        softcap=spec.attn_softcap,
+    )
 
     def apply(params: Params, batch: Batch) -> tuple[Array, Head, Reports]:
         hidden, head = decoder.apply({"params": params}, batch)
         return hidden, head, {}  # pyright: ignore (flax types both as one union)
 
-    return Model(spec, folder, apply, decoder, decoder.head)
+    return Model(spec, folder, held, apply, decoder, decoder.head)
 
 
 def check_loadable(model: Model, mesh: Mesh) -> None:
@@ -150,27 +160,24 @@ def check_loadable(model: Model, mesh: Mesh) -> None:
 def stored_spec(model: Model) -> DecoderSpec:
     """Says what the folder of a model holds: a language model may lack its score."""
     assert model.folder is not None
-    found = files.read_config(model.folder)
-    is_scalar = model.spec.scalar and scalar.is_classifier(found)
+    declared = files.read_config(model.folder)
+    is_scalar = model.spec.scalar and scalar.is_classifier(declared)
     return dataclasses.replace(model.spec, scalar=is_scalar)
 
 
 def load_params(
-    model: Model,
-    mesh: Mesh,
-    dtype: str,
-    *,
-    seed: int,
-    table: rules.Rules = rules.PARAM_RULES,
+    model: Model, mesh: Mesh, *, seed: int, table: rules.Rules = rules.PARAM_RULES
 ) -> Params:
     """Streams the weights of any role into the mesh's shards, or draws them there.
 
     Args:
       model: of the role; a scalar head that its folder does not have is drawn.
       mesh: of the run.
-      dtype: that the weights are held in.
       seed: of what is drawn.
       table: rules of where they lie.
+
+    Returns:
+      Weights in the dtype that they are held in.
     """
     places = param_places(model.spec, mesh, table)
     if model.folder is None:
@@ -182,7 +189,7 @@ def load_params(
         if stored != model.spec:
             params = scalar.from_policy(params, model.spec, jax.random.key(seed))
             params = jax.device_put(params, places)
-    return jax.tree.map(lambda x: x.astype(dtype), params)
+    return jax.tree.map(lambda x: x.astype(model.held), params)
 
 
 def param_places(
@@ -192,54 +199,55 @@ def param_places(
     return rules.shardings(abstract_params(spec), mesh, table)
 
 
-def abstract_weights(model: Model, dtype: str, mesh: Mesh) -> Params:
+def abstract_weights(model: Model, mesh: Mesh) -> Params:
     """Returns parameters as shapes with shardings, in the dtype they are held in."""
-    cast = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype))  # noqa: E731
+    held = jnp.dtype(model.held)
+    cast = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, held)  # noqa: E731
     params = jax.tree.map(cast, abstract_params(model.spec))
     return rules.with_shardings(params, param_places(model.spec, mesh))
 
 
-def reference_model(config: Config, policy: Model, mesh: Mesh) -> Model | None:
+def reference_model(policy: Model, ref: Mapping[str, Any], mesh: Mesh) -> Model | None:
     """Builds the reference's decoder; its weights come later. None without one.
+
+    Args:
+      policy: it computes as this does, but for what `ref` says.
+      ref: `config.ref`. One that moves is held as the policy is: as float32 masters.
+      mesh: of the run.
 
     Raises:
       ModelError: if it cannot be used, or its table does not fit the policy's.
       DeviceError: if its heads do not divide over the mesh.
     """
-    if config.ref.mode == "none":
+    if ref["mode"] == "none":
         return None
     folder, spec = policy.folder, policy.spec
-    if config.ref.path:
-        path, revision = config.ref.path, config.ref.revision
-        folder, spec = find_folder(path, revision, is_scalar=False)
+    if ref["path"]:
+        folder, spec = find_folder(ref["path"], ref["revision"], is_scalar=False)
         tokenize.check_ids(policy.spec.vocab - 1, spec.vocab)
-    dtype = config.ref.dtype or config.model.dtype
-    model = make_model(config, folder, spec, dtype=dtype)
+    dtype = jnp.dtype(ref["dtype"] or policy.decoder.dtype)
+    decoder = policy.decoder.clone(spec=spec, dtype=dtype)
+    held = policy.held if ref["sync_every_steps"] else dtype.name
+    model = assemble(decoder, folder, held)
     check_loadable(model, mesh)
     return model
 
 
-def load_reference(config: Config, reference: Model, mesh: Mesh) -> Params:
-    """Loads the reference as it starts, in arrays and a dtype of its own."""
-    dtype = reference_dtype(config)
-    return load_params(reference, mesh, dtype, seed=config.seed)
+def compile_ask(model: Model, mesh: Mesh, *, chunk: int, whole: bool) -> Ask:
+    """Jits what a reference is asked for.
 
-
-def reference_dtype(config: Config) -> str:
-    """Says how the reference's weights are held."""
-    if config.ref.sync_every_steps:
-        return "float32"  # as in the train state: masters, moved in small steps
-    return config.ref.dtype or config.model.dtype
-
-
-def compile_ask(config: Config, model: Model, mesh: Mesh, *, whole: bool) -> Any:
-    """Jits what a reference is asked for: `(params, batch) -> columns of tokens`."""
+    Args:
+      model: of the reference.
+      mesh: of the run.
+      chunk: scored tokens per row whose logits are held at a time.
+      whole: whether a loss needs its whole distribution.
+    """
     score = functools.partial(
         annotate.ref_logps_and_states if whole else annotate.ref_logps,
         apply=model.apply,
-        chunk=config.model.logits_chunk,
+        chunk=chunk,
     )
     return jax.jit(
-        in_products_of(config.ref.dtype or config.model.dtype, score),
+        in_products_of(model.decoder.dtype.name, score),
         out_shardings=arrays.row_sharding(mesh, leading=1),
     )

@@ -1,52 +1,41 @@
 """The names in `loss.*` to what is minimised.
 
-A mixture `dpo+sft` is several losses of the table, weighted by `loss.weights`. Which
-record they take says which objective it is.
+A mixture `dpo+sft` is several losses of the table, weighted by `loss.weights`. `given`
+is `config.loss`: the options of all losses of a run.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 
-from dpo_jax.config import Config
 from dpo_jax.data.loader import Join
 from dpo_jax.data.mismatch import mismatch
 from dpo_jax.losses import Bound, LossTable, find
 from dpo_jax.losses.loss import options, pick
 from dpo_jax.losses.tokens import WEIGHTS
 from dpo_jax.losses.weightings import WEIGHTINGS
-from dpo_jax.objectives import preference, ranking, reward, sft, unpaired
+from dpo_jax.objectives import preference, reward
 from dpo_jax.objectives.judged import Judged, Kind
 from dpo_jax.objectives.terms import Scorer, Weigh
 from dpo_jax.types import ApplyFn, Array, Columns, Head, Hyper, Objective, Params, Stats
 
 Losses = Sequence[Bound]
 
-TAKEN_BY = {  # the record that a loss takes -> config.objective
-    "pairs": "preference",
-    "singles": "unpaired",
-    "lists": "ranking",
-    "scores": "reward",
-}
 
-
-def losses_of(section: Config, table: LossTable) -> Losses:
+def losses_of(given: Mapping[str, Any], table: LossTable) -> Losses:
     """Looks the losses of `loss.name` up and gives each its options.
-
-    Args:
-      section: `config.loss`.
-      table: of losses.
 
     Raises:
       ConfigError: if the table lacks one.
     """
-    names = section.name.split("+")
-    weights = section.weights or (1.0,) * len(names)
+    names = given["name"].split("+")
+    weights = given["weights"] or (1.0,) * len(names)
     return tuple(
         find(name, table).bind(
-            section,
-            section.options.get(name, {}),
+            given,
+            given["options"].get(name, {}),
             name=name,
             weight=float(weight) if len(names) > 1 else None,
         )
@@ -54,26 +43,31 @@ def losses_of(section: Config, table: LossTable) -> Losses:
     )
 
 
+def name_of(losses: Losses) -> str:
+    """Returns `loss.name`."""
+    return "+".join(bound.name for bound in losses)
+
+
 def needs_whole_reference(losses: Losses) -> bool:
     """Says whether a loss reads the reference's whole distribution at each token."""
     return any("kls" in bound.loss.columns for bound in losses)
 
 
-def join_of(config: Config, losses: Losses) -> Join | None:
+def join_of(losses: Losses, max_tokens: int) -> Join | None:
     """Finds what a step's records are joined by: KTO's mismatched responses."""
     if not any("mismatched" in bound.loss.columns for bound in losses):
         return None
-    return functools.partial(mismatch, max_tokens=config.data.max_tokens)
+    return functools.partial(mismatch, max_tokens=max_tokens)
 
 
-def used_options(config: Config, losses: Losses) -> set[str]:
+def used_options(kind: Kind, losses: Losses, given: Mapping[str, Any]) -> set[str]:
     """Names the options of `loss.*` that a run reads.
 
     `ld_alpha` and `weighting` act on any loss of pairs' summed log-ratios.
     """
     used = set()
     for bound in losses:
-        used |= set(options(bound.loss)) - set(config.loss.options.get(bound.name, ()))
+        used |= set(options(bound.loss)) - set(given["options"].get(bound.name, ()))
     ratios = all(b.loss.takes == "pairs" and b.loss.reference for b in losses)
     if len(losses) > 1:
         used.add("weights")
@@ -81,21 +75,19 @@ def used_options(config: Config, losses: Losses) -> set[str]:
         used.add("ld_alpha")
     if ratios and not any(bound.loss.couples for bound in losses):
         used.add("weighting")
-    if config.objective == "reward":
+    if kind.scalar:
         used.add("margin")
-    elif config.ref.mode != "none" or config.objective == "preference":
-        used.add("beta")  # of the metrics `rewards/*`
+    if kind.reference:
+        used.add("beta")
     return used
 
 
-def hyper(config: Config, losses: Losses) -> Hyper:
-    """Collects the float hyper-parameters as arrays."""
-    section = config.loss
-    values = {"beta": section.beta, "ld_alpha": section.ld_alpha}
+def hyper(losses: Losses, given: Mapping[str, Any], **others: float) -> Hyper:
+    """Collects the float hyper-parameters as arrays: of the losses, and others."""
+    values = {"beta": given["beta"], "ld_alpha": given["ld_alpha"]}
     for bound in losses:
         values |= bound.hyper
-    values["lr"] = config.optimizer.lr
-    return {name: jnp.float32(value) for name, value in values.items()}
+    return {name: jnp.float32(value) for name, value in (values | others).items()}
 
 
 def start_stats(losses: Losses) -> Stats:
@@ -130,39 +122,31 @@ def weigh_pairs(name: str) -> Callable[[Columns], Array] | None:
     )
 
 
-KINDS: dict[str, Kind] = {  # config.objective -> what is judged
-    "preference": preference.PAIRS,
-    "sft": sft.COMPLETIONS,
-    "unpaired": unpaired.SINGLES,
-    "ranking": ranking.LISTS,
-}
-
-
 def make_objective(
-    config: Config,
+    kind: Kind,
     losses: Losses,
+    given: Mapping[str, Any],
     apply: ApplyFn,
-    ref_head: Callable[[Params], Head] | None,
+    *,
+    chunk: int,
+    ref_head: Callable[[Params], Head] | None = None,
 ) -> Objective:
     """Builds what is minimised.
 
     Args:
-      config: of the run.
+      kind: of the table of objectives.
       losses: from `losses_of`.
+      given: as above.
       apply: the policy.
+      chunk: scored tokens per row whose logits are held at a time.
       ref_head: the head of the reference's parameters, where a loss needs its whole
         distribution.
     """
-    if config.objective == "reward":
-        margins = config.loss.margin == "data"
-        kind = reward.SCORES_AND_MARGINS if margins else reward.SCORES
+    if kind.scalar:
+        if given["margin"] == "data":
+            kind = kind._replace(take=reward.take_scores_and_margins)
         return Judged(kind, reward.Scorer(apply), losses)
-    weighting = weigh_pairs(config.loss.weighting)
-    scorer = Scorer(
-        apply,
-        config.model.logits_chunk,
-        weigh_tokens(losses, config.loss.ld_alpha),
-        ref_head,
-        weighting is not None,
-    )
-    return Judged(KINDS[config.objective], scorer, losses, weighting)
+    weighting = weigh_pairs(given["weighting"])
+    weigh = weigh_tokens(losses, given["ld_alpha"])
+    scorer = Scorer(apply, chunk, weigh, ref_head, certain=weighting is not None)
+    return Judged(kind, scorer, losses, weighting)

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,20 +15,22 @@ from absl import logging
 from etils import epath
 
 from dpo_jax import __version__, files
-from dpo_jax.config import Config, fingerprint, flat, to_json
+from dpo_jax.config import Config, fingerprint, flat
 from dpo_jax.errors import ConfigError, RunFolderError, WriteError
 from dpo_jax.files import AnyPath
 from dpo_jax.lines import Seal
 from dpo_jax.losses import LossTable
 from dpo_jax.models import hf
 from dpo_jax.models.files import WANTED
+from dpo_jax.objectives import OBJECTIVES
+from dpo_jax.objectives.judged import Kind
 from dpo_jax.report import html
 from dpo_jax.train import manifest, runfolder
 from dpo_jax.train.metrics import MetricsLog
 from dpo_jax.train.throughput import Peak
 from dpo_jax.types import Params
 from dpo_jax.wiring import evaluation
-from dpo_jax.wiring.data import rows_kept, total_steps
+from dpo_jax.wiring.data import rows_kept
 from dpo_jax.wiring.model import Model
 from dpo_jax.wiring.objective import losses_of, used_options
 
@@ -59,12 +62,12 @@ class Summary(NamedTuple):
     peak: Peak | None = None
 
 
-def finished(workdir: AnyPath, config: Config) -> Summary | None:
+def finished(workdir: AnyPath, last: Callable[[int], int]) -> Summary | None:
     """Tells what a finished run ended with, from its files; None of an unfinished one.
 
     Args:
       workdir: the run folder.
-      config: that of the folder but for what a relaunch may change.
+      last: records of data.train -> steps of the run.
     """
     step = runfolder.finished_step(workdir)
     try:
@@ -72,7 +75,7 @@ def finished(workdir: AnyPath, config: Config) -> Summary | None:
     except RunFolderError as error:
         logging.warning("%s; the end of the run is repeated", error)
         return None
-    if "train" not in report or step != total_steps(config, rows_kept(report["train"])):
+    if "train" not in report or step != last(rows_kept(report["train"])):
         return None
     done = runfolder.read_json(workdir, "results.json") or {}
     return Summary(step, step, True, done.get("values", {}), done, report)
@@ -86,12 +89,12 @@ def write_timing(workdir: AnyPath, ended: Summary) -> None:
     Raises:
       WriteError: if it cannot be written.
     """
-    found = {
+    timing = {
         "steps": ended.step - ended.resumed_from,
         "seconds": ended.seconds,
         "peak": ended.peak._asdict() if ended.peak else None,
     }
-    write_json(workdir, "timing.json", found)
+    write_json(workdir, "timing.json", timing)
 
 
 def write_json(workdir: AnyPath, name: str, value: Any) -> None:
@@ -106,7 +109,7 @@ def write_json(workdir: AnyPath, name: str, value: Any) -> None:
 
 def begin(
     workdir: AnyPath,
-    config: Config,
+    text: str,
     report: dict[str, Any],
     first: int,
     sealed: Seal | None,
@@ -115,7 +118,7 @@ def begin(
 
     Args:
       workdir: the run folder, claimed.
-      config: of the run.
+      text: what config.json is to hold.
       report: what data.json is to hold.
       first: steps already taken.
       sealed: what the checkpoint of that step says of the lines of metrics.jsonl.
@@ -125,7 +128,6 @@ def begin(
     """
     if jax.process_index():
         return None
-    text = to_json(config)
     runfolder.write_config(workdir, text)
     write_json(workdir, "data.json", report)
     attempt = runfolder.begin_attempt(workdir, json.loads(text), commit())
@@ -240,8 +242,8 @@ def foreign_files(target: AnyPath) -> list[str]:
     names = [n for n in names if any(fnmatch.fnmatch(n, p) for p in patterns)]
     try:
         written = json.loads((path / WRITTEN).read_bytes())["files"]
-        found = manifest.hash_files(path, [name for name in names if name in written])
-        return sorted(n for n in names if n not in found or found[n] != written[n])
+        hashes = manifest.hash_files(path, [name for name in names if name in written])
+        return sorted(n for n in names if n not in hashes or hashes[n] != written[n])
     except (OSError, ValueError, KeyError, TypeError):
         return sorted(names)
 
@@ -280,11 +282,11 @@ def push(folder: Path, repository: str) -> str:
 
 def token_ids(tokenizer: Any) -> dict[str, int]:
     """Names the special ids that a fresh model's config.json declares."""
-    found = {
+    ids = {
         f"{name}_token_id": getattr(tokenizer, f"{name}_token_id")
         for name in ("bos", "eos", "pad")
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in ids.items() if value is not None}
 
 
 def leave_behind(
@@ -308,13 +310,13 @@ def commit() -> str:
     here = Path(__file__).parent
     command = ["git", "-C", str(here), "rev-parse", "--short=12", "HEAD"]
     try:
-        found = subprocess.run(
+        named = subprocess.run(
             [*command, "--show-prefix"], capture_output=True, text=True, timeout=10
         )
     except (OSError, subprocess.TimeoutExpired):
         return f"version {__version__}"
-    lines = found.stdout.split()
-    if found.returncode or lines[1:] != ["dpo_jax/wiring/"]:  # another repository's
+    lines = named.stdout.split()
+    if named.returncode or lines[1:] != ["dpo_jax/wiring/"]:  # another repository's
         return f"version {__version__}"
     return f"commit {lines[0]}"
 
@@ -327,20 +329,25 @@ def model_card(config: Config, step: int, losses: LossTable) -> str:
       step: optimizer steps taken.
       losses: the table that `loss.name` was looked up in.
     """
-    base = config.model.path or f"none (preset `{config.model.preset}`, from scratch)"
-    used = [f"{name} {config.loss[name]}" for name in _options(config, losses)]
-    own = [f"{name} {value}" for name, value in flat(config.loss.options).items()]
-    settings = ", ".join(used + own)
+    model, ref, loss, opt = config.model, config.ref, config.loss, config.optimizer
+    start = ref.path or "the initial policy"
+    if ref.sync_every_steps:
+        every = ref.sync_every_steps
+        start += f", moved by {ref.sync_mix:g} to the policy every {every} steps"
+    share, warmup = opt.warmup_share, f"{opt.warmup_steps} steps"
+    names = options_of(OBJECTIVES[config.objective], loss, losses)
+    settings = [f"{name} {loss[name]}" for name in names]
+    settings += [f"{name} {value}" for name, value in flat(loss.options).items()]
     rows = {
-        "base model": base,
-        "reference": _reference(config),
+        "base model": model.path or f"none (preset `{model.preset}`, from scratch)",
+        "reference": "none" if ref.mode == "none" else start,
         "training data": config.data.train,
         "objective": config.objective,
-        "loss": f"{config.loss.name} ({settings})" if settings else config.loss.name,
+        "loss": loss.name + (f" ({', '.join(settings)})" if settings else ""),
         "steps": f"{step} of {config.batch.pairs} rows each",
         "optimizer": (
-            f"{config.optimizer.name}, lr {config.optimizer.lr:g}, schedule "
-            f"{config.optimizer.schedule} after {_warmup(config)}"
+            f"{opt.name}, lr {opt.lr:g}, schedule {opt.schedule} after "
+            f"{f'{share:.3g} of the steps' if share else warmup}"
         ),
         "code": f"dpo_jax, {commit()}, configuration {fingerprint(config)}",
     }
@@ -348,33 +355,20 @@ def model_card(config: Config, step: int, losses: LossTable) -> str:
     table = re.sub(r"://[^/@\s]*@", "://***@", table)  # no password of an address
     return (
         "---\nlibrary_name: transformers\ntags:\n- dpo_jax\n"
-        f"- {config.loss.name}\n---\n\n# Policy trained with dpo_jax\n\n"
+        f"- {loss.name}\n---\n\n# Policy trained with dpo_jax\n\n"
         f"| | |\n|---|---|\n{table}\n"
     )
 
 
-def _options(config: Config, losses: LossTable) -> list[str]:
-    """Names the options of the losses; none of one that a user's own table had."""
-    if not all(name in losses for name in config.loss.name.split("+")):
+def options_of(kind: Kind, given: Mapping[str, Any], table: LossTable) -> list[str]:
+    """Names the options of the losses; none of one that a user's own table had.
+
+    Args:
+      kind: of the objective.
+      given: `config.loss`.
+      table: of losses.
+    """
+    if not all(name in table for name in given["name"].split("+")):
         return []
-    used = used_options(config, losses_of(config.loss, losses))
-    return [name for name in config.loss if name in used]
-
-
-def _warmup(config: Config) -> str:
-    share = config.optimizer.warmup_share
-    return (
-        f"{share:.3g} of the steps"
-        if share
-        else f"{config.optimizer.warmup_steps} steps"
-    )
-
-
-def _reference(config: Config) -> str:
-    if config.ref.mode == "none":
-        return "none"
-    if config.ref.sync_every_steps:
-        start = config.ref.path or "the initial policy"
-        every, mix = config.ref.sync_every_steps, config.ref.sync_mix
-        return f"{start}, moved by {mix:g} to the policy every {every} steps"
-    return config.ref.path or "the initial policy"
+    used = used_options(kind, losses_of(given, table), given)
+    return [name for name in given if name in used]

@@ -13,8 +13,8 @@ from dpo_jax.wiring import agreeing, checks, objective, reference, training
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring.data import Data
-from dpo_jax.wiring.model import Model
-from dpo_jax.wiring.objective import Losses
+from dpo_jax.wiring.model import Ask, Model
+from dpo_jax.wiring.objective import Losses, needs_whole_reference
 from dpo_jax.wiring.reference import Referred
 from dpo_jax.wiring.training import Trainer
 
@@ -22,7 +22,7 @@ from dpo_jax.wiring.training import Trainer
 class Parts(NamedTuple):
     """All that a run is made of, checked, nothing compiled yet.
 
-    In `config`, what it left open is stated.
+    In `config`, what it left open is stated; `ask` scores a batch under the reference.
     """
 
     config: Config
@@ -32,15 +32,13 @@ class Parts(NamedTuple):
     losses: Losses
     model: Model
     reference: Model | None
+    ask: Ask | None
     trainer: Trainer
     train: Loader
     eval: Loader | None
 
     def refer(
-        self,
-        workdir: os.PathLike | str,
-        *,
-        evaluation_only: bool = False,
+        self, workdir: os.PathLike | str, *, evaluation_only: bool = False
     ) -> Referred:
         """Loads the reference, or brings its cache up to what the run needs.
 
@@ -49,10 +47,11 @@ class Parts(NamedTuple):
           evaluation_only: whether no step will be trained.
         """
         return reference.refer(
-            self.config,
             self.reference,
             self.mesh,
-            whole=objective.needs_whole_reference(self.losses),
+            ref=self.config.ref,
+            seed=self.config.seed,
+            score=self.ask,
             train=None if evaluation_only else self.train,
             held_out=self.eval,
             workdir=workdir,
@@ -67,19 +66,41 @@ def prepare(
     splits: Sequence[str] = ("train", "eval"),
 ) -> Parts:
     """Reads the data and the model's description, and wires the step."""
+    checks.check_batch(mesh, config.batch.pairs, config.batch.microbatches)
     tokenizer = data_wiring.load_tokenizer(config)
     folder, spec = model_wiring.find_model(config, tokenizer)
     model = model_wiring.make_model(config, folder, spec)
     model_wiring.check_loadable(model, mesh)
-    ref_model = model_wiring.reference_model(config, model, mesh)
+    ref_model = model_wiring.reference_model(model, config.ref, mesh)
     data = data_wiring.load_data(config, tokenizer, workdir, splits)  # the slowest
     agreeing.agree_on_rows(data)
-    checks.check_data(config, losses, data)
-    steps = data_wiring.total_steps(config, len(data.train)) if data.train else 1
-    join = objective.join_of(config, losses)
+    checks.check_data(losses, config.loss, data)
+    steps = 1
+    if data.train:
+        steps = data_wiring.total_steps(
+            len(data.train),
+            steps=config.train.steps,
+            epochs=config.train.epochs,
+            pairs=config.batch.pairs,
+        )
+    join = objective.join_of(losses, config.data.max_tokens)
     train, held_out = data_wiring.make_loaders(config, data, spec, mesh, steps, join)
     config = config_lib.stated(config, {"batch.microbatches": train.microbatches})
     trainer = training.make_trainer(config, losses, model, ref_model, mesh, steps)
+    ask = None
+    if ref_model is not None:
+        chunk, whole = config.model.logits_chunk, needs_whole_reference(losses)
+        ask = model_wiring.compile_ask(ref_model, mesh, chunk=chunk, whole=whole)
     return Parts(
-        config, mesh, data, steps, losses, model, ref_model, trainer, train, held_out
+        config,
+        mesh,
+        data,
+        steps,
+        losses,
+        model,
+        ref_model,
+        ask,
+        trainer,
+        train,
+        held_out,
     )

@@ -8,7 +8,7 @@ parameters are let go, and its log-probs are a column of the records.
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,6 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from dpo_jax.config import Config
 from dpo_jax.data import ref_cache
 from dpo_jax.data.loader import Loader
 from dpo_jax.data.ref_cache import Entries, Store, Writer
@@ -28,7 +27,8 @@ from dpo_jax.sharding import arrays, rules
 from dpo_jax.train import annotate, manifest
 from dpo_jax.types import Array, Frozen, Params
 from dpo_jax.wiring import model as model_wiring
-from dpo_jax.wiring.model import Model
+from dpo_jax.wiring.data import folder_beside
+from dpo_jax.wiring.model import Ask, Model
 
 FOLDER = "ref_cache"  # beside the run folder, so that the runs of a sweep share it
 BY_LENGTH = ("dynamic", "longrope")  # rope scalings that read data.max_tokens
@@ -61,11 +61,12 @@ class Step(NamedTuple):
 
 
 def refer(
-    config: Config,
     reference: Model | None,
     mesh: Mesh,
     *,
-    whole: bool,
+    ref: Mapping[str, Any],
+    seed: int,
+    score: Ask | None,
     train: Loader | None,
     held_out: Loader | None,
     workdir: os.PathLike | str,
@@ -73,10 +74,11 @@ def refer(
     """Loads the reference, or brings its cache up to what the batches need.
 
     Args:
-      config: of the run.
       reference: its model; None without one.
       mesh: of the run.
-      whole: whether a loss needs the reference's whole distribution.
+      ref: `config.ref`.
+      seed: of weights that are drawn.
+      score: of the reference; None without one.
       train: batches of training.
       held_out: batches of evaluation.
       workdir: the run folder.
@@ -85,13 +87,12 @@ def refer(
       ModelError: if the reference cannot be used.
       WriteError: if the cache cannot be written.
     """
-    if reference is None:
+    if reference is None or score is None:
         return Referred({}, annotate.nothing, train, held_out)
-    score = model_wiring.compile_ask(config, reference, mesh, whole=whole)
-    if config.ref.sync_every_steps:  # it moves, so the train state holds it
+    if ref["sync_every_steps"]:  # it moves, so the train state holds it
         return Referred({}, annotate.reference(score), train, held_out)
-    params = model_wiring.load_reference(config, reference, mesh)
-    if config.ref.mode == "live":
+    params = model_wiring.load_params(reference, mesh, seed=seed)
+    if ref["mode"] == "live":
         return Referred({"ref": params}, annotate.reference(score), train, held_out)
     steps = [
         Step(loads, number, keys_at(loads, number))
@@ -102,9 +103,10 @@ def refer(
     entries = Entries()
     if steps:
         ask = functools.partial(score, params)
-        identity = identity_of(config, reference, params)
-        cache = Cache(identity, ask, mesh, steps)
-        entries = cache.complete(cache_folder(config, workdir))
+        cache = Cache(identity_of(reference, params), ask, mesh, steps)
+        folder = folder_beside(workdir, FOLDER, ref["cache_dir"])
+        assert folder is not None, "a run has a folder"
+        entries = cache.complete(folder)
     logps = functools.partial(ref_cache.logps_of, entries=entries)
     train, held_out = (
         None if loads is None else loads.with_tokens("ref_logps", logps)
@@ -113,32 +115,25 @@ def refer(
     return Referred({}, annotate.nothing, train, held_out)
 
 
-def cache_folder(config: Config, workdir: os.PathLike | str) -> epath.Path:
-    """Says where the caches of all references lie."""
-    if config.ref.cache_dir:
-        return epath.Path(config.ref.cache_dir)
-    return epath.Path(workdir).parent / FOLDER
-
-
 def keys_at(loads: Loader, step: int) -> list[bytes]:
     """Returns the keys of all responses of a step."""
     return [key for r in loads.records_at(step) for key in ref_cache.keys_of(r)]
 
 
-def identity_of(config: Config, reference: Model, params: Params) -> dict[str, Any]:
+def identity_of(reference: Model, params: Params) -> dict[str, Any]:
     """Says what the log-probs depend on besides the tokens, and nothing else."""
-    scaling = reference.spec.rope_scaling
+    decoder, scaling = reference.decoder, reference.spec.rope_scaling
     by_length = scaling is not None and scaling.kind in BY_LENGTH
-    dtype = config.ref.dtype or config.model.dtype
+    dtype = decoder.dtype.name
     return {
         "format": ref_cache.FORMAT,
         "weights": weights_of(reference, params),
         "spec": repr(reference.spec),
         "dtype": dtype,
         "attention": attention.resolve(
-            config.model.attention, dtype=dtype, softcap=reference.spec.attn_softcap
+            decoder.attention, dtype=dtype, softcap=reference.spec.attn_softcap
         ),
-        "length": config.data.max_tokens if by_length else 0,
+        "length": decoder.length if by_length else 0,
     }
 
 

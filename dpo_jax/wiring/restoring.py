@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 from absl import logging
@@ -20,7 +20,7 @@ from dpo_jax.sharding import rules
 from dpo_jax.train import runfolder
 from dpo_jax.train.checkpoint import Checkpoints
 from dpo_jax.types import Frozen, Params, TrainState
-from dpo_jax.wiring.model import Model
+from dpo_jax.wiring.model import Model, param_places
 from dpo_jax.wiring.parts import Parts
 
 T = TypeVar("T")
@@ -45,14 +45,16 @@ class Start(NamedTuple):
     seal: Seal | None
 
 
-def forks(config: Config, workdir: AnyPath) -> bool:
-    """Tells whether a run would go on with another configuration than it had."""
-    old = runfolder.read_json(workdir, "config.json")
-    return old is not None and bool(config_lib.changes(old, config.to_dict()))
-
-
-def first_step(checkpoints: Checkpoints, parts: Parts, workdir: AnyPath) -> int:
+def first_step(
+    checkpoints: Checkpoints, last: int, workdir: AnyPath, *, forks: bool
+) -> int:
     """Finds the newest verified step; 0 = start over, and says so.
+
+    Args:
+      checkpoints: of the run folder.
+      last: step of the run.
+      workdir: the run folder.
+      forks: whether the run goes on with another configuration than it had.
 
     Raises:
       ModelError: if steps were committed and none is sound.
@@ -63,13 +65,12 @@ def first_step(checkpoints: Checkpoints, parts: Parts, workdir: AnyPath) -> int:
     if newest is None:
         logging.warning("no checkpoint was committed here: starting from step 0")
         return 0
-    if newest > parts.steps:
+    if newest > last:
         raise RunFolderError(
-            f"the newest checkpoint is of step {newest}, beyond the last step "
-            f"{parts.steps} of this configuration; raise train.steps or choose "
-            "another --workdir"
+            f"the newest checkpoint is of step {newest}, beyond the last step {last} "
+            "of this configuration; raise train.steps or choose another --workdir"
         )
-    if newest == parts.steps and forks(parts.config, workdir):
+    if newest == last and forks:
         raise RunFolderError(
             f"{workdir} is trained to step {newest}, the last of this configuration; "
             "--fork would train nothing; raise train.steps, or choose another --workdir"
@@ -77,18 +78,22 @@ def first_step(checkpoints: Checkpoints, parts: Parts, workdir: AnyPath) -> int:
     return newest
 
 
-def relaunched(config: Config, workdir: AnyPath, *, fork: bool) -> Config:
+def relaunched(config: Config, workdir: AnyPath, *, fork: bool) -> tuple[Config, bool]:
     """Keeps what the folder's first launch chose where a key leaves it open.
+
+    Returns:
+      The configuration, and whether the run goes on with another than it had.
 
     Raises:
       RunFolderError: if the folder was started with another configuration.
     """
     runfolder.check_same(workdir, json.loads(config_lib.to_json(config)), fork=fork)
     old = config_lib.flat(runfolder.read_json(workdir, "config.json") or {})
-    if fork or config.batch.microbatches:
-        return config
+    forks = bool(old) and bool(config_lib.changes(old, config.to_dict()))
     key = "batch.microbatches"
-    return config_lib.stated(config, {key: old.get(key, 0)})
+    if fork or config.batch.microbatches or not old.get(key):
+        return config, forks
+    return config_lib.stated(config, {key: old[key]}), forks
 
 
 def resume(
@@ -129,10 +134,10 @@ def run_config(workdir: AnyPath) -> Config:
       RunFolderError: if it has none.
     """
     runfolder.check_files(workdir)
-    found = runfolder.read_json(workdir, "config.json")
-    if found is None:
+    saved = runfolder.read_json(workdir, "config.json")
+    if saved is None:
         raise RunFolderError(f"{workdir} holds no run: config.json is missing")
-    return from_json(found)
+    return from_json(saved)
 
 
 def measured_config(given: Config, workdir: AnyPath) -> Config:
@@ -153,13 +158,7 @@ def measured_config(given: Config, workdir: AnyPath) -> Config:
             f"{workdir} was trained with something else: {'; '.join(differing)}; what "
             "a run is is read from its folder: leave these out"
         )
-    return config_lib.stated(own, {key: given_at(given, key) for key in free})
-
-
-def given_at(config: Config, key: str) -> Any:
-    """Returns the value of `section.key`."""
-    section, _, name = key.partition(".")
-    return config[section][name] if name else config[section]
+    return config_lib.stated(own, {key: config_lib.at(given, key) for key in free})
 
 
 def trained_state(workdir: AnyPath, parts: Parts) -> TrainState:
@@ -172,15 +171,14 @@ def trained_state(workdir: AnyPath, parts: Parts) -> TrainState:
     return _newest(workdir, lambda saved, step: saved.restore(step, abstract))[1][0]
 
 
-def trained_params(workdir: AnyPath, model: Model, built: Mesh) -> tuple[int, Params]:
+def trained_params(workdir: AnyPath, model: Model, mesh: Mesh) -> tuple[int, Params]:
     """Restores the newest verified parameters of a run.
 
     Raises:
       ModelError: if the run has no checkpoint.
     """
     abstract = abstract_params(model.spec)
-    places = rules.shardings(abstract, built, rules.PARAM_RULES)
-    wanted = rules.with_shardings(abstract, places)
+    wanted = rules.with_shardings(abstract, param_places(model.spec, mesh))
     return _newest(workdir, lambda saved, step: saved.restore_params(step, wanted))
 
 

@@ -16,15 +16,11 @@ from dpo_jax.config import Config
 from dpo_jax.data.loader import Loader
 from dpo_jax.models.decoder import abstract_params, leaves
 from dpo_jax.models.spec import DecoderSpec
+from dpo_jax.objectives import OBJECTIVES
 from dpo_jax.sharding import arrays, rules
 from dpo_jax.train import optimizer, step, throughput
 from dpo_jax.types import Frozen, Hyper, Objective, TrainState
-from dpo_jax.wiring.model import (
-    Model,
-    abstract_weights,
-    load_params,
-    reference_dtype,
-)
+from dpo_jax.wiring.model import Model, abstract_weights, load_params
 from dpo_jax.wiring.objective import (
     Losses,
     hyper,
@@ -42,7 +38,6 @@ class Trainer(NamedTuple):
       abstract: the state as `jax.ShapeDtypeStruct`s with shardings.
       frozen: what is frozen, likewise.
       step: `(state, frozen, annotated batch, hyper) -> (state, metrics)`, jitted.
-      kind: config.objective.
       dtype: of the model's computation.
       objective: what is minimised.
       hyper: () -> float hyper-parameters on the mesh.
@@ -52,7 +47,6 @@ class Trainer(NamedTuple):
     abstract: TrainState
     frozen: Frozen
     step: step.StepFn
-    kind: str
     dtype: str
     objective: Objective
     hyper: Callable[[], Hyper]
@@ -67,29 +61,39 @@ def make_trainer(
     steps: int,
 ) -> Trainer:
     """Wires model, loss and optimizer into a step over the mesh; runs nothing."""
-    tx = optimizer.direction(config.optimizer.name, config.optimizer.to_dict())
+    name, values = config.optimizer.name, config.optimizer.to_dict()
     whole = reference if needs_whole_reference(losses) else None
     objective = make_objective(
-        config, losses, model.apply, None if whole is None else whole.head
+        OBJECTIVES[config.objective],
+        losses,
+        config.loss,
+        model.apply,
+        chunk=config.model.logits_chunk,
+        ref_head=None if whole is None else whole.head,
     )
     follows = bool(config.ref.sync_every_steps)
     take = functools.partial(
         step.train_step,
         objective=objective,
-        tx=tx,
-        lr_factor=optimizer.schedule(
-            config.optimizer.schedule,
-            warmup_steps=warmup_steps(config, steps),
-            total_steps=steps,
-        ),
-        clip_norm=config.optimizer.clip,
-        sync=follow(config) if follows else None,
+        tx=lambda hyper: optimizer.direction(name, {**values, **hyper}),
+        lr_factor=optimizer.schedule(config.optimizer.schedule),
+        sync_every=config.ref.sync_every_steps,
     )
-    stats = start_stats(losses)
+    stats, tx = start_stats(losses), optimizer.direction(name, values)
     make = functools.partial(step.init_state, tx=tx, stats=stats)
     abstract, places = state_places(model.spec, make, mesh, follows)
-    frozen = abstract_frozen(config, reference, mesh)
+    live = config.ref.mode == "live" and not follows
+    frozen: Frozen = {}
+    if reference is not None and live:
+        frozen = {"ref": abstract_weights(reference, mesh)}
     scalar = arrays.replicated(mesh)
+    warmup = warmup_steps(steps, values["warmup_steps"], values["warmup_share"])
+    floats = {
+        **{key: values[key] for key in ("lr", "eps")},
+        **{key: values[key] for key in ("clip", "weight_decay") if values[key]},
+        **optimizer.pace(warmup_steps=warmup, total_steps=steps),
+        "sync_mix": config.ref.sync_mix,
+    }
     compiled = step.compile_step(
         take,
         state_shardings=places,
@@ -100,12 +104,10 @@ def make_trainer(
     )
 
     def init(frozen: Frozen) -> TrainState:
-        load = functools.partial(
-            load_params, mesh=mesh, dtype="float32", seed=config.seed
-        )
+        load = functools.partial(load_params, mesh=mesh, seed=config.seed)
         ref = load(reference) if reference is not None and follows else None
         known = frozen.get("ref", ref)
-        if reference_is_policy(config, model, reference) and known is not None:
+        if reference_is_policy(model, reference) and known is not None:
             params = jax.tree.map(jnp.copy, known)  # the files are read once
         else:
             params = load(model)
@@ -118,41 +120,30 @@ def make_trainer(
         rules.with_shardings(abstract, places),
         frozen,
         compiled,
-        config.objective,
         config.model.dtype,
         objective,
-        lambda: jax.device_put(hyper(config, losses), scalar),
+        lambda: jax.device_put(hyper(losses, config.loss, **floats), scalar),
     )
 
 
-def reference_is_policy(config: Config, model: Model, reference: Model | None) -> bool:
+def reference_is_policy(model: Model, reference: Model | None) -> bool:
     """Tells whether the reference holds the masters that the policy starts with."""
-    if reference is None or reference_dtype(config) != "float32":
+    if reference is None or reference.held != model.held:
         return False
     return (reference.folder, reference.spec) == (model.folder, model.spec)
 
 
-def abstract_frozen(config: Config, reference: Model | None, mesh: Mesh) -> Frozen:
-    """Says which roles stand still during a run, their parameters as shapes."""
-    live = config.ref.mode == "live" and not config.ref.sync_every_steps
-    if reference is None or not live:
-        return {}
-    return {"ref": abstract_weights(reference, reference_dtype(config), mesh)}
-
-
-def warmup_steps(config: Config, steps: int) -> int:
+def warmup_steps(steps: int, warmup: int, share: float) -> int:
     """Counts the steps of the warm-up; a share of the run is rounded up.
+
+    Args:
+      steps: of the run.
+      warmup: steps that the user asks for.
+      share: of the run, instead.
 
     Source: rounding as transformers' `warmup_ratio`.
     """
-    share = config.optimizer.warmup_share
-    return math.ceil(share * steps) if share else config.optimizer.warmup_steps
-
-
-def follow(config: Config) -> step.Sync:
-    """Builds the move of the reference towards the policy (TR-DPO)."""
-    every, mix = config.ref.sync_every_steps, config.ref.sync_mix
-    return functools.partial(step.follow, every=every, mix=mix)
+    return math.ceil(share * steps) if share else warmup
 
 
 def state_places(
@@ -189,19 +180,19 @@ def make_facts(
 
     def facts(number: int, values: Mapping[str, float]) -> dict[str, float]:
         del values  # lengths are known before the step
-        found = loads.facts(number - 1)
+        counts = loads.facts(number - 1)
         flops = sum(
             passes
             * throughput.forward_flops(
                 sizes(spec),
-                tokens=found["tokens"],
-                scored=found["scored"],
+                tokens=counts["tokens"],
+                scored=counts["scored"],
                 visible=visible_pairs(spec, loads, number - 1),
             )
             for passes, spec in runs
         )
-        del found["scored"]
-        return {**found, "flops": flops / peak}
+        del counts["scored"]
+        return {**counts, "flops": flops / peak}
 
     return facts
 

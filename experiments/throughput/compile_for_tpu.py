@@ -113,11 +113,11 @@ def run(arguments: Sequence[str]) -> str:
 
     from dpo_jax.data.layouts import Shape
     from dpo_jax.losses import LOSSES
-    from dpo_jax.sharding.mesh import row_shards
-    from dpo_jax.wiring import checks, compiling, objective
+    from dpo_jax.sharding.mesh import make_mesh, row_shards
+    from dpo_jax.wiring import compiling, objective
 
     topology, tokens = values["topology"].value, values["row_tokens"].value
-    mesh = checks.make_mesh(config, compiling.tpus(topology))
+    mesh = make_mesh(**config.mesh, devices=compiling.tpus(topology))
     folder, spec = find_spec(values["model"].value, config, tokens)
     pairs = values["pairs"].value
     shape = Shape(

@@ -22,6 +22,7 @@ from dpo_jax.cli import common
 from dpo_jax.config import Config
 from dpo_jax.losses import LOSSES
 from dpo_jax.models import attention, spec
+from dpo_jax.sharding.mesh import make_mesh
 from dpo_jax.train import throughput
 from dpo_jax.types import Batch, TrainState
 from dpo_jax.wiring import checks, training
@@ -72,11 +73,12 @@ def take(
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Trains; returns what `run.result` and `run.needed` read."""
     chosen = config(args)
-    rows, built = checks.check(chosen, LOSSES), checks.make_mesh(chosen)
+    bound = checks.check(chosen, LOSSES)
+    mesh = make_mesh(**chosen.mesh)
     work = args.folder / f"drawn_{args.layout}_{args.reference}_{args.attention}"
     shutil.rmtree(work, ignore_errors=True)
-    with jax.set_mesh(built):
-        parts = prepare(chosen, rows, built)
+    with jax.set_mesh(mesh):
+        parts = prepare(chosen, bound, mesh)
         size = 8192 if jax.default_backend() != "cpu" else 2048
         matmul = throughput.matmul_flops_per_second(
             args.dtype, size=size, seconds=throughput.FIRST_SECONDS
@@ -84,7 +86,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         referred = parts.refer(work)
         frozen, hyper = referred.frozen, parts.trainer.hyper()
         state = parts.trainer.init(frozen)
-        ready = data_wiring.global_batches(referred.train, built, 0)
+        ready = data_wiring.global_batches(referred.train, mesh, 0)
         batches = list(ready)
 
         def step(state: TrainState, batch: Batch) -> tuple[TrainState, Any]:

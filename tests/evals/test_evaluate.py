@@ -26,7 +26,8 @@ def bigram(table, batch):
 
 
 SCORER, DPO = terms.Scorer(bigram, 16), LOSSES["dpo"].bind({**HYPER, **OPTIONS})
-PLAIN = Judged(PAIRS, SCORER, (DPO,))
+KIND = PAIRS._replace(of_set=lambda whole: {"slots": (whole.lengths > 0).sum()})
+PLAIN = Judged(KIND, SCORER, (DPO,))
 
 
 class Coupled(Judged):
@@ -74,7 +75,6 @@ def evaluate(objective, pairs, layout, shards=1):
         objective=objective,
         stats={"shift": 2.0},
         hyper=HYPER,
-        extras=lambda whole: {"slots": float((whole.lengths > 0).sum())},
     )
 
 

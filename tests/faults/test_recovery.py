@@ -129,7 +129,7 @@ def marks(runs, straight, steps):
 def batch_ids(runs, *steps, **changed):
     """Ids of the rows of some steps, from a loader of its own."""
     config = runs.config(**changed)
-    built = build.checks.make_mesh(config)
+    built = build.make_mesh(**config.mesh)
     with jax.set_mesh(built):
         parts = build.prepare(config, build.checks.check(config, LOSSES), built)
     return [parts.train.ids_at(step - 1) for step in steps]

@@ -34,7 +34,8 @@ LAYOUTS = ("padded", "packed", "prefix_shared")
 VOCAB, LONGEST, PAIRS, LR = 64, 32, 8, 0.5
 SPEC = preset("tiny", vocab=VOCAB, max_positions=LONGEST)
 OPTIONS = {"divergence": "reverse_kl", "divergence_alpha": 1.0, "normalize": "sum"}
-HYPER = {"beta": 0.1, "label_smoothing": 0.0, "lr": LR}
+PACE = optimizer.pace(warmup_steps=0, total_steps=1)
+HYPER = {"beta": 0.1, "label_smoothing": 0.0, "lr": LR, **PACE}
 
 
 def records():
@@ -80,9 +81,8 @@ def compile_run(mesh):
             Scorer(apply, 8),
             (LOSSES["dpo"].bind({**HYPER, **OPTIONS}),),
         ),
-        tx=keep_gradient(),
-        lr_factor=optimizer.constant,
-        clip_norm=0.0,
+        tx=lambda hyper: keep_gradient(),
+        lr_factor=optimizer.schedule("constant"),
     )
 
     def whole(state, frozen, batch, hyper):

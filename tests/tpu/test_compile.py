@@ -17,7 +17,8 @@ from dpo_jax.errors import DeviceError
 from dpo_jax.losses import LOSSES
 from dpo_jax.models import attention
 from dpo_jax.models.spec import preset
-from dpo_jax.wiring import checks, compiling, objective
+from dpo_jax.sharding.mesh import make_mesh
+from dpo_jax.wiring import compiling, objective
 
 pytestmark = pytest.mark.tpu
 
@@ -41,11 +42,9 @@ def compiled(topology, backend, layout, chunk, ref="cached", tokens=TOKENS):
             "model.logits_chunk": chunk,
             "data.layout": layout,
             "ref.mode": ref,
-            "mesh.data": 1,
-            "mesh.fsdp": -1,
         }
     )
-    mesh = checks.make_mesh(config, compiling.tpus(topology))
+    mesh = make_mesh(1, -1, 1, compiling.tpus(topology))
     shape = Shape(mesh.size, tokens, SCORED, slots=16, comparisons=8)
     losses = objective.losses_of(config.loss, LOSSES)
     return compiling.compile_run(config, losses, None, SPEC, shape, mesh, steps=100)
@@ -103,7 +102,7 @@ def test_attention_in_blocks_needs_no_kernel():
 
 
 def test_auto_is_the_kernel_where_the_mesh_is_of_tpus():
-    mesh = checks.make_mesh(schema.base(), compiling.tpus("v5e:2x2"))
+    mesh = make_mesh(-1, 1, 1, compiling.tpus("v5e:2x2"))
     assert jax.default_backend() == "cpu"
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         assert attention.resolve("auto", dtype="bfloat16") == "splash"

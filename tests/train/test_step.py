@@ -14,6 +14,7 @@ from dpo_jax.train import optimizer, step
 from dpo_jax.types import Batch, Columns
 
 HYPER = {"lr": jnp.float32(0.1), "target": jnp.float32(1.0)}
+CLIPPED = HYPER | {"clip": jnp.float32(1.0)}
 
 
 class Fit:
@@ -109,17 +110,28 @@ def batch_of(tokens, docs):
     return Batch(tokens, tokens, docs, docs, none, none, none, none, ids, pairs=pairs)
 
 
-FIT, SPREAD, DIRECTION = Fit(), Spread(), optimizer.sgd()
-ADAMW = optimizer.adamw(b1=0.9, b2=0.9, eps=1e-8, weight_decay=0.1)
+FIT, SPREAD = Fit(), Spread()
 
 
-def state_of(w=1.0, b=0.0, tx=DIRECTION):
+def sgd(hyper):
+    return optimizer.sgd()
+
+
+def adamw(hyper):
+    return optimizer.adamw(b1=0.9, b2=0.9, eps=1e-8, weight_decay=0.1)
+
+
+def level(step, hyper):
+    return jnp.float32(1)
+
+
+def state_of(w=1.0, b=0.0, tx=sgd):
     params = {"w": jnp.float32(w), "b": jnp.float32(b)}
-    state = step.init_state(params, tx, seed=3)
+    state = step.init_state(params, tx(HYPER), seed=3)
     return state._replace(stats={"seen": jnp.float32(0)})
 
 
-STATIC = ("objective", "tx", "lr_factor", "clip", "sync")
+STATIC = ("objective", "tx", "lr_factor", "sync_every")
 
 
 @functools.partial(jax.jit, static_argnames=STATIC)
@@ -129,10 +141,9 @@ def take(
     hyper=HYPER,
     *,
     objective=FIT,
-    tx=DIRECTION,
-    lr_factor=optimizer.constant,
-    clip=0.0,
-    sync=None,
+    tx=sgd,
+    lr_factor=level,
+    sync_every=0,
     frozen=None,
 ):
     return step.train_step(
@@ -143,8 +154,7 @@ def take(
         objective=objective,
         tx=tx,
         lr_factor=lr_factor,
-        clip_norm=clip,
-        sync=sync,
+        sync_every=sync_every,
     )
 
 
@@ -162,7 +172,7 @@ def test_a_step_by_hand():
 
 
 def test_the_schedule_scales_the_rate_and_is_logged():
-    falling = lambda step: 0.5 / (step + 1)  # noqa: E731
+    falling = lambda step, hyper: 0.5 / (step + 1)  # noqa: E731
     half, metrics = take(state_of(), ONE, lr_factor=falling)
     np.testing.assert_allclose(metrics["lr"], 0.05)
     np.testing.assert_allclose(half.params["w"], 1 - 0.05 * 8, rtol=1e-6)
@@ -172,12 +182,12 @@ def test_the_schedule_scales_the_rate_and_is_logged():
 
 def test_clipping_by_hand():
     """Norm √73 is cut to 1, as torch does: a factor 1/(norm + 1e-6)."""
-    state, metrics = take(state_of(), ONE, clip=1.0)
+    state, metrics = take(state_of(), ONE, CLIPPED)
     np.testing.assert_allclose(metrics["grad_norm"], np.sqrt(73), rtol=1e-6)
     np.testing.assert_allclose(
         state.params["w"], 1 - 0.1 * 8 / (np.sqrt(73) + 1e-6), rtol=1e-6
     )
-    loose, _ = take(state_of(), ONE, clip=100.0)
+    loose, _ = take(state_of(), ONE, HYPER | {"clip": jnp.float32(100)})
     np.testing.assert_allclose(loose.params["w"], 1 - 0.1 * 8, rtol=1e-6)
 
 
@@ -324,14 +334,14 @@ def test_an_empty_batch_moves_nothing():
 )
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_step_that_is_not_finite_changes_nothing(objective, start, target, parts):
-    before, _ = take(state_of(0.5, tx=ADAMW), ONE, tx=ADAMW)
+    before, _ = take(state_of(0.5, tx=adamw), ONE, tx=adamw)
     before = before._replace(
         params={"w": jnp.float32(start), "b": jnp.float32(0)},
         stats={"seen": jnp.float32(7)},
     )
     bad = batch_of([[[2, 3, 9]]] * parts, [[[1, 1, 0]]] * parts)
-    hyper = HYPER | {"target": jnp.float32(target)}
-    after, metrics = take(before, bad, hyper, objective=objective, tx=ADAMW, clip=1.0)
+    hyper = CLIPPED | {"target": jnp.float32(target)}
+    after, metrics = take(before, bad, hyper, objective=objective, tx=adamw)
     assert not metrics["ok"]
     assert after.step == before.step + 1
     for field in ("params", "opt_state", "stats", "key"):
@@ -357,11 +367,11 @@ def test_noise_is_keyed_by_step_and_id_but_not_by_part():
 @pytest.mark.parametrize("mix", [0.25, 1.0])
 def test_a_reference_follows_every_second_update(mix):
     """ref ← (1 − mix)·ref + mix·policy after updates 2 and 4, as TR-DPO has it."""
-    sync = functools.partial(step.follow, every=2, mix=mix)
+    hyper = HYPER | {"sync_mix": jnp.float32(mix)}
     state = state_of()._replace(ref={"w": jnp.float32(5.0), "b": jnp.float32(-1.0)})
     want = {"w": 5.0, "b": -1.0}
     for number in range(1, 5):
-        state, _ = take(state, ONE, sync=sync)
+        state, _ = take(state, ONE, hyper, sync_every=2)
         if number % 2 == 0:
             own = {name: float(value) for name, value in state.params.items()}
             want = {n: (1 - mix) * want[n] + mix * own[n] for n in want}

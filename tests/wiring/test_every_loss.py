@@ -21,6 +21,7 @@ from orbax.checkpoint import v1 as ocp
 from dpo_jax import build
 from dpo_jax.data.loader import Loader, Settings
 from dpo_jax.losses import LOSSES, find
+from dpo_jax.objectives import OBJECTIVES
 from dpo_jax.report import html
 from dpo_jax.sharding import arrays, mesh
 from dpo_jax.train import annotate, step
@@ -28,7 +29,6 @@ from dpo_jax.train.manifest import read_manifest
 from dpo_jax.types import Head, Record
 from dpo_jax.wiring import checks
 from dpo_jax.wiring import objective as wiring
-from dpo_jax.wiring.data import KINDS
 
 pytestmark = pytest.mark.losses
 ROOT = Path(__file__).parents[2]
@@ -50,7 +50,7 @@ def configured(name, options):
     """A configuration of one loss at its usual setting, on the embedded data."""
     config = importlib.import_module("dpo_jax.configs.quickstart").get_config()
     rows = [find(part, LOSSES) for part in name.split("+")]
-    config.objective = wiring.TAKEN_BY[rows[0].takes]
+    config.objective = next(n for n, k in OBJECTIVES.items() if k.judges(rows[0]))
     config.loss.name = name
     config.loss.beta = 0.1
     for row in rows:
@@ -103,10 +103,9 @@ def tables(seed):
 
 def laid_out(config, losses, layout, microbatches, shards):
     settings = Settings(RECORDS, microbatches, layout, 0, shards)
-    join = wiring.join_of(config, losses)
-    return Loader(
-        records(KINDS[config.objective]), [list(range(RECORDS))], settings, join
-    ).batch_at(0)
+    join = wiring.join_of(losses, config.data.max_tokens)
+    rows = records(OBJECTIVES[config.objective].rows)
+    return Loader(rows, [list(range(RECORDS))], settings, join).batch_at(0)
 
 
 def graded(config, layout, microbatches, devices):
@@ -123,9 +122,16 @@ def graded(config, layout, microbatches, devices):
     apply = reward_model if config.objective == "reward" else language_model
     whole = wiring.needs_whole_reference(losses)
     head_of = lambda ref: Head(ref["table"], None)  # noqa: E731
-    objective = wiring.make_objective(config, losses, apply, head_of if whole else None)
+    objective = wiring.make_objective(
+        OBJECTIVES[config.objective],
+        losses,
+        config.loss,
+        apply,
+        chunk=config.model.logits_chunk,
+        ref_head=head_of if whole else None,
+    )
     ref = tables(1)
-    hyper = wiring.hyper(config, losses)
+    hyper = wiring.hyper(losses, config.loss)
     stats = {name: value + 0.25 for name, value in wiring.start_stats(losses).items()}
     score = annotate.ref_logps_and_states if whole else annotate.ref_logps
 

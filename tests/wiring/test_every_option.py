@@ -25,6 +25,7 @@ from dpo_jax.errors import UserError
 from dpo_jax.losses import LOSSES, find
 from dpo_jax.models.decoder import abstract_params
 from dpo_jax.models.spec import preset
+from dpo_jax.objectives import OBJECTIVES
 from dpo_jax.sharding import mesh
 from dpo_jax.train import loop
 from dpo_jax.types import Columns, TokenPlaces
@@ -153,8 +154,8 @@ def observe(config, workdir, monkeypatch):
     """Writes down what a run would do."""
     seen = {}
 
-    def load_params(model, mesh, dtype, *, seed):
-        seen.setdefault("loads", []).append((str(model.folder), dtype, seed))
+    def load_params(model, mesh, *, seed):
+        seen.setdefault("loads", []).append((str(model.folder), model.held, seed))
         zero = lambda x: np.zeros(x.shape, x.dtype)  # noqa: E731
         return jax.tree.map(zero, abstract_params(model.spec))
 
@@ -176,9 +177,9 @@ def observe(config, workdir, monkeypatch):
 
     encode = evaluation.generation.encode
 
-    def encode_prompt(config, tokenizer, text):
+    def encode_prompt(tokenizer, text, **options):
         seen.setdefault("prompts", []).append(text)
-        return encode(config, tokenizer, text)
+        return encode(tokenizer, text, **options)
 
     def kept(folder, name, make):
         seen.setdefault("tokens", []).append(os.path.relpath(folder, workdir))
@@ -306,8 +307,9 @@ PLACES = TokenPlaces(
 def valued(config):
     """Returns loss, statistics, token weights and rewards."""
     losses = wiring.losses_of(config.loss, LOSSES)
-    objective = wiring.make_objective(config, losses, None, None)
-    hyper = wiring.hyper(config, losses)
+    kind = OBJECTIVES[config.objective]
+    objective = wiring.make_objective(kind, losses, config.loss, None, chunk=0)
+    hyper = wiring.hyper(losses, config.loss)
     start = {name: value + 0.5 for name, value in wiring.start_stats(losses).items()}
     stats = objective.update(COLUMNS, start, hyper)
     loss, sums = objective.loss(COLUMNS, {}, stats, hyper, COUNTS)
@@ -331,7 +333,7 @@ def another(name, value):
 def test_an_option_of_a_loss_has_an_effect_or_is_refused(name, configured):
     config = configured()
     rows = tuple(find(part, LOSSES) for part in name.split("+"))
-    config.objective = wiring.TAKEN_BY[rows[0].takes]
+    config.objective = next(n for n, k in OBJECTIVES.items() if k.judges(rows[0]))
     config.loss.name = name
     config.loss.beta = 0.1
     config.loss.update({key: value for row in rows for key, value in row.usual.items()})

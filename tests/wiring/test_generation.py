@@ -21,6 +21,7 @@ from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.types import Samples
 from dpo_jax.wiring import evaluation, generation
 from dpo_jax.wiring import model as model_wiring
+from dpo_jax.wiring.data import source
 from dpo_jax.wiring.generation import Request
 from dpo_jax.wiring.reference import Referred
 
@@ -52,9 +53,10 @@ def test_the_data_of_every_objective_give_prompts(objective, tmp_path):
     rows = [{"prompt": f"the film {i}", **row} for i, row in enumerate(ROWS[objective])]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     asked = config(objective=objective, data__eval=str(file))
-    found = generation.read_prompts(asked, REQUEST)
-    assert found == [row["prompt"] for row in rows]
-    assert generation.read_prompts(asked, REQUEST._replace(limit=1)) == found[:1]
+    held_out, _ = source(asked, "eval", None)
+    prompts = generation.read_prompts(REQUEST, held_out)
+    assert prompts == [row["prompt"] for row in rows]
+    assert generation.read_prompts(REQUEST._replace(limit=1), held_out) == prompts[:1]
 
 
 def test_what_continues_no_text_is_refused_in_words():
@@ -70,10 +72,10 @@ def test_what_continues_no_text_is_refused_in_words():
 def test_a_reward_run_is_refused_before_anything_is_loaded(tmp_path):
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "the film"}\n')
-    made = config(objective="reward", mesh__data=8)
-    policy = generation.Policy("runs/rm", made, "runs/rm")
+    policy = generation.Policy("runs/rm", config(objective="reward"), "runs/rm")
+    prompts = generation.read_prompts(REQUEST._replace(prompts=str(file)), None)
     with pytest.raises(ModelError, match="runs/rm is a reward model"):
-        generation.sample(made, REQUEST._replace(prompts=str(file)), [policy])
+        generation.sample(prompts, REQUEST, [policy], mesh_lib.make_mesh(8, 1, 1))
 
 
 @pytest.fixture(scope="module")
@@ -102,18 +104,22 @@ def score(model, params, rows):
 
 def test_one_rope_length_a_run(stretched):
     """Log-probs drawn by `sample` are those of the run's own scoring."""
-    asked = config(data__max_tokens=64, mesh__data=1, mesh__fsdp=8)
+    asked = config(data__max_tokens=64, model__path=str(stretched), model__preset="")
     request = REQUEST._replace(limit=4, n=2)
-    policy = generation.policy_of_folder(asked, str(stretched))
-    answers = generation.sample(asked, request, [policy])
+    policy = generation.Policy(str(stretched), asked, None)
+    mesh = mesh_lib.make_mesh(1, 8, 1)
+    prompts = generation.read_prompts(request, source(asked, "eval", None)[0])
+    answers = generation.sample(prompts, request, [policy], mesh)
     completions = answers.completions[str(stretched)]
     tokenizer = sentiment.tokenizer()
-    prompts = [generation.encode(asked, tokenizer, text) for text in answers.prompts]
-    mesh = mesh_lib.make_mesh(1, 8, 1)
+    prompts = [
+        generation.encode(tokenizer, text, join=asked.data.join, template=None)
+        for text in answers.prompts
+    ]
     with jax.set_mesh(mesh):
         spec = hf.spec_of(hf.read_config(stretched))
         model = model_wiring.make_model(policy.config, stretched, spec)
-        params = model_wiring.load_params(model, mesh, "float32", seed=0)
+        params = model_wiring.load_params(model, mesh, seed=0)
         part = batches.Part(16, range(4), 8, 0, 2)
         tokens, drawn = np.zeros((2, 8, 2, 8))
         for i, j in np.ndindex(4, 2):
@@ -142,12 +148,10 @@ def test_one_sampler_serves_a_policy_and_a_reference_like_it(ref_dtype, monkeypa
     spec = preset("tiny", vocab=len(tokenizer), max_positions=32)
     with jax.set_mesh(mesh):
         policy = model_wiring.make_model(asked, None, spec)
-        ref = model_wiring.make_model(asked, None, spec, dtype=ref_dtype)
+        ref = model_wiring.reference_model(policy, asked.ref, mesh)
         params, other = (
-            jax.tree.map(lambda x: 4 * x, model_wiring.load_params(m, mesh, d, seed=i))
-            for i, (m, d) in enumerate(
-                [(ref, ref_dtype or "float32"), (policy, "float32")]
-            )
+            jax.tree.map(lambda x: 4 * x, model_wiring.load_params(model, mesh, seed=i))
+            for i, model in enumerate([ref, policy])
         )
         parts = SimpleNamespace(
             config=asked,

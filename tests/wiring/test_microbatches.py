@@ -96,11 +96,11 @@ def test_evaluation_takes_no_more_records_than_a_microbatch(number, expected):
 
 def test_a_relaunch_keeps_what_was_chosen(tmp_path):
     config = schema.base()
-    assert restoring.relaunched(config, tmp_path, fork=False) == config
+    assert restoring.relaunched(config, tmp_path, fork=False) == (config, False)
     chosen = schema.base()
     chosen.batch.microbatches = 4
     (tmp_path / "config.json").write_text(to_json(chosen))
-    relaunch = lambda **more: restoring.relaunched(config, tmp_path, **more)  # noqa: E731
+    relaunch = lambda **more: restoring.relaunched(config, tmp_path, **more)[0]  # noqa: E731
     assert relaunch(fork=False).batch.microbatches == 4
     assert config.batch.microbatches == 0
     assert relaunch(fork=True).batch.microbatches == 0  # chosen anew

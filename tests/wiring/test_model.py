@@ -50,7 +50,8 @@ def test_a_role_has_its_head_its_dtype_and_its_rules(role, folders):
     with jax.set_mesh(mesh):
         found, spec = wiring.find_folder(str(folder / name), "", is_scalar=is_scalar)
         model = wiring.make_model(config, found, spec)
-        params = wiring.load_params(model, mesh, dtype, seed=3, table=table)
+        model = model._replace(held=dtype)
+        params = wiring.load_params(model, mesh, seed=3, table=table)
     flat = flatten(params)
     assert spec.scalar == is_scalar and ("score/kernel" in flat) == is_scalar
     assert {str(leaf.dtype) for leaf in flat.values()} == {dtype}

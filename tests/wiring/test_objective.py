@@ -9,6 +9,7 @@ from dpo_jax.data.loader import Loader
 from dpo_jax.errors import ConfigError, DataError
 from dpo_jax.losses import LOSSES, Loss
 from dpo_jax.models.spec import preset
+from dpo_jax.objectives import OBJECTIVES
 from dpo_jax.sharding import mesh
 from dpo_jax.types import Columns, Record
 from dpo_jax.wiring import checks, objective
@@ -44,8 +45,9 @@ def test_a_loss_of_ones_own_is_what_sft_minimises(name):
     table = {**LOSSES, name: Loss(mine, per="chosen_tokens", reference=False)}
     config = configured(sft, loss__name=name)
     losses = checks.check(config, table)
-    made = objective.make_objective(config, losses, None, None)
-    hyper, counts = objective.hyper(config, losses), {"chosen_tokens": 5.0}
+    kind = OBJECTIVES[config.objective]
+    made = objective.make_objective(kind, losses, config.loss, None, chunk=0)
+    hyper, counts = objective.hyper(losses, config.loss), {"chosen_tokens": 5.0}
     loss, sums = made.loss(COLUMNS, {}, {}, hyper, counts)
     np.testing.assert_allclose(loss, 12 / 5, rtol=1e-6)
     assert float(sums["lengths/chosen"][0]) == 5.0
@@ -75,7 +77,7 @@ def test_the_responses_borrowed_for_evaluation_do_not_depend_on_batch_pairs():
         config.batch.pairs, config.data.shuffle = pairs, False
         losses = checks.check(config, LOSSES)
         data = Data(None, records, records, {}, "")
-        join = objective.join_of(config, losses)
+        join = objective.join_of(losses, config.data.max_tokens)
         with jax.set_mesh(alone):
             held_out = make_loaders(config, data, spec, alone, 2, join)[1]
         assert isinstance(held_out, Loader)
@@ -91,9 +93,9 @@ def test_a_response_in_two_comparisons_is_refused_where_it_needs_one_partner(cha
     twice = once._replace(index=4, comparisons=((0, 1), (0, 2)))
     config = configured(dpo, **changed)
     losses = checks.check(config, LOSSES)
-    checks.check_data(config, losses, Data(None, [once], [], {}, ""))
+    checks.check_data(losses, config.loss, Data(None, [once], [], {}, ""))
     with pytest.raises(DataError, match="data.train: row 4 has a response in two"):
-        checks.check_data(config, losses, Data(None, [once, twice], [], {}, ""))
+        checks.check_data(losses, config.loss, Data(None, [once, twice], [], {}, ""))
     plain = configured(dpo)
     losses = checks.check(plain, LOSSES)
-    checks.check_data(plain, losses, Data(None, [twice], [], {}, ""))
+    checks.check_data(losses, plain.loss, Data(None, [twice], [], {}, ""))

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,6 +19,7 @@ from dpo_jax.errors import ConfigError, Preempted
 from dpo_jax.losses import LOSSES
 from dpo_jax.models import hf
 from dpo_jax.sharding import arrays
+from dpo_jax.sharding.mesh import make_mesh
 from dpo_jax.wiring import checks, evaluation
 from dpo_jax.wiring import reference as wiring
 
@@ -68,10 +70,10 @@ def configured(tmp_path_factory):
 
 def prepared(config, workdir, **more):
     """Returns the parts of a run, and what annotates its batches."""
-    rows = checks.check(config, LOSSES)
-    built = checks.make_mesh(config)
-    with jax.set_mesh(built):
-        parts = build.prepare(config, rows, built)
+    losses = checks.check(config, LOSSES)
+    mesh = make_mesh(**config.mesh)
+    with jax.set_mesh(mesh):
+        parts = build.prepare(config, losses, mesh)
         return parts, parts.refer(workdir, **more)
 
 
@@ -314,8 +316,11 @@ def test_what_is_never_right_is_refused(configured, tmp_path, monkeypatch):
         prepared(configured(train__steps=3), tmp_path / "run")
 
 
-def identity(config, parts, referred):
-    return wiring.identity_of(config, parts.reference, referred.frozen["ref"])
+def identity(parts, referred, **changed):
+    """Returns the identity of a reference whose decoder is changed."""
+    decoder = parts.reference.decoder.clone(**changed)
+    model = parts.reference._replace(decoder=decoder)
+    return wiring.identity_of(model, referred.frozen["ref"])
 
 
 def test_identity_is_of_content(configured, tmp_path):
@@ -326,21 +331,21 @@ def test_identity_is_of_content(configured, tmp_path):
     for name in ("a", "b"):
         hf.save_params(asked.frozen["ref"], parts.model.spec, tmp_path / name)
         there = prepared(configured(ref__path=str(tmp_path / name), **live), "run")
-        names[name] = identity(configured(), *there)
+        names[name] = identity(*there)
     assert names["a"] == names["b"] and "model.safetensors" in names["a"]["weights"]
-    drawn = identity(configured(), parts, asked)
+    drawn = identity(parts, asked)
     assert drawn["weights"].keys() == {"drawn"}
     other = prepared(configured(seed=5, **live), tmp_path)
     changed = [
-        identity(configured(ref__dtype="bfloat16"), parts, asked),
-        identity(configured(model__attention="else"), parts, asked),
-        identity(configured(), *other),
+        identity(parts, asked, dtype=jnp.dtype("bfloat16")),
+        identity(parts, asked, attention="dense"),
+        identity(*other),
     ]
-    same = identity(configured(loss__beta=3.0, seed=9), parts, asked)
-    assert same == drawn and drawn not in changed and len(changed) == 3
-    spec = parts.reference.spec
-    assert identity(configured(data__max_tokens=64), parts, asked) == drawn
-    assert repr(spec) == drawn["spec"]
+    same, _ = prepared(configured(loss__beta=3.0, seed=9, **live), tmp_path)
+    assert identity(same, asked) == drawn
+    assert drawn not in changed and len(changed) == 3
+    assert identity(parts, asked, length=64) == drawn
+    assert repr(parts.reference.spec) == drawn["spec"]
 
 
 REFUSED = [

@@ -333,14 +333,19 @@ def _agreed(compute: Callable[[], Any]) -> Any:
 
 
 def _load(path: epath.Path, arrays: Description, wanted: Any, below: str = "") -> Any:
-    """Reads `wanted`; with `below`, what lies beside that branch is left out."""
+    """Reads `wanted`; with `below`, what lies beside that branch is left out.
+
+    Statistics that the run keeps none of are left out, too: no loss reads them (the
+    first edition kept those of `bco_pair` under `baseline='none'`).
+    """
     leaves = flat(wanted)
     branch = {
         k: v
         for k, v in arrays.items()
         if not below or k == below or k.startswith(below + "/")
     }
-    check_same(path, branch, describe(leaves))
+    idle = {k for k in branch.keys() - leaves.keys() if k.startswith("stats/")}
+    check_same(path, {k: branch[k] for k in branch.keys() - idle}, describe(leaves))
     # Leaves without elements were not stored; all other paths must be named.
     target = {
         k: _placed(leaves[k]) if k in leaves else ocp.PLACEHOLDER

@@ -10,13 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from dpo_jax.data import columns
-from dpo_jax.data.columns import Message, Text
 from dpo_jax.data.kinds import KINDS, RawRow
 from dpo_jax.data.sources.files import BadRow, Fields
 from dpo_jax.data.sources.hh import split_transcripts
 from dpo_jax.errors import DataError
-
-__all__ = ["KINDS", "Counts", "Faults", "Message", "RawRow", "Reading", "Text"]
 
 Located = Iterable[tuple[str, Fields | BadRow]]  # (where, columns), as sources yield
 
@@ -175,21 +172,6 @@ class Reading:
         self._rated = self._rated or (where if row.ratings else "")
         self._unrated = not row.ratings
         return row
-
-
-def validate(
-    rows: Located, *, kind: str, format: str, on_bad_row: str
-) -> tuple[list[RawRow], Counts]:
-    """Checks all rows and keeps the good ones; see `Reading`."""
-    rows, rated = list(rows), ""
-    while True:
-        reading = Reading(
-            rows, kind=kind, format=format, on_bad_row=on_bad_row, rated=rated
-        )
-        try:
-            return list(reading), reading.counts
-        except RatedLater as later:
-            rated = later.where
 
 
 def _reasons(dropped: dict[str, int]) -> str:

@@ -309,6 +309,16 @@ def test_a_committed_step_is_not_written_again(tmp_path, lines):
     assert "step 5 is already committed" in lines()
 
 
+def test_statistics_that_a_run_does_not_keep_are_left_where_they_are(tmp_path):
+    """Those of `bco_pair` under `baseline='none'`, which the first edition kept."""
+    checkpoints, state = saved(tmp_path, 1), make_state(1)
+    found, _ = checkpoints.restore(1, abstract(state._replace(stats={})))
+    assert_equal(found, state._replace(stats={}))
+    more = {**state.stats, "count": jnp.float32(0)}
+    with pytest.raises(ModelError, match="1 leaves differ.*stats/count is not on disk"):
+        checkpoints.restore(1, abstract(state._replace(stats=more)))
+
+
 def test_differing_leaves_are_all_named_and_nothing_is_cast(tmp_path):
     checkpoints = saved(tmp_path, 1)
     target = abstract(make_state(1))
@@ -317,13 +327,13 @@ def test_differing_leaves_are_all_named_and_nothing_is_cast(tmp_path):
     params["a/b.c"] = jax.ShapeDtypeStruct((9,), jnp.bfloat16)
     params["new"] = jax.ShapeDtypeStruct((1,), jnp.float32)
     with pytest.raises(ModelError) as caught:
-        checkpoints.restore(1, target._replace(params=params, stats={}))
+        checkpoints.restore(1, target._replace(params=params, key=None))
     told = str(caught.value)
     assert "4 leaves differ" in told
     assert "params/layer/w is float32[16, 8] on disk, bfloat16[16, 8] in this" in told
     assert "params/a/b.c is bfloat16[8] on disk, bfloat16[9] in this run" in told
     assert "params/new is not on disk" in told
-    assert "stats/mean is not in this run" in told
+    assert "key is not in this run" in told
     with pytest.raises(ModelError, match="3 leaves differ"):
         checkpoints.restore_params(1, params)
 

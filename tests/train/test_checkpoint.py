@@ -122,7 +122,7 @@ def test_donation_right_after_save_does_not_reach_the_checkpoint(tmp_path):
     for _ in range(3):
         state = bump(state)
     jax.block_until_ready(state)
-    checkpoints.close()
+    checkpoints.wait()
     assert_equal(checkpoints.restore(1, abstract(before))[0], before)
 
 
@@ -205,7 +205,7 @@ def test_a_folder_that_holds_another_step_is_ignored(tmp_path, lines):
     again = Checkpoints(tmp_path, every_steps=1, keep=1)
     for step in (35, 38):  # the run comes to these steps itself
         again.save(step, make_state(step), {})
-    again.close()
+    again.wait()
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         *("35.corrupt", "38", "38.corrupt")
     ]
@@ -236,7 +236,7 @@ def test_arrays_are_stored_as_they_are(tmp_path):
     """A constant would shrink to nothing if anything compressed it."""
     checkpoints = Checkpoints(tmp_path, every_steps=1, keep=1)
     checkpoints.save(1, {"w": jnp.zeros((1 << 18,))}, {})
-    checkpoints.close()
+    checkpoints.wait()
     assert largest_file(tmp_path / "1").stat().st_size >= 1 << 20
 
 
@@ -284,7 +284,7 @@ def test_keep_and_keep_best(tmp_path, name, values, kept):
         metrics = {name.rpartition(":")[2]: values.get(step)}
         metrics = metrics if step in values else None
         checkpoints.save(step, make_state(step), {}, metrics)
-    checkpoints.close()
+    checkpoints.wait()
     assert checkpoints.committed_steps() == kept
 
 
@@ -309,6 +309,16 @@ def test_a_committed_step_is_not_written_again(tmp_path, lines):
     assert "step 5 is already committed" in lines()
 
 
+def test_statistics_that_a_run_does_not_keep_are_left_where_they_are(tmp_path):
+    """Those of `bco_pair` under `baseline='none'`, which the first edition kept."""
+    checkpoints, state = saved(tmp_path, 1), make_state(1)
+    found, _ = checkpoints.restore(1, abstract(state._replace(stats={})))
+    assert_equal(found, state._replace(stats={}))
+    more = {**state.stats, "count": jnp.float32(0)}
+    with pytest.raises(ModelError, match="1 leaves differ.*stats/count is not on disk"):
+        checkpoints.restore(1, abstract(state._replace(stats=more)))
+
+
 def test_differing_leaves_are_all_named_and_nothing_is_cast(tmp_path):
     checkpoints = saved(tmp_path, 1)
     target = abstract(make_state(1))
@@ -317,13 +327,13 @@ def test_differing_leaves_are_all_named_and_nothing_is_cast(tmp_path):
     params["a/b.c"] = jax.ShapeDtypeStruct((9,), jnp.bfloat16)
     params["new"] = jax.ShapeDtypeStruct((1,), jnp.float32)
     with pytest.raises(ModelError) as caught:
-        checkpoints.restore(1, target._replace(params=params, stats={}))
+        checkpoints.restore(1, target._replace(params=params, key=None))
     told = str(caught.value)
     assert "4 leaves differ" in told
     assert "params/layer/w is float32[16, 8] on disk, bfloat16[16, 8] in this" in told
     assert "params/a/b.c is bfloat16[8] on disk, bfloat16[9] in this run" in told
     assert "params/new is not on disk" in told
-    assert "stats/mean is not in this run" in told
+    assert "key is not in this run" in told
     with pytest.raises(ModelError, match="3 leaves differ"):
         checkpoints.restore_params(1, params)
 

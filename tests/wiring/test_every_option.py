@@ -20,6 +20,7 @@ from dpo_jax import build, schema
 from dpo_jax.config import flat
 from dpo_jax.data import token_cache
 from dpo_jax.data.sources import sentiment
+from dpo_jax.data.sources.files import Request
 from dpo_jax.errors import UserError
 from dpo_jax.losses import LOSSES, find
 from dpo_jax.models.decoder import abstract_params
@@ -109,7 +110,7 @@ OF_THE_PARENT = {"train.watchdog_seconds"}  # see tests/cli/test_parent.py
 
 SCORES = {"score_chosen": 1.0, "score_rejected": 0.0}
 ROWS = [  # with a word that joining makes, and a bad row
-    *sentiment.pairs(1, 22, split="train"),
+    *(row for _, row in sentiment.read(Request("train", seed=1, rows=22))),
     {"prompt": "i loved the", "chosen": "film .", "rejected": "plot .", **SCORES},
     {"prompt": "the plot", "chosen": " was dull .", "rejected": " ", **SCORES},
 ]

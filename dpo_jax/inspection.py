@@ -99,7 +99,7 @@ def tokenized(config: Config, index: int) -> Shown:
     checks.check(config, LOSSES)
     tokenizer = data_wiring.load_tokenizer(config)
     source, _ = data_wiring.source(config, "train", tokenizer, on_bad_row="error")
-    record, cut = prepare.prepare_one(index, **source._asdict())
+    record, cut = prepare.prepare_one(source, index)
     return Shown(record, tokenizer, cut.prompt_tokens_cut, cut.response_tokens_cut)
 
 

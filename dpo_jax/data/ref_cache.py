@@ -109,7 +109,7 @@ def next_folder(folder: epath.Path) -> epath.Path:
 
 def differences(cache: epath.Path, identity: Identity) -> list[str]:
     """Says in what the other references of a cache differ from this one, each once."""
-    found: set[str] = set()
+    differing: set[str] = set()
     for folder in cache.iterdir() if cache.is_dir() else ():
         file = folder / KEY
         try:
@@ -117,8 +117,8 @@ def differences(cache: epath.Path, identity: Identity) -> list[str]:
         except ValueError:
             continue
         names = sorted({*identity, *other})
-        found.add(", ".join(n for n in names if other.get(n) != identity.get(n)))
-    return sorted(found - {""})
+        differing.add(", ".join(n for n in names if other.get(n) != identity.get(n)))
+    return sorted(differing - {""})
 
 
 class Store:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dpo_jax.data.encode import Encoded, Ids, check_eos, encode_all
-from dpo_jax.data.records import Faults, RawRow
+from dpo_jax.data.kinds import RawRow
+from dpo_jax.data.records import Faults
 from dpo_jax.data.sources.files import BadRow
 from dpo_jax.data.tokens import Gathered, Records
 from dpo_jax.errors import DataError, ModelError
@@ -182,7 +183,7 @@ def tokenize(
             try:
                 prompt, responses, cut = _cut(encoded, shorten)
             except BadRow as bad:
-                faults.add(row.index, row.where, bad)
+                faults.add(row.where, bad)
                 continue
             judged = {"labels": row.labels, "ratings": row.ratings}
             gathered.add(row.index, (prompt, *responses), judged, ranked=row.ranked)

@@ -1,8 +1,10 @@
 """Every fault of a row is named with its place, column, type and reason."""
 
 import pytest
+from row_cases import validate
 
-from dpo_jax.data.records import Counts, Faults, RawRow, validate
+from dpo_jax.data.kinds import RawRow
+from dpo_jax.data.records import Counts, Faults
 from dpo_jax.data.sources.files import BadRow
 from dpo_jax.data.sources.hh import split_transcripts
 from dpo_jax.errors import DataError

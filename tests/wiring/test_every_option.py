@@ -31,6 +31,7 @@ from dpo_jax import build, schema
 from dpo_jax.config import flat
 from dpo_jax.data import token_cache
 from dpo_jax.data.sources import sentiment
+from dpo_jax.data.sources.files import Request
 from dpo_jax.errors import NonFiniteError, UserError
 from dpo_jax.losses import LOSSES, find
 from dpo_jax.models import hf
@@ -178,7 +179,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}SIGN {% endif %}"
 )
 ROWS = [  # with a word that joining makes, and a bad row
-    *sentiment.pairs(1, 22, split="train"),
+    *(row for _, row in sentiment.read(Request("train", seed=1, rows=22))),
     {"prompt": "i loved the", "chosen": "film .", "rejected": "plot .", **SCORES},
     {"prompt": "the plot", "chosen": " was dull .", "rejected": " ", **SCORES},
 ]

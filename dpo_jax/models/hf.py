@@ -312,14 +312,8 @@ def _write_weights(
 ) -> dict[str, bytes | None]:
     """Writes weights under temporary names, one file in memory at a time.
 
-    Args:
-      params: of the spec.
-      spec: of the decoder.
-      stored: the tensors of the source folder, whose spelling is kept and whose carried
-        tensors are copied; {} without one.
-      out: folder.
-      dtype: a key of `EXPORT_DTYPES`.
-      limit: bytes of one file.
+    `stored` are the tensors of the source folder, whose spelling is kept and whose
+    carried tensors are copied.
 
     Returns:
       {file name: None}, and the index with its bytes if there are several files.

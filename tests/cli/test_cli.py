@@ -467,9 +467,7 @@ def test_a_loss_of_a_file_is_trained_with_options_of_its_own(capsys, own, tmp_pa
     code, _, err = call(capsys, "train", *flags, f"--workdir={run}")
     assert code == 8 and "loss.options.focal.focal_gamma: 0.5 → None" in err
     own.write_text(OWN_LOSS + "\n# changed\n")
-    code, _, err = call(
-        capsys, "train", *flags, f"{gamma}=0.5", f"--workdir={run}", "--debug"
-    )
+    code, _, err = call(capsys, "train", *flags, f"{gamma}=0.5", f"--workdir={run}")
     assert code == 8 and "losses: " in err
 
 

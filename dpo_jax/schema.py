@@ -6,7 +6,7 @@ does not use is an error. No jax, so that a configuration is read in a blink.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -47,6 +47,7 @@ KEYS: dict[str, Key] = {
         "of a model from scratch, of draws, and of the order of the data",
         (0, 2**32, True),
     ),
+    "losses": Key("", "digest of the file of --losses, which sets it"),
     "objective": Key(
         "preference",
         "what is trained",
@@ -257,7 +258,7 @@ KEYS: dict[str, Key] = {
     "optimizer.lr": Key(1e-6, "learning rate at its highest", NOT_NEGATIVE),
     "optimizer.warmup_steps": Key(150, "steps of rising lr", NOT_NEGATIVE),
     "optimizer.warmup_share": Key(
-        0.0, "instead of warmup_steps: of the run's steps", BELOW_ONE
+        0.0, "> 0: of the run's steps, instead of warmup_steps", BELOW_ONE
     ),
     "optimizer.schedule": Key(
         "constant", "or 'linear', 'cosine', to 0 at the last step"
@@ -274,6 +275,8 @@ KEYS: dict[str, Key] = {
     "eval.every_steps": Key(
         0, "0 = before the first step and after the last", NOT_NEGATIVE
     ),
+    "eval.limit": Key(0, "rows of data.eval, from the first; 0 = all", NOT_NEGATIVE),
+    "eval.at_start": Key(True, "or False: not before the first step"),
     "eval.rollouts": Key(
         0, "prompts to sample; needs a source with a true reward", NOT_NEGATIVE
     ),
@@ -336,27 +339,28 @@ def own_options(keys: Iterable[str]) -> list[str]:
     return [f"{OWN_OPTIONS}{n}.{option}" for n in own for option in section("loss")]
 
 
-def with_room(config: Config, keys: Iterable[str]) -> Config:
+def with_room(config: Config, given: Mapping[str, Any]) -> Config:
     """Adds the options of one loss of several that are among the keys.
 
     Args:
       config: with a section `loss.options`; changed in place.
-      keys: `section.key`; those that are not `loss.options.NAME.OPTION`, or have no
-        row, are passed over.
+      given: `section.key` -> value; keys other than `loss.options.NAME.OPTION` are
+        passed over, and those without a row, but of a run with losses of its own.
 
     Returns:
-      The configuration, each added option at its default.
+      The configuration, each added option at its default, or as given without one.
     """
-    for key in keys:
-        known = row(key) if key.startswith(OWN_OPTIONS) else None
-        if known is not None:
-            name, _, option = key.removeprefix(OWN_OPTIONS).partition(".")
-            own = config.loss.options
-            with config.unlocked():
-                if name not in own:
-                    own[name] = ConfigDict()
-                if option not in own[name]:
-                    own[name][option] = known.default
+    for key, value in given.items():
+        name, dot, option = key.removeprefix(OWN_OPTIONS).partition(".")
+        known = row(key)
+        if not (key.startswith(OWN_OPTIONS) and dot and (known or config.losses)):
+            continue
+        own = config.loss.options
+        with config.unlocked():
+            if name not in own:
+                own[name] = ConfigDict()
+            if option not in own[name]:
+                own[name][option] = value if known is None else known.default
     return config
 
 

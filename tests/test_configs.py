@@ -112,6 +112,10 @@ def test_a_warm_up_is_steps_or_a_share():
     config = load("papers", "preset=simpo_mistral_base")
     of = lambda given: warmup_steps(477, given.warmup_steps, given.warmup_share)  # noqa: E731
     assert of(config.optimizer) == 48 and of(load("dpo").optimizer) == 150
+    both = load("dpo")  # its 150 steps are nobody's wish
+    both.update_from_flattened_dict({**GIVEN, "optimizer.warmup_share": 0.1})
+    config_lib.check(both)
+    assert of(both.optimizer) == 48
     config.update_from_flattened_dict({**GIVEN, "optimizer.warmup_steps": 5})
     with pytest.raises(
         ConfigError, match=r"warmup_steps=5 and .*warmup_share=0.1 both"

@@ -35,9 +35,9 @@ def value_of(fields: Fields, name: str) -> Any:
 
 def texts(fields: Fields, *names: str) -> list[Text]:
     """Reads columns that must all be strings or all be chats."""
-    found = {name: text(name, value_of(fields, name)) for name in names}
-    check_same_type(found)
-    return list(found.values())
+    named = {name: text(name, value_of(fields, name)) for name in names}
+    check_same_type(named)
+    return list(named.values())
 
 
 def text(name: str, value: Any) -> Text:
@@ -52,12 +52,12 @@ def text(name: str, value: Any) -> Text:
 def text_list(fields: Fields, name: str) -> dict[str, Text]:
     """Reads a column that lists texts, each under a name such as `responses[0]`."""
     values = _list(fields, name, "strings or of chats")
-    found = {}
+    named = {}
     for i, value in enumerate(values):
         if value is None:
             raise BadRow("null", f"'{name}[{i}]' is null")
-        found[f"{name}[{i}]"] = text(f"{name}[{i}]", value)
-    return found
+        named[f"{name}[{i}]"] = text(f"{name}[{i}]", value)
+    return named
 
 
 def permutation(fields: Fields, name: str, *, of: str, size: int) -> list[int]:
@@ -108,8 +108,8 @@ def label(fields: Fields, name: str) -> int:
 def check_same_type(named: dict[str, Text]) -> None:
     """Refuses strings beside chats."""
     if len({type(value) for value in named.values()}) > 1:
-        found = ", ".join(f"{name!r} is {_type(v)}" for name, v in named.items())
-        raise BadRow("wrong type", f"all must be strings or all messages, but {found}")
+        said = ", ".join(f"{name!r} is {_type(v)}" for name, v in named.items())
+        raise BadRow("wrong type", f"all must be strings or all messages, but {said}")
 
 
 def check_not_empty(name: str, value: Text) -> None:
@@ -163,8 +163,8 @@ def _message(name: str, message: Any) -> Message:
             reason = "null" if key in message else "missing column"
             raise BadRow(reason, f"key {key!r} of {name} is {state}")
         if not isinstance(message[key], str):
-            found = _type(message[key])
-            raise BadRow("wrong type", f"key {key!r} of {name} is {found}, no string")
+            kind = _type(message[key])
+            raise BadRow("wrong type", f"key {key!r} of {name} is {kind}, no string")
         _check_unicode(name, message[key])
     return {key: value for key, value in message.items() if value is not None}
 

@@ -36,14 +36,14 @@ def mismatch(records: Sequence[Record], *, max_tokens: int) -> list[Record]:
 def _lenders(records: Sequence[Record]) -> list[int | None]:
     """Finds for each record the next one of another index, going round once."""
     count = len(records)
-    found: list[int | None] = [None] * count
+    lenders: list[int | None] = [None] * count
     following = None
     for at in reversed(range(2 * count - 1)):
         here, after = at % count, (at + 1) % count
         if records[after].index != records[here].index:
             following = after
-        found[here] = following
-    return found
+        lenders[here] = following
+    return lenders
 
 
 def _lend(record: Record, lender: Record, max_tokens: int) -> Record:

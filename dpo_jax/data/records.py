@@ -39,27 +39,16 @@ class Faults:
     def __init__(self) -> None:
         """Starts without any."""
         self._counted: Counter[str] = Counter()
-        self._first: list[tuple[int, str]] = []
+        self._first: list[str] = []
 
     def __len__(self) -> int:
         return self._counted.total()
 
-    def add(self, index: int, where: str, fault: BadRow) -> None:
-        """Counts a bad row.
-
-        Args:
-          index: position in its source; rows may come in any order.
-          where: `file:line` or `source[index]`.
-          fault: what is wrong with it.
-        """
+    def add(self, where: str, fault: BadRow) -> None:
+        """Counts the next bad row, at `file:line` or `source[index]`."""
         self._counted[fault.reason] += 1
-        shown = (index, f"{where}: {fault.detail}"[:SHOWN_CHARACTERS])
-        self._first = sorted([*self._first, shown])[:SHOWN_ROWS]
-
-    def join(self, others: "Faults") -> None:
-        """Counts the bad rows of another reading of the same source as well."""
-        self._counted += others._counted
-        self._first = sorted([*self._first, *others._first])[:SHOWN_ROWS]
+        if len(self._first) < SHOWN_ROWS:
+            self._first.append(f"{where}: {fault.detail}"[:SHOWN_CHARACTERS])
 
     def settle(self, *, read: int, on_bad_row: str) -> dict[str, int]:
         """Returns the number of bad rows by reason, or refuses them in one message.
@@ -76,9 +65,8 @@ class Faults:
             raise DataError("the data source has no rows")
         if not bad or (on_bad_row == "drop" and bad < read):
             return dropped
-        shown = [said for _, said in self._first]
-        if bad > len(shown):
-            shown.append(f"and {bad - len(shown)} more")
+        shown, more = self._first, bad - len(self._first)
+        shown = [*shown, f"and {more} more"] if more else shown
         if bad == read:
             head, tail = "no row can be used: ", ""
         else:
@@ -151,7 +139,7 @@ class Reading:
             try:
                 row = self._checked(where, fields)
             except BadRow as bad:
-                faults.add(read - 1, where, bad)
+                faults.add(where, bad)
             else:
                 if not faults or self._on_bad_row == "drop":
                     yield row._replace(where=where, index=read - 1)

@@ -183,7 +183,7 @@ def tokenize(
             try:
                 prompt, responses, cut = _cut(encoded, shorten)
             except BadRow as bad:
-                faults.add(row.index, row.where, bad)
+                faults.add(row.where, bad)
                 continue
             judged = {"labels": row.labels, "ratings": row.ratings}
             gathered.add(row.index, (prompt, *responses), judged, ranked=row.ranked)

@@ -127,9 +127,9 @@ class Loss(NamedTuple):
         """
         fixed, traced, values = {}, {}, {}
         for option in options(self):
-            if option not in given:  # of a user's function, with a default
+            if option not in given and option not in own:  # a default of a user's
                 continue
-            value = given[option]
+            value = given[option] if option in given else default_of(self, option)
             if option in own:
                 value = type(value)(own[option])
             if not isinstance(value, float) or option in FIXED:
@@ -209,9 +209,9 @@ class Bound(NamedTuple):
         """Takes the record of a whole step into the statistics; others stay."""
         if self.running is None:
             return stats
-        own = {name: stats[name] for name in self.running.start}
+        kept = {name: stats[name] for name in self.running.start}
         given = pick(self.running.update, self.options(hyper))
-        return stats | self.running.update(record, own, **given)
+        return stats | self.running.update(record, kept, **given)
 
 
 def keywords(function: Callable) -> list[str]:
@@ -223,6 +223,21 @@ def keywords(function: Callable) -> list[str]:
 def pick(function: Callable, options: Mapping[str, Any]) -> dict[str, Any]:
     """Takes the options that a function has keyword-only parameters for."""
     return {name: options[name] for name in keywords(function) if name in options}
+
+
+def default_of(loss: Loss, option: str) -> Any:
+    """Returns the default that a function gives an option; None without one."""
+    parameters = inspect.signature(loss.fn).parameters
+    default = parameters[option].default if option in parameters else None
+    return None if default is inspect.Parameter.empty else default
+
+
+def range_of(loss: Loss, option: str) -> tuple[float, float, bool] | None:
+    """Returns the range of an option that is `Annotated[float, RANGE]`, or None."""
+    parameters = inspect.signature(loss.fn, eval_str=True).parameters
+    if option not in parameters:
+        return None
+    return next(iter(getattr(parameters[option].annotation, "__metadata__", ())), None)
 
 
 def options(loss: Loss) -> tuple[str, ...]:

@@ -196,8 +196,8 @@ class Checkpoints:
         Raises:
           ModelError: if steps were committed and all are corrupt.
         """
-        found = _agreed(lambda: newest_verified(self._folder, rename=rename))
-        return None if found is None else int(found)
+        step = _agreed(lambda: newest_verified(self._folder, rename=rename))
+        return None if step is None else int(step)
 
     def restore(
         self, step: int, abstract_state: TrainState
@@ -261,9 +261,9 @@ class Checkpoints:
         try:
             response.result()  # returns when every process has written its part
             watchdog.beat()
-            found = self._hashed(path, record["step"])
+            hashes = self._hashed(path, record["step"])
             if jax.process_index() == 0:
-                write_manifest(path, {**record, "files": found})
+                write_manifest(path, {**record, "files": hashes})
                 logging.info("step %d committed", record["step"])
                 prune(self._folder, keep=self._keep, keep_best=self._keep_best)
         except Exception as error:
@@ -286,12 +286,12 @@ class Checkpoints:
         except OSError as error:
             text = json.dumps({"failed": str(error)})
         what = f"files of step {step}, save {self._saves}"
-        found: dict[str, dict] = {}
+        hashes: dict[str, dict] = {}
         for rank, said in enumerate(exchange(what, text, seconds=HASHING_SECONDS)):
-            found |= json.loads(said)
-            if "failed" in found:
-                raise WriteError(f"rank {rank} cannot read {path}: {found['failed']}")
-        return found
+            hashes |= json.loads(said)
+            if "failed" in hashes:
+                raise WriteError(f"rank {rank} cannot read {path}: {hashes['failed']}")
+        return hashes
 
 
 def _writer(name: str) -> int:

@@ -80,7 +80,7 @@ def peak(dtype: str) -> Peak:
     folder = jax.config.values["jax_compilation_cache_dir"]
     names = platform.node(), kind, os.cpu_count(), dtype
     name = re.sub(r"[^\w.-]+", "-", "-".join(map(str, ("matmul", *names))))
-    found = best_so_far(
+    best = best_so_far(
         lambda seconds: matmul_flops_per_second(
             dtype, size=2048 if on_cpu else 8192, seconds=seconds
         ),
@@ -88,7 +88,7 @@ def peak(dtype: str) -> Peak:
     )
     # a CPU's fake devices share its cores; its processes measure at the same time
     shares = jax.process_count() if on_cpu else count
-    return Peak(found * shares, f"{shares} × {kind}, {dtype} matmul as measured")
+    return Peak(best * shares, f"{shares} × {kind}, {dtype} matmul as measured")
 
 
 def best_so_far(measure: Callable[[float], float], file: epath.Path | None) -> float:

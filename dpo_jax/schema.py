@@ -261,7 +261,7 @@ KEYS: dict[str, Key] = {
         0.0, "> 0: of the run's steps, instead of warmup_steps", BELOW_ONE
     ),
     "optimizer.schedule": Key(
-        "constant", "or 'linear', 'cosine', to 0 at the last step"
+        "constant", "or 'linear', 'cosine', to 0 at the last step, 'inverse_sqrt'"
     ),
     "optimizer.weight_decay": Key(0.0, "decoupled", NOT_NEGATIVE),
     "optimizer.clip": Key(0.0, "global gradient norm; 0 = off", NOT_NEGATIVE),

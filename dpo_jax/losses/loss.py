@@ -150,7 +150,7 @@ def per_pair(counts: Counts) -> dict[str, Array]:
     return {
         fact: counts[name] / jnp.maximum(counts["pairs"], 1.0)
         for fact, name in PER_PAIR.items()
-        if name in counts
+        if {name, "pairs"} <= counts.keys()
     }
 
 

@@ -109,8 +109,8 @@ RELEASED: dict[str, Preset] = {
         {**DPO_NORM, "optimizer.lr": 2e-7, **within(2048, 2047)},
     ),
     "olmo3_7b_instruct": Preset(
-        "OLMo 3, open-instruct `scripts/train/olmo3/7b_instruct_dpo.sh` on 4 nodes of 8 "
-        "devices; the loss of Tülu 3 (arXiv:2411.15124)",
+        "OLMo 3, open-instruct `scripts/train/olmo3/7b_instruct_dpo.sh` on 4 nodes of "
+        "8 devices; the loss of Tülu 3 (arXiv:2411.15124)",
         {**DPO_NORM, "optimizer.lr": 1e-6, **within(16384, 16383)},
     ),
     "cpo_simpo": Preset(

@@ -5,9 +5,9 @@
 
 `preset=NAME` takes a name of `PRESETS` below, where each stands with its source.
 **What a preset sets is published** at that place, or is the method itself (its loss,
-its objective), but for its keys in `ours`. Where paper and released code differ, it is the
-code. **What it does not set is not stated** there, or was not found, and is
-our choice, `CHOSEN`: AdamW at 5e-7 along a cosine after 10 % of the steps, clip 1,
+its objective), but for its keys in `ours`; where paper and released code differ, it is
+the code. **What it does not set is not stated** there, or was not found, and is our
+choice, `CHOSEN`: AdamW at 5e-7 along a cosine after 10 % of the steps, clip 1,
 batch 128, 1 epoch, 1024 tokens of which 512 prompt; `open_keys(NAME)` lists those keys.
 "One of" in a source names a published grid whose best is not known to us.
 

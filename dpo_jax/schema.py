@@ -174,6 +174,13 @@ KEYS: dict[str, Key] = {
         "of pairs: or 'wpo', 'wpo_clamped'",
         choices=("none", "wpo", "wpo_clamped"),
     ),
+    "loss.likelihood": Key(
+        "",
+        "of sft, cpo, arpo, orpo: mean over the chosen 'tokens' of the batch, those of "
+        "their prompts too ('whole'), or over 'responses', each a mean or a 'sum'; "
+        "'' = 'responses' of orpo, 'tokens' of others",
+        choices=("", "sum", "responses", "tokens", "whole"),
+    ),
     "loss.baseline": Key(
         "none",
         "bco_pair: or 'running', the mean of rewards so far",
@@ -189,13 +196,32 @@ KEYS: dict[str, Key] = {
         0.6, "beta_dpo: how far β follows the batch; 0 = off", NOT_NEGATIVE
     ),
     "loss.keep_fraction": Key(0.8, "beta_dpo: of the pairs of a batch", POSITIVE_SHARE),
+    "loss.filter": Key(
+        "draw",
+        "beta_dpo: which pairs are kept; or 'nearest'",
+        choices=("draw", "nearest"),
+    ),
     "loss.momentum": Key(
-        0.9, "beta_dpo, alpha_dpo: of the running statistics", (0.0, 1.0, True)
+        0.9,
+        "beta_dpo, alpha_dpo: of the running statistics, a step; the authors' "
+        "runs move them at .9 a part of a step, which is .81 and .185 a step",
+        (0.0, 1.0, True),
     ),
     "loss.odpo_alpha": Key(
         1.0, "odpo: weight of the log of the ratings' difference", NOT_NEGATIVE
     ),
     "loss.mmpo_gamma": Key(1.0, "mmpo: scale of the ratings' difference", NOT_NEGATIVE),
+    "loss.rating_scale": Key(
+        1.0, "rpo, rebel: of the ratings' difference", NOT_NEGATIVE
+    ),
+    "loss.rpo_distance": Key(
+        "backward",
+        "rpo: KL to the ratings' preference, or 'forward', 'squared'",
+        choices=("backward", "forward", "squared"),
+    ),
+    "loss.temperature": Key(
+        1.0, "infonca, nca: of the ratings, in their units", POSITIVE
+    ),
     "loss.chi_clip": Key(10.0, "chi_po: half of the largest logit", POSITIVE),
     "loss.shift_lambda": Key(0.75, "dpo_shift: weight of the rejected response", SHARE),
     "loss.decay": Key(
@@ -210,8 +236,10 @@ KEYS: dict[str, Key] = {
     "loss.dr_beta": Key(1.0, "dr_dpo: robustness over pairs; ∞ = dpo", POSITIVE),
     "loss.alpha_po_alpha": Key(0.25, "alpha_po: shape of the reward; 0 = simpo", ANY),
     "loss.nll_weight": Key(
-        1.0, "cpo, slic_hf: of the chosen response's likelihood", NOT_NEGATIVE
+        1.0, "cpo, arpo, slic_hf: of the chosen response's likelihood", NOT_NEGATIVE
     ),
+    "loss.arpo_scale": Key(0.9, "arpo: η₁, growth of the penalty", NOT_NEGATIVE),
+    "loss.arpo_rate": Key(0.4, "arpo: η₂, a nat of difference a token", NOT_NEGATIVE),
     "loss.slic_margin": Key(1.0, "slic_hf: nats", NOT_NEGATIVE),
     "loss.unlikelihood_alpha": Key(
         0.5, "unlikelihood: weight of the rejected response", NOT_NEGATIVE
@@ -233,7 +261,7 @@ KEYS: dict[str, Key] = {
         0.0, "> 0: of the run's steps, instead of warmup_steps", BELOW_ONE
     ),
     "optimizer.schedule": Key(
-        "constant", "or 'linear', 'cosine', to 0 at the last step"
+        "constant", "or 'linear', 'cosine', to 0 at the last step, 'inverse_sqrt'"
     ),
     "optimizer.weight_decay": Key(0.0, "decoupled", NOT_NEGATIVE),
     "optimizer.clip": Key(0.0, "global gradient norm; 0 = off", NOT_NEGATIVE),

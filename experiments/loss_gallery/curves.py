@@ -35,6 +35,7 @@ REF_LOGP = -2.0  # nats a token, of the reference
 LENGTH = 40.0  # tokens of a response
 KLS = (2.0, 6.0)  # nats, of the chosen and the rejected response
 RATINGS = (5.0, 3.0)
+MIDDLE_RATING = 4.0  # in a list of three
 OTHER_MARGINS = (-24.0, -12.0, -6.0, 4.0, 8.0, 16.0, 28.0)  # nats, of a batch's others
 OTHER_REF_MARGINS = (10.0, -14.0, 4.0, -6.0, 18.0, -10.0, -2.0)
 
@@ -284,7 +285,8 @@ def lists(row: Loss, scene: Scene, point: Array) -> ListLogps:
     """Builds a ranking of three: the best at a, the worst at b, the middle at 0."""
     del row, scene
     ratios = jnp.stack([point[0], jnp.zeros(()), point[1]])[None]
-    return ListLogps(ratios, jnp.ones((1, 3), bool))
+    ratings = jnp.asarray([[RATINGS[0], MIDDLE_RATING, RATINGS[1]]], jnp.float32)
+    return ListLogps(ratios, jnp.ones((1, 3), bool), ratings)
 
 
 def scores(row: Loss, scene: Scene, point: Array) -> PairScores:

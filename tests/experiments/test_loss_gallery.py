@@ -18,11 +18,13 @@ CORNERS = {  # Δ where the slope jumps or bends within a step; how many steps t
     "slic_hf": (1.0, 1.5),
     "dpop": (0.0, 8.0),
     "discopop": (0.0, 8.0),
+    "arpo": (0.0, 1.5),
 }
 JUMPS = {"aot", "aot_unpaired"}  # wherever the moving pair overtakes another
 MARGIN = (  # −log σ and kin of Δ alone
     {"dpo", "ipo", "hinge", "exo_pair", "robust", "discopop", "aot", "r_dpo", "tdpo1"}
     | {"tdpo2", "beta_dpo", "odpo", "mmpo", "d2po", "alpha_dpo", "dr_dpo", "simpo"}
+    | {"rpo", "rebel"}
 )
 
 

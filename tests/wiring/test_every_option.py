@@ -466,6 +466,8 @@ def columns():
             "correct": draw(0, 1),
             "certainty": draw(-0.5, 0.5),
             "kls": draw(0, 2),
+            "prompt_logps": draw(-4, -2),
+            "noise": draw(0.1, 0.9),
             "scores": draw(-1, 1),
             "ratings": np.float32([[2, 1, 3, 0.5]] * 3) + draw(0, 0.4),
             "labels": np.float32([[1, -1, 1, 0]] * 3),
@@ -475,7 +477,13 @@ def columns():
 
 COLUMNS = columns()
 CHOSEN_TOKENS = float(COLUMNS.lengths.reshape(-1, 2)[:, 0].sum())
-COUNTS = {"pairs": 6.0, "chosen_tokens": CHOSEN_TOKENS, "singles": 9.0, "lists": 6.0}
+COUNTS = {
+    "pairs": 6.0,
+    "chosen_tokens": CHOSEN_TOKENS,
+    "whole_tokens": CHOSEN_TOKENS + 20.0,
+    "singles": 9.0,
+    "lists": 6.0,
+}
 PLACES = TokenPlaces(
     np.array([[0, 1, 2, 0, 1, 2, 3, 4]]),
     np.array([[2, 0, 1, 4, 0, 3, 1, 2]]),

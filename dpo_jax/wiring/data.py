@@ -245,7 +245,7 @@ def make_loaders(
     pairs = config.batch.pairs
     settings = loader_lib.Settings(
         pairs=pairs,
-        microbatches=config.batch.microbatches or 1,
+        microbatches=1,
         layout=config.data.layout,
         row_tokens=config.data.row_tokens,
         shards=mesh_lib.row_shards(mesh),
@@ -261,24 +261,28 @@ def make_loaders(
         seed=order_seed(config.seed, config.data.seed),
         shuffle=config.data.shuffle,
     )
-    train = Loader(rows, order, settings, join)
-    number = config.batch.microbatches or microbatches.choose(
-        spec,
-        train,
-        mesh,
-        pairs=pairs,
-        remat=config.model.remat,
-        dtype=config.model.dtype,
-        chunk=config.model.logits_chunk,
-    )
-    if number != train.microbatches:
-        settings = dataclasses.replace(settings, microbatches=number)
-        train = Loader(rows, order, settings, join)
+
+    @functools.cache
+    def plan(number: int) -> Loader:
+        many = dataclasses.replace(settings, microbatches=number)
+        return Loader(rows, order, many, join)
+
+    if config.batch.microbatches:
+        train = plan(config.batch.microbatches)
+    else:
+        train = microbatches.choose(
+            spec,
+            plan,
+            mesh,
+            pairs=pairs,
+            remat=config.model.remat,
+            dtype=config.model.dtype,
+            chunk=config.model.logits_chunk,
+        )
     if not data.eval:
         return train, None
     # no more at a time than a microbatch of training holds
-    order = loader_lib.eval_steps(len(data.eval), pairs=-(-pairs // number))
-    settings = dataclasses.replace(settings, microbatches=1)
+    order = loader_lib.eval_steps(len(data.eval), pairs=-(-pairs // train.microbatches))
     held_out = data.eval if join is None else join(data.eval)
     return train, Loader(held_out, order, settings)
 

@@ -5,6 +5,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 
 from dpo_jax.data.kinds import RawRow
 from dpo_jax.data.records import Counts, Located, RatedLater, Reading
@@ -48,10 +49,12 @@ def prepare(
         kept, cut = tokenize(reading)
     dropped = {**reading.counts.dropped, **cut.dropped}
     total = Counts(reading.counts.read, len(kept), dropped)
+    unread = f"; columns not read: {', '.join(reading.unread)}" * bool(reading.unread)
     report = {
         **total._asdict(),
-        "summary": f"{total.render()}; {cut.render()}",
+        "summary": f"{total.render()}; {cut.render()}{unread}",
         "cut": cut._asdict(),
+        "unread_columns": reading.unread,
     }
     if apart:
         kept = kept.apart()
@@ -70,6 +73,7 @@ def prepare_one(
     check: Callable[..., Reading],
     tokenize: Callable[[Iterable[RawRow]], tuple[Records, TokenCounts]],
     apart: bool,
+    drop: bool = False,
 ) -> tuple[Record, TokenCounts]:
     """Prepares one row; of one that is taken apart, its first response.
 
@@ -79,15 +83,18 @@ def prepare_one(
       check: with bad rows as errors.
       tokenize: likewise.
       apart: see `prepare`.
+      drop: takes the next good row in the place of a bad one, and says so.
 
     Raises:
       DataError: if there is no such row, or it is bad.
     """
-    row = list(islice(read(), index, index + 1)) if index >= 0 else []
-    if not row:
-        raise DataError(f"--index={index}: data.train has no such row, counted from 0")
-    try:
-        kept, cut = tokenize(check(row))
-    except DataError as error:
-        raise DataError(f"--index={index}: {error}") from error
-    return (kept.apart() if apart else kept)[0]._replace(index=index), cut
+    for at, row in enumerate(islice(read(), max(index, 0), None), index):
+        try:
+            kept, cut = tokenize(check([row]))
+        except DataError as error:
+            if not drop:
+                raise DataError(f"--index={index}: {error}") from error
+            logging.warning("row %d is dropped, and the next is shown: %s", at, error)
+        else:
+            return (kept.apart() if apart else kept)[0]._replace(index=at), cut
+    raise DataError(f"--index={index}: data.train has no such row, counted from 0")

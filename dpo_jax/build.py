@@ -16,7 +16,6 @@ from etils import epath
 from dpo_jax import __version__
 from dpo_jax.config import Config, flat, to_json
 from dpo_jax.losses import LOSSES
-from dpo_jax.sharding import arrays
 from dpo_jax.sharding.mesh import make_mesh
 from dpo_jax.train import compile_cache, loop, runfolder, signals, throughput, watchdog
 from dpo_jax.train.checkpoint import Checkpoints
@@ -206,7 +205,7 @@ def _loop(
         log=_nowhere if log is None else log.write,
         progress=lambda step, values: launch.progress(step, parts.steps, values),
         on_bad=lambda n: outputs.bad_batch(workdir, n, parts.train.ids_at(n - 1)),
-        to_host=timed("step", arrays.to_host),
+        to_host=timed("step", jax.device_get),
         stop=launch.stop,
     )
     try:

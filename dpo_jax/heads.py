@@ -89,11 +89,6 @@ def measured(
     return stats, normalizer
 
 
-def target_stats(values: Array, targets: Array) -> TokenStats:
-    """Returns what logits f32[..., V] say of targets i32[...]: f32[...] each."""
-    return measured(values, targets, None)[0]
-
-
 def logit_gradient(
     values: Array,
     normalizer: Array,

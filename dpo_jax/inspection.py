@@ -104,7 +104,7 @@ def tokenized(config: Config, index: int) -> Shown:
         config, "train", tokenizer, on_bad_row="error", reads_ratings=rated
     )
     drop = config.data.on_bad_row == "drop"
-    record, cut = prepare.prepare_one(index, **source._asdict(), drop=drop)
+    record, cut = prepare.prepare_one(source, index, drop=drop)
     return Shown(record, tokenizer, cut.prompt_tokens_cut, cut.response_tokens_cut)
 
 

@@ -71,9 +71,9 @@ def merged(folder: epath.Path) -> list[str]:
         if named := re.fullmatch(r"(\d+)-(\d+)\.jsonl", path.name):
             attempts.setdefault(int(named[1]), []).append((int(named[2]), path))
     lines: list[str] = []
-    for _, found in sorted(attempts.items()):
-        lines = until(lines, min(found)[0] - 1)
-        for _, path in sorted(found):
+    for _, of_launch in sorted(attempts.items()):
+        lines = until(lines, min(of_launch)[0] - 1)
+        for _, path in sorted(of_launch):
             lines += split(text_of(path))
     return lines
 

@@ -36,9 +36,9 @@ def value_of(fields: Fields, name: str) -> Any:
 
 def texts(fields: Fields, *names: str) -> list[Text]:
     """Reads columns that must all be strings or all be chats."""
-    found = {name: text(name, value_of(fields, name)) for name in names}
-    check_same_type(found)
-    return list(found.values())
+    named = {name: text(name, value_of(fields, name)) for name in names}
+    check_same_type(named)
+    return list(named.values())
 
 
 def text(name: str, value: Any) -> Text:
@@ -47,21 +47,18 @@ def text(name: str, value: Any) -> Text:
         return _check_unicode(name, value)
     if isinstance(value, list):
         return [_message(f"{name}[{i}]", message) for i, message in enumerate(value)]
-    raise BadRow(
-        "wrong type",
-        f"column {name!r} is {_type(value)}; a string or a list of messages is due",
-    )
+    raise _wrong_type(name, value, "a string or a list of messages")
 
 
 def text_list(fields: Fields, name: str) -> dict[str, Text]:
     """Reads a column that lists texts, each under a name such as `responses[0]`."""
     values = _list(fields, name, "strings or of chats")
-    found = {}
+    named = {}
     for i, value in enumerate(values):
         if value is None:
             raise BadRow("null", f"'{name}[{i}]' is null")
-        found[f"{name}[{i}]"] = text(f"{name}[{i}]", value)
-    return found
+        named[f"{name}[{i}]"] = text(f"{name}[{i}]", value)
+    return named
 
 
 def permutation(fields: Fields, name: str, *, of: str, size: int) -> list[int]:
@@ -80,8 +77,7 @@ def number(fields: Fields, name: str) -> float:
     """Reads a column that holds a number which float32 can hold."""
     value = value_of(fields, name)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        found = _type(value)
-        raise BadRow("wrong type", f"column {name!r} is {found}; a number is due")
+        raise _wrong_type(name, value, "a number")
     if not abs(value) <= LARGEST:
         no_number = isinstance(value, float) and not math.isfinite(value)
         far = value if no_number else "beyond what float32 can hold"
@@ -93,8 +89,7 @@ def label(fields: Fields, name: str) -> int:
     """Reads true or 1 as desirable (1), false or 0 as undesirable (−1)."""
     value = value_of(fields, name)
     if not isinstance(value, int):
-        found = _type(value)
-        raise BadRow("wrong type", f"column {name!r} is {found}; true or false is due")
+        raise _wrong_type(name, value, "true or false")
     if value not in (0, 1):
         detail = f"column {name!r} is {value}; true, false, 1 or 0 is due"
         raise BadRow("wrong label", detail)
@@ -104,8 +99,8 @@ def label(fields: Fields, name: str) -> int:
 def check_same_type(named: dict[str, Text]) -> None:
     """Refuses strings beside chats."""
     if len({type(value) for value in named.values()}) > 1:
-        found = ", ".join(f"{name!r} is {_type(v)}" for name, v in named.items())
-        raise BadRow("wrong type", f"all must be strings or all messages, but {found}")
+        said = ", ".join(f"{name!r} is {_type(v)}" for name, v in named.items())
+        raise BadRow("wrong type", f"all must be strings or all messages, but {said}")
 
 
 def check_not_empty(name: str, value: Text) -> None:
@@ -166,8 +161,7 @@ def _without_nulls(value: Any) -> Any:
 def _list(fields: Fields, name: str, of: str) -> list[Any]:
     value = value_of(fields, name)
     if not isinstance(value, list):
-        found = _type(value)
-        raise BadRow("wrong type", f"column {name!r} is {found}; a list of {of} is due")
+        raise _wrong_type(name, value, f"a list of {of}")
     return value
 
 
@@ -196,8 +190,8 @@ def _message(name: str, message: Any) -> Message:
             reason = "null" if key in message else "missing column"
             raise BadRow(reason, f"key {key!r} of {name} is {state}")
         if not isinstance(message[key], str):
-            found = _type(message[key])
-            raise BadRow("wrong type", f"key {key!r} of {name} is {found}, no string")
+            kind = _type(message[key])
+            raise BadRow("wrong type", f"key {key!r} of {name} is {kind}, no string")
         _check_unicode(name, message[key])
     return _without_nulls(message)
 
@@ -209,6 +203,10 @@ def _check_unicode(name: str, text: str) -> str:
         detail = f"{name!r} holds half a character (surrogate) at {error.start + 1}"
         raise BadRow("invalid UTF-8", detail) from error
     return text
+
+
+def _wrong_type(name: str, value: Any, due: str) -> BadRow:
+    return BadRow("wrong type", f"column {name!r} is {_type(value)}; {due} is due")
 
 
 def _type(value: Any) -> str:

@@ -88,8 +88,8 @@ def _encode_separately(rows: Sequence[RawRow], tokenizer: Any) -> Iterator[Encod
     texts = [text for row in rows for text in row.responses]
     responses = iter(_ids(tokenizer, texts, special=False))
     for row, prompt in zip(rows, prompts, strict=True):
-        own = tuple(_ended(next(responses), tokenizer) for _ in row.responses)
-        yield _without_end(prompt, tokenizer), own
+        endings = tuple(_ended(next(responses), tokenizer) for _ in row.responses)
+        yield _without_end(prompt, tokenizer), endings
 
 
 def _encode_jointly(rows: Sequence[RawRow], tokenizer: Any) -> Iterator[Encoded]:
@@ -148,15 +148,15 @@ def encode_alike(groups: Sequence[list[str]], tokenizer: Any) -> list[list[Ids]]
         for texts, cut in zip(groups, cuts, strict=True)
     ]
     ids = iter(_ids(tokenizer, list(chain.from_iterable(pieces)), special=False))
-    found = []
+    encoded = []
     for texts, cut, parts in zip(groups, cuts, pieces, strict=True):
-        own = [next(ids) for _ in parts]
+        ids_of_texts = [next(ids) for _ in parts]
         if cut is not None:
-            mark, (head, *tails) = cut[2], own
+            mark, (head, *tails) = cut[2], ids_of_texts
             whole = all(part[:1] == [mark] for part in tails) and head[-1:] == [mark]
-            own = [head + part[1:] for part in tails] if whole else []
-        found.append(own or _ids(tokenizer, texts, special=False))
-    return found
+            ids_of_texts = [head + part[1:] for part in tails] if whole else []
+        encoded.append(ids_of_texts or _ids(tokenizer, texts, special=False))
+    return encoded
 
 
 def _marks(tokenizer: Any) -> dict[str, int]:
@@ -333,10 +333,10 @@ def _without_end(ids: Ids, tokenizer: Any) -> Ids:
 
 
 def _ids(tokenizer: Any, texts: Sequence[Any], *, special: bool) -> list[Ids]:
-    found: list[Ids] = []
+    encoded: list[Ids] = []
     for start in range(0, len(texts), CHUNK):
         try:
-            found += tokenizer(
+            encoded += tokenizer(
                 list(texts[start : start + CHUNK]),
                 add_special_tokens=special,
                 padding=False,
@@ -347,7 +347,7 @@ def _ids(tokenizer: Any, texts: Sequence[Any], *, special: bool) -> list[Ids]:
             )["input_ids"]
         except Exception as error:  # another library's, e.g. a word it does not know
             raise DataError(f"the tokenizer cannot encode the data: {error}") from error
-    return found
+    return encoded
 
 
 def check_eos(tokenizer: Any, path: str) -> None:

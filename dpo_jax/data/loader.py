@@ -86,15 +86,15 @@ def row_buckets(
     before = np.concatenate([[0], np.cumsum(steps)])
     # least[i]: rows and price of the steps of the i smallest sizes, in buckets best[i]
     least, best = np.where(before == 0, 0.0, math.inf), [()] * len(before)
-    found = []
+    choices = []
     for _ in range(min(most or MOST_BUCKETS, len(sizes))):
         totals = least[:, None] + sizes * (before[1:] - before[:, None]) + price
         totals[np.tri(len(before), len(sizes), -1, bool)] = math.inf  # would hold none
         begins = zip(totals.argmin(0), sizes.tolist(), strict=True)  # the last bucket
         best = [(), *((*best[i], size) for i, size in begins)]
         least = np.append(math.inf, totals.min(0))
-        found.append((least[-1], best[-1]))
-    return min(found)[1]
+        choices.append((least[-1], best[-1]))
+    return min(choices)[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -336,8 +336,8 @@ class Loader:
 
     def records_at(self, step: int) -> Sequence[Record]:
         """Lists a step's records as they are laid out, joined."""
-        own = [self._records[m] for m in self._steps[step]]
-        return own if self._join is None else self._join(own)
+        records = [self._records[m] for m in self._steps[step]]
+        return records if self._join is None else self._join(records)
 
     def ids_at(self, step: int) -> list[int]:
         """Lists `Record.index` of a step's records, in order."""

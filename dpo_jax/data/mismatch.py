@@ -39,14 +39,14 @@ def _lenders(records: Sequence[Record]) -> list[int | None]:
     """Finds for each record the next one of another prompt, going round once."""
     prompts = [np.asarray(record.prompt, np.int32).tobytes() for record in records]
     count = len(records)
-    found: list[int | None] = [None] * count
+    lenders: list[int | None] = [None] * count
     following = None
     for at in reversed(range(2 * count - 1)):
         here, after = at % count, (at + 1) % count
         if prompts[after] != prompts[here]:
             following = after
-        found[here] = following
-    return found
+        lenders[here] = following
+    return lenders
 
 
 def _lend(record: Record, lender: Record, max_tokens: int) -> Record:

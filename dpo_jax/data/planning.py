@@ -217,9 +217,9 @@ def visible_pairs(table: Table, documents: Documents, window: int) -> int:
     places, firsts = np.arange(table.responses.shape[1]), documents.firsts[:, None]
     here = (places >= firsts) & (places < firsts + documents.slots[:, None])
     texts = prompts[:, None] + table.responses[documents.records]  # [D, K]
-    own = causal_pairs(prompts, window)
-    grown = np.where(here, causal_pairs(texts, window) - own[:, None], 0)
-    return int(own.sum() + grown.sum())
+    in_prompts = causal_pairs(prompts, window)
+    grown = np.where(here, causal_pairs(texts, window) - in_prompts[:, None], 0)
+    return int(in_prompts.sum() + grown.sum())
 
 
 def causal_pairs(tokens: np.ndarray, window: int) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
+from dpo_jax.data.columns import Text
 from dpo_jax.data.kinds import RawRow
 from dpo_jax.data.records import Counts, Located, RatedLater, Reading
 from dpo_jax.data.tokenize import TokenCounts
@@ -23,24 +24,37 @@ class Prepared(NamedTuple):
     fingerprint: str
 
 
-def prepare(
-    *,
-    read: Callable[[], Located],
-    check: Callable[..., Reading],
-    tokenize: Callable[[Iterable[RawRow]], tuple[Records, TokenCounts]],
-    apart: bool,
-) -> Prepared:
-    """Reads, checks, tokenizes and cuts the rows of a source, a few at a time.
+class Source(NamedTuple):
+    """How rows become records.
 
-    Args:
-      read: `sources.read` of the source.
+    Attributes:
+      read: `() -> located rows`.
       check: `(rows, rated='') -> records.Reading`.
-      tokenize: see `tokenize.tokenize`.
+      tokenize: `rows -> (records, counts)`; see `tokenize.tokenize`.
       apart: whether a row of two responses is taken apart once it was cut.
+    """
+
+    read: Callable[[], Located]
+    check: Callable[..., Reading]
+    tokenize: Callable[[Iterable[RawRow]], tuple[Records, TokenCounts]]
+    apart: bool
+
+    def prompts(self) -> list[Text]:
+        """Reads the prompts of all good rows."""
+        rows = list(self.read())
+        try:
+            return [row.prompt for row in self.check(rows)]
+        except RatedLater as later:
+            return [row.prompt for row in self.check(rows, rated=later.where)]
+
+
+def prepare(source: Source) -> Prepared:
+    """Reads, checks, tokenizes and cuts the rows of a source, a few at a time.
 
     Raises:
       DataError: if the source or a row is bad (under `on_bad_row='error'`).
     """
+    read, check, tokenize, apart = source
     reading = check(read())
     try:
         kept, cut = tokenize(reading)
@@ -67,34 +81,27 @@ def prepare(
 
 
 def prepare_one(
-    index: int,
-    *,
-    read: Callable[[], Located],
-    check: Callable[..., Reading],
-    tokenize: Callable[[Iterable[RawRow]], tuple[Records, TokenCounts]],
-    apart: bool,
-    drop: bool = False,
+    source: Source, index: int, *, drop: bool = False
 ) -> tuple[Record, TokenCounts]:
     """Prepares one row; of one that is taken apart, its first response.
 
     Args:
+      source: with bad rows as errors.
       index: position of the row in its source.
-      read: see `prepare`, as for all that follow.
-      check: with bad rows as errors.
-      tokenize: likewise.
-      apart: see `prepare`.
       drop: takes the next good row in the place of a bad one, and says so.
 
     Raises:
       DataError: if there is no such row, or it is bad.
     """
-    for at, row in enumerate(islice(read(), max(index, 0), None), index):
+    rows = islice(source.read(), max(index, 0), None) if index >= 0 else []
+    for at, row in enumerate(rows, index):
         try:
-            kept, cut = tokenize(check([row]))
+            kept, cut = source.tokenize(source.check([row]))
         except DataError as error:
             if not drop:
                 raise DataError(f"--index={index}: {error}") from error
             logging.warning("row %d is dropped, and the next is shown: %s", at, error)
         else:
-            return (kept.apart() if apart else kept)[0]._replace(index=at), cut
+            record = (kept.apart() if source.apart else kept)[0]
+            return record._replace(index=at), cut
     raise DataError(f"--index={index}: data.train has no such row, counted from 0")

@@ -10,13 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from dpo_jax.data import kinds
-from dpo_jax.data.columns import Message, Text
 from dpo_jax.data.kinds import KINDS, RawRow
 from dpo_jax.data.sources.files import BadRow, Fields
 from dpo_jax.data.sources.hh import split_transcripts
 from dpo_jax.errors import DataError
-
-__all__ = ["KINDS", "Counts", "Faults", "Message", "RawRow", "Reading", "Text"]
 
 Located = Iterable[tuple[str, Fields | BadRow]]  # (where, columns), as sources yield
 
@@ -42,27 +39,16 @@ class Faults:
     def __init__(self) -> None:
         """Starts without any."""
         self._counted: Counter[str] = Counter()
-        self._first: list[tuple[int, str]] = []
+        self._first: list[str] = []
 
     def __len__(self) -> int:
         return self._counted.total()
 
-    def add(self, index: int, where: str, fault: BadRow) -> None:
-        """Counts a bad row.
-
-        Args:
-          index: position in its source; rows may come in any order.
-          where: `file:line` or `source[index]`.
-          fault: what is wrong with it.
-        """
+    def add(self, where: str, fault: BadRow) -> None:
+        """Counts the next bad row, at `file:line` or `source[index]`."""
         self._counted[fault.reason] += 1
-        shown = (index, f"{where}: {fault.detail}"[:SHOWN_CHARACTERS])
-        self._first = sorted([*self._first, shown])[:SHOWN_ROWS]
-
-    def join(self, others: "Faults") -> None:
-        """Counts the bad rows of another reading of the same source as well."""
-        self._counted += others._counted
-        self._first = sorted([*self._first, *others._first])[:SHOWN_ROWS]
+        if len(self._first) < SHOWN_ROWS:
+            self._first.append(f"{where}: {fault.detail}"[:SHOWN_CHARACTERS])
 
     def settle(self, *, read: int, on_bad_row: str) -> dict[str, int]:
         """Returns the number of bad rows by reason, or refuses them in one message.
@@ -79,9 +65,8 @@ class Faults:
             raise DataError("the data source has no rows")
         if not bad or (on_bad_row == "drop" and bad < read):
             return dropped
-        shown = [said for _, said in self._first]
-        if bad > len(shown):
-            shown.append(f"and {bad - len(shown)} more")
+        shown, more = self._first, bad - len(self._first)
+        shown = [*shown, f"and {more} more"] if more else shown
         if bad == read:
             head, tail = "no row can be used: ", ""
         else:
@@ -158,7 +143,7 @@ class Reading:
             try:
                 row = self._checked(where, fields)
             except BadRow as bad:
-                faults.add(read - 1, where, bad)
+                faults.add(where, bad)
             else:
                 if not faults or self._on_bad_row == "drop":
                     yield row._replace(where=where, index=read - 1)
@@ -190,21 +175,6 @@ class Reading:
         self._rated = self._rated or (where if row.ratings else "")
         self._unrated = not row.ratings
         return row
-
-
-def validate(
-    rows: Located, *, kind: str, format: str, on_bad_row: str
-) -> tuple[list[RawRow], Counts]:
-    """Checks all rows and keeps the good ones; see `Reading`."""
-    rows, rated = list(rows), ""
-    while True:
-        reading = Reading(
-            rows, kind=kind, format=format, on_bad_row=on_bad_row, rated=rated
-        )
-        try:
-            return list(reading), reading.counts
-        except RatedLater as later:
-            rated = later.where
 
 
 def _reasons(dropped: dict[str, int]) -> str:

@@ -16,9 +16,10 @@ appear whole and never change: several runs may fill a folder at once, and a pas
 was killed goes on behind its last shard.
 """
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -109,7 +110,7 @@ def next_folder(folder: epath.Path) -> epath.Path:
 
 def differences(cache: epath.Path, identity: Identity) -> list[str]:
     """Says in what the other references of a cache differ from this one, each once."""
-    found: set[str] = set()
+    differing: set[str] = set()
     for folder in cache.iterdir() if cache.is_dir() else ():
         file = folder / KEY
         try:
@@ -117,8 +118,8 @@ def differences(cache: epath.Path, identity: Identity) -> list[str]:
         except ValueError:
             continue
         names = sorted({*identity, *other})
-        found.add(", ".join(n for n in names if other.get(n) != identity.get(n)))
-    return sorted(found - {""})
+        differing.add(", ".join(n for n in names if other.get(n) != identity.get(n)))
+    return sorted(differing - {""})
 
 
 class Store:
@@ -199,37 +200,32 @@ class Store:
             files.write_whole(self.folder / KEY, text)
 
 
-class Writer:
-    """Gathers entries and writes a shard whenever there are enough tokens.
+@contextlib.contextmanager
+def writer(store: Store, *, shard_tokens: int) -> Iterator[Callable[[Entries], None]]:
+    """Yields what takes entries, and writes a shard whenever there are enough tokens.
 
     What is left is written at the end of the `with` block, however it ends.
+
+    Raises:
+      WriteError: if a shard cannot be written.
     """
+    held: Entries = {}
 
-    def __init__(self, store: Store, *, shard_tokens: int):
-        self._store, self._shard_tokens = store, shard_tokens
-        self._held, self._tokens = Entries(), 0
+    def flush() -> None:
+        entries = dict(held)
+        held.clear()  # a shard that cannot be written is not tried again
+        if entries:
+            store.write(entries)
 
-    def __enter__(self) -> "Writer":
-        return self
+    def add(entries: Entries) -> None:
+        held.update(entries)
+        if sum(map(len, held.values())) >= shard_tokens:
+            flush()
 
-    def __exit__(self, *_: object) -> None:
-        self._flush()
-
-    def add(self, entries: Entries) -> None:
-        """Takes entries.
-
-        Raises:
-          WriteError: if a shard cannot be written.
-        """
-        self._held |= entries
-        self._tokens += sum(map(len, entries.values()))
-        if self._tokens >= self._shard_tokens:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._held:
-            held, self._held, self._tokens = self._held, Entries(), 0
-            self._store.write(held)
+    try:
+        yield add
+    finally:
+        flush()
 
 
 def _packed(entries: Entries) -> bytes:

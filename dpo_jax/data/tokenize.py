@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from absl import logging
 
 from dpo_jax.data.encode import CLOCK, Encoded, Ids, check_eos, encode_all
-from dpo_jax.data.records import Faults, RawRow
+from dpo_jax.data.kinds import RawRow
+from dpo_jax.data.records import Faults
 from dpo_jax.data.sources.files import BadRow
 from dpo_jax.data.tokens import Gathered, Records
 from dpo_jax.errors import DataError, ModelError
@@ -206,7 +207,7 @@ def tokenize(
             try:
                 prompt, responses, cut = _cut(encoded, shorten)
             except BadRow as bad:
-                faults.add(row.index, row.where, bad)
+                faults.add(row.where, bad)
                 continue
             twice += [row.where] * (bos is not None and prompt[:2] == [bos, bos])
             unrated = (math.nan,) * len(responses)  # where no loss reads ratings

@@ -119,8 +119,8 @@ def beta_dpo(
     distance = jnp.where(mask, jnp.abs(fixed - middle), jnp.inf)
     kept = mask & (jnp.argsort(jnp.argsort(distance)) < number)
     scale = 1.0 + beta_scale * (mean(fixed, kept) - middle)
-    own = jnp.maximum(beta * scale, MIN_BETA)
-    return jnp.where(kept, -jax.nn.log_sigmoid(own * gap) * count / number, 0.0)
+    batch_beta = jnp.maximum(beta * scale, MIN_BETA)
+    return jnp.where(kept, -jax.nn.log_sigmoid(batch_beta * gap) * count / number, 0.0)
 
 
 def alpha_dpo(

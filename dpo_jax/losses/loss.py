@@ -179,9 +179,9 @@ class Bound(NamedTuple):
         """Takes the record of a whole step into the statistics; others stay."""
         if self.running is None:
             return stats
-        own = {name: stats[name] for name in self.running.start}
+        kept = {name: stats[name] for name in self.running.start}
         given = pick(self.running.update, self.options(hyper))
-        return stats | self.running.update(record, own, **given)
+        return stats | self.running.update(record, kept, **given)
 
 
 def keywords(function: Callable) -> list[str]:

@@ -10,7 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from dpo_jax.errors import ConfigError, unknown
-from dpo_jax.losses.shared import MAX_EXPONENT, exp, log_ratios, smoothed, square
+from dpo_jax.losses.shared import (
+    MAX_EXPONENT,
+    exp,
+    log_ratios,
+    per_token,
+    smoothed,
+    square,
+)
 from dpo_jax.types import Array, PairLogps
 
 MAX_FORWARD_EXPONENT = 30.0
@@ -68,8 +75,7 @@ def delta(
     score = DIVERGENCES[divergence]
     chosen, rejected = (score(x, divergence_alpha) for x in log_ratios(logps))
     if normalize == "mean":
-        chosen = chosen / jnp.maximum(logps.chosen_lengths, 1.0)
-        rejected = rejected / jnp.maximum(logps.rejected_lengths, 1.0)
+        chosen, rejected = per_token(logps, chosen, rejected)
     return (chosen - rejected,)
 
 

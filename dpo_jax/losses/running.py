@@ -7,10 +7,8 @@ Each `update_*` is pure and takes the global batch. Before the first batch a cou
 import jax
 import jax.numpy as jnp
 
-from dpo_jax.losses.shared import counted, log_ratios, mean, single_ratios
-from dpo_jax.types import Array, PairLogps, SingleLogps
-
-Stats = dict[str, Array]
+from dpo_jax.losses.shared import counted, log_ratios, mean, per_token, single_ratios
+from dpo_jax.types import Array, PairLogps, SingleLogps, Stats
 
 REWARDS = {"reward_mean": 0.0, "reward_count": 0.0}
 GAPS = {"gap_mean": 0.0, "gap_seen": 0.0}
@@ -52,10 +50,8 @@ def update_gap(logps: PairLogps, stats: Stats, *, momentum: Array) -> Stats:
 
 def spreads(logps: PairLogps) -> Array:
     """Computes g, the difference of the log-ratios per token, f32[N]."""
-    chosen, rejected = log_ratios(logps)
-    return chosen / jnp.maximum(logps.chosen_lengths, 1.0) - rejected / jnp.maximum(
-        logps.rejected_lengths, 1.0
-    )
+    chosen, rejected = per_token(logps, *log_ratios(logps))
+    return chosen - rejected
 
 
 def update_spread(logps: PairLogps, stats: Stats, *, momentum: Array) -> Stats:

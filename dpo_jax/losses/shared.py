@@ -31,7 +31,11 @@ def summed_logps(logps: PairLogps) -> tuple[Array, Array]:
 
 def mean_logps(logps: PairLogps) -> tuple[Array, Array]:
     """Returns (p̄w, p̄l), the same per token."""
-    chosen, rejected = summed_logps(logps)
+    return per_token(logps, *summed_logps(logps))
+
+
+def per_token(logps: PairLogps, chosen: Array, rejected: Array) -> tuple[Array, Array]:
+    """Divides values of both responses by their lengths."""
     return (
         chosen / jnp.maximum(logps.chosen_lengths, 1.0),
         rejected / jnp.maximum(logps.rejected_lengths, 1.0),

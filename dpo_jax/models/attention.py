@@ -26,7 +26,6 @@ HALF = (jnp.bfloat16, jnp.float16)  # what cuDNN's attention computes in
 MOST_CUDNN_FEATURES = 256  # of a head; older GPUs than Hopper stop at 128
 AUTO = "auto"
 SHORT_ROW = 2 * blockwise.BLOCK  # tokens; what blocks save up to here, compiling costs
-BY_XLA = ("auto", "xla")  # the names that leave it to us how XLA computes a short row
 
 
 def _mask(cells: Cells, window: int | Array) -> Array:
@@ -79,29 +78,16 @@ def _cudnn(
     return checkpoint_name(out, "attention")
 
 
-class Windowed(NamedTuple):
-    """What the blockwise backend reads.
-
-    Attributes:
-      cells: i32[B, T] each.
-      window: i32[] tokens that a query sees, itself included; 0 = all.
-    """
-
-    cells: Cells
-    window: Array
-
-
-def _windowed(cells: Cells, window: int | Array) -> Windowed:
-    """Keeps the fields of the rule as they are: T numbers, not T²."""
-    return Windowed(cells, jnp.asarray(window, jnp.int32))
-
-
 def _xla(
-    q: Array, k: Array, v: Array, seen: Windowed, scale: float, softcap: float
+    q: Array,
+    k: Array,
+    v: Array,
+    seen: tuple[Cells, Array],
+    scale: float,
+    softcap: float,
 ) -> Array:
     """Computes the blocks that hold a visible key; a query that sees none gets 0."""
-    options = blockwise.Options(scale, softcap)
-    return blockwise.attend(options, q, k, v, seen.cells, seen.window)
+    return blockwise.attend(blockwise.Options(scale, softcap), q, k, v, *seen)
 
 
 class Backend(NamedTuple):
@@ -205,7 +191,7 @@ def fitting(
       dtype: of queries, keys and values.
       softcap: of the logits; 0 = off.
     """
-    if tokens <= SHORT_ROW and name in BY_XLA:
+    if tokens <= SHORT_ROW and name in (AUTO, "xla"):
         return DENSE
     picked = resolve(name, dtype=dtype, softcap=softcap)
     plain = not (shared or windowed)
@@ -251,13 +237,12 @@ def _documents(cells: Cells, window: int | Array) -> Array:
 DENSE = Backend(_mask, _dense)
 BY_DOCUMENTS = Backend(_documents, splash.by_documents)
 
-IN_BLOCKS = Backend(_windowed, _xla)
-
 BACKENDS: dict[str, Backend] = {
     "cudnn": Backend(_mask, _cudnn),
     "dense": DENSE,
     "splash": Backend(_mask, splash.by_mask),
-    "xla": IN_BLOCKS,
+    # the fields of the rule as they are: T numbers, not T²
+    "xla": Backend(lambda cells, w: (cells, jnp.asarray(w, jnp.int32)), _xla),
 }
 
 BY_PLATFORM = {"cpu": "xla", "gpu": "cudnn", "tpu": "splash"}

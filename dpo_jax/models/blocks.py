@@ -186,15 +186,14 @@ def block(
     kept = []
 
     def attend(y: Array) -> Array:  # once in every layout
-        y, own = self_attention(spec, w["attn"], y, context, backend)
-        kept.append(own)
+        y, keys_values = self_attention(spec, w["attn"], y, context, backend)
+        kept.append(keys_values)
         return y
 
     feed = lambda y: mlp(spec, w["mlp"], y)  # noqa: E731
     norm = lambda n, y: normalise(spec, w[f"norm{n}"], y)  # noqa: E731
     x = LAYOUTS[spec.layout](x, attend, feed, norm, pin)
-    (own,) = kept
-    return x, own
+    return x, kept[0]
 
 
 def _pre(x: Array, attend: Map, feed: Map, norm: Callable, pin: Map) -> Array:

@@ -78,8 +78,8 @@ def plan_of(cells: Cells, window: Array, block: int) -> Plan:
     """Plans from i32[B, T] cells, T whole blocks."""
     rows, length = cells.docs.shape
     first = forest.first_seen(cells, window).reshape(rows, -1, block).min(-1)
-    own = jnp.arange(length // block)
-    needs = jnp.where(first < length, own - first // block + 1, 0).reshape(-1)
+    blocks = jnp.arange(length // block)
+    needs = jnp.where(first < length, blocks - first // block + 1, 0).reshape(-1)
     order = jnp.argsort(-needs)
     return Plan(order, needs[order])
 
@@ -164,14 +164,14 @@ def run_forward(
             higher = jnp.maximum(top, logits.max(-1))
             weights = jnp.where(seen, jnp.exp(logits - higher[..., None]), 0)
             fade = jnp.exp(top - higher)
-            own = jnp.einsum(
+            added = jnp.einsum(
                 "GKQS,GKSE->GKQE",
                 weights.astype(v.dtype),
                 v[at],
                 preferred_element_type=dtype,
             )
             total = total * fade + weights.sum(-1)
-            return higher, total, average * fade[..., None] + own
+            return higher, total, average * fade[..., None] + added
 
         least = jnp.full(queries.shape[:3], jnp.finfo(dtype).min / 2, dtype)
         start = least, jnp.zeros_like(least), jnp.zeros(queries.shape, dtype)
@@ -220,16 +220,16 @@ def run_backward(
             at, seen = seen_at(cells, order, needs, step, window, repeats)
             logits, bend = scores(queries, k[at], seen, options)
             weights = jnp.where(seen, jnp.exp(logits - norm), 0)
-            own = contract("GKQS,GKQE->GKSE", weights.astype(q.dtype), slopes)
-            dv = dv.at[at].add(own)
+            added = contract("GKQS,GKQE->GKSE", weights.astype(q.dtype), slopes)
+            dv = dv.at[at].add(added)
             d_logits = contract("GKQE,GKSE->GKQS", slopes, v[at]) - base
             d_logits = options.scale * weights * d_logits
             if bend is not None:
                 d_logits = d_logits * bend
             d_logits = d_logits.astype(q.dtype)
             dq = dq + contract("GKQS,GKSE->GKQE", d_logits, k[at])
-            own = contract("GKQS,GKQE->GKSE", d_logits, queries)
-            return dq, dk.at[at].add(own), dv
+            added = contract("GKQS,GKQE->GKSE", d_logits, queries)
+            return dq, dk.at[at].add(added), dv
 
         start = (jnp.zeros(queries.shape, dtype), *sums)
         dq, dk, dv = jax.lax.fori_loop(0, needs.max(), add, start)

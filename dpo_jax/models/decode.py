@@ -52,21 +52,21 @@ def ready(module: Decoder, params: Params) -> Weights:
 
 def _transpose(w: Weights) -> Weights:
     """Renames every `kernel` […, in, out] to `transposed` […, out, in]."""
-    found = {}
+    turned = {}
     for name, node in w.items():
         if name == "kernel":
-            found["transposed"] = node.swapaxes(-1, -2)
+            turned["transposed"] = node.swapaxes(-1, -2)
         else:
-            found[name] = _transpose(node) if isinstance(node, dict) else node
-    return found
+            turned[name] = _transpose(node) if isinstance(node, dict) else node
+    return turned
 
 
 def _head(module: Decoder, w: Weights) -> Head:
     """Returns the head of transposed weights, a view of them."""
-    own = {"bias": w["head"]["bias"]} if module.spec.head_bias else {}
+    head = {"bias": w["head"]["bias"]} if module.spec.head_bias else {}
     if not module.spec.tie:
-        own["kernel"] = w["head"]["transposed"].T
-    return module.head(w | {"head": own})
+        head["kernel"] = w["head"]["transposed"].T
+    return module.head(w | {"head": head})
 
 
 def prefill(

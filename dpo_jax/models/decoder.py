@@ -59,10 +59,10 @@ class Leaf(NamedTuple):
 def _norm_leaves(spec: DecoderSpec, path: str, shape: tuple[int, ...]) -> dict:
     """Returns the leaves of a norm under `path`."""
     neutral = 0.0 if spec.norm == "rms_plus_one" else 1.0
-    found = {f"{path}/scale": Leaf(shape, 0.0, neutral)}
+    named = {f"{path}/scale": Leaf(shape, 0.0, neutral)}
     if spec.norm == "layer":
-        found[f"{path}/bias"] = Leaf(shape, 0.0)
-    return found
+        named[f"{path}/bias"] = Leaf(shape, 0.0)
+    return named
 
 
 def _head_leaves(spec: DecoderSpec) -> dict[str, Leaf]:
@@ -74,12 +74,12 @@ def _head_leaves(spec: DecoderSpec) -> dict[str, Leaf]:
     """
     if spec.scalar:
         return {"score/kernel": Leaf((spec.width, 1), (spec.width + 1) ** -0.5)}
-    found = {}
+    named = {}
     if not spec.tie:
-        found["head/kernel"] = Leaf((spec.width, spec.vocab), INIT_STD)
+        named["head/kernel"] = Leaf((spec.width, spec.vocab), INIT_STD)
     if spec.head_bias:
-        found["head/bias"] = Leaf((spec.vocab,), 0.0)
-    return found
+        named["head/bias"] = Leaf((spec.vocab,), 0.0)
+    return named
 
 
 def leaves(spec: DecoderSpec) -> dict[str, Leaf]:
@@ -97,21 +97,21 @@ def leaves(spec: DecoderSpec) -> dict[str, Leaf]:
     }
     if spec.gated:
         linears["mlp/gate"] = linears["mlp/up"]
-    found = {"embed/tokens": Leaf((spec.vocab, width), INIT_STD)}
+    named = {"embed/tokens": Leaf((spec.vocab, width), INIT_STD)}
     if spec.learned_positions:
-        found["embed/positions"] = Leaf((spec.max_positions, width), INIT_STD)
+        named["embed/positions"] = Leaf((spec.max_positions, width), INIT_STD)
     for name, (fan_in, fan_out, std, bias) in linears.items():
-        found[f"layers/{name}/kernel"] = Leaf((*lead, fan_in, fan_out), std)
+        named[f"layers/{name}/kernel"] = Leaf((*lead, fan_in, fan_out), std)
         if bias:
-            found[f"layers/{name}/bias"] = Leaf((*lead, fan_out), 0.0)
+            named[f"layers/{name}/bias"] = Leaf((*lead, fan_out), 0.0)
     for n in range(LAYOUTS[spec.layout]):
-        found |= _norm_leaves(spec, f"layers/norm{n + 1}", (*lead, width))
+        named |= _norm_leaves(spec, f"layers/norm{n + 1}", (*lead, width))
     normed = {"q": query, "k": keys} if spec.qk_norm else {}
     for name, full in normed.items():
         size = full if spec.qk_norm == "full" else spec.head_dim
-        found |= _norm_leaves(spec, f"layers/attn/{name}_norm", (*lead, size))
-    found |= _norm_leaves(spec, "final_norm", (width,))
-    return found | _head_leaves(spec)
+        named |= _norm_leaves(spec, f"layers/attn/{name}_norm", (*lead, size))
+    named |= _norm_leaves(spec, "final_norm", (width,))
+    return named | _head_leaves(spec)
 
 
 def init_params(spec: DecoderSpec, key: Array) -> Params:

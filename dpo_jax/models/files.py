@@ -161,7 +161,7 @@ def open_weights(folder: Path, stack: contextlib.ExitStack) -> dict[str, Stored]
     Raises:
       ModelError: naming every file that cannot be read and its cause.
     """
-    found = {}
+    tensors = {}
     with errors.collected(errors.ModelError) as complaints:
         for file in weight_files(folder):
             try:
@@ -172,5 +172,5 @@ def open_weights(folder: Path, stack: contextlib.ExitStack) -> dict[str, Stored]
             for name in opened.keys():  # noqa: SIM118 (not a dict)
                 tensor = opened.get_slice(name)
                 shape = tuple(tensor.get_shape())
-                found[name] = Stored(opened, shape, tensor.get_dtype())
-    return found
+                tensors[name] = Stored(opened, shape, tensor.get_dtype())
+    return tensors

@@ -70,13 +70,13 @@ def _check(spec: DecoderSpec, rows: list[Row], stored: dict[str, Stored]) -> lis
         if stored[name].shape != expected[name]
     ]
     strange = [name for name in both if stored[name].dtype not in DTYPES]
-    found = {
+    faults = {
         "missing tensors": folded(missing),
         "unknown tensors": folded(extra),
         "mis-shaped tensors": ", ".join(shaped),
         f"tensors that are none of {'/'.join(DTYPES)}": folded(strange),
     }
-    return [f"{what}: {names}" for what, names in found.items() if names]
+    return [f"{what}: {names}" for what, names in faults.items() if names]
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
@@ -110,8 +110,8 @@ def check_weights(folder: str | Path, spec: DecoderSpec) -> None:
     with contextlib.ExitStack() as stack:
         stored = files.open_weights(Path(folder), stack)
         with errors.collected(errors.ModelError) as complaints:
-            found = _check(spec, rows_of(spec, stored), stored)
-            complaints += [f"{folder}: {c}" for c in found]
+            faults = _check(spec, rows_of(spec, stored), stored)
+            complaints += [f"{folder}: {c}" for c in faults]
 
 
 def load_params(folder: str | Path, spec: DecoderSpec, shardings: Any = None) -> Params:
@@ -312,14 +312,8 @@ def _write_weights(
 ) -> dict[str, bytes | None]:
     """Writes weights under temporary names, one file in memory at a time.
 
-    Args:
-      params: of the spec.
-      spec: of the decoder.
-      stored: the tensors of the source folder, whose spelling is kept and whose carried
-        tensors are copied; {} without one.
-      out: folder.
-      dtype: a key of `EXPORT_DTYPES`.
-      limit: bytes of one file.
+    `stored` are the tensors of the source folder, whose spelling is kept and whose
+    carried tensors are copied.
 
     Returns:
       {file name: None}, and the index with its bytes if there are several files.

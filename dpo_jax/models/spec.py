@@ -193,7 +193,7 @@ def faults(spec: DecoderSpec) -> list[str]:
     """Returns one sentence for each way in which `spec` cannot be built."""
     values = vars(spec)
     sizes = "vocab layers width heads kv_heads head_dim ff max_positions".split()
-    found = [
+    complaints = [
         f"{name}={values[name]} must be at least 1"
         for name in sizes
         if values[name] < 1
@@ -206,39 +206,41 @@ def faults(spec: DecoderSpec) -> list[str]:
     }
     for name, known in choices.items():
         if values[name] not in known:
-            found.append(errors.unknown(name, values[name], known))
+            complaints.append(errors.unknown(name, values[name], known))
     if spec.kv_heads > 0 and spec.heads % spec.kv_heads:
-        found.append(f"kv_heads={spec.kv_heads} must divide heads={spec.heads}")
+        complaints.append(f"kv_heads={spec.kv_heads} must divide heads={spec.heads}")
     if spec.learned_positions == bool(spec.rope_theta):
-        found.append("positions must be either learned or rotary (rope_theta > 0)")
+        complaints.append("positions must be either learned or rotary (rope_theta > 0)")
     if spec.norm_eps <= 0 or spec.rope_theta < 0:
         eps, theta = spec.norm_eps, spec.rope_theta
-        found.append(f"norm_eps={eps} and rope_theta={theta} must be positive")
+        complaints.append(f"norm_eps={eps} and rope_theta={theta} must be positive")
     for name in ("windows", "rope_layers"):
         if values[name] and len(values[name]) != spec.layers:
             given = len(values[name])
-            found.append(f"{name} has {given} entries for {spec.layers} layers")
-    return found + (_rope_faults(spec) if spec.rope_theta else [])
+            complaints.append(f"{name} has {given} entries for {spec.layers} layers")
+    return complaints + (_rope_faults(spec) if spec.rope_theta else [])
 
 
 def _rope_faults(spec: DecoderSpec) -> list[str]:
     """Returns one sentence for each way in which heads cannot be turned."""
     width, scaling = spec.rope_dim or spec.head_dim, spec.rope_scaling
     name = "rope_dim" if spec.rope_dim else "head_dim"
-    found = []
+    complaints = []
     if width % 2 or width > spec.head_dim:
         head = f" and at most head_dim={spec.head_dim}" if spec.rope_dim else ""
-        found.append(f"{name}={width} must be even{head} to be rotated")
+        complaints.append(f"{name}={width} must be even{head} to be rotated")
     if scaling is None:
-        return found
+        return complaints
     if scaling.kind == "dynamic" and width < 4:
-        found.append(f"{name}={width} must be at least 4 for dynamic rope scaling")
+        complaints.append(f"{name}={width} must be at least 4 for dynamic rope scaling")
     if scaling.kind == "longrope":
         for which in ("short_factors", "long_factors"):
             given = len(vars(scaling)[which])
             if given != width // 2:
-                found.append(f"longrope has {given} {which} for {width // 2} pairs")
-    return found
+                complaints.append(
+                    f"longrope has {given} {which} for {width // 2} pairs"
+                )
+    return complaints
 
 
 def preset(name: str, *, vocab: int, max_positions: int) -> DecoderSpec:

@@ -61,7 +61,7 @@ def render(loaded: list[runs.Run]) -> str:
             title=loaded[0].name if len(loaded) == 1 else f"{len(loaded)} runs",
             runs=[(run, figures.color(i)) for i, run in enumerate(loaded)],
             final=tables.final(loaded),
-            results=_results(loaded),
+            results=[(run, t) for run in loaded if (t := tables.results(run))],
             charts=_charts(loaded, main),
             more_charts=_charts(loaded, others),
             samples=[run for run in loaded if run.samples],
@@ -70,11 +70,6 @@ def render(loaded: list[runs.Run]) -> str:
             configs=[(run, json.dumps(run.config, indent=2)) for run in loaded],
         )
     )
-
-
-def _results(loaded: list[runs.Run]) -> list[tuple[runs.Run, tables.Table]]:
-    pairs = [(run, tables.results(run)) for run in loaded]
-    return [(run, table) for run, table in pairs if table is not None]
 
 
 def _charts(loaded: list[runs.Run], metrics: list[str]) -> list[Chart]:
@@ -96,7 +91,7 @@ def make_environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters["cell"] = tables.cell_text
-    environment.filters["reward"] = _reward
+    environment.filters["reward"] = lambda value: tables.cell_text(float(value))
     return environment
 
 
@@ -104,8 +99,3 @@ def _plain(value: Any) -> Any:
     """Cleans every text that a template prints, but not our own markup."""
     is_text = isinstance(value, str) and not isinstance(value, markupsafe.Markup)
     return runs.plain(value) if is_text else value
-
-
-def _reward(value: Any) -> str:
-    """Writes the reward of a sample."""
-    return tables.cell_text(float(value))

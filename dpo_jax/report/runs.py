@@ -64,29 +64,29 @@ def load_all(folders: Sequence[os.PathLike | str]) -> list[Run]:
     """
     if not folders:
         raise DataError("no run folder was given; name at least one")
-    found, complaints = [], []
+    runs, complaints = [], []
     for folder in folders:
         try:
-            found.append(load(folder))
+            runs.append(load(folder))
         except DataError as error:
             complaints.append(str(error))
     if complaints:
         raise DataError(" · ".join(complaints))
-    if len({run.name for run in found}) == len(found):
-        return found
-    return [run._replace(name=run.folder) for run in found]
+    if len({run.name for run in runs}) == len(runs):
+        return runs
+    return [run._replace(name=run.folder) for run in runs]
 
 
 def names(runs: list[Run]) -> list[str]:
     """Lists the numeric metrics of any of the runs, sorted."""
-    found = {
+    numeric = {
         key
         for run in runs
         for line in run.metrics
         for key, value in line.items()
         if key != "step" and _is_number(value)
     }
-    return sorted(found)
+    return sorted(numeric)
 
 
 def series(run: Run, split: str, metric: str) -> tuple[list[int], list[float]]:
@@ -195,19 +195,19 @@ def _metrics(folder: epath.Path) -> list[dict[str, Any]]:
     path = folder / lines.METRICS
     _check(path)
     texts = lines.read(folder)
-    found = []
+    entries = []
     for number, line in enumerate(texts, start=1):
         entry = lines.parsed(line)
         if entry is not None:
-            found.append(entry)
+            entries.append(entry)
         elif number < len(texts) and line.strip():
             raise DataError(
                 f"{path}:{number}: not a metrics line (a JSON object with an integer "
                 "`step`); remove the line, or train on: a relaunch recovers it"
             )
-    if not found:
+    if not entries:
         raise DataError(
             f"{folder}: metrics.jsonl is {'empty' if path.exists() else 'missing'}; "
             "name the --workdir of a run that has taken at least one logged step"
         )
-    return found
+    return entries

@@ -133,13 +133,13 @@ def cell_text(cell: Cell) -> str:
 def _usual(runs: list[Run]) -> list[str]:
     """Lists the usual metrics of eval, or of train where nothing was evaluated."""
     for split in reversed(SPLITS):
-        found = [
+        usual = [
             f"{split}/{metric}"
             for metric in FINAL
             if any(series(run, split, metric)[1] for run in runs)
         ]
-        if found:
-            return found
+        if usual:
+            return usual
     return []
 
 

@@ -103,7 +103,7 @@ def make_sampler(
         jax.jit(start, static_argnums=4),
         jax.jit(advance, donate_argnums=1),
         jax.jit(finish, static_argnums=2, out_shardings=arrays.row_sharding(mesh)),
-        lambda tree: arrays.to_host(whole(tree)),
+        lambda tree: jax.device_get(whole(tree)),
     )
 
 
@@ -140,15 +140,15 @@ def _evenly(count: int, most: int) -> int:
 
 def lay_out(prompts: Sequence[np.ndarray], part: Part) -> Prompts:
     """Lays the prompts of a part out as arrays of the host."""
-    found = Prompts(
+    laid = Prompts(
         np.zeros((part.size, part.width), np.int32),
         np.ones(part.size, np.int32),
         np.full(part.size, -1, np.int32),
     )
     for row, i in enumerate(part.ids):
-        found.tokens[row, : len(prompts[i])] = prompts[i]
-        found.lengths[row], found.ids[row] = len(prompts[i]), i
-    return found
+        laid.tokens[row, : len(prompts[i])] = prompts[i]
+        laid.lengths[row], laid.ids[row] = len(prompts[i]), i
+    return laid
 
 
 def rollouts(
@@ -189,8 +189,8 @@ def _run(
 ) -> Samples:
     """Generates one batch, looking for stop strings between chunks of tokens."""
     last, place = sampler.max_new_tokens, arrays.row_sharding(sampler.mesh)
-    found = np.zeros(part.size * part.n, np.int32)
-    looking, kept = np.ones(found.shape, bool), arrays.spread(found, place)
+    ends = np.zeros(part.size * part.n, np.int32)
+    looking, kept = np.ones(ends.shape, bool), arrays.spread(ends, place)
     chunk = CHUNK if watch else last
     for until in range(chunk, last + chunk, chunk):
         state = sampler.advance(weights, state, np.int32(min(until, last)), kept)
@@ -198,18 +198,18 @@ def _run(
             break
         samples = sampler.read(state.samples)
         for row in np.flatnonzero(looking):
-            found[row] = watch(samples.tokens[row][samples.mask[row]].tolist())
-        looking, kept = ~samples.ended & (found == 0), arrays.spread(found, place)
+            ends[row] = watch(samples.tokens[row][samples.mask[row]].tolist())
+        looking, kept = ~samples.ended & (ends == 0), arrays.spread(ends, place)
         if not looking.any():
             break
     return sampler.finish(state.samples, kept, part.n)
 
 
-def gather(found: Iterable[tuple[Part, Any]], prompts: int, n: int) -> Any:
+def gather(parts: Iterable[tuple[Part, Any]], prompts: int, n: int) -> Any:
     """Puts what was made of the parts into the order of the prompts.
 
     Args:
-      found: parts, and trees of arrays [N, n, …] of the host.
+      parts: they, and trees of arrays [N, n, …] of the host.
       prompts: how many there are.
       n: samples of each.
 
@@ -217,7 +217,7 @@ def gather(found: Iterable[tuple[Part, Any]], prompts: int, n: int) -> Any:
       The tree of arrays [prompts, n, …].
     """
     whole: Any = None
-    for part, tree in found:
+    for part, tree in parts:
         leaves, shape = jax.tree.flatten(tree)
         if whole is None:
             whole = [np.zeros((prompts, n, *x.shape[2:]), x.dtype) for x in leaves]

@@ -86,21 +86,23 @@ def _largest(values: Array) -> Array:
 
 def faults(temperature: float, top_k: int, top_p: float, min_p: float) -> list[str]:
     """Returns one sentence for each value that makes no sense."""
-    found = []
+    complaints = []
     if not 0 <= temperature < float("inf"):
-        found.append(f"temperature={temperature} must be ≥ 0 and finite; 0 = greedy")
+        complaints.append(
+            f"temperature={temperature} must be ≥ 0 and finite; 0 = greedy"
+        )
     if top_k < 0:
-        found.append(f"top_k={top_k} must be ≥ 0; 0 = off")
+        complaints.append(f"top_k={top_k} must be ≥ 0; 0 = off")
     if not 0 < top_p <= 1:
-        found.append(f"top_p={top_p} must lie in (0, 1]; 1 = off")
+        complaints.append(f"top_p={top_p} must lie in (0, 1]; 1 = off")
     if not 0 <= min_p <= 1:
-        found.append(f"min_p={min_p} must lie in [0, 1]; 0 = off")
+        complaints.append(f"min_p={min_p} must lie in [0, 1]; 0 = off")
     if temperature == 0 and (top_k, top_p, min_p) != (0, 1.0, 0.0):
-        found.append(
+        complaints.append(
             "top_k, top_p and min_p are not used by temperature=0 (greedy); leave them "
             "at 0, 1 and 0, or raise the temperature"
         )
-    return found
+    return complaints
 
 
 def keep_top_k(logits: Array, k: int) -> Array:

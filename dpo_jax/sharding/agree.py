@@ -84,15 +84,15 @@ def of_first(what: str, text: str, *, seconds: float) -> str:
 
 def differences(facts: Sequence[Mapping[str, Any]]) -> list[str]:
     """Says per field which ranks hold which value, where not all hold the same."""
-    found = []
+    differing = []
     for field in sorted({key for rank in facts for key in rank}):
         holders: dict[str, list[int]] = {}
         for rank, values in enumerate(facts):
             holders.setdefault(repr(values.get(field)), []).append(rank)
         if len(holders) > 1:
             said = [f"{value} on {_ranks(ranks)}" for value, ranks in holders.items()]
-            found.append(f"{field} is {', '.join(said)}")
-    return found
+            differing.append(f"{field} is {', '.join(said)}")
+    return differing
 
 
 def _ranks(ranks: Sequence[int]) -> str:

@@ -80,11 +80,6 @@ def spread(whole: Any, sharding: NamedSharding) -> Any:
     return jax.tree.map(one, whole)
 
 
-def to_host(tree: Any) -> Any:
-    """Copies replicated device values to NumPy."""
-    return jax.tree.map(np.asarray, jax.device_get(tree))
-
-
 def to_every_host(values: Any) -> np.ndarray:
     """Copies an array, however it is spread, to NumPy on every process."""
     if isinstance(values, jax.Array) and not values.is_fully_addressable:

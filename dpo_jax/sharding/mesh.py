@@ -24,24 +24,24 @@ def mesh_sizes(data: int, fsdp: int, tensor: int, *, devices: int) -> tuple[int,
     Raises:
       DeviceError: if the sizes do not multiply to `devices`, with those that do.
     """
-    asked = (data, fsdp, tensor)
-    named = ", ".join(f"mesh.{axis}={n}" for axis, n in zip(AXES, asked, strict=True))
-    if asked.count(-1) > 1 or any(n < 1 and n != -1 for n in asked):
+    sizes = (data, fsdp, tensor)
+    named = ", ".join(f"mesh.{axis}={n}" for axis, n in zip(AXES, sizes, strict=True))
+    if sizes.count(-1) > 1 or any(n < 1 and n != -1 for n in sizes):
         raise DeviceError(f"{named}: sizes are at least 1; one of them may be -1")
-    fixed = math.prod(n for n in asked if n != -1)
-    if devices % fixed or (-1 not in asked and fixed != devices):
+    fixed = math.prod(n for n in sizes if n != -1)
+    if devices % fixed or (-1 not in sizes and fixed != devices):
         raise DeviceError(
             f"{named} asks for a multiple of {fixed} devices, there are {devices}; "
-            f"use {' × '.join(AXES)} = {' or '.join(nearest(asked, devices))}"
+            f"use {' × '.join(AXES)} = {' or '.join(nearest(sizes, devices))}"
         )
-    return tuple(devices // fixed if n == -1 else n for n in asked)
+    return tuple(devices // fixed if n == -1 else n for n in sizes)
 
 
-def nearest(asked: Sequence[int], devices: int) -> list[str]:
+def nearest(wanted: Sequence[int], devices: int) -> list[str]:
     """Lists the shapes of so many devices that keep most of the sizes asked for."""
     sizes = [n for n in range(1, devices + 1) if devices % n == 0]
     shapes = [s for s in itertools.product(sizes, repeat=3) if math.prod(s) == devices]
-    kept = [sum(map(int.__eq__, asked, shape)) for shape in shapes]
+    kept = [sum(map(int.__eq__, wanted, shape)) for shape in shapes]
     best = [s for s, n in zip(shapes, kept, strict=True) if n == max(kept)]
     return ["×".join(map(str, shape)) for shape in best]
 

@@ -52,9 +52,9 @@ def rule_of(name: str, rules: Rules) -> tuple[str, P]:
       DeviceError: if none does.
     """
     for pattern, spec in rules:
-        found = re.search(pattern, name)
-        if found is not None:
-            return found.group(), spec
+        match = re.search(pattern, name)
+        if match is not None:
+            return match.group(), spec
     raise DeviceError(
         f"no sharding rule matches {name!r}; add one to sharding/rules.py"
     )

@@ -46,9 +46,7 @@ from dpo_jax.train.manifest import (
 )
 from dpo_jax.types import Params, TrainState
 
-EXIT_SECONDS = (
-    10.0  # for a save in flight, where an error ends one of several processes
-)
+EXIT_SECONDS = 10.0  # for a save in flight, where one of several processes fails
 HASHING_SECONDS = 1800.0  # that the slowest process may take to read what it wrote
 MAX_STEP = 2**31 - 1  # steps travel between processes as int32
 
@@ -56,8 +54,8 @@ MAX_STEP = 2**31 - 1  # steps travel between processes as int32
 class Checkpoints:
     """The checkpoints of one run; saves run in the background.
 
-    One save is in flight at most. Every way out of a run must pass through `wait` or
-    `close` (or leave the `with` block): only then is the last save committed.
+    One save is in flight at most. Every way out of a run must pass through `wait` (or
+    leave the `with` block): only then is the last save committed.
     """
 
     def __init__(
@@ -93,7 +91,7 @@ class Checkpoints:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None or jax.process_count() == 1:
-            self.close()
+            self.wait()
         elif self._thread is not None:  # the others may be in another collective
             self._thread.join(EXIT_SECONDS)
 
@@ -183,10 +181,6 @@ class Checkpoints:
         if failure is not None:
             raise failure
 
-    def close(self) -> None:
-        """Waits for the save in flight; more saves may follow."""
-        self.wait()
-
     def newest_verified(self, *, rename: bool = True) -> int | None:
         """Finds the newest step whose files match its manifest.
 
@@ -202,8 +196,8 @@ class Checkpoints:
         Raises:
           ModelError: if steps were committed and all are corrupt.
         """
-        found = _agreed(lambda: newest_verified(self._folder, rename=rename))
-        return None if found is None else int(found)
+        step = _agreed(lambda: newest_verified(self._folder, rename=rename))
+        return None if step is None else int(step)
 
     def restore(
         self, step: int, abstract_state: TrainState
@@ -226,7 +220,7 @@ class Checkpoints:
         path = self._folder / str(step)
         record = read_manifest(path)
         self._check_metrics(record["metrics"])
-        state = _load(path, record["arrays"], abstract_state)
+        state = _load(path, record["arrays"], abstract_state, record["arrays"])
         return state, record["meta"]
 
     def restore_params(self, step: int, abstract_params: Params) -> Params:
@@ -241,8 +235,8 @@ class Checkpoints:
         """
         path = self._folder / str(step)
         arrays = read_manifest(path)["arrays"]
-        wanted = {"params": abstract_params}
-        return _load(path, arrays, wanted, below="params")["params"]
+        params = {k: v for k, v in arrays.items() if k.split("/")[0] == "params"}
+        return _load(path, arrays, {"params": abstract_params}, params)["params"]
 
     def _check_metrics(self, metrics: dict[str, float] | None) -> None:
         """Raises ConfigError if there are metrics but not the one compared."""
@@ -267,9 +261,9 @@ class Checkpoints:
         try:
             response.result()  # returns when every process has written its part
             watchdog.beat()
-            found = self._hashed(path, record["step"])
+            hashes = self._hashed(path, record["step"])
             if jax.process_index() == 0:
-                write_manifest(path, {**record, "files": found})
+                write_manifest(path, {**record, "files": hashes})
                 logging.info("step %d committed", record["step"])
                 prune(self._folder, keep=self._keep, keep_best=self._keep_best)
         except Exception as error:
@@ -292,12 +286,12 @@ class Checkpoints:
         except OSError as error:
             text = json.dumps({"failed": str(error)})
         what = f"files of step {step}, save {self._saves}"
-        found: dict[str, dict] = {}
+        hashes: dict[str, dict] = {}
         for rank, said in enumerate(exchange(what, text, seconds=HASHING_SECONDS)):
-            found |= json.loads(said)
-            if "failed" in found:
-                raise WriteError(f"rank {rank} cannot read {path}: {found['failed']}")
-        return found
+            hashes |= json.loads(said)
+            if "failed" in hashes:
+                raise WriteError(f"rank {rank} cannot read {path}: {hashes['failed']}")
+        return hashes
 
 
 def _writer(name: str) -> int:
@@ -332,20 +326,15 @@ def _agreed(compute: Callable[[], Any]) -> Any:
     return None if code == -1 else code
 
 
-def _load(path: epath.Path, arrays: Description, wanted: Any, below: str = "") -> Any:
-    """Reads `wanted`; with `below`, what lies beside that branch is left out.
+def _load(path: epath.Path, arrays: Description, wanted: Any, due: Description) -> Any:
+    """Reads `wanted`, which must be those of the stored arrays that are `due`.
 
-    Statistics that the run keeps none of are left out, too: no loss reads them (the
-    first edition kept those of `bco_pair` under `baseline='none'`).
+    Statistics that the run keeps none of are left out: no loss reads them (the first
+    edition kept those of `bco_pair` under `baseline='none'`).
     """
     leaves = flat(wanted)
-    branch = {
-        k: v
-        for k, v in arrays.items()
-        if not below or k == below or k.startswith(below + "/")
-    }
-    idle = {k for k in branch.keys() - leaves.keys() if k.startswith("stats/")}
-    check_same(path, {k: branch[k] for k in branch.keys() - idle}, describe(leaves))
+    idle = {k for k in due.keys() - leaves.keys() if k.startswith("stats/")}
+    check_same(path, {k: due[k] for k in due.keys() - idle}, describe(leaves))
     # Leaves without elements were not stored; all other paths must be named.
     target = {
         k: _placed(leaves[k]) if k in leaves else ocp.PLACEHOLDER

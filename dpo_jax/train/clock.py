@@ -108,5 +108,5 @@ class Clock:
 
     def working(self) -> float:
         """Returns the seconds since the clock was made, compilation left out."""
-        found = self.seconds()
-        return sum(found.values()) - found["compile"]
+        seconds = self.seconds()
+        return sum(seconds.values()) - seconds["compile"]

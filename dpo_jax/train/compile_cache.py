@@ -22,6 +22,8 @@ from pathlib import Path
 import jax
 from absl import logging
 
+from dpo_jax.files import is_local
+
 ENTRIES = "*-cache"  # as jax names them
 LOOKED = "looked"  # its time of change is that of the last look
 WRITING_SECONDS = 2.0  # an entry as young may be half written by a process that lives
@@ -38,7 +40,7 @@ def use(folder: str | os.PathLike | None = None) -> None:
     if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     parent = Path.home() / ".cache" / "dpo_jax" / "jax" if folder is None else folder
-    if "://" in os.fspath(parent):
+    if not is_local(parent):
         place = f"{os.fspath(parent).rstrip('/')}/{variant()}"
     else:
         place = str(Path(parent).absolute() / variant())

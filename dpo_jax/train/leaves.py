@@ -12,18 +12,8 @@ from dpo_jax.errors import ModelError, WriteError
 from dpo_jax.sharding.rules import path_name
 
 # orbax wraps what the system says into other classes; the words survive.
-SYSTEM_WORDS = tuple(
-    os.strerror(code)
-    for code in (
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EFBIG,
-        errno.EROFS,
-        errno.EACCES,
-        errno.EPERM,
-        errno.EIO,
-    )
-)
+FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
+REFUSED = tuple(map(os.strerror, (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)))
 
 Description = dict[str, list]  # path -> [shape, dtype name]
 
@@ -66,13 +56,13 @@ def explained(error: Exception, path: epath.Path, needed: int) -> Exception:
     """Turns a fault of the file system into a WriteError; leaves others as they are."""
     seen: BaseException | None = error
     while seen is not None:
-        words = next((w for w in SYSTEM_WORDS if w in str(seen)), "")
+        words = next((w for w in (*FULL, *REFUSED) if w in str(seen)), "")
         if words or isinstance(seen, OSError):
             reason = words or str(seen)
-            full = reason in SYSTEM_WORDS[:3]
+            free = "free some space or " * (reason in FULL)
             return WriteError(
                 f"cannot write the checkpoint {path}: {reason}; it needs about "
-                f"{needed} bytes; {'free some space or ' * full}use another --workdir"
+                f"{needed} bytes; {free}use another --workdir"
             )
         seen = seen.__cause__ or seen.__context__
     return error

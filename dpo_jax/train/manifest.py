@@ -118,10 +118,10 @@ def verify(path: epath.Path) -> str:
         if file.stat().length != entry["bytes"]:
             return f"{name} has {file.stat().length} of {entry['bytes']} bytes"
     try:
-        found = hash_files(path, list(listed))
+        hashes = hash_files(path, list(listed))
     except OSError as error:
         return f"cannot read: {error}"
-    wrong = [name for name in listed if found[name] != listed[name]]
+    wrong = [name for name in listed if hashes[name] != listed[name]]
     return f"sha256 mismatch in {', '.join(wrong)}" if wrong else ""
 
 

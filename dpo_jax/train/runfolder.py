@@ -223,8 +223,8 @@ def begin_attempt(folder: AnyPath, config: dict[str, Any], code: str) -> int:
     """
     attempts = epath.Path(folder) / "attempts"
     names = [p.name for p in attempts.iterdir()] if attempts.exists() else []
-    found = [re.fullmatch(r"(\d+)\.json", name) for name in names]
-    number = 1 + max((int(n[1]) for n in found if n), default=0)
+    numbered = [re.fullmatch(r"(\d+)\.json", name) for name in names]
+    number = 1 + max((int(n[1]) for n in numbered if n), default=0)
     about = {
         "attempt": number,
         "code": code,

@@ -80,7 +80,7 @@ def peak(dtype: str) -> Peak:
     folder = jax.config.values["jax_compilation_cache_dir"]
     names = platform.node(), kind, os.cpu_count(), dtype
     name = re.sub(r"[^\w.-]+", "-", "-".join(map(str, ("matmul", *names))))
-    found = best_so_far(
+    best = best_so_far(
         lambda seconds: matmul_flops_per_second(
             dtype, size=2048 if on_cpu else 8192, seconds=seconds
         ),
@@ -88,7 +88,7 @@ def peak(dtype: str) -> Peak:
     )
     # a CPU's fake devices share its cores; its processes measure at the same time
     shares = jax.process_count() if on_cpu else count
-    return Peak(found * shares, f"{shares} × {kind}, {dtype} matmul as measured")
+    return Peak(best * shares, f"{shares} × {kind}, {dtype} matmul as measured")
 
 
 def best_so_far(measure: Callable[[float], float], file: epath.Path | None) -> float:
@@ -180,13 +180,3 @@ def forward_flops(
     """
     kernels = sizes.trunk * tokens + sizes.head * scored
     return 2.0 * kernels + 4.0 * sizes.queries * visible
-
-
-def step_flops(policy: float, reference: float = 0.0) -> float:
-    """Counts FLOPs of a step.
-
-    Args:
-      policy: of its forward pass; the backward pass takes twice as many.
-      reference: of its forward pass; 0 where none runs.
-    """
-    return 3.0 * policy + reference

@@ -4,7 +4,7 @@ import dataclasses
 import datetime
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -14,11 +14,8 @@ from dpo_jax import config as config_lib
 from dpo_jax.config import Config
 from dpo_jax.data import loader as loader_lib
 from dpo_jax.data import prepare, records, sources, token_cache, tokenize
-from dpo_jax.data.kinds import RawRow
 from dpo_jax.data.loader import Loader
-from dpo_jax.data.prepare import Prepared
-from dpo_jax.data.records import RatedLater, Text
-from dpo_jax.data.tokens import Records
+from dpo_jax.data.prepare import Prepared, Source
 from dpo_jax.errors import ConfigError, DataError, UserError
 from dpo_jax.files import AnyPath
 from dpo_jax.models import attention, files
@@ -70,30 +67,6 @@ def load_tokenizer(config: Config) -> Any:
         f"model.preset={config.model.preset!r} has no tokenizer of its own; give "
         "tokenizer.path"
     )
-
-
-class Source(NamedTuple):
-    """How the rows of a source become records, as `prepare.prepare` takes it.
-
-    Attributes:
-      read: `() -> located rows`.
-      check: `(rows, rated='') -> records.Reading`.
-      tokenize: `rows -> (records, counts)`.
-      apart: whether a pair is taken apart.
-    """
-
-    read: Callable[[], records.Located]
-    check: Callable[..., records.Reading]
-    tokenize: Callable[[Iterable[RawRow]], tuple[Records, tokenize.TokenCounts]]
-    apart: bool
-
-    def prompts(self) -> list[Text]:
-        """Reads the prompts of all good rows."""
-        rows = list(self.read())
-        try:
-            return [row.prompt for row in self.check(rows)]
-        except RatedLater as later:
-            return [row.prompt for row in self.check(rows, rated=later.where)]
 
 
 def dated(config: Config, tokenizer: Any) -> Config:
@@ -181,7 +154,7 @@ def load_split(
     Raises:
       DataError: if a source or row is bad.
     """
-    make = functools.partial(prepare.prepare, **how._asdict())
+    make = functools.partial(prepare.prepare, how)
     read = sources.files_of(name, path=settings.pop("path"))
     if folder is None or read is None:
         return make()

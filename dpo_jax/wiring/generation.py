@@ -13,9 +13,10 @@ from jax.sharding import Mesh
 
 from dpo_jax.config import Config
 from dpo_jax.data import sources, tokenize
+from dpo_jax.data.columns import Text
 from dpo_jax.data.encode import check_template, render, template_text
 from dpo_jax.data.encode import encode as encode_row
-from dpo_jax.data.records import RawRow, Text
+from dpo_jax.data.kinds import RawRow
 from dpo_jax.errors import ConfigError, DataError, ModelError
 from dpo_jax.models import decode, files, hf
 from dpo_jax.models.decoder import Decoder

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from dpo_jax.data import ref_cache
 from dpo_jax.data.loader import Loader
-from dpo_jax.data.ref_cache import Entries, Store, Writer
+from dpo_jax.data.ref_cache import Entries, Store
 from dpo_jax.errors import ModelError
 from dpo_jax.models import attention, files
 from dpo_jax.sharding import arrays, rules
@@ -300,12 +300,12 @@ class Cache:
             len(due),
             store.missing(),
         )
-        with Writer(store, shard_tokens=ref_cache.SHARD_TOKENS) as writer:
+        with ref_cache.writer(store, shard_tokens=ref_cache.SHARD_TOKENS) as add:
             for step in due:
                 scored = self._scored(step)
                 new = {k: v for k, v in scored.items() if k not in store.entries}
                 if first:
-                    writer.add(new)
+                    add(new)
 
     def _due(self, store: Store) -> list[Step]:
         """Lists the steps to run, each missing response in one of them at least."""

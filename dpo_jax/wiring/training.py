@@ -174,22 +174,25 @@ def make_facts(
       reference: what is run forward beside it; None where nothing is.
       peak: FLOP/s of all devices; `flops` are given in seconds at that speed.
     """
+    runs = [(3.0, policy)]  # the backward pass takes twice the forward pass
+    if reference is not None:
+        runs.append((1.0, reference))
 
     def facts(number: int, values: Mapping[str, float]) -> dict[str, float]:
         del values  # lengths are known before the step
         counts = loads.facts(number - 1)
-        flops = [
-            throughput.forward_flops(
+        flops = sum(
+            passes
+            * throughput.forward_flops(
                 sizes(spec),
                 tokens=counts["tokens"],
                 scored=counts["scored"],
                 visible=visible_pairs(spec, loads, number - 1),
             )
-            for spec in (policy, reference)
-            if spec is not None
-        ]
+            for passes, spec in runs
+        )
         del counts["scored"]
-        return {**counts, "flops": throughput.step_flops(*flops) / peak}
+        return {**counts, "flops": flops / peak}
 
     return facts
 

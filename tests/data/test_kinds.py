@@ -1,9 +1,9 @@
 """Rows of each kind: their columns, what they become, and what is refused."""
 
 import pytest
+from row_cases import validate
 
 from dpo_jax.data.kinds import KINDS, RawRow
-from dpo_jax.data.records import validate
 from dpo_jax.errors import DataError
 
 PAIR = {"prompt": "p", "chosen": " a", "rejected": " b"}

@@ -10,7 +10,7 @@ import pytest
 from dpo_jax.data import sources, tokenize
 from dpo_jax.data.loader import Loader, Settings
 from dpo_jax.data.mismatch import mismatch
-from dpo_jax.data.prepare import prepare
+from dpo_jax.data.prepare import Source, prepare
 from dpo_jax.data.records import Reading
 from dpo_jax.data.tokens import fingerprint
 from dpo_jax.errors import DataError
@@ -78,16 +78,17 @@ def read(tmp_path, tokenizer):
 
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
         bad = {"on_bad_row": on_bad_row}
-        found = prepare(
-            read=functools.partial(sources.read, str(path), sources.Request("train")),
-            check=functools.partial(
+        source = Source(
+            functools.partial(sources.read, str(path), sources.Request("train")),
+            functools.partial(
                 Reading, kind=kind, format="", reads_ratings=reads_ratings, **bad
             ),
-            tokenize=functools.partial(
+            functools.partial(
                 tokenize.tokenize, tokenizer=tokenizer, **TOKENIZING, **bad
             ),
             apart=kind == "singles",
         )
+        found = prepare(source)
         assert found.fingerprint == fingerprint(list(found.records))
         return found[:2]
 

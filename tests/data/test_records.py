@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from row_cases import validate
 
-from dpo_jax.data.records import Counts, Faults, RawRow, validate
+from dpo_jax.data.kinds import RawRow
+from dpo_jax.data.records import Counts, Faults
 from dpo_jax.data.sources.files import BadRow
 from dpo_jax.data.sources.hh import split_transcripts
 from dpo_jax.errors import DataError

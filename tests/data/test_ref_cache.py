@@ -13,7 +13,7 @@ from safetensors.numpy import load, load_file, save
 
 from dpo_jax.data import loader, mismatch, ref_cache
 from dpo_jax.data.loader import Loader, Settings
-from dpo_jax.data.ref_cache import Store, Writer
+from dpo_jax.data.ref_cache import Store, writer
 from dpo_jax.errors import WriteError
 from dpo_jax.types import Record
 
@@ -255,9 +255,9 @@ def test_killed_while_writing_leaves_no_shard(tmp_path, monkeypatch):
 def test_writer_cuts_shards_by_tokens_and_keeps_the_rest_of_a_failed_pass(tmp_path):
     entries = numbered(records())
     store = store_at(tmp_path, entries)
-    with pytest.raises(ZeroDivisionError), Writer(store, shard_tokens=20) as writer:
+    with pytest.raises(ZeroDivisionError), writer(store, shard_tokens=20) as add:
         for key in list(entries)[:15]:
-            writer.add({key: entries[key]})
+            add({key: entries[key]})
         raise ZeroDivisionError
     sizes = [len(load_file(shard)["logps"]) for shard in shards(tmp_path)]
     assert sum(sizes) == sum(len(v) for v in list(entries.values())[:15])

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
+from row_cases import validate
 
-from dpo_jax.data.records import validate
 from dpo_jax.data.sources import JUDGED, SOURCES, TOKENIZERS, files, hub, read
 from dpo_jax.data.sources.files import BadRow, Request
 from dpo_jax.errors import ConfigError, DataError

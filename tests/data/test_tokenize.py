@@ -4,9 +4,10 @@ import json
 import os
 
 import pytest
+from row_cases import validate
 
 from dpo_jax.data.encode import encode, render, template_text
-from dpo_jax.data.records import RawRow, validate
+from dpo_jax.data.kinds import RawRow
 from dpo_jax.data.sources import read
 from dpo_jax.data.sources.files import Request
 from dpo_jax.data.tokenize import (

@@ -20,6 +20,7 @@ from dpo_jax import cli
 from dpo_jax.build import quiet, run
 from dpo_jax.cli import common
 from dpo_jax.data.sources import sentiment
+from dpo_jax.data.sources.files import Request
 from dpo_jax.losses import LOSSES
 from dpo_jax.report import html
 from dpo_jax.train.manifest import read_manifest
@@ -52,9 +53,9 @@ class Runs:
         self.folder = folder
         self.rows = {}
         for split, count in (("train", 160), ("eval", 16)):
-            rows = sentiment.pairs(7, count, split=split)
+            rows = sentiment.read(Request(split, seed=7, rows=count))
             path = folder / f"{split}.jsonl.gz"
-            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            lines = "".join(json.dumps(row) + "\n" for _, row in rows)
             path.write_bytes(gzip.compress(lines.encode()))
             self.rows[f"data.{split}"] = str(path)
         tokenizer = folder / "tokenizer"

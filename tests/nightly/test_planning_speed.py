@@ -10,10 +10,10 @@ import time
 
 import numpy as np
 import pytest
+from row_cases import validate
 
 from dpo_jax.data import loader
 from dpo_jax.data.loader import Loader, Settings
-from dpo_jax.data.records import validate
 from dpo_jax.data.sources import read
 from dpo_jax.data.tokenize import tokenize
 from dpo_jax.types import Record

@@ -109,7 +109,7 @@ def compile_run(mesh):
         batch = arrays.to_global(batch, rows)
         state, metrics = compiled(state, frozen, batch, hyper)
         grads = state.opt_state.trace
-        return arrays.to_host((metrics, grads, state.params))
+        return jax.device_get((metrics, grads, state.params))
 
     return run
 

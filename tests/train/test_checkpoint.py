@@ -122,7 +122,7 @@ def test_donation_right_after_save_does_not_reach_the_checkpoint(tmp_path):
     for _ in range(3):
         state = bump(state)
     jax.block_until_ready(state)
-    checkpoints.close()
+    checkpoints.wait()
     assert_equal(checkpoints.restore(1, abstract(before))[0], before)
 
 
@@ -205,7 +205,7 @@ def test_a_folder_that_holds_another_step_is_ignored(tmp_path, lines):
     again = Checkpoints(tmp_path, every_steps=1, keep=1)
     for step in (35, 38):  # the run comes to these steps itself
         again.save(step, make_state(step), {})
-    again.close()
+    again.wait()
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         *("35.corrupt", "38", "38.corrupt")
     ]
@@ -236,7 +236,7 @@ def test_arrays_are_stored_as_they_are(tmp_path):
     """A constant would shrink to nothing if anything compressed it."""
     checkpoints = Checkpoints(tmp_path, every_steps=1, keep=1)
     checkpoints.save(1, {"w": jnp.zeros((1 << 18,))}, {})
-    checkpoints.close()
+    checkpoints.wait()
     assert largest_file(tmp_path / "1").stat().st_size >= 1 << 20
 
 
@@ -284,7 +284,7 @@ def test_keep_and_keep_best(tmp_path, name, values, kept):
         metrics = {name.rpartition(":")[2]: values.get(step)}
         metrics = metrics if step in values else None
         checkpoints.save(step, make_state(step), {}, metrics)
-    checkpoints.close()
+    checkpoints.wait()
     assert checkpoints.committed_steps() == kept
 
 

@@ -1,17 +1,28 @@
 """No option can be set without an effect or an error.
 
 A run is prepared up to its first step, and everything it would do is written down: the
-batches, the traced step, the numbers handed to it, the cadence, what is kept. For each
-key of a configuration another value must change what is written down, or be refused.
+batches, the traced step, the numbers handed to it, when it logs, saves and measures,
+where it ends if a step is not finite, which checkpoints it keeps. For each key of a
+configuration another value must change what is written down, or be refused; a key that
+the usual run refuses must change it in a run that admits it (`ADMITTED`).
+
+Three values act by a refusal alone, and need no such run: `data.format` and
+`data.on_bad_row` refuse the rows that they were given, and `mesh.data` says what the
+number of devices says already, or is wrong.
 """
 
+import contextlib
+import dataclasses
 import hashlib
 import importlib
+import itertools
 import json
 import os
 import re
 from pathlib import Path
+from unittest import mock
 
+import huggingface_hub
 import jax
 import numpy as np
 import pytest
@@ -20,15 +31,17 @@ from dpo_jax import build, schema
 from dpo_jax.config import flat
 from dpo_jax.data import token_cache
 from dpo_jax.data.sources import sentiment
-from dpo_jax.errors import UserError
+from dpo_jax.data.sources.files import Request
+from dpo_jax.errors import NonFiniteError, UserError
 from dpo_jax.losses import LOSSES, find
+from dpo_jax.models import hf
 from dpo_jax.models.decoder import abstract_params
 from dpo_jax.models.spec import preset
 from dpo_jax.objectives import OBJECTIVES
 from dpo_jax.sharding import mesh
-from dpo_jax.train import loop
-from dpo_jax.types import Columns, TokenPlaces
-from dpo_jax.wiring import agreeing, checks, evaluation, outputs, restoring
+from dpo_jax.train import checkpoint, loop, watchdog
+from dpo_jax.types import Columns, TokenPlaces, TrainState
+from dpo_jax.wiring import agreeing, checks, evaluation, outputs, reference, restoring
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring import objective as wiring
@@ -42,12 +55,13 @@ OTHERS = {  # key -> another value
     "train.steps": 5,
     "train.epochs": 3.0,
     "train.on_nonfinite": "skip",
+    "train.watchdog_seconds": 7.0,
     "model.path": "nowhere",
     "model.revision": "main",
     "model.preset": "tiny_gpt2",
     "model.dtype": "bfloat16",
     "model.remat": "block",
-    "model.attention": "none such",
+    "model.attention": "splash",
     "model.logits_chunk": 3,
     "ref.path": "nowhere",
     "ref.revision": "main",
@@ -94,19 +108,78 @@ OTHERS = {  # key -> another value
     "mesh.tensor": 2,
     "eval.every_steps": 1,
     "eval.rollouts": 5,
-    "eval.rollouts_every_steps": 7,
+    "eval.rollouts_every_steps": 2,
     "checkpoint.every_steps": 1,
     "checkpoint.keep": 7,
     "checkpoint.keep_best": "rewards/margins",
     "log.every_steps": 2,
     "distributed.timeout_seconds": 7.0,
 }
-OF_THE_PARENT = {"train.watchdog_seconds"}  # see tests/cli/test_parent.py
+REFUSING = ("data.format", "data.on_bad_row", "mesh.data")
+NO_EVAL = {"data.eval": "", "eval.rollouts": 0}
+MOVING = {
+    "optimizer.name": "adamw",
+    "optimizer.warmup_steps": 0,
+    "ref.sync_every_steps": 2,
+    "eval.every_steps": 10,
+}
+ADMITTED = {  # key -> another value, and what a run needs to take it
+    "objective": (
+        "preference",
+        {
+            "objective": "sft",
+            "loss.name": "sft",
+            "loss.beta": 0.1,
+            "ref.mode": "none",
+            "eval.rollouts": 0,
+        },
+    ),
+    "model.path": ("{two}", {"model.preset": "", "model.path": "{one}"}),
+    "model.revision": ("new", {"model.preset": "", "model.path": "hub/id"}),
+    "model.attention": ("dense", {"data.row_tokens": 256}),
+    "ref.path": ("{two}", {"model.preset": "", "model.path": "{one}"}),
+    "ref.revision": (
+        "new",
+        {"model.preset": "", "model.path": "{one}", "ref.path": "hub/id"},
+    ),
+    "ref.mode": ("cached", {"eval.rollouts": 0}),
+    "ref.cache_dir": ("{two}", {"ref.mode": "cached", "eval.rollouts": 0}),
+    "ref.sync_mix": (0.5, MOVING),
+    "tokenizer.path": ("{plain}", {}),
+    "data.train": ("{fewer}", {"data.train": "{hh}", "data.format": "hh", **NO_EVAL}),
+    "data.eval": ("", {"eval.rollouts": 0}),
+    "data.path": ("{fewer}", {"data.train": "hh", "data.path": "{hh}", **NO_EVAL}),
+    "data.chat_template": (
+        "{loud}",
+        {"data.train": "{chats}", "data.chat_template": "{quiet}", **NO_EVAL},
+    ),
+    "data.labels": ("bradley_terry", {"data.train": "sentiment", "data.limit": 16}),
+    "optimizer.b1": (0.5, MOVING),
+    "optimizer.b2": (0.5, MOVING),
+    "optimizer.warmup_share": (0.5, MOVING),
+    "checkpoint.keep_best": ("rewards/margins", MOVING),
+}
 
 
 SCORES = {"score_chosen": 1.0, "score_rejected": 0.0}
+TURNS = "\n\nHuman: i loved the\n\nAssistant:"
+HH = [
+    {"chosen": f"{TURNS} film" + " ." * n, "rejected": f"{TURNS} plot"}
+    for n in range(12)
+]
+CHATS = [
+    {
+        "prompt": [{"role": "user", "content": "i loved the"}],
+        "chosen": [{"role": "assistant", "content": "film"}],
+        "rejected": [{"role": "assistant", "content": "plot"}],
+    }
+] * 9
+TEMPLATE = (
+    "{% for m in messages %}SIGN {{ m.content }} {% endfor %}"
+    "{% if add_generation_prompt %}SIGN {% endif %}"
+)
 ROWS = [  # with a word that joining makes, and a bad row
-    *sentiment.pairs(1, 22, split="train"),
+    *(row for _, row in sentiment.read(Request("train", seed=1, rows=22))),
     {"prompt": "i loved the", "chosen": "film .", "rejected": "plot .", **SCORES},
     {"prompt": "the plot", "chosen": " was dull .", "rejected": " ", **SCORES},
 ]
@@ -119,8 +192,20 @@ def configured(tmp_path_factory):
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     tokenizer = sentiment.tokenizer()
-    tokenizer.add_tokens(["thefilm", "theplot"])
+    tokenizer.add_tokens(["thefilm", "theplot", "\n\nHuman:", "\n\nAssistant:"])
     tokenizer.save_pretrained(folder / "tokenizer")
+
+    for name, rows in (("hh", HH), ("fewer", HH[:8]), ("chats", CHATS)):
+        (folder / f"{name}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows)
+        )
+    for name, sign in (("quiet", "."), ("loud", "film")):
+        (folder / name).write_text(TEMPLATE.replace("SIGN", sign))
+    sentiment.tokenizer().save_pretrained(folder / "plain")
+    spec = preset("tiny", vocab=len(tokenizer), max_positions=32)
+    zeros = lambda x: np.zeros(x.shape, x.dtype)  # noqa: E731
+    for name in ("one", "two"):
+        hf.save_params(jax.tree.map(zeros, abstract_params(spec)), spec, folder / name)
 
     def make():
         config = importlib.import_module("dpo_jax.configs.quickstart").get_config()
@@ -135,6 +220,7 @@ def configured(tmp_path_factory):
         config.eval.rollouts = 8
         return config
 
+    make.folder = folder
     return make
 
 
@@ -149,6 +235,57 @@ class Written(Exception):
     """Ends a run where its first step would be."""
 
 
+LOOP = loop.run
+
+
+def events(functions, settings, *, bad):
+    """Runs the loop on nothing, step `bad` not finite; lists what it does, and when."""
+    done, clock = [], itertools.count()
+
+    def measure(name):
+        return lambda state: iter(done.append((name, state)) or [])
+
+    evaluators = functions.evaluators.items()
+    stubs = dataclasses.replace(
+        functions,
+        next_batch=lambda state: None,
+        step=lambda state, batch: (state + 1, {"ok": state + 1 != bad}),
+        facts=lambda step, values: dict.fromkeys(("flops", "tokens", "pairs"), 0.0),
+        compiles=lambda step: False,
+        now=lambda: next(clock),
+        evaluators={n: e._replace(measure=measure(n)) for n, e in evaluators},
+        save=lambda step, state, values: done.append(("save", step)),
+        wait=lambda: None,
+        log=lambda step, split, values: done.append((split, step)),
+        progress=lambda step, values: None,
+        on_bad=lambda step: "",
+        to_host=dict,
+        stop=lambda step: False,
+    )
+    try:
+        LOOP(0, stubs, **settings)
+    except NonFiniteError:
+        done.append("halt")
+    return done
+
+
+def kept_steps(checkpoints, patch):
+    """Saves nine steps, the third the best; lists those that stay."""
+
+    def save(path, leaves, overwrite):
+        path.mkdir(parents=True)
+        (path / "leaves").write_text("")
+        return mock.Mock()
+
+    patch.setattr(checkpoint.ocp, "save_async", save)
+    state = TrainState(np.int32(0), {"w": np.zeros(1)}, (), {}, np.zeros(2))
+    for step in range(1, 10):
+        worse = abs(step - 3.0)
+        checkpoints.save(step, state, {}, {"loss": worse, "rewards/margins": -worse})
+    checkpoints.wait()
+    return checkpoints.committed_steps()
+
+
 def observe(config, workdir, monkeypatch):
     """Writes down what a run would do."""
     seen = {}
@@ -159,19 +296,22 @@ def observe(config, workdir, monkeypatch):
         return jax.tree.map(zero, abstract_params(model.spec))
 
     def resume(checkpoints, parts, frozen, first, *, fork):
-        seen["checkpoints"] = repr(
-            (checkpoints._every_steps, checkpoints._keep, checkpoints._keep_best)
-        )
-        seen["parts"] = parts
+        seen["parts"], seen["kept"] = parts, kept_steps(checkpoints, patch)
         return restoring.Start(0, parts.trainer.abstract, measured=False, seal=None)
 
     def agree(name, mine, *, seconds):
         seen.setdefault("agreed", []).append((name, seconds))
 
     def run(state, functions, **settings):
-        seen["settings"] = repr(settings)
-        cadences = {n: e.every_steps for n, e in functions.evaluators.items()}
-        seen["cadences"] = cadences
+        seen["events"] = [events(functions, settings, bad=bad) for bad in (0, 2)]
+        raise Written
+
+    def beats(seconds, workdir):
+        seen["watchdog"] = seconds
+        return contextlib.nullcontext()
+
+    def complete(cache, folder):
+        seen["ref_cache"] = os.path.relpath(folder, workdir)
         raise Written
 
     encode = evaluation.generation.encode
@@ -190,10 +330,14 @@ def observe(config, workdir, monkeypatch):
         patch.setattr(agreeing.agree, "agree", agree)
         patch.setattr(token_cache, "kept", kept)
         patch.setattr(loop, "run", run)
+        patch.setattr(watchdog, "Watchdog", beats)
+        patch.setattr(reference.Cache, "complete", complete)
         patch.setattr(evaluation.generation, "encode", encode_prompt)
         patch.setattr(outputs, "export", None)
         with pytest.raises(Written):
             build.run(config, workdir)
+    if "ref_cache" in seen:  # its batches wait for what the reference says
+        return seen
     parts = seen.pop("parts")
     loads = [parts.train, *([parts.eval] if parts.eval else [])]
     seen["batches"] = [digest(load.batch_at(0)) for load in loads]
@@ -229,7 +373,7 @@ def usual(configured, tmp_path_factory):
 
 def test_every_key_is_walked_over(configured):
     keys = {key for key in flat(configured()) if not key.startswith("loss.")}
-    assert keys == OTHERS.keys() | OF_THE_PARENT
+    assert keys == OTHERS.keys()
     options = {key for key in flat(configured()) if key.startswith("loss.")}
     assert options == {"loss.name", *(f"loss.{name}" for name in OPTIONS)}
 
@@ -247,8 +391,42 @@ def test_a_key_has_an_effect_or_is_refused(
     except UserError as error:
         said = str(error)
         assert key.rpartition(".")[2] in said or str(OTHERS[key]) in said, said
+        assert key in ADMITTED or key in REFUSING
         return
     assert found != usual
+
+
+def given(configured, values):
+    """The usual configuration with other values, `{NAME}` a file of the module's."""
+    named = {path.stem: path for path in configured.folder.iterdir()}
+    filled = {
+        key: value.format(**named) if isinstance(value, str) else value
+        for key, value in values.items()
+    }
+    config = configured()
+    config.update_from_flattened_dict(filled)
+    return config
+
+
+@pytest.fixture(scope="module")
+def bases():
+    return {}
+
+
+@pytest.mark.parametrize("key", ADMITTED)
+def test_a_key_acts_where_it_is_admitted(key, configured, bases, tmp_path, monkeypatch):
+    def snapshot(name, revision, allow_patterns):
+        """A hub whose repositories have a main branch and another."""
+        return configured.folder / ("two" if revision else "one")
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    value, base = ADMITTED[key]
+    name = json.dumps(base, sort_keys=True)
+    if name not in bases:
+        bases[name] = observe(given(configured, base), tmp_path / "base", monkeypatch)
+    found = observe(given(configured, {**base, key: value}), tmp_path, monkeypatch)
+    assert found != bases[name]
 
 
 def test_row_shapes_are_the_numbers_of_rows_at_most(configured):

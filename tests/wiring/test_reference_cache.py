@@ -14,6 +14,7 @@ from dpo_jax import build
 from dpo_jax.cli import common
 from dpo_jax.data import ref_cache as cache_lib
 from dpo_jax.data.sources import sentiment
+from dpo_jax.data.sources.files import Request
 from dpo_jax.errors import ConfigError, Preempted
 from dpo_jax.losses import LOSSES
 from dpo_jax.models import hf
@@ -54,8 +55,8 @@ def configured(tmp_path_factory):
     }
     for split, count in (("train", 160), ("eval", EVALUATED)):
         path = folder / f"{split}.jsonl"
-        rows = sentiment.pairs(7, count, split=split)
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        rows = sentiment.read(Request(split, seed=7, rows=count))
+        path.write_text("".join(json.dumps(row) + "\n" for _, row in rows))
         values[f"data.{split}"] = str(path)
 
     def make(**changed):

@@ -143,8 +143,8 @@ def read_folder(folder: str, split: str, field: str) -> Rows | None:
     Raises:
       DataError: if it holds JSONL files, but none of this split.
     """
-    found = sorted(str(path) for path in Path(folder).rglob("*.jsonl*"))
-    paths = [path for path in found if path.endswith((".jsonl", ".jsonl.gz"))]
+    files = sorted(str(path) for path in Path(folder).rglob("*.jsonl*"))
+    paths = [path for path in files if path.endswith((".jsonl", ".jsonl.gz"))]
     if not paths:
         return None
     for word in SPLIT_WORDS[split]:
@@ -211,8 +211,8 @@ def _parse(line: bytes | None) -> Fields | BadRow:
     except (RecursionError, ValueError) as error:
         return BadRow("malformed", f"malformed JSON: {error}")
     if not isinstance(fields, dict):
-        found = type(fields).__name__
-        return BadRow("malformed", f"malformed row: a JSON object is due, not {found}")
+        kind = type(fields).__name__
+        return BadRow("malformed", f"malformed row: a JSON object is due, not {kind}")
     return fields
 
 

@@ -65,13 +65,13 @@ def read_data_folder(folder: str, split: str, field: str) -> Rows:
     )
     if not isinstance(data, dict):
         return _numbered(data, folder)
-    there = [word for word in SPLIT_WORDS[split] if word in data]
-    if not there:
+    words = [word for word in SPLIT_WORDS[split] if word in data]
+    if not words:
         raise DataError(
             f"{field}={folder!r} has no split {' or '.join(SPLIT_WORDS[split])}; "
             f"found {', '.join(data)}"
         )
-    return _numbered(data[there[0]], folder)
+    return _numbered(data[words[0]], folder)
 
 
 def _attempt(load: Callable[[], Any], what: str, way_out: str) -> Any:

@@ -127,39 +127,21 @@ def continuation(prefix: Sequence[str], rng: np.random.Generator) -> list[str]:
             return words
 
 
-def pairs(
-    seed: int, n: int, *, split: str, labels: str = "deterministic"
-) -> list[dict[str, str]]:
-    """Makes rows of a prompt with a chosen and a rejected completion.
-
-    Args:
-      seed: of the data.
-      n: rows.
-      split: `train` or `eval`; their random streams are disjoint.
-      labels: `deterministic` prefers the higher reward; `bradley_terry` prefers
-        a completion with the sigmoid of the difference of rewards.
-
-    Returns:
-      Rows `prompt`, `chosen`, `rejected`. Completions of equal reward are redrawn.
-
-    Raises:
-      ConfigError: if `labels` is not known.
-    """
-    return list(_pairs(n, labels, _rng(seed, split, "pairs")))
-
-
-def completions(seed: int, n: int, *, split: str) -> list[dict[str, str]]:
-    """Makes rows `prompt`, `completion` of plain reviews, for SFT."""
-    return list(_completions(n, _rng(seed, split, "completions")))
-
-
 def prompts(seed: int, n: int, *, split: str) -> list[str]:
     """Makes prompts alone, for sampling."""
     return [" ".join(p) for p in _prefixes(n, _rng(seed, split, "prompts"))]
 
 
 def read(request: Request) -> Rows:
-    """Generates rows of the kind and number asked for."""
+    """Generates rows of the kind and number asked for; streams of splits are disjoint.
+
+    Completions are whole reviews, for SFT. Of a pair, labels `deterministic` prefer the
+    completion of higher reward, `bradley_terry` one with the sigmoid of the difference
+    of rewards; completions of equal reward are redrawn.
+
+    Raises:
+      ConfigError: if `labels` is not known, or not used.
+    """
     n, split = request.rows or DEFAULT_ROWS[request.split], request.split
     if request.kind == "completions":
         if request.labels:

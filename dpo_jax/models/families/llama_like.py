@@ -126,9 +126,9 @@ def layer_types(spec: DecoderSpec) -> list[str]:
 
 def one_window(spec: DecoderSpec) -> int | None:
     """Returns the window of the layers that have one; None = no layer has."""
-    found = set(spec.windows) - {0}
-    assert len(found) <= 1, spec.windows
-    return max(found, default=None)
+    windows = set(spec.windows) - {0}
+    assert len(windows) <= 1, spec.windows
+    return max(windows, default=None)
 
 
 def linear(name: str, path: str) -> tuple[Row, Row]:

@@ -166,7 +166,8 @@ def explain(
     with jax.set_mesh(mesh):
         folder, spec = model_wiring.find_model(config, tokenizer)
         policy = model_wiring.make_model(config, folder, spec)
-        reference = model_wiring.reference_model(policy, config.ref, mesh)
+        ignored = config.model.ignore_attributes
+        reference = model_wiring.reference_model(policy, config.ref, mesh, ignored)
         whole = objective_wiring.needs_whole_reference(losses)
         if workdir is None:
             params = model_wiring.load_params(policy, mesh, seed=seed)

@@ -65,6 +65,11 @@ KEYS: dict[str, Key] = {
     ),
     "model.path": Key("", "an HF folder or hub id: the policy"),
     "model.revision": Key("", "of a hub id"),
+    "model.ignore_attributes": Key(
+        (),
+        "names in config.json of the policy (and of ref.path) that are not known here "
+        "and that transformers computes nothing with",
+    ),
     "model.preset": Key("", "instead of path: train from scratch"),
     "model.dtype": Key(
         "float32", "of the computation; masters are float32", choices=FLOATS

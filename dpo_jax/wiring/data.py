@@ -75,7 +75,13 @@ def dated(config: Config, tokenizer: Any) -> Config:
     All processes take that of the first.
     """
     template = tokenize.read_chat_template(config.data.chat_template, tokenizer)
-    if config.data.now or not tokenize.is_dated(template, tokenizer):
+    asks = tokenize.is_dated(template, tokenizer)
+    if config.data.now and not asks:
+        raise ConfigError(
+            f"data.now={config.data.now!r} is not used: no chat template asks for the "
+            "date; leave it at ''"
+        )
+    if config.data.now or not asks:
         return config
     now = datetime.datetime.now().isoformat(timespec="seconds")
     seconds = config.distributed.timeout_seconds

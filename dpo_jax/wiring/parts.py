@@ -72,7 +72,8 @@ def prepare(
     folder, spec = model_wiring.find_model(config, tokenizer)
     model = model_wiring.make_model(config, folder, spec)
     model_wiring.check_loadable(model, mesh)
-    ref_model = model_wiring.reference_model(model, config.ref, mesh)
+    ignored = config.model.ignore_attributes
+    ref_model = model_wiring.reference_model(model, config.ref, mesh, ignored)
     rated = checks.reads_ratings(losses, config.loss)
     data = data_wiring.load_data(  # the slowest
         config, tokenizer, workdir, splits, reads_ratings=rated

@@ -217,6 +217,7 @@ def _loop(
             cadence=loop.Cadence(config.log.every_steps, config.checkpoint.every_steps),
             skip_nonfinite=config.train.on_nonfinite == "skip",
             measured=start.measured,
+            at_start=config.eval.at_start,
         )
     finally:
         if log is not None:

@@ -15,7 +15,7 @@ from typing import Any
 from absl import logging
 from ml_collections import ConfigDict
 
-from dpo_jax import schema
+from dpo_jax import schema, trl
 from dpo_jax.errors import ConfigError, collected, unknown
 from dpo_jax.schema import KEYS, RELAUNCH, UP_TO_ONE, Config, Range, base
 
@@ -41,13 +41,18 @@ def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
     return values
 
 
+def literal(text: str) -> Any:
+    """Reads a Python literal; any other text is a string."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
 def _typed(name: str, text: str, default: Any) -> Any:
     if isinstance(default, str):
         return text
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = text
+    value = literal(text)
     if isinstance(default, float) and isinstance(value, int):
         value = float(value)
     if type(value) is not type(default):
@@ -86,8 +91,10 @@ def unknown_keys(config: Config, given: Iterable[str]) -> list[str]:
                 f"config.{name} is a section; set a key of it: {_list(section)}"
             )
         elif name not in keys:
-            near = difflib.get_close_matches(name, homes, n=1)
-            near += difflib.get_close_matches(name.rpartition(".")[2], homes, n=1)
+            leaf = name.rpartition(".")[2]
+            near = [trl.KEYS[leaf]] if leaf in trl.KEYS else []
+            near += difflib.get_close_matches(name, homes, n=1)
+            near += difflib.get_close_matches(leaf, homes, n=1)
             hint = f"; did you mean 'config.{homes[near[0]]}'?" if near else "."
             peers = [k for k in keys if k.rpartition(".")[0] == name.rpartition(".")[0]]
             tops = peers if "." in name and peers else list(config)
@@ -151,7 +158,9 @@ def from_json(saved: Mapping[str, Any]) -> Config:
       saved: what the file holds.
     """
     given = flat(saved)
-    config = schema.with_room(base(), given).lock()
+    config = base()
+    config.losses = given.get("losses", "")
+    schema.with_room(config, given).lock()
     known = flat(config)
     for key in sorted(given.keys() - known.keys()):
         logging.warning("config.json: %s=%r is not known here", key, given[key])
@@ -193,11 +202,12 @@ def check_values(config: Config) -> list[str]:
         if row.range is not None and not isinstance(value, int | float):
             faults.append(f"{key}={value!r} is not a number")
         elif row.range is not None:
-            faults += _out_of_range(key, value, row.range)
+            faults += out_of_range(key, value, row.range)
     return faults
 
 
-def _out_of_range(key: str, value: float, bounds: Range) -> list[str]:
+def out_of_range(key: str, value: float, bounds: Range) -> list[str]:
+    """Complains of a number that lies out of its range."""
     low, high, closed = bounds
     above = value >= low if closed else value > low
     if above and value < high:
@@ -226,7 +236,11 @@ def check_combinations(config: Config) -> list[str]:
             f"data.max_prompt_tokens={config.data.max_prompt_tokens} leaves no room "
             f"for a response within data.max_tokens={config.data.max_tokens}"
         )
-    if config.optimizer.warmup_steps and config.optimizer.warmup_share:
+    usual = KEYS["optimizer.warmup_steps"].default  # says nothing beside a share
+    if config.optimizer.warmup_share and config.optimizer.warmup_steps not in (
+        0,
+        usual,
+    ):
         faults.append(
             f"optimizer.warmup_steps={config.optimizer.warmup_steps} and "
             f"optimizer.warmup_share={config.optimizer.warmup_share} both say how long "

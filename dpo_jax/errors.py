@@ -9,6 +9,8 @@ import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from dpo_jax import trl
+
 MAX_LINE = 1000  # bytes of one printed error line
 
 EXIT_INTERNAL = 70
@@ -96,7 +98,9 @@ def _printable(character: str) -> str:
 def unknown(field: str, value: object, known: Iterable[str]) -> str:
     """Says that a value is not known, with the nearest and all known ones."""
     names = sorted(str(name) for name in known)
+    theirs = trl.VALUES.get(field, {}).get(str(value))
     near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.6)
+    near = [theirs] if theirs in names else near
     hint = f"; did you mean {near[0]!r}?" if near else "."
     return f"{field}={value!r} is not known{hint} Known: {', '.join(names)}"
 

@@ -6,7 +6,7 @@ does not use is an error. No jax, so that a configuration is read in a blink.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -47,6 +47,7 @@ KEYS: dict[str, Key] = {
         "of a model from scratch, of draws, and of the order of the data",
         (0, 2**32, True),
     ),
+    "losses": Key("", "digest of the file of --losses, which sets it"),
     "objective": Key(
         "preference",
         "what is trained",
@@ -185,6 +186,13 @@ KEYS: dict[str, Key] = {
         "of pairs: or 'wpo', 'wpo_clamped'",
         choices=("none", "wpo", "wpo_clamped"),
     ),
+    "loss.likelihood": Key(
+        "",
+        "of sft, cpo, arpo, orpo: mean over the chosen 'tokens' of the batch, those of "
+        "their prompts too ('whole'), or over 'responses', each a mean or a 'sum'; "
+        "'' = 'responses' of orpo, 'tokens' of others",
+        choices=("", "sum", "responses", "tokens", "whole"),
+    ),
     "loss.baseline": Key(
         "none",
         "bco_pair: or 'running', the mean of rewards so far",
@@ -200,13 +208,32 @@ KEYS: dict[str, Key] = {
         0.6, "beta_dpo: how far β follows the batch; 0 = off", NOT_NEGATIVE
     ),
     "loss.keep_fraction": Key(0.8, "beta_dpo: of the pairs of a batch", POSITIVE_SHARE),
+    "loss.filter": Key(
+        "draw",
+        "beta_dpo: which pairs are kept; or 'nearest'",
+        choices=("draw", "nearest"),
+    ),
     "loss.momentum": Key(
-        0.9, "beta_dpo, alpha_dpo: of the running statistics", (0.0, 1.0, True)
+        0.9,
+        "beta_dpo, alpha_dpo: of the running statistics, a step; the authors' "
+        "runs move them at .9 a part of a step, which is .81 and .185 a step",
+        (0.0, 1.0, True),
     ),
     "loss.odpo_alpha": Key(
         1.0, "odpo: weight of the log of the ratings' difference", NOT_NEGATIVE
     ),
     "loss.mmpo_gamma": Key(1.0, "mmpo: scale of the ratings' difference", NOT_NEGATIVE),
+    "loss.rating_scale": Key(
+        1.0, "rpo, rebel: of the ratings' difference", NOT_NEGATIVE
+    ),
+    "loss.rpo_distance": Key(
+        "backward",
+        "rpo: KL to the ratings' preference, or 'forward', 'squared'",
+        choices=("backward", "forward", "squared"),
+    ),
+    "loss.temperature": Key(
+        1.0, "infonca, nca: of the ratings, in their units", POSITIVE
+    ),
     "loss.chi_clip": Key(10.0, "chi_po: half of the largest logit", POSITIVE),
     "loss.shift_lambda": Key(0.75, "dpo_shift: weight of the rejected response", SHARE),
     "loss.decay": Key(
@@ -221,8 +248,10 @@ KEYS: dict[str, Key] = {
     "loss.dr_beta": Key(1.0, "dr_dpo: robustness over pairs; ∞ = dpo", POSITIVE),
     "loss.alpha_po_alpha": Key(0.25, "alpha_po: shape of the reward; 0 = simpo", ANY),
     "loss.nll_weight": Key(
-        1.0, "cpo, slic_hf: of the chosen response's likelihood", NOT_NEGATIVE
+        1.0, "cpo, arpo, slic_hf: of the chosen response's likelihood", NOT_NEGATIVE
     ),
+    "loss.arpo_scale": Key(0.9, "arpo: η₁, growth of the penalty", NOT_NEGATIVE),
+    "loss.arpo_rate": Key(0.4, "arpo: η₂, a nat of difference a token", NOT_NEGATIVE),
     "loss.slic_margin": Key(1.0, "slic_hf: nats", NOT_NEGATIVE),
     "loss.unlikelihood_alpha": Key(
         0.5, "unlikelihood: weight of the rejected response", NOT_NEGATIVE
@@ -241,10 +270,10 @@ KEYS: dict[str, Key] = {
     "optimizer.lr": Key(1e-6, "learning rate at its highest", NOT_NEGATIVE),
     "optimizer.warmup_steps": Key(150, "steps of rising lr", NOT_NEGATIVE),
     "optimizer.warmup_share": Key(
-        0.0, "instead of warmup_steps: of the run's steps", BELOW_ONE
+        0.0, "> 0: of the run's steps, instead of warmup_steps", BELOW_ONE
     ),
     "optimizer.schedule": Key(
-        "constant", "or 'linear', 'cosine', to 0 at the last step"
+        "constant", "or 'linear', 'cosine', to 0 at the last step, 'inverse_sqrt'"
     ),
     "optimizer.weight_decay": Key(0.0, "decoupled", NOT_NEGATIVE),
     "optimizer.clip": Key(0.0, "global gradient norm; 0 = off", NOT_NEGATIVE),
@@ -258,6 +287,8 @@ KEYS: dict[str, Key] = {
     "eval.every_steps": Key(
         0, "0 = before the first step and after the last", NOT_NEGATIVE
     ),
+    "eval.limit": Key(0, "rows of data.eval, from the first; 0 = all", NOT_NEGATIVE),
+    "eval.at_start": Key(True, "or False: not before the first step"),
     "eval.rollouts": Key(
         0, "prompts to sample; needs a source with a true reward", NOT_NEGATIVE
     ),
@@ -320,27 +351,28 @@ def own_options(keys: Iterable[str]) -> list[str]:
     return [f"{OWN_OPTIONS}{n}.{option}" for n in own for option in section("loss")]
 
 
-def with_room(config: Config, keys: Iterable[str]) -> Config:
+def with_room(config: Config, given: Mapping[str, Any]) -> Config:
     """Adds the options of one loss of several that are among the keys.
 
     Args:
       config: with a section `loss.options`; changed in place.
-      keys: `section.key`; those that are not `loss.options.NAME.OPTION`, or have no
-        row, are passed over.
+      given: `section.key` -> value; keys other than `loss.options.NAME.OPTION` are
+        passed over, and those without a row, but of a run with losses of its own.
 
     Returns:
-      The configuration, each added option at its default.
+      The configuration, each added option at its default, or as given without one.
     """
-    for key in keys:
-        known = row(key) if key.startswith(OWN_OPTIONS) else None
-        if known is not None:
-            name, _, option = key.removeprefix(OWN_OPTIONS).partition(".")
-            own = config.loss.options
-            with config.unlocked():
-                if name not in own:
-                    own[name] = ConfigDict()
-                if option not in own[name]:
-                    own[name][option] = known.default
+    for key, value in given.items():
+        name, dot, option = key.removeprefix(OWN_OPTIONS).partition(".")
+        known = row(key)
+        if not (key.startswith(OWN_OPTIONS) and dot and (known or config.losses)):
+            continue
+        own = config.loss.options
+        with config.unlocked():
+            if name not in own:
+                own[name] = ConfigDict()
+            if option not in own[name]:
+                own[name][option] = value if known is None else known.default
     return config
 
 

@@ -151,6 +151,8 @@ class Columns(NamedTuple):
         correct: tokens of the response that the policy thinks likeliest.
         certainty: mean over the response of log p − log Σ_v p_v², no gradient.
         kls: nats, Σ_t KL(ref‖policy) along the response.
+        prompt_logps: nats, of its prompt but for the first token.
+        noise: in (0, 1), drawn by step and record, no gradient.
         scores: of a reward model.
         labels, ratings: as in `Record`.
     """
@@ -178,6 +180,8 @@ class PairLogps(NamedTuple):
       rejected_ratings: of the rejected response.
       chosen_kls: Σ_t KL(ref‖policy) along the chosen response, nats.
       rejected_kls: along the rejected response.
+      chosen_prompt: log-prob of the prompt but for its first token, nats.
+      noise: in (0, 1), drawn by step and record, no gradient.
     """
 
     chosen: Array
@@ -191,6 +195,8 @@ class PairLogps(NamedTuple):
     rejected_ratings: Array | None = None
     chosen_kls: Array | None = None
     rejected_kls: Array | None = None
+    chosen_prompt: Array | None = None
+    noise: Array | None = None
 
 
 class SingleLogps(NamedTuple):
@@ -216,10 +222,12 @@ class ListLogps(NamedTuple):
     Attributes:
       ratios: f32[N, K] log π/ref, nats.
       mask: bool[N, K], False behind the end of a shorter ranking.
+      ratings: f32[N, K] the data's own scores; None where nobody asked for them.
     """
 
     ratios: Array
     mask: Array
+    ratings: Array | None = None
 
 
 class PairScores(NamedTuple):

@@ -202,9 +202,12 @@ def test_good_configurations_pass():
     config_lib.check(configured(**good))
 
 
+OWN = ("loss.options.simpo.beta", "loss.options.simpo.none")
+
+
 def test_options_of_one_loss_are_kept_by_config_json_and_guarded():
     config = dpo.get_config()
-    schema.with_room(config, ["loss.options.simpo.beta", "loss.options.simpo.none"])
+    schema.with_room(config, dict.fromkeys(OWN))
     assert config_lib.flat(config.loss.options) == {
         "simpo.beta": KEYS["loss.beta"].default
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    "types errors precision files lines heads logps columns exact schema config"
+    "trl types errors precision files lines heads logps columns exact schema config"
     " models sharding report",
     "losses data sampling train evals launch configs",
     "objectives experiments",

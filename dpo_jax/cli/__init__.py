@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 
+from dpo_jax import __version__
 from dpo_jax.cli import parent
 from dpo_jax.cli.peers import place_of
 from dpo_jax.errors import (
@@ -35,12 +36,23 @@ VERBS = {
     "export": "write a run's policy as a Hugging Face folder",
     "report": "write report.html of one or more runs",
 }
+EXAMPLES = {
+    "train": "--config=dpo --config.model.path=MODEL --config.data.train=PAIRS.jsonl "
+    "--workdir=runs/dpo",
+    "show": "--workdir=runs/dpo --index=3 --explain",
+    "sample": "--workdir=runs/dpo --prompts=PROMPTS.jsonl --n=4 --out=samples.jsonl",
+    "evaluate": "--workdir=runs/dpo --config.data.eval=HELD_OUT.jsonl",
+    "export": "--workdir=runs/dpo --out=policy --dtype=bfloat16",
+    "report": "runs/dpo runs/simpo --out=report.html",
+}
+HELP = {"--help", "-h", "-help", "--helpfull"}
 
 
 def usage() -> str:
     """Lists the verbs."""
     verbs = "\n".join(f"  {verb:<10}{what}" for verb, what in VERBS.items())
-    return f"usage: python -m dpo_jax VERB [flags]\n\n{verbs}\n"
+    more = "`dpo-jax VERB --help` lists flags and keys; `--version` tells the version."
+    return f"usage: dpo-jax VERB [flags]\n\n{verbs}\n\n{more}\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,6 +69,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(usage())
         return 0 if len(arguments) > 1 else ConfigError.code
     verb, rest = arguments[1], arguments[2:]
+    if verb in ("--version", "version"):
+        sys.stdout.write(f"dpo_jax {__version__}\n")
+        return 0
+    if verb in VERBS and HELP.intersection(rest):
+        sys.stdout.write(f"{verb}: {VERBS[verb]}\n\n")
+        sys.stdout.write(f"  dpo-jax {verb} {EXAMPLES[verb]}\n\n")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # of no PyTorch
     try:
         if verb not in VERBS:
@@ -112,7 +130,7 @@ def report_error(
     leaves nothing in it.
     """
     link = parent.link()
-    kept = _keep(error, _value(arguments, "--workdir")) if keep else None
+    kept = _keep(error, value_of(arguments, "--workdir")) if keep else None
     if link is not None and not isinstance(error, UserError):
         time.sleep(parent.LINGER)  # a lost peer is no error of this process
     if "--debug" in arguments:
@@ -144,7 +162,8 @@ def _keep(error: Exception, workdir: str) -> str | None:
         return None
 
 
-def _value(arguments: Sequence[str], flag: str) -> str:
+def value_of(arguments: Sequence[str], flag: str) -> str:
+    """Returns the value of a flag, before flags are parsed; '' = it is not given."""
     for at, argument in enumerate(arguments):
         if argument.startswith(flag + "="):
             return argument.partition("=")[2]

@@ -1,5 +1,6 @@
 """Flags, jax settings and logging that the verbs share."""
 
+import hashlib
 import importlib.util
 import math
 import os
@@ -12,20 +13,20 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from dpo_jax import configs, schema
-from dpo_jax.cli import parent
+from dpo_jax import configs, schema, trl
+from dpo_jax.cli import HELP, parent, value_of
 from dpo_jax.cli.peers import Place, free_port, place_of
-from dpo_jax.config import Config, flat, unknown_keys
+from dpo_jax.config import Config, flat, from_json, literal, unknown_keys
 from dpo_jax.errors import ConfigError, DeviceError, UserError, collected, unknown
 from dpo_jax.train import runfolder
 
 Flags = Any  # absl FlagValues: `values[name].value`
 Define = Callable[[flags.FlagValues], None]
 
-HELP = {"--help", "-h", "-help", "--helpfull"}
 CONFIG_HELP = (
-    "  --config: FILE.py[:ARG], or NAME[:ARG] of a shipped configuration\n"
-    "  --config.KEY=VALUE: overrides a key of it; the keys stand in dpo_jax/schema.py\n"
+    "  --config: FILE.py[:ARG], or NAME[:ARG] of a shipped configuration; may be left\n"
+    "    out where --workdir is a run folder, which has its own\n"
+    "  --config.KEY=VALUE: overrides a key of it\n"
 )
 
 
@@ -47,13 +48,16 @@ def parse(arguments: Sequence[str], *, config: bool, define: Define) -> Flags:
     )
     define(values)
     if HELP.intersection(arguments):
-        also = CONFIG_HELP if config else ""
-        sys.stdout.write(f"flags:\n{also}{values.get_help()}\n")
+        own = values.get_help().partition("\nabsl.flags:")[0]
+        sys.stdout.write(f"flags:\n{CONFIG_HELP * config}{own}\n")
+        sys.stdout.write(keys_help() * config)
         raise SystemExit(0)
     argv = ["dpo_jax", *arguments]
     if config:
         named, argv = _split_config(argv)
-        loaded = load_config(named)
+        loaded = load_config(named) if named else saved_config(argv)
+        if "losses" in values and (file := value_of(argv, "--losses")):
+            loaded.losses = digest_of(file)
         _check_keys(loaded, argv)
         config_flags.DEFINE_config_dict(
             "config", loaded, lock_config=True, flag_values=values, sys_argv=argv
@@ -61,9 +65,7 @@ def parse(arguments: Sequence[str], *, config: bool, define: Define) -> Flags:
     try:
         left = values(argv)
     except flags.UnrecognizedFlagError as error:
-        raise ConfigError(
-            unknown("flag", f"--{error.flagname}", _names(values))
-        ) from error
+        raise ConfigError(_unknown_flag(error.flagname, values)) from error
     except flags.Error as error:
         raise ConfigError(_explain(error, values)) from error
     if len(left) > 1:
@@ -71,8 +73,21 @@ def parse(arguments: Sequence[str], *, config: bool, define: Define) -> Flags:
     return values
 
 
-def _names(values: flags.FlagValues) -> list[str]:
-    return [f"--{name}" for name in values if not name.startswith("config.")]
+def keys_help() -> str:
+    """Lists the keys of a configuration."""
+    lines = [
+        f"  {name}={row.default!r}: {row.meaning}" for name, row in schema.KEYS.items()
+    ]
+    return "\nkeys, with their defaults:\n" + "\n".join(lines) + "\n"
+
+
+def _unknown_flag(name: str, values: flags.FlagValues) -> str:
+    """Says what a flag that does not exist may have meant."""
+    names = [name for name in values if not name.startswith("config.")]
+    key = trl.KEYS.get(name, name)
+    if "config" in names and key in schema.KEYS:
+        return f"flag '--{name}' is not known; did you mean '--config.{key}'?"
+    return unknown("flag", f"--{name}", [f"--{known}" for known in names])
 
 
 def _split_config(argv: Sequence[str]) -> tuple[str, list[str]]:
@@ -87,6 +102,11 @@ def _split_config(argv: Sequence[str]) -> tuple[str, list[str]]:
     return named, rest
 
 
+def names_config(arguments: Sequence[str]) -> bool:
+    """Tells whether `--config` is among the arguments."""
+    return bool(_split_config(arguments)[0])
+
+
 def load_config(named: str) -> Config:
     """Runs `get_config` of a Python file.
 
@@ -97,8 +117,6 @@ def load_config(named: str) -> Config:
       ConfigError: if there is no such file or name, or it gives no ConfigDict.
     """
     file, _, argument = named.partition(":")
-    if not file:
-        raise ConfigError("--config is missing; give e.g. --config=dpo, or a FILE.py")
     if not file.endswith(".py"):
         file = shipped_config(file)
     if not Path(file).is_file():
@@ -118,6 +136,22 @@ def load_config(named: str) -> Config:
         kind = type(loaded).__name__
         raise ConfigError(f"--config={named} gives a {kind}; return a ConfigDict")
     return loaded
+
+
+def saved_config(argv: Sequence[str]) -> Config:
+    """Reads the configuration of the run folder that the arguments name first.
+
+    Raises:
+      ConfigError: if they name none, or it holds no run.
+    """
+    workdir = value_of(argv, "--workdir").partition(",")[0]
+    saved = runfolder.read_json(workdir, "config.json") if workdir else None
+    if saved is None:
+        where = f", or a --workdir with a run; {workdir} has none" if workdir else ""
+        raise ConfigError(
+            f"--config is missing; give e.g. --config=dpo, or a FILE.py{where}"
+        )
+    return from_json(saved)
 
 
 def shipped_config(name: str) -> str:
@@ -140,12 +174,34 @@ def _check_keys(config: Config, argv: Sequence[str]) -> None:
     Raises:
       ConfigError: naming all of them, each with the nearest key.
     """
-    given = [a.lstrip("-").partition("=")[0] for a in argv if a.startswith("-")]
-    names = [name.removeprefix("no") for name in given]
-    keys = [name.partition(".")[2] for name in names if name.startswith("config.")]
+    words = [a.lstrip("-").partition("=") for a in argv if a.startswith("-")]
+    given = {name.removeprefix("no"): value for name, _, value in words}
+    keys = {
+        key.partition(".")[2]: literal(text)
+        for key, text in given.items()
+        if key.startswith("config.")
+    }
     schema.with_room(config, keys)
     with collected(ConfigError) as complaints:
         complaints += unknown_keys(config, keys)
+
+
+def digest_of(file: str) -> str:
+    """Returns 16 hex digits that change with a file.
+
+    Raises:
+      ConfigError: if it cannot be read.
+    """
+    try:
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise ConfigError(f"--losses={file} cannot be read: {error}") from error
+
+
+def define_losses(values: flags.FlagValues) -> None:
+    """Adds `--losses` to the flags of a verb."""
+    what = "a Python file: its public functions are losses, by their names"
+    flags.DEFINE_string("losses", "", what, flag_values=values)
 
 
 def _explain(error: flags.Error, values: flags.FlagValues) -> str:

@@ -21,7 +21,7 @@ def main(arguments: Sequence[str]) -> int:
             flag_values=values,
         )
         flags.DEFINE_string(
-            "workdir", "", "a run to take the policy from", flag_values=values
+            "workdir", "", "a run: its policy, and its config", flag_values=values
         )
 
     values = common.parse(arguments, config=True, define=define)
@@ -35,6 +35,6 @@ def main(arguments: Sequence[str]) -> int:
         workdir = values["workdir"].value or None
         explained = inspection.explain(config, row.record, row.tokenizer, workdir)
         sys.stdout.write(inspection.explained_as_text(config, row, explained))
-    elif values["workdir"].value:
+    elif values["workdir"].value and common.names_config(arguments):
         raise ConfigError("--workdir is not used without --explain")
     return 0

@@ -1,14 +1,17 @@
 """`train`: trains a policy, or goes on training it, in a run folder."""
 
 import sys
+import time
 from collections.abc import Sequence
 
-from absl import flags
+from absl import flags, logging
 from tqdm import tqdm
 
 from dpo_jax.cli import common, parent
+from dpo_jax.config import check
 
 TRACED_STEPS = 5
+TOLD_SECONDS = 30.0  # between lines that tell how far a run is, without a terminal
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -19,19 +22,25 @@ def main(arguments: Sequence[str]) -> int:
         flags.DEFINE_bool(
             "fork",
             False,
-            "go on from the checkpoint with a changed config",
+            "resume in this folder although the config changed: the step count and "
+            "the optimizer stay, schedules are those of the new config, which "
+            "replaces config.json (attempts/ keeps the old one)",
             flag_values=values,
         )
         what = f"trace {TRACED_STEPS} steps behind the first, under RUN/profile"
+        common.define_losses(values)
         flags.DEFINE_bool("profile", False, what, flag_values=values)
 
     values = common.parse(arguments, config=True, define=define)
     workdir = common.required(values, "workdir")
     config = values["config"].value
+    check(config)  # in a blink, before jax is imported
     common.setup_logging()
     common.setup_jax(config, debug=values["debug"].value)
     from dpo_jax import build
+    from dpo_jax.cli.own_losses import table_of
 
+    losses = table_of(values["losses"].value)
     traced = f"{workdir}/profile" if values["profile"].value else ""
     link = parent.link()
     with Progress() as progress, Trace(traced) as trace:
@@ -42,7 +51,13 @@ def main(arguments: Sequence[str]) -> int:
             if link is not None:
                 link.tell(f"step {step}")
 
-        summary = build.run(config, workdir, fork=values["fork"].value, progress=tell)
+        summary = build.run(
+            config,
+            workdir,
+            losses=losses,
+            fork=values["fork"].value,
+            progress=tell,
+        )
     if common.is_first():
         sys.stdout.write(summary_text(summary, workdir))
     return 0
@@ -89,10 +104,11 @@ class Trace:
 
 
 class Progress:
-    """One live line: loss, margin, pairs/s, ETA; only where stderr is a terminal."""
+    """One live line: loss, margin, speed, ETA; without a terminal, lines in the log."""
 
     def __init__(self) -> None:
         self._bar: tqdm | None = None
+        self._told = time.monotonic()
 
     def __enter__(self) -> "Progress":
         return self
@@ -114,6 +130,10 @@ class Progress:
             shown["margin"] = f"{values['rewards/margins']:.3f}"
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update(step - self._bar.n)
+        if self._bar.disable and time.monotonic() - self._told > TOLD_SECONDS:
+            self._told = time.monotonic()
+            told = ", ".join(f"{name} {value}" for name, value in shown.items())
+            logging.info("step %d of %d: %s", step, last, told)
 
 
 def summary_text(summary: object, workdir: str) -> str:

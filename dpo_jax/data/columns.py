@@ -85,6 +85,18 @@ def number(fields: Fields, name: str) -> float:
     return float(value)
 
 
+def numbers(fields: Fields, name: str, *, of: str, size: int) -> list[float]:
+    """Reads a column of one number for each place of another column `of`, or none."""
+    if name not in fields:
+        return []
+    values = _list(fields, name, "numbers")
+    if len(values) != size:
+        detail = f"column {name!r} holds {len(values)} numbers for {size} {of}"
+        raise BadRow("wrong number of scores", detail)
+    named = {f"{name}[{i}]": value for i, value in enumerate(values)}
+    return [number(named, place) for place in named]
+
+
 def label(fields: Fields, name: str) -> int:
     """Reads true or 1 as desirable (1), false or 0 as undesirable (−1)."""
     value = value_of(fields, name)

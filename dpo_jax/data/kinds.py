@@ -97,7 +97,13 @@ def ranking(fields: Fields) -> RawRow:
         if one == other:
             raise BadRow("identical", f"{a!r} and {b!r} are identical")
     order = columns.permutation(fields, "ranking", of="responses", size=len(found))
-    return RawRow(prompt, tuple(responses[i] for i in order), ranked=True)
+    scores = columns.numbers(fields, "scores", of="responses", size=len(found))
+    return RawRow(
+        prompt,
+        tuple(responses[i] for i in order),
+        ratings=tuple(scores[i] for i in order if scores),
+        ranked=True,
+    )
 
 
 def told(row: RawRow, fields: Fields) -> RawRow:

@@ -9,11 +9,18 @@ import jax
 import jax.numpy as jnp
 
 from dpo_jax.losses.running import spreads
-from dpo_jax.losses.shared import counted, log_ratios, mean, mean_logps, smoothed
+from dpo_jax.losses.shared import (
+    counted,
+    log_ratios,
+    mean,
+    mean_logps,
+    smoothed,
+    square,
+)
 from dpo_jax.types import Array, PairLogps
 
 MIN_BETA = 1e-3  # of `beta_dpo`
-MIN_STD = 1e-6  # of `alpha_dpo`
+MIN_STD = 1e-6  # of `alpha_dpo` and `beta_dpo`
 
 
 def aot(logps: PairLogps, *, beta: Array, label_smoothing: Array) -> Array:
@@ -87,23 +94,27 @@ def beta_dpo(
     beta: Array,
     beta_scale: Array,
     keep_fraction: Array,
+    filter: str,
     gap_mean: Array,
+    gap_std: Array,
     gap_seen: Array,
 ) -> Array:
-    """Computes DPO with a β of the batch on the pairs nearest to the running mean.
+    """Computes DPO with a β of the batch on pairs near the running mean.
 
-    β = max(1e-3, β0(1 + c(mean_kept Δ − M))), no gradient. The k = ⌊fraction·n⌋ ≥ 1
-    pairs of largest Gaussian weight exp(−½((Δ − M)/s)²) are kept; that order is the
-    order of |Δ − M| whatever s, which is therefore not needed (the official code draws
-    by the weights). Dropped pairs get 0 and kept ones n/k times their loss, so that the
-    mean over the pairs that count is the mean over the kept ones.
+    β = max(1e-3, β0(1 + c(mean_kept Δ − M))), no gradient. k = ⌊fraction·n⌋ ≥ 1 pairs
+    are kept. Dropped pairs get 0 and kept ones n/k times their loss, so that the mean
+    over the pairs that count is the mean over the kept ones.
 
     Args:
       logps: of N pairs.
       beta: β0.
       beta_scale: c, 0 for a β that stays β0.
       keep_fraction: of the pairs, 0 < fraction ≤ 1.
+      filter: `draw` = without replacement, by the weights exp(−½((Δ − M)/s)²), as paper
+        and official code have it, by the k largest of log weight + Gumbel noise, which
+        is the pairs'; `nearest` = the k largest weights, also where there is no noise.
       gap_mean: M, running mean of Δ, no gradient.
+      gap_std: s, running standard deviation of Δ, at least 1e-6, no gradient.
       gap_seen: 0 before the first batch, when the batch's own mean stands for M.
 
     Couples the batch: by the filter and by β.
@@ -116,7 +127,12 @@ def beta_dpo(
     middle = jax.lax.stop_gradient(jnp.where(gap_seen > 0, gap_mean, mean(fixed, mask)))
     count = mask.sum().astype(gap.dtype)
     number = jnp.maximum(jnp.floor(keep_fraction * count + 1e-4), 1.0)
-    distance = jnp.where(mask, jnp.abs(fixed - middle), jnp.inf)
+    distance = jnp.abs(fixed - middle)
+    if filter == "draw" and pairs.noise is not None:
+        gumbel = -jnp.log(-jnp.log(jnp.where(mask, pairs.noise, 0.5)))
+        deviation = jax.lax.stop_gradient(jnp.maximum(gap_std, MIN_STD))
+        distance = 0.5 * square(distance / deviation) - gumbel
+    distance = jnp.where(mask, distance, jnp.inf)
     kept = mask & (jnp.argsort(jnp.argsort(distance)) < number)
     scale = 1.0 + beta_scale * (mean(fixed, kept) - middle)
     batch_beta = jnp.maximum(beta * scale, MIN_BETA)

@@ -4,11 +4,14 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+
 from dpo_jax.losses import pairwise, shared, tokens
-from dpo_jax.types import Array, Hyper, Stats
+from dpo_jax.types import Array, Counts, Hyper, Stats
 
 LossFn = Callable[..., Array]
 FIXED = ("divergence_alpha",)  # floats that choose a formula
+PER_PAIR = {"tokens_per_pair": "chosen_tokens", "whole_per_pair": "whole_tokens"}
 
 
 class Of(NamedTuple):
@@ -73,6 +76,7 @@ class Loss(NamedTuple):
         for none. The options of that function are options of the loss.
       running: statistics it keeps; None for none.
       positive: options whose 0 this loss cannot take although others can.
+      means: it compares log-probs per token, and so do `rewards/*`.
     """
 
     fn: LossFn
@@ -87,6 +91,7 @@ class Loss(NamedTuple):
     token_weights: str = ""
     running: Running | None = None
     positive: tuple[str, ...] = ()
+    means: bool = False
 
     @property
     def takes(self) -> str:
@@ -94,8 +99,13 @@ class Loss(NamedTuple):
         return OF[self.of].record
 
     def __call__(self, record: Any, options: Mapping[str, Any]) -> Array:
-        """Computes f32[N] of a record; of the options it takes those that it uses."""
+        """Computes f32[N] of a record; of the options it takes those that it uses.
+
+        Where facts of the batch are not among them, the record counts as the batch.
+        """
         take = OF[self.of].take
+        if set(PER_PAIR) & set(keywords(self.fn)) - set(options):
+            options = {**per_pair(counts_of(record)), **options}
         given = (record,) if take is None else take(record, **pick(take, options))
         return self.fn(*given, **pick(self.fn, options))
 
@@ -117,9 +127,9 @@ class Loss(NamedTuple):
         """
         fixed, traced, values = {}, {}, {}
         for option in options(self):
-            if option not in given:  # of a user's function, with a default
+            if option not in given and option not in own:  # a default of a user's
                 continue
-            value = given[option]
+            value = given[option] if option in given else default_of(self, option)
             if option in own:
                 value = type(value)(own[option])
             if not isinstance(value, float) or option in FIXED:
@@ -130,6 +140,26 @@ class Loss(NamedTuple):
         if weight is not None:
             values[f"{name}.weight"] = weight
         return Bound(name, self, fixed, traced, values, weight is not None)
+
+
+def per_pair(counts: Counts) -> dict[str, Array]:
+    """Returns the facts of a batch that a loss may take as keywords.
+
+    They are the tokens of its chosen responses (and of their prompts) a pair.
+    """
+    return {
+        fact: counts[name] / jnp.maximum(counts["pairs"], 1.0)
+        for fact, name in PER_PAIR.items()
+        if {name, "pairs"} <= counts.keys()
+    }
+
+
+def counts_of(record: Any) -> Counts:
+    """Counts what `per_pair` takes in a record of pairs that has no prompts."""
+    lengths = record.chosen_lengths
+    mask = jnp.ones(lengths.shape, bool) if record.mask is None else record.mask
+    tokens = jnp.where(mask, lengths, 0.0).sum()
+    return {"pairs": mask.sum(), "chosen_tokens": tokens, "whole_tokens": tokens}
 
 
 class Bound(NamedTuple):
@@ -195,6 +225,21 @@ def pick(function: Callable, options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: options[name] for name in keywords(function) if name in options}
 
 
+def default_of(loss: Loss, option: str) -> Any:
+    """Returns the default that a function gives an option; None without one."""
+    parameters = inspect.signature(loss.fn).parameters
+    default = parameters[option].default if option in parameters else None
+    return None if default is inspect.Parameter.empty else default
+
+
+def range_of(loss: Loss, option: str) -> tuple[float, float, bool] | None:
+    """Returns the range of an option that is `Annotated[float, RANGE]`, or None."""
+    parameters = inspect.signature(loss.fn, eval_str=True).parameters
+    if option not in parameters:
+        return None
+    return next(iter(getattr(parameters[option].annotation, "__metadata__", ())), None)
+
+
 def options(loss: Loss) -> tuple[str, ...]:
     """Names the options that a loss uses, in order."""
     take, running = OF[loss.of].take, loss.running
@@ -204,4 +249,4 @@ def options(loss: Loss) -> tuple[str, ...]:
         names += keywords(running.update)
     if loss.token_weights:
         names += keywords(tokens.WEIGHTS[loss.token_weights])
-    return tuple(dict.fromkeys(names))
+    return tuple(name for name in dict.fromkeys(names) if name not in PER_PAIR)

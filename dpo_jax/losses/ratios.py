@@ -68,6 +68,62 @@ def sppo_hard(chosen: Array, rejected: Array, *, beta: Array) -> Array:
     return anchors(chosen, rejected, beta)
 
 
+def sppo(logps: PairLogps, *, beta: Array) -> Array:
+    """Computes ½[(a − (s_w − ½)/β)² + (b − (s_l − ½)/β)²]; the paper's 1/η is `beta`.
+
+    The ratings s are here the probabilities that a response wins. Of 1 and 0 it is half
+    of `sppo_hard`, which has TRL's factor; the half is that of the official code.
+
+    Source: arXiv:2405.00675 (SPPO) eq. 4.7.
+    """
+    chosen, rejected = log_ratios(logps)
+    assert logps.chosen_ratings is not None and logps.rejected_ratings is not None
+    high = (logps.chosen_ratings - 0.5) / beta
+    low = (logps.rejected_ratings - 0.5) / beta
+    return 0.5 * (square(chosen - high) + square(rejected - low))
+
+
+def rpo(
+    logps: PairLogps, *, beta: Array, rating_scale: Array, rpo_distance: str
+) -> Array:
+    """Compares x = βΔ with y = η(s_w − s_l), s the data's ratings.
+
+    Args:
+      logps: of N pairs.
+      beta: strength of the KL penalty.
+      rating_scale: η.
+      rpo_distance: `backward` = KL(σ(y)‖σ(x)), `forward` = KL(σ(x)‖σ(y)), both of
+        binary distributions, or `squared` = (x − y)².
+
+    Source: reward-aware preference optimization, arXiv:2406.11704 (Nemotron-4) §3.3.
+    """
+    chosen, rejected = log_ratios(logps)
+    policy = beta * (chosen - rejected)
+    data = rating_scale * rating_gap(logps)
+    if rpo_distance == "squared":
+        return square(policy - data)
+    pair = (data, policy) if rpo_distance == "backward" else (policy, data)
+    return _divergence(*pair)
+
+
+def _divergence(first: Array, second: Array) -> Array:
+    """Computes KL(σ(x)‖σ(y)) of two logits."""
+
+    def part(x: Array, y: Array) -> Array:
+        return jax.nn.sigmoid(x) * (jax.nn.log_sigmoid(x) - jax.nn.log_sigmoid(y))
+
+    return part(first, second) + part(-first, -second)
+
+
+def rebel(logps: PairLogps, *, rating_scale: Array) -> Array:
+    """Computes (Δ − η(s_w − s_l))²; η is `rating_scale`. It has no β.
+
+    Source: arXiv:2404.16767 (REBEL) on stored ratings.
+    """
+    chosen, rejected = log_ratios(logps)
+    return square(chosen - rejected - rating_scale * rating_gap(logps))
+
+
 def cal_dpo(chosen: Array, rejected: Array, *, beta: Array) -> Array:
     """Computes −log σ(Δ) + ½[(a − 1/(2β))² + (b + 1/(2β))²].
 

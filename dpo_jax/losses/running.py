@@ -11,7 +11,7 @@ from dpo_jax.losses.shared import counted, log_ratios, mean, per_token, single_r
 from dpo_jax.types import Array, PairLogps, SingleLogps, Stats
 
 REWARDS = {"reward_mean": 0.0, "reward_count": 0.0}
-GAPS = {"gap_mean": 0.0, "gap_seen": 0.0}
+GAPS = {"gap_mean": 0.0, "gap_std": 0.0, "gap_seen": 0.0}
 SPREADS = {"spread_mean": 0.0, "spread_std": 0.0, "spread_seen": 0.0}
 
 
@@ -38,14 +38,14 @@ def _average(rewards: Array, mask: Array, stats: Stats) -> Stats:
 
 
 def update_gap(logps: PairLogps, stats: Stats, *, momentum: Array) -> Stats:
-    """Moves the mean of Δ towards the batch's; the first batch sets it.
+    """Moves mean and deviation of Δ towards the batch's; the first batch sets them.
 
-    Source: arXiv:2407.08639 (there the mean starts at 0).
+    Source: arXiv:2407.08639; the official code starts at 0 and moves them once for each
+    part of an accumulated batch: k parts at .9 are one step at .9^k.
     """
     pairs, mask = counted(jax.lax.stop_gradient(logps))
     chosen, rejected = log_ratios(pairs)
-    new = {"gap_mean": mean(chosen - rejected, mask)}
-    return _follow(new, stats, "gap_seen", mask, momentum)
+    return _follow("gap", chosen - rejected, stats, mask, momentum)
 
 
 def spreads(logps: PairLogps) -> Array:
@@ -57,21 +57,24 @@ def spreads(logps: PairLogps) -> Array:
 def update_spread(logps: PairLogps, stats: Stats, *, momentum: Array) -> Stats:
     """Moves mean and standard deviation of g towards the batch's; the first sets them.
 
-    The deviation is the sample's (n − 1), 0 for a single pair.
-
-    Source: arXiv:2410.10148; the official code starts at 0.
+    Source: arXiv:2410.10148; the official code starts at 0 and moves them once for each
+    part of an accumulated batch: 16 parts at .9 are one step at .185.
     """
     pairs, mask = counted(jax.lax.stop_gradient(logps))
-    gap = spreads(pairs)
-    middle = mean(gap, mask)
-    squares = jnp.where(mask, jnp.square(gap - middle), 0.0).sum()
+    return _follow("spread", spreads(pairs), stats, mask, momentum)
+
+
+def _follow(
+    name: str, values: Array, stats: Stats, mask: Array, momentum: Array
+) -> Stats:
+    """Mixes a batch's mean and deviation in; a batch without pairs changes nothing.
+
+    The deviation is the sample's (n − 1), 0 for a single pair.
+    """
+    middle, seen = mean(values, mask), f"{name}_seen"
+    squares = jnp.where(mask, jnp.square(values - middle), 0.0).sum()
     variance = squares / jnp.maximum(mask.sum() - 1, 1)
-    new = {"spread_mean": middle, "spread_std": jnp.sqrt(variance)}
-    return _follow(new, stats, "spread_seen", mask, momentum)
-
-
-def _follow(new: Stats, stats: Stats, seen: str, mask: Array, momentum: Array) -> Stats:
-    """Mixes a batch's statistics in; a batch without pairs changes nothing."""
+    new = {f"{name}_mean": middle, f"{name}_std": jnp.sqrt(variance)}
     kept = jnp.where(stats[seen] > 0, momentum, 0.0)
     kept = jnp.where(mask.any(), kept, 1.0)
     moved = {k: kept * stats[k] + (1.0 - kept) * value for k, value in new.items()}

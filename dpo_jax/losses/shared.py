@@ -42,6 +42,30 @@ def per_token(logps: PairLogps, chosen: Array, rejected: Array) -> tuple[Array, 
     )
 
 
+def likelihood(
+    logps: PairLogps, over: str, *, tokens_per_pair: Array, whole_per_pair: Array
+) -> Array:
+    """Returns f32[N] whose mean over the pairs is −log π(chosen), in nats a unit.
+
+    Args:
+      logps: of N pairs.
+      over: what it is a mean over: `tokens` of the batch's chosen responses, `whole` =
+        those and the tokens of their prompts, `responses` = first over each one's
+        tokens, `sum` = pairs alone.
+      tokens_per_pair: of the chosen responses of the whole batch, their mean.
+      whole_per_pair: the same with the prompts, but for their first tokens.
+    """
+    if over == "whole":
+        assert logps.chosen_prompt is not None
+        return -(logps.chosen + logps.chosen_prompt) / jnp.maximum(whole_per_pair, 1.0)
+    units = {
+        "tokens": tokens_per_pair,
+        "responses": logps.chosen_lengths,
+        "sum": 1.0,
+    }
+    return -logps.chosen / jnp.maximum(units[over], 1.0)
+
+
 def counted(logps: PairLogps) -> tuple[PairLogps, Array]:
     """Puts zeros where there is no pair, so that what stands there has no influence.
 

@@ -43,6 +43,15 @@ def kto(
     )
 
 
+def apo_zero_unpaired(singles: SingleLogps, *, beta: Array) -> Array:
+    """Computes 1 − σ(βr) if desirable, σ(βr) if not, f32[N]; it needs no KL.
+
+    Source: arXiv:2408.06266 (APO) eq. 7, unpaired as its author's in TRL.
+    """
+    gain = beta * single_ratios(singles)
+    return _by_label(singles, jax.nn.sigmoid(-gain), jax.nn.sigmoid(gain))
+
+
 def bco(
     singles: SingleLogps, *, beta: Array, reward_mean: Array, reward_count: Array
 ) -> Array:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from dpo_jax.losses import Bound, Loss
+from dpo_jax.losses.loss import per_pair
 from dpo_jax.objectives import terms
 from dpo_jax.types import (
     Array,
@@ -120,8 +121,9 @@ class Judged:
         del reports  # no trunk of today's families reports anything
         record, mask = self.kind.take(columns)
         whole = jnp.zeros((), jnp.float32)
+        known = stats | per_pair(counts)
         for bound in self.losses:
-            losses = bound.loss(record, bound.options(hyper) | stats)
+            losses = bound.loss(record, bound.options(hyper) | known)
             if self.weigh is not None:
                 losses = losses * self.weigh(columns)
             share = bound.weight(hyper) * jnp.where(mask, losses, 0.0).sum()

@@ -7,6 +7,7 @@ nothing of models or losses.
 import jax
 import jax.numpy as jnp
 
+from dpo_jax.losses.shared import log_ratios, mean_logps
 from dpo_jax.objectives import terms
 from dpo_jax.objectives.judged import Kind
 from dpo_jax.types import Array, Columns, Hyper, PairLogps, Sums
@@ -53,6 +54,12 @@ def gather_pairs(columns: Columns) -> PairLogps:
     if "kls" in columns.response:
         better, worse = sides(columns, columns.response["kls"])
         pairs = pairs._replace(chosen_kls=better, rejected_kls=worse)
+    if "prompt_logps" in columns.response:
+        pairs = pairs._replace(
+            chosen_prompt=sides(columns, columns.response["prompt_logps"])[0]
+        )
+    if "noise" in columns.response:
+        pairs = pairs._replace(noise=sides(columns, columns.response["noise"])[0])
     return pairs
 
 
@@ -70,6 +77,17 @@ def metrics(columns: Columns, pairs: PairLogps, hyper: Hyper) -> Sums:
     return sums | reference_metrics(pairs) if known else sums
 
 
+def metrics_of_means(columns: Columns, pairs: PairLogps, hyper: Hyper) -> Sums:
+    """Averages the same with `rewards/*` that are β × log-prob per token.
+
+    For losses that compare these, so that accuracy never contradicts the loss.
+    """
+    chosen, rejected = mean_logps(pairs)
+    means = rewards(hyper["beta"] * chosen, hyper["beta"] * rejected)
+    sums = metrics(columns, pairs, hyper)
+    return sums | terms.masked_means(means, pairs.mask)
+
+
 def chosen_accuracy(columns: Columns) -> Sums:
     """Says how many chosen tokens are the likeliest; of them alone, as TRL counts."""
     correct, _ = sides(columns, columns.response["correct"])
@@ -80,8 +98,7 @@ def chosen_accuracy(columns: Columns) -> Sums:
 def pair_metrics(pairs: PairLogps, beta: Array | None) -> Sums:
     """Averages what needs no reference, and the implicit rewards where β is known.
 
-    `rewards/*` are β × summed log-ratio whatever the loss; without a reference they are
-    β × log-prob.
+    `rewards/*` are β × summed log-ratio; without a reference, β × log-prob.
     """
     means = {
         "logps/chosen": pairs.chosen,
@@ -90,15 +107,18 @@ def pair_metrics(pairs: PairLogps, beta: Array | None) -> Sums:
         "lengths/rejected": pairs.rejected_lengths,
     }
     if beta is not None:
-        chosen = beta * (pairs.chosen - pairs.ref_chosen)
-        rejected = beta * (pairs.rejected - pairs.ref_rejected)
-        means |= {
-            "rewards/chosen": chosen,
-            "rewards/rejected": rejected,
-            "rewards/margins": chosen - rejected,
-            "rewards/accuracies": (chosen > rejected).astype(jnp.float32),
-        }
+        means |= rewards(*(beta * ratio for ratio in log_ratios(pairs)))
     return terms.masked_means(means, pairs.mask)
+
+
+def rewards(chosen: Array, rejected: Array) -> dict[str, Array]:
+    """Names the implicit rewards of pairs and what follows from them."""
+    return {
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+        "rewards/margins": chosen - rejected,
+        "rewards/accuracies": (chosen > rejected).astype(jnp.float32),
+    }
 
 
 def reference_metrics(pairs: PairLogps) -> Sums:

@@ -19,7 +19,9 @@ def take_lists(columns: Columns) -> tuple[ListLogps, Array]:
     mask = index >= 0
     response = columns.response
     ratios = response["logps"] - jax.lax.stop_gradient(response["ref_logps"])
-    record = ListLogps(jnp.where(mask, ratios.reshape(-1)[index], 0.0), mask)
+    at = lambda values: jnp.where(mask, values.reshape(-1)[index], 0.0)  # noqa: E731
+    rated = response.get("ratings")
+    record = ListLogps(at(ratios), mask, None if rated is None else at(rated))
     return record, mask[:, 0]
 
 

@@ -4,6 +4,8 @@ The record of a loss is that of pairs without a rejected response: what a loss m
 here are `chosen`, `chosen_lengths` and `mask`.
 """
 
+import jax.numpy as jnp
+
 from dpo_jax.objectives import terms
 from dpo_jax.objectives.judged import Kind
 from dpo_jax.types import Array, Batch, Columns, Counts, Hyper, PairLogps, Sums
@@ -14,6 +16,9 @@ def take_completions(columns: Columns) -> tuple[PairLogps, Array]:
     logps, lengths = columns.response["logps"].reshape(-1), columns.lengths.reshape(-1)
     mask, none = lengths > 0, None
     record = PairLogps(logps, none, none, none, lengths, none, mask)
+    if "prompt_logps" in columns.response:
+        prompts = columns.response["prompt_logps"].reshape(-1)
+        record = record._replace(chosen_prompt=prompts)
     return record, mask
 
 
@@ -26,9 +31,12 @@ def metrics(columns: Columns, record: PairLogps, hyper: Hyper) -> Sums:
 
 
 def counts(batch: Batch) -> Counts:
-    """Counts all tokens as those of chosen responses."""
-    counted = terms.counts(batch)
-    return counted | {"chosen_tokens": counted["tokens"]}
+    """Counts all responses as chosen ones."""
+    counted, lengths = terms.counts(batch), terms.lengths(batch)
+    whole = jnp.where(lengths > 0, lengths + terms.prompt_lengths(batch), 0.0).sum()
+    pairs = (lengths > 0).sum().astype(jnp.float32)
+    chosen = {"chosen_tokens": counted["tokens"], "whole_tokens": whole}
+    return counted | chosen | {"pairs": pairs}
 
 
 COMPLETIONS = Kind(

@@ -38,6 +38,8 @@ class Scorer:
       ref_head: the head of the reference's parameters, for losses that need its whole
         distribution beside the column `ref_states`; None for all others.
       certain: whether the column `certainty` is asked for.
+      prompts: whether `prompt_logps` are.
+      noisy: whether `noise` is.
     """
 
     apply: ApplyFn
@@ -45,6 +47,8 @@ class Scorer:
     weigh: Weigh | None = None
     ref_head: Callable[[Params], Head] | None = None
     certain: bool = False
+    prompts: bool = False
+    noisy: bool = False
 
     def __call__(
         self, params: Params, frozen: Frozen, batch: Batch, key: Array, hyper: Hyper
@@ -53,17 +57,24 @@ class Scorer:
         ref = None
         if self.ref_head is not None:
             ref = (batch.token["ref_states"], self.ref_head(frozen["ref"]))
-        stats, reports = token_stats(self.apply, params, batch, self.chunk, ref)
+        hidden, head, reports = self.apply(params, batch)
+        stats = logps.list_stats(hidden, head, batch, chunk=self.chunk, ref=ref)
         weights = None
         if self.weigh is not None:
             weights = self.weigh(places(batch, key), hyper)
         scored = columns(stats, batch, weights)
-        if not self.certain:
-            return scored, reports
-        sure = jax.lax.stop_gradient(stats.logps) - stats.collision
-        certainty = total(sure, batch) / jnp.maximum(scored.lengths, 1.0)
-        response = {**scored.response, "certainty": certainty}
-        return scored._replace(response=response), reports
+        more = {}
+        if self.certain:
+            sure = jax.lax.stop_gradient(stats.logps) - stats.collision
+            more["certainty"] = total(sure, batch) / jnp.maximum(scored.lengths, 1.0)
+        if self.prompts:
+            listed = prompt_list(batch)
+            prompts = logps.list_stats(hidden, head, listed, chunk=self.chunk)
+            more["prompt_logps"] = of_prompts(total(prompts.logps, listed), batch)
+        if self.noisy:
+            draw = jax.vmap(_noise, in_axes=(None, 0, 0))
+            more["noise"] = draw(key, batch.ids, jnp.zeros_like(batch.ids))
+        return scored._replace(response={**scored.response, **more}), reports
 
 
 def token_stats(
@@ -112,6 +123,38 @@ def data_columns(batch: Batch, scored: dict[str, Array]) -> Columns:
         groups=batch.groups,
         response={**batch.response, **scored},
     )
+
+
+def prompt_list(batch: Batch) -> Batch:
+    """Lists the tokens of prompts for scoring, instead of those of responses.
+
+    Slot d − 1 is the prompt of a row's document d. The first token of a prompt has no
+    parent and is not scored.
+    """
+    here, after = batch.docs[:, :-1], batch.docs[:, 1:]
+    inside = (after > 0) & (here == after) & (batch.branches[:, 1:] == 0)
+    return batch._replace(
+        parents=jnp.broadcast_to(jnp.arange(here.shape[1]), here.shape),
+        targets=batch.tokens[:, 1:],
+        slots=jnp.where(inside, here - 1, batch.ends.shape[-1]),
+        token={},
+    )
+
+
+def of_prompts(sums: Array, batch: Batch) -> Array:
+    """Gives each response the sum of its prompt, f32[B, R] by document before."""
+    docs = jnp.take_along_axis(batch.docs, batch.ends, axis=1)
+    return jnp.take_along_axis(sums, jnp.maximum(docs - 1, 0), axis=1)
+
+
+def lengths(batch: Batch) -> Array:
+    """Counts the tokens of each response, f32[B, R]."""
+    return logps.response_lengths(batch.slots, batch.ends.shape[-1])
+
+
+def prompt_lengths(batch: Batch) -> Array:
+    """Counts the scored tokens of each response's prompt, f32[B, R]."""
+    return of_prompts(lengths(prompt_list(batch)), batch)
 
 
 def places(batch: Batch, key: Array) -> TokenPlaces:
@@ -185,13 +228,16 @@ def token_metrics(columns: Columns) -> Sums:
 
 def counts(batch: Batch) -> Counts:
     """Counts from a microbatch's masks all that a loss may be divided by."""
-    lengths = logps.response_lengths(batch.slots, batch.ends.shape[-1])
+    responses = lengths(batch)
     index = batch.pairs.reshape(-1, 2)
-    chosen = jnp.where(index[:, 0] >= 0, lengths.reshape(-1)[index[:, 0]], 0.0)
+    of_chosen = lambda values: jnp.where(  # noqa: E731
+        index[:, 0] >= 0, values.reshape(-1)[index[:, 0]], 0.0
+    ).sum()
     counted = {
         "pairs": (index[:, 0] >= 0).sum(),
-        "chosen_tokens": chosen.sum(),
-        "tokens": lengths.sum(),
+        "chosen_tokens": of_chosen(responses),
+        "whole_tokens": of_chosen(responses + prompt_lengths(batch)),
+        "tokens": responses.sum(),
     }
     if "labels" in batch.response:
         counted["singles"] = (batch.response["labels"] != 0).sum()

@@ -180,6 +180,7 @@ def run(
     cadence: Cadence,
     skip_nonfinite: bool,
     measured: bool = True,
+    at_start: bool = True,
 ) -> tuple[TrainState, dict[str, float]]:
     """Trains from update `first + 1` to update `last`.
 
@@ -194,6 +195,7 @@ def run(
       cadence: when to log and save.
       skip_nonfinite: go on after a non-finite step, within a budget.
       measured: whether the evaluations that were due after `first` updates were made.
+      at_start: whether all is measured before the first update.
 
     Returns:
       The final state and the last value of everything measured.
@@ -220,7 +222,7 @@ def run(
         results.update(values)
         return values
 
-    if first == 0 or not measured:
+    if at_start if first == 0 else not measured:
         measure(first, every=first == 0)
     meter.restart_clock()
     for step in range(first + cadence.updates, last + 1, cadence.updates):

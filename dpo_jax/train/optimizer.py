@@ -20,6 +20,7 @@ from dpo_jax.types import Array, Hyper, Params
 Schedule = Callable[[Array, Hyper], Array]
 Direction = Callable[[Hyper], optax.GradientTransformation]
 Real = float | Array
+TIME_SCALE = 1e4  # steps, of `inverse_sqrt` without a warm-up
 
 
 def pace(*, warmup_steps: int, total_steps: int) -> dict[str, np.float32]:
@@ -49,18 +50,31 @@ def warmup(step: Array, rate: Array) -> Array:
     return jnp.minimum(1.0, (step + 1) * rate)
 
 
-def constant(progress: Array) -> Array:
+def constant(progress: Array, age: Array) -> Array:
     """Returns 1."""
+    del age
     return jnp.ones_like(progress)
 
 
-def linear(progress: Array) -> Array:
+def linear(progress: Array, age: Array) -> Array:
     """Falls from 1 to 0 along a line."""
+    del age
     return 1.0 - progress
 
 
-def cosine(progress: Array) -> Array:
+def inverse_sqrt(progress: Array, age: Array) -> Array:
+    """Falls as 1/√step, from 1 at the end of the warm-up.
+
+    Source: transformers' `inverse_sqrt`, whose time scale is the warm-up, or 10,000
+    steps without one.
+    """
+    del progress
+    return jax.lax.rsqrt(age)
+
+
+def cosine(progress: Array, age: Array) -> Array:
     """Falls from 1 to 0 along half a cosine."""
+    del age
     return 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
 
 
@@ -81,9 +95,12 @@ def schedule(name: str) -> Schedule:
     decay = SCHEDULES[name]
 
     def factor(step: Array, hyper: Hyper) -> Array:
-        progress = (step - hyper["warmup_steps"]) * hyper["decay_rate"]
+        warm = hyper["warmup_steps"]
+        progress = (step - warm) * hyper["decay_rate"]
         risen = warmup(step, hyper["warmup_rate"])
-        return risen * decay(jnp.clip(progress, 0.0, 1.0))
+        scale = jnp.where(warm > 0, warm, TIME_SCALE)
+        age = 1.0 + jnp.maximum(step - warm, 0) / scale
+        return risen * decay(jnp.clip(progress, 0.0, 1.0), age)
 
     return factor
 
@@ -169,9 +186,10 @@ def direction(name: str, values: Mapping[str, Real]) -> optax.GradientTransforma
     return OPTIMIZERS[name](**used)
 
 
-SCHEDULES: dict[str, Callable[[Array], Array]] = {
+SCHEDULES: dict[str, Callable[[Array, Array], Array]] = {
     "constant": constant,
     "linear": linear,
+    "inverse_sqrt": inverse_sqrt,
     "cosine": cosine,
 }
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {

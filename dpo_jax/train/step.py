@@ -34,7 +34,7 @@ from dpo_jax.types import (
 Metrics = dict[str, Array]
 StepFn = Callable[[TrainState, Frozen, Batch, Hyper], tuple[TrainState, Metrics]]
 Result = TypeVar("Result")
-Judged = tuple[Array, Sums, Stats]  # loss, sums and counts, new statistics
+Outcome = tuple[Array, Sums, Stats]  # loss, sums and counts, new statistics
 
 
 def init_state(
@@ -72,7 +72,7 @@ def accumulate(
     batch: Batch,
     key: Array,
     hyper: Hyper,
-) -> tuple[Params, Judged]:
+) -> tuple[Params, Outcome]:
     """Differentiates the loss of a whole step, microbatch by microbatch.
 
     What divides the loss is known from the masks beforehand, so the shares of the parts
@@ -98,7 +98,7 @@ def accumulate(
     def score(params: Params, rows: Batch) -> Scored:
         return objective.score(params, frozen, rows, key, hyper)
 
-    def finish(scored: Scored) -> tuple[Array, Judged]:
+    def finish(scored: Scored) -> tuple[Array, Outcome]:
         columns, reports = scored
         new = objective.update(columns, stats, hyper)
         loss, sums = objective.loss(columns, reports, new, hyper, counts)
@@ -115,11 +115,13 @@ def accumulate(
 
 Scored = tuple[Columns, Reports]
 Score = Callable[[Params, Batch], Scored]
-Finish = Callable[[Scored], tuple[Array, Judged]]
+Finish = Callable[[Scored], tuple[Array, Outcome]]
 
 
 def _in_parts(
-    grad: Callable[[Params, Batch], tuple[Params, Judged]], params: Params, batch: Batch
+    grad: Callable[[Params, Batch], tuple[Params, Outcome]],
+    params: Params,
+    batch: Batch,
 ) -> tuple[Params, tuple[Array, Sums]]:
     """Adds up the parts of a loss that does not couple them."""
 
@@ -132,12 +134,12 @@ def _in_parts(
 
 def _in_two_passes(
     score: Score, finish: Finish, params: Params, batch: Batch
-) -> tuple[Params, Judged]:
+) -> tuple[Params, Outcome]:
     """Scores all parts, takes the loss of them all, pulls back through each."""
     parts = jax.lax.map(lambda rows: score(params, rows), batch)
     values, rest = floats_apart(parts)
 
-    def whole(values: list[Array]) -> tuple[Array, Judged]:
+    def whole(values: list[Array]) -> tuple[Array, Outcome]:
         columns, reports = rest(values)
         summed = jax.tree.map(lambda part: part.sum(0), reports)
         return finish((columns_lib.flat(columns), summed))

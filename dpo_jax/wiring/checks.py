@@ -1,6 +1,7 @@
 """A configuration against the tables of losses, optimizers, sources and devices."""
 
 import datetime
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,8 +12,8 @@ from dpo_jax import config as config_lib
 from dpo_jax.config import Config
 from dpo_jax.data import layouts, sources
 from dpo_jax.errors import ConfigError, DataError, DeviceError, collected, unknown
-from dpo_jax.losses import Bound, LossTable, find, pairwise
-from dpo_jax.losses.loss import options, pick
+from dpo_jax.losses import LOSSES, Bound, LossTable, find, pairwise
+from dpo_jax.losses.loss import default_of, options, pick, range_of
 from dpo_jax.objectives import OBJECTIVES
 from dpo_jax.objectives.judged import Kind
 from dpo_jax.sharding import mesh as mesh_lib
@@ -31,6 +32,11 @@ def check(config: Config, table: LossTable) -> Losses:
       ConfigError: naming the faults together.
     """
     config_lib.check(config)
+    if config.losses and table is LOSSES:
+        raise ConfigError(
+            f"losses={config.losses!r}: this run has losses of its own, from a file of "
+            "this digest; give --losses=FILE"
+        )
     names, kind = config.loss.name.split("+"), OBJECTIVES[config.objective]
     with collected(ConfigError) as complaints:
         missing = [name for name in names if name not in table]
@@ -50,6 +56,26 @@ def check(config: Config, table: LossTable) -> Losses:
     return objective.losses_of(config.loss, table)
 
 
+def unusual(losses: Losses) -> list[str]:
+    """Says which options lie far from the usual setting of their loss.
+
+    Another loss's value may stand there: a preset's β, or the default.
+    """
+    said = []
+    for bound in losses:
+        values = bound.options(bound.hyper)
+        for name, usual in bound.loss.usual.items():
+            value = values.get(name)
+            if isinstance(usual, float) and usual and isinstance(value, float):
+                far = value <= 0 or abs(math.log10(value / usual)) >= 1
+                if far:
+                    said.append(
+                        f"loss.name={bound.name!r} is usually run with "
+                        f"loss.{name}={usual:g}; this run has {value:g}"
+                    )
+    return said
+
+
 def own_option_faults(given: Section, table: LossTable) -> list[str]:
     """Complains of `loss.options` of which nothing is read.
 
@@ -58,16 +84,26 @@ def own_option_faults(given: Section, table: LossTable) -> list[str]:
       table: of losses.
     """
     names, faults = given["name"].split("+"), []
+    for name in names:
+        loss = find(name, table)
+        faults += [
+            f"loss {name!r} has an option {option!r} that no key gives; give it a "
+            "default in its file"
+            for option in options(loss)
+            if option not in given and default_of(loss, option) is None
+        ]
     for name, own in given["options"].items():
         if name not in names:
             faults.append(unknown("loss.options", name, names))
             continue
-        used = options(find(name, table))
-        faults += [
-            unknown(f"loss.options.{name}", option, used)
-            for option in own
-            if option not in used
-        ]
+        loss = find(name, table)
+        used = options(loss)
+        for option, value in own.items():
+            if option not in used:
+                faults.append(unknown(f"loss.options.{name}", option, used))
+            elif bounds := range_of(loss, option):
+                key = f"loss.options.{name}.{option}"
+                faults += config_lib.out_of_range(key, value, bounds)
     return faults
 
 

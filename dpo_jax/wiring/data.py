@@ -113,7 +113,7 @@ def source(
         "path": section.path if name in sources.LOCAL_COPY else "",
         "kind": kind,
         "seed": seed if split == "train" else EVAL_SEED,
-        "rows": section.limit if split == "train" else 0,
+        "rows": section.limit if split == "train" else config.eval.limit,
         "labels": section.labels if name in sources.GENERATED else "",
     }
     checking = {

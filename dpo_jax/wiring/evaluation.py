@@ -1,12 +1,14 @@
 """What is measured besides training: held-out pairs, and sampled continuations."""
 
 import functools
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 
 from dpo_jax.data import sources, tokenize
@@ -39,6 +41,7 @@ from dpo_jax.wiring.parts import Parts
 from dpo_jax.wiring.reference import Referred
 from dpo_jax.wiring.training import Trainer
 
+TOLD_SECONDS = 30.0  # between lines that tell how far an evaluation is
 ROLLOUT_SEED = 99  # one key for all policies: common random numbers
 ROLLOUT_ROWS = 128  # of a shard that are sampled together, at most
 
@@ -92,7 +95,7 @@ def make_pairs(
     frozen, hyper = referred.frozen, trainer.hyper()
 
     def measure(state: TrainState) -> Iterator[tuple[str, float]]:
-        batches = global_batches(loads, mesh, 0)
+        batches = told(global_batches(loads, mesh, 0), len(loads))
         annotated = (
             referred.annotate(state, frozen, batch, key, hyper) for batch in batches
         )
@@ -106,6 +109,16 @@ def make_pairs(
         yield from values.items()
 
     return measure
+
+
+def told(batches: Iterator[Batch], count: int) -> Iterator[Batch]:
+    """Yields batches, and logs every `TOLD_SECONDS` how many are done."""
+    since = time.monotonic()
+    for done, batch in enumerate(batches):
+        if time.monotonic() - since > TOLD_SECONDS:
+            since = time.monotonic()
+            logging.info("evaluated %d of %d batches", done, count)
+        yield batch
 
 
 class Sampled(NamedTuple):

@@ -146,7 +146,16 @@ def make_objective(
         if given["margin"] == "data":
             kind = kind._replace(take=reward.take_scores_and_margins)
         return Judged(kind, reward.Scorer(apply), losses)
+    if losses[0].loss.means:
+        kind = kind._replace(metrics=preference.metrics_of_means)
     weighting = weigh_pairs(given["weighting"])
-    weigh = weigh_tokens(losses, given["ld_alpha"])
-    scorer = Scorer(apply, chunk, weigh, ref_head, certain=weighting is not None)
+    scorer = Scorer(
+        apply,
+        chunk,
+        weigh_tokens(losses, given["ld_alpha"]),
+        ref_head,
+        certain=weighting is not None,
+        prompts=any(b.fixed.get("likelihood") == "whole" for b in losses),
+        noisy=any(b.fixed.get("filter") == "draw" for b in losses),
+    )
     return Judged(kind, scorer, losses, weighting)

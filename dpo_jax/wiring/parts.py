@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from absl import logging
 from jax.sharding import Mesh
 
 from dpo_jax import config as config_lib
@@ -66,6 +67,8 @@ def prepare(
     splits: Sequence[str] = ("train", "eval"),
 ) -> Parts:
     """Reads the data and the model's description, and wires the step."""
+    for text in checks.unusual(losses):
+        logging.warning("%s", text)
     checks.check_batch(mesh, config.batch.pairs, config.batch.microbatches)
     tokenizer = data_wiring.load_tokenizer(config)
     config = data_wiring.dated(config, tokenizer)

@@ -15,6 +15,7 @@ import numpy as np
 
 from dpo_jax import schema
 from dpo_jax.losses import LOSSES, Loss, LossFn, find, keywords, options
+from dpo_jax.losses.loss import default_of
 from dpo_jax.losses.tokens import WEIGHTS
 from dpo_jax.types import (
     Array,
@@ -34,6 +35,7 @@ REF_LOGP = -2.0  # nats a token, of the reference
 LENGTH = 40.0  # tokens of a response
 KLS = (2.0, 6.0)  # nats, of the chosen and the rejected response
 RATINGS = (5.0, 3.0)
+MIDDLE_RATING = 4.0  # in a list of three
 OTHER_MARGINS = (-24.0, -12.0, -6.0, 4.0, 8.0, 16.0, 28.0)  # nats, of a batch's others
 OTHER_REF_MARGINS = (10.0, -14.0, 4.0, -6.0, 18.0, -10.0, -2.0)
 
@@ -148,7 +150,8 @@ def curve(name: str, table: LossTable = LOSSES) -> LossCurve:
 def usual(row: Loss) -> dict[str, Any]:
     """Returns the options of a loss at the usual setting, name -> value."""
     defaults = {name: row.default for name, row in schema.section("loss").items()}
-    return {name: row.usual.get(name, defaults[name]) for name in options(row)}
+    own = {name: default_of(row, name) for name in options(row)}
+    return {name: (own | defaults | row.usual)[name] for name in options(row)}
 
 
 def scene_of(name: str, row: Loss) -> Scene:
@@ -282,7 +285,8 @@ def lists(row: Loss, scene: Scene, point: Array) -> ListLogps:
     """Builds a ranking of three: the best at a, the worst at b, the middle at 0."""
     del row, scene
     ratios = jnp.stack([point[0], jnp.zeros(()), point[1]])[None]
-    return ListLogps(ratios, jnp.ones((1, 3), bool))
+    ratings = jnp.asarray([[RATINGS[0], MIDDLE_RATING, RATINGS[1]]], jnp.float32)
+    return ListLogps(ratios, jnp.ones((1, 3), bool), ratings)
 
 
 def scores(row: Loss, scene: Scene, point: Array) -> PairScores:

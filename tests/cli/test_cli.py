@@ -9,11 +9,13 @@ from pathlib import Path
 import jax
 import pytest
 
-from dpo_jax import build, cli
+import dpo_jax
+from dpo_jax import build, cli, schema, trl
 from dpo_jax.cli import common
 from dpo_jax.cli import train as train_verb
 from dpo_jax.errors import ConfigError, DataError
-from dpo_jax.train import runfolder
+from dpo_jax.losses import LOSSES
+from dpo_jax.train import optimizer, runfolder
 from dpo_jax.train.throughput import Peak
 
 ROOT = Path(__file__).parent.parent.parent
@@ -80,6 +82,41 @@ def test_every_verb_explains_its_flags(capsys, verb):
     assert code == 0 and "--" in out and not err
     code, _, err = call(capsys, verb, CONFIG, "--nosuch=1")
     assert code == 2 and err.startswith("error[2]: ") and err.count("\n") == 1
+
+
+def test_help_begins_with_an_example_and_lists_every_key(capsys):
+    code, printed, _ = call(capsys, "train", "--help")
+    assert code == 0 and "dpo-jax train --config=dpo" in printed
+    assert "flagfile" not in printed
+    for name in schema.KEYS:
+        assert f"\n  {name}=" in printed
+    assert call(capsys, "--version")[:2] == (0, f"dpo_jax {dpo_jax.__version__}\n")
+
+
+@pytest.mark.parametrize(
+    "flag, said",
+    [
+        ("--learning_rate=1e-4", "did you mean '--config.optimizer.lr'?"),
+        ("--config.learning_rate=1e-4", "did you mean 'config.optimizer.lr'?"),
+        ("--config.train.max_length=9", "did you mean 'config.data.max_tokens'?"),
+        ("--config.loss.name=sigmoid", "did you mean 'dpo'?"),
+        ("--config.optimizer.name=adamw_torch", "did you mean 'adamw'?"),
+    ],
+)
+def test_names_of_trl_are_known(flag, said, capsys, tmp_path):
+    code, _, err = call(capsys, "train", CONFIG, flag, f"--workdir={tmp_path}")
+    assert code == 2 and said in err, err
+
+
+def test_all_that_trl_calls_otherwise_is_here():
+    assert set(trl.KEYS.values()) <= set(schema.KEYS)
+    tables = {
+        "loss.name": LOSSES,
+        "optimizer.name": optimizer.OPTIMIZERS,
+        "optimizer.schedule": optimizer.SCHEDULES,
+    }
+    for key, values in trl.VALUES.items():
+        assert set(values.values()) <= set(tables.get(key, schema.KEYS[key].choices))
 
 
 def test_debug_prints_the_traceback(capsys):
@@ -161,6 +198,24 @@ def test_evaluate_finds_what_the_run_found(capsys, trained, tmp_path):
     assert found["values"].keys() == wanted.keys() - {"step", "split"}
     for name, value in found["values"].items():
         assert value == pytest.approx(wanted[name], rel=1e-6, abs=1e-6), name
+
+
+def test_a_run_folder_has_its_configuration(capsys, trained, tmp_path):
+    """What a run is need not be typed again; overrides lie on top."""
+    run, out = trained[2], tmp_path / "values.json"
+    code, _, err = call(capsys, "evaluate", f"--workdir={run}", f"--out={out}")
+    assert code == 0, err
+    whole = json.loads(out.read_text())["values"]
+    ran = json.loads((run / "results.json").read_text())["values"]
+    assert whole == pytest.approx(ran, rel=1e-5)
+    flags = [f"--workdir={run}", f"--out={out}", "--config.eval.limit=8"]
+    code, _, err = call(capsys, "evaluate", *flags, "--config.eval.rollouts=0")
+    assert code == 0, err
+    assert json.loads(out.read_text())["values"]["loss"] != whole["loss"]
+    shown = call(capsys, "show", f"--workdir={run}")
+    assert shown == call(capsys, "show", CONFIG, *SMALL) and shown[0] == 0
+    code, _, err = call(capsys, "show", f"--workdir={tmp_path}")
+    assert code == 2 and f"with a run; {tmp_path} has none" in err
 
 
 def test_evaluate_needs_a_run(capsys, tmp_path):
@@ -354,3 +409,91 @@ def test_options_of_a_loss_that_it_cannot_have_are_refused(
     flags = [CONFIG, "--config.loss.name=dpo+simpo", flag]
     code, _, err = call(capsys, "train", *flags, f"--workdir={tmp_path}")
     assert code == 2 and said in err, err
+
+
+OWN_LOSS = '''
+"""A loss of one's own."""
+
+from typing import Annotated
+
+import jax
+
+from dpo_jax.losses import Loss
+from dpo_jax.schema import NOT_NEGATIVE
+
+
+def _helper(x):
+    return -jax.nn.log_sigmoid(x)
+
+
+def plain(logps, *, beta):
+    return _helper(beta * (logps.chosen - logps.rejected))
+
+
+def _focal(delta, *, beta, focal_gamma: Annotated[float, NOT_NEGATIVE] = 2.0):
+    x = beta * delta
+    return _helper(x) * jax.nn.sigmoid(-x) ** focal_gamma
+
+
+focal = Loss(_focal, of="delta")
+
+
+def unfinished(logps, *, power):
+    return logps.chosen**power
+'''
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    file = tmp_path_factory.mktemp("own") / "mine.py"
+    file.write_text(OWN_LOSS)
+    return file
+
+
+def test_a_loss_of_a_file_is_trained_with_options_of_its_own(capsys, own, tmp_path):
+    """ln 2 · ½² = 0.1733 at the start, with γ = 2; ln 2 · ½^½ = 0.4901 with γ = ½."""
+    flags = [CONFIG, *SMALL, "--config.loss.name=focal", f"--losses={own}"]
+    gamma = "--config.loss.options.focal.focal_gamma"
+    for name, more, loss in [("a", [], 0.1733), ("b", [f"{gamma}=0.5"], 0.4901)]:
+        run = tmp_path / name
+        code, _, err = call(capsys, "train", *flags, *more, f"--workdir={run}")
+        assert code == 0, err
+        first = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+        assert first["loss"] == pytest.approx(loss, abs=1e-4)
+    code, _, err = call(capsys, "evaluate", f"--workdir={run}")
+    assert code == 2 and "give --losses=FILE" in err
+    code, _, err = call(capsys, "evaluate", f"--workdir={run}", f"--losses={own}")
+    assert code == 0, err
+    code, _, err = call(capsys, "train", *flags, f"--workdir={run}")
+    assert code == 8 and "loss.options.focal.focal_gamma: 0.5 → None" in err
+    own.write_text(OWN_LOSS + "\n# changed\n")
+    code, _, err = call(capsys, "train", *flags, f"{gamma}=0.5", f"--workdir={run}")
+    assert code == 8 and "losses: " in err
+
+
+@pytest.mark.parametrize(
+    "name, more, said",
+    [
+        ("focal", "focal.focal_gamma=-1", "focal_gamma=-1 is out of range: 0 ≤ "),
+        ("focal", "focal.gama=1", "'gama' is not known"),
+        ("plain", "focal.focal_gamma=1", "loss.options='focal' is not known"),
+        ("_helper", "", "loss.name='_helper' is not known"),
+        ("unfinished", "", "option 'power' that no key gives"),
+    ],
+)
+def test_options_of_a_file_are_checked(name, more, said, capsys, own, tmp_path):
+    flags = [CONFIG, f"--config.loss.name={name}", f"--losses={own}"]
+    flags += [f"--config.loss.options.{more}"] if more else []
+    code, _, err = call(capsys, "train", *flags, f"--workdir={tmp_path}/run")
+    assert code == 2 and said in err, err
+
+
+def test_a_file_without_losses_is_refused(capsys, tmp_path):
+    for text, said in [("x = 1\n", "no public function"), ("1 / 0\n", "ZeroDivision")]:
+        (tmp_path / "bad.py").write_text(text)
+        flags = [CONFIG, f"--losses={tmp_path}/bad.py", f"--workdir={tmp_path}/run"]
+        code, _, err = call(capsys, "train", *flags)
+        assert code == 2 and said in err, err
+    flags = [CONFIG, f"--losses={tmp_path}/none.py", f"--workdir={tmp_path}/run"]
+    code, _, err = call(capsys, "train", *flags)
+    assert code == 2 and "none.py cannot be read" in err

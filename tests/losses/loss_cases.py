@@ -35,6 +35,7 @@ SINGLES = SingleLogps(
 LISTS = ListLogps(
     ratios=RNG.normal(0, 1, (3, 4)),
     mask=np.arange(4) < np.int32([[4], [3], [1]]),
+    ratings=np.float64([[9, 7, 6, 2], [4, 3.5, 3, 0], [5, 0, 0, 0]]),
 )
 SCORES = PairScores(*RNG.normal(0, 1, (2, 6)), np.float64([0, 0, 0, 1, 2, 0.5]))
 RECORDS = {"pairs": PAIRS, "singles": SINGLES, "lists": LISTS, "scores": SCORES}
@@ -48,6 +49,7 @@ STATS = {
     "reward_mean": 0.2,
     "reward_count": 8.0,
     "gap_mean": 0.1,
+    "gap_std": 2.0,
     "gap_seen": 1.0,
     "spread_mean": 0.05,
     "spread_std": 0.3,

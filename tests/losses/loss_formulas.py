@@ -134,6 +134,27 @@ def beta_dpo(r, s, o):
     return np.mean(-log_sigma(beta * gap(r)[kept]))
 
 
+def sppo(r, s, o):
+    a, b = ratios(r)
+    high, low = r.chosen_ratings - 0.5, r.rejected_ratings - 0.5
+    return 0.5 * ((a - high / o.beta) ** 2 + (b - low / o.beta) ** 2)
+
+
+def rpo(r, s, o):
+    x = o.beta * gap(r)
+    y = o.rating_scale * (r.chosen_ratings - r.rejected_ratings)
+    if o.rpo_distance == "squared":
+        return (x - y) ** 2
+    p, q = sigma(y), sigma(x)
+    if o.rpo_distance == "forward":
+        p, q = q, p
+    return p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+
+
+def rebel(r, s, o):
+    return (gap(r) - o.rating_scale * (r.chosen_ratings - r.rejected_ratings)) ** 2
+
+
 def cal_dpo(r, s, o):
     return -log_sigma(gap(r)) + 0.5 * sppo_hard(r, s, o)
 
@@ -183,14 +204,40 @@ def alpha_po(r, s, o):
     return flipped(o.beta * (high - low) - o.gamma, o)
 
 
+def likelihood(r, o, otherwise):
+    units = {
+        "tokens": r.chosen_lengths.mean(),
+        "responses": r.chosen_lengths,
+        "sum": 1.0,
+    }
+    return -r.chosen / units[o.likelihood or otherwise]
+
+
 def cpo(r, s, o):
     margin = o.beta * (r.chosen - r.rejected)
-    return -log_sigma(margin) + o.nll_weight * -r.chosen
+    return -log_sigma(margin) + o.nll_weight * likelihood(r, o, "tokens")
+
+
+def arpo(r, s, o):
+    high, low = per_token(r)
+    kappa = np.minimum(o.arpo_scale * np.exp(o.arpo_rate * abs(high - low)) - 1, 1)
+    margin = o.beta * (r.chosen - kappa * r.rejected)
+    return -log_sigma(margin) + o.nll_weight * likelihood(r, o, "tokens")
+
+
+def simper(r, s, o):
+    high, low = per_token(r)
+    return -np.exp(high) + np.exp(low)
 
 
 def orpo(r, s, o):
     high, low = (np.log(np.exp(p) / (1 - np.exp(p))) for p in per_token(r))
-    return -r.chosen / r.chosen_lengths - o.beta * log_sigma(high - low)
+    return likelihood(r, o, "responses") - o.beta * log_sigma(high - low)
+
+
+def sft(r, s, o):
+    """Its sum is divided by tokens, not by pairs."""
+    return likelihood(r, o, "tokens") * r.chosen_lengths.mean()
 
 
 def slic_hf(r, s, o):
@@ -210,6 +257,11 @@ def kto(r, s, o):
     return np.select([r.labels == 1, r.labels == -1], [desirable, undesirable])
 
 
+def apo_zero_unpaired(r, s, o):
+    good = sigma(o.beta * (r.logps - r.ref_logps))
+    return np.select([r.labels == 1, r.labels == -1], [1 - good, good])
+
+
 def bco(r, s, o):
     x = o.beta * (r.logps - r.ref_logps) - o.reward_mean
     return np.select([r.labels == 1, r.labels == -1], [-log_sigma(x), -log_sigma(-x)])
@@ -222,6 +274,25 @@ def plackett_luce(r, s, o):
         rest = [strength[k] / strength[k:].sum() for k in range(len(strength))]
         losses.append(-np.log(rest).sum())
     return np.array(losses)
+
+
+def rated_lists(r, o):
+    """Yields β log-ratios and softmax(s/α) of each list."""
+    for ratios, ratings, mask in zip(r.ratios, r.ratings, r.mask, strict=True):
+        share = np.exp(ratings[mask] / o.temperature)
+        yield o.beta * ratios[mask], share / share.sum()
+
+
+def infonca(r, s, o):
+    logs = [(x - np.log(np.exp(x).sum()), p) for x, p in rated_lists(r, o)]
+    return np.array([-(p * x).sum() for x, p in logs])
+
+
+def nca(r, s, o):
+    parts = rated_lists(r, o)
+    return np.array(
+        [-(p * log_sigma(x)).sum() - log_sigma(-x).mean() for x, p in parts]
+    )
 
 
 def bradley_terry(r, s, o):
@@ -239,6 +310,7 @@ FORMULAS = {
     "nca_pair": nca_pair,
     "bco_pair": bco_pair,
     "sppo_hard": sppo_hard,
+    "sppo": sppo,
     "aot": aot,
     "aot_unpaired": aot_unpaired,
     "apo_zero": apo_zero,
@@ -251,6 +323,8 @@ FORMULAS = {
     "cal_dpo": cal_dpo,
     "odpo": odpo,
     "mmpo": mmpo,
+    "rpo": rpo,
+    "rebel": rebel,
     "chi_po": chi_po,
     "dpo_shift": dpo_shift,
     "d2po": lambda r, s, o: flipped(o.beta * delta(r, o), o),
@@ -259,13 +333,18 @@ FORMULAS = {
     "dr_dpo": dr_dpo,
     "simpo": simpo,
     "alpha_po": alpha_po,
+    "simper": simper,
     "cpo": cpo,
+    "arpo": arpo,
     "orpo": orpo,
     "slic_hf": slic_hf,
     "unlikelihood": unlikelihood,
-    "sft": lambda r, s, o: -r.chosen,
+    "sft": sft,
     "kto": kto,
+    "apo_zero_unpaired": apo_zero_unpaired,
     "bco": bco,
     "plackett_luce": plackett_luce,
+    "infonca": infonca,
+    "nca": nca,
     "bradley_terry": bradley_terry,
 }

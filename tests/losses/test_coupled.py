@@ -6,6 +6,7 @@ import pytest
 from loss_cases import OPTIONS, PAIRS, SINGLES, value_and_grads
 
 from dpo_jax.losses import LOSSES, find, keywords
+from dpo_jax.types import PairLogps
 
 COUPLED = ["aot", "aot_unpaired", "beta_dpo", "alpha_dpo", "dr_dpo"]
 RUNNING = [name for name in LOSSES if find(name, LOSSES).running]
@@ -105,7 +106,7 @@ def test_mean_of_rewards_counts_every_reward_once(name, record):
 def batch_statistics(name, pairs):
     a, b = pairs.chosen - pairs.ref_chosen, pairs.rejected - pairs.ref_rejected
     if name == "beta_dpo":
-        return {"gap_mean": (a - b).mean()}
+        return {"gap_mean": (a - b).mean(), "gap_std": (a - b).std(ddof=1)}
     g = a / pairs.chosen_lengths - b / pairs.rejected_lengths
     return {"spread_mean": g.mean(), "spread_std": g.std(ddof=1)}
 
@@ -166,6 +167,32 @@ def test_before_the_first_batch_statistics_are_well_defined():
     own = batch_statistics("beta_dpo", PAIRS)
     same, _ = value_and_grads("beta_dpo", PAIRS, **own)
     np.testing.assert_allclose(unseen, same, rtol=1e-12)
+
+
+def test_beta_dpo_draws_by_gaussian_weights():
+    """Of two pairs one is kept, with odds e^(−½·0) : e^(−½·2²) = 1 : .1353.
+
+    Δ = 0 and 2 around M = 0 with s = 1; 4000 draws, so four deviations are .02.
+    """
+    zeros, gaps = np.zeros(2), np.float64([0, 2])
+    pairs = PairLogps(gaps, zeros, zeros, zeros, zeros + 1, zeros + 1)
+    noise = np.random.default_rng(3).uniform(size=(4000, 2))
+    given = {"beta": 1.0, "beta_scale": 0.0, "keep_fraction": 0.5}
+    stats = {"gap_mean": 0.0, "gap_std": 1.0, "gap_seen": 1.0}
+
+    @jax.jit
+    @jax.vmap
+    def drawn(noise):
+        options = {**given, **stats, "filter": "draw"}
+        return find("beta_dpo", LOSSES)(pairs._replace(noise=noise), options)
+
+    kept = np.asarray(drawn(noise)) > 0
+    assert (kept.sum(1) == 1).all()
+    far = 1 / (1 + np.exp(2))
+    np.testing.assert_allclose(kept[:, 1].mean(), far, atol=0.02)
+    options = {**given, **stats, "filter": "nearest"}
+    near = find("beta_dpo", LOSSES)(pairs._replace(noise=noise[0]), options)
+    assert (np.asarray(near) > 0).tolist() == [True, False]
 
 
 def test_beta_dpo_keeps_at_least_one_pair():

@@ -105,7 +105,7 @@ def test_finite_at_extreme_margins(name, divergence, margin):
 def test_options_are_the_keyword_parameters():
     assert "label_smoothing" in options(find("dpo", LOSSES))
     assert "label_smoothing" not in options(find("ipo", LOSSES))
-    assert options(find("sft", LOSSES)) == ()
+    assert options(find("sft", LOSSES)) == ("likelihood",)
 
 
 def test_a_bare_function_is_a_loss():

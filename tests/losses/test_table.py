@@ -35,6 +35,14 @@ CASES = [(name, SMOOTHED) for name in LOSSES] + [
     ("dr_dpo", {"beta": 0.7, "dr_beta": 0.05}),
     ("kto", {"beta": 0.7, "desirable_weight": 1.5, "undesirable_weight": 0.7}),
     ("alpha_po", {**SMOOTHED, "alpha_po_alpha": -0.4}),
+    ("cpo", {"beta": 0.7, "nll_weight": 0.3, "likelihood": "sum"}),
+    ("orpo", {"beta": 0.7, "likelihood": "tokens"}),
+    ("sft", {"likelihood": "responses"}),
+    ("arpo", {"beta": 0.7, "arpo_scale": 1.5, "arpo_rate": 0.8}),
+    ("rpo", {"beta": 0.7, "rating_scale": 0.3, "rpo_distance": "forward"}),
+    ("rpo", {"beta": 0.7, "rating_scale": 0.3, "rpo_distance": "squared"}),
+    ("rebel", {"rating_scale": 0.3}),
+    ("nca", {"beta": 0.7, "temperature": 3.0}),
 ]
 
 
@@ -88,7 +96,8 @@ def extremes(takes):
         return SingleLogps(high, ref, labels, np.ones(9, bool))
     if takes == "lists":
         ratio = np.stack([high - ref, low - ref, ref], 1)
-        return ListLogps(ratio, np.ones((9, 3), bool))
+        ratings = np.float32([[1e4, 0, -1e4]] * 9)
+        return ListLogps(ratio, np.ones((9, 3), bool), ratings)
     return PairScores(high - ref, low - ref, np.float32([0, 1e4, 1] * 3))
 
 
@@ -124,9 +133,14 @@ def test_finite_under_unbounded_divergences(name, divergence):
     assert all(np.isfinite(grad).all() for grad in grads.values())
 
 
-SIGNS = {"sft": (-1, 0), "apo_down": (1, 1)}  # of ∂/∂chosen, ∂/∂rejected
+SIGNS = {
+    "sft": (-1, 0),
+    "apo_down": (1, 1),
+    "sppo": (-1, -1),
+}  # of ∂/∂chosen, ∂/∂rejected
 AT = {
     "slic_hf": {"slic_margin": 9.0},
+    "arpo": {"arpo_scale": 4.0},  # κ = 1
     "beta_dpo": {"keep_fraction": 1.0},
     "discopop": {"beta": 40.0},  # β·0.03 lies behind the loss's bump at 0
 }
@@ -135,7 +149,10 @@ PAIRED = [n for n in LOSSES if find(n, LOSSES).takes in ("pairs", "scores")]
 
 @pytest.mark.parametrize("name", PAIRED)
 def test_signs_of_the_gradient(name):
-    """Chosen up, rejected down, near the reference; both down for `apo_down`."""
+    """Chosen up, rejected down, near the reference; both down for `apo_down`.
+
+    `sppo` takes the ratings, all above ½ here, for probabilities: both up.
+    """
     record = RECORDS[find(name, LOSSES).takes]
     if isinstance(record, PairLogps):
         chosen, rejected = record.ref_chosen + 0.02, record.ref_rejected - 0.01
@@ -166,18 +183,20 @@ def test_regions_where_the_chosen_response_is_pushed_down(name, edge, signs):
         np.testing.assert_array_equal(np.sign(grads["chosen"]), sign)
 
 
-@pytest.mark.parametrize("name", ["kto", "bco"])
+@pytest.mark.parametrize("name", ["kto", "bco", "apo_zero_unpaired"])
 def test_signs_by_label(name):
     """Desirable up (a negative gradient), undesirable down, label 0 untouched."""
     _, grads = value_and_grads(name, SINGLES)
     np.testing.assert_array_equal(np.sign(grads["logps"]), -SINGLES.labels)
 
 
-def test_a_ranking_raises_its_first_and_lowers_its_last():
-    _, grads = value_and_grads("plackett_luce", RECORDS["lists"])
+@pytest.mark.parametrize("name", ["plackett_luce", "infonca", "nca"])
+def test_a_ranking_raises_its_first_and_lowers_its_last(name):
+    _, grads = value_and_grads(name, RECORDS["lists"])
     grad = np.asarray(grads["ratios"])
     assert grad[0, 0] < 0 < grad[0, 3] and grad[1, 0] < 0 < grad[1, 2]
-    assert not grad[1, 3] and not grad[2].any()
+    assert not grad[1, 3] and not grad[2, 1:].any()
+    assert name == "nca" or not grad[2, 0]  # a list of one says nothing, but to NCA
 
 
 COLUMNS = {"ratings", "kls", "mismatched"}

@@ -156,6 +156,26 @@ def test_rewards_do_not_depend_on_the_loss():
         np.testing.assert_allclose(valued(name)[1]["rewards/margins"], 0.125)
 
 
+def test_rewards_of_means_are_what_simpo_compares():
+    """β 2: −10 over 10 tokens and −7.5 over 5 are −2 and −3, whatever the sums."""
+    four = lambda value: jnp.full(4, value)  # noqa: E731
+    pairs = preference.gather_pairs(COLUMNS)._replace(
+        chosen=four(-10.0),
+        rejected=four(-7.5),
+        ref_chosen=four(0.0),
+        ref_rejected=four(0.0),
+        chosen_lengths=four(10.0),
+        rejected_lengths=four(5.0),
+    )
+    hyper = {"beta": jnp.float32(2.0)}
+    shown = means(preference.metrics_of_means(COLUMNS, pairs, hyper))
+    assert shown["rewards/chosen"] == -2 and shown["rewards/rejected"] == -3
+    assert shown["rewards/margins"] == 1 and shown["rewards/accuracies"] == 1
+    summed = means(preference.metrics(COLUMNS, pairs, hyper))
+    assert summed["rewards/margins"] == -5 and summed["rewards/accuracies"] == 0
+    assert shown["logps/chosen"] == summed["logps/chosen"] == -10
+
+
 def test_sft_is_a_mean_over_chosen_tokens():
     """(1 + 2) nats over 2 + 5 tokens."""
     np.testing.assert_allclose(valued("sft")[0], 3 / 7, rtol=1e-6)

@@ -138,7 +138,7 @@ def results(kind, layout, microbatches, name):
         arrays.to_global(batch, rows),
         {name: jnp.float32(value) for name, value in hyper.items()},
     )
-    return arrays.to_host((metrics, state.opt_state.trace, state.params))
+    return jax.device_get((metrics, state.opt_state.trace, state.params))
 
 
 def cases():

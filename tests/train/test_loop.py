@@ -68,7 +68,7 @@ class Stub:
         self.events.append(f"save {step}")
         self.saved[step] = values
 
-    def run(self, *, log=1, checkpoint=0, skip=False, measured=True):
+    def run(self, *, log=1, checkpoint=0, skip=False, measured=True, at_start=True):
         return loop.run(
             self.first,
             self.functions,
@@ -77,6 +77,7 @@ class Stub:
             cadence=loop.Cadence(log, checkpoint, self.turn),
             skip_nonfinite=skip,
             measured=measured,
+            at_start=at_start,
         )
 
     def logged(self, split):
@@ -121,6 +122,16 @@ def test_zero_means_at_the_end_only():
     stub = Stub()
     stub.run()
     assert stub.logged("eval") == [0, 6] and list(stub.saved) == [6]
+
+
+def test_nothing_is_measured_at_the_start_if_so_asked():
+    """A resumed run still makes up for what a stop left out."""
+    stub = Stub(measures={"pairs": 3})
+    stub.run(at_start=False)
+    assert [e for e in stub.events if "evaluate" in e] == ["evaluate 3", "evaluate 6"]
+    late = Stub(first=3, measures={"pairs": 3})
+    late.run(at_start=False, measured=False)
+    assert [e for e in late.events if "evaluate" in e] == ["evaluate 3", "evaluate 6"]
 
 
 def test_save_carries_the_evaluation_of_its_own_state_only():

@@ -210,3 +210,15 @@ def test_unknown_names_say_what_is_known():
 def test_options_are_what_an_optimizer_reads():
     assert optimizer.options("rmsprop") == ("decay", "eps", "weight_decay")
     assert optimizer.options("sgd") == ()
+
+
+@pytest.mark.parametrize("warm", [4, 0])
+def test_inverse_sqrt_is_transformers(warm):
+    """1/√((step + shift)/scale), scale = W or 10,000, behind a warm-up of our own."""
+    factor = optimizer.schedule("inverse_sqrt")
+    hyper = optimizer.pace(warmup_steps=warm, total_steps=100)
+    got = [float(factor(step, hyper)) for step in range(100)]
+    scale = warm or 10_000
+    want = [1 / np.sqrt((step + scale - warm) / scale) for step in range(warm, 100)]
+    np.testing.assert_allclose(got[warm:], want, rtol=1e-6)
+    np.testing.assert_allclose(got[:warm], [0.2, 0.4, 0.6, 0.8][:warm], rtol=1e-6)

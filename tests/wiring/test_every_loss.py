@@ -39,6 +39,9 @@ OPTIONS = {  # of cases beside every row at its usual setting
     "dpo": [{"ld_alpha": 0.5}, {"weighting": "wpo_clamped"}],
     "bco_pair": [{"baseline": "running"}],
     "bradley_terry": [{"margin": "data"}],
+    "orpo": [{"likelihood": "whole"}],
+    "cpo": [{"likelihood": "sum"}],
+    "dpo+sft": [{"likelihood": "responses"}],
 }
 CASES = [(name, {}) for name in (*NAMES, *MIXTURES)] + [
     (name, options) for name, several in OPTIONS.items() for options in several
@@ -79,7 +82,9 @@ def records(kind):
         ]
     if kind == "rankings":
         order = ((0, 1), (0, 2), (1, 2))
-        return [r._replace(comparisons=order, ranked=True) for r in found]
+        ranked = {"comparisons": order, "ranked": True}
+        rated = {"ratings": (2.0, 1.0, 0.5)}
+        return [r._replace(**ranked, response=rated) for r in found]
     rated = [tuple(rng.normal(size=2) + (1, 0)) for _ in found] if several == 2 else []
     if not rated:
         return found

@@ -51,6 +51,7 @@ OPTIONS = {n: row for n, row in schema.section("loss").items() if n != "name"}
 ROOT = Path(__file__).parents[2]
 OTHERS = {  # key -> another value
     "seed": 3,
+    "losses": "0123",
     "objective": "sft",
     "train.steps": 5,
     "train.epochs": 3.0,
@@ -109,6 +110,8 @@ OTHERS = {  # key -> another value
     "mesh.fsdp": 2,
     "mesh.tensor": 2,
     "eval.every_steps": 1,
+    "eval.limit": 9,
+    "eval.at_start": False,
     "eval.rollouts": 5,
     "eval.rollouts_every_steps": 2,
     "checkpoint.every_steps": 1,
@@ -468,6 +471,8 @@ def columns():
             "correct": draw(0, 1),
             "certainty": draw(-0.5, 0.5),
             "kls": draw(0, 2),
+            "prompt_logps": draw(-4, -2),
+            "noise": draw(0.1, 0.9),
             "scores": draw(-1, 1),
             "ratings": np.float32([[2, 1, 3, 0.5]] * 3) + draw(0, 0.4),
             "labels": np.float32([[1, -1, 1, 0]] * 3),
@@ -477,7 +482,13 @@ def columns():
 
 COLUMNS = columns()
 CHOSEN_TOKENS = float(COLUMNS.lengths.reshape(-1, 2)[:, 0].sum())
-COUNTS = {"pairs": 6.0, "chosen_tokens": CHOSEN_TOKENS, "singles": 9.0, "lists": 6.0}
+COUNTS = {
+    "pairs": 6.0,
+    "chosen_tokens": CHOSEN_TOKENS,
+    "whole_tokens": CHOSEN_TOKENS + 20.0,
+    "singles": 9.0,
+    "lists": 6.0,
+}
 PLACES = TokenPlaces(
     np.array([[0, 1, 2, 0, 1, 2, 3, 4]]),
     np.array([[2, 0, 1, 4, 0, 3, 1, 2]]),

@@ -59,6 +59,17 @@ def test_a_loss_of_pairs_is_refused_by_sft():
         checks.check(config, {**LOSSES, "mine": lambda logps: logps.chosen})
 
 
+def test_a_loss_far_from_its_usual_setting_is_told():
+    """SimPO under another loss's β: 200 times below its own; within 10 × nothing."""
+    far = configured(dpo, loss__name="simpo", loss__beta=0.01)
+    (said,) = checks.unusual(checks.check(far, LOSSES))
+    assert said == (
+        "loss.name='simpo' is usually run with loss.beta=2; this run has 0.01"
+    )
+    near = configured(dpo, loss__name="simpo", loss__beta=1.0)
+    assert checks.unusual(checks.check(near, LOSSES)) == []
+
+
 def singles(count):
     return [
         Record(

@@ -45,13 +45,24 @@ OUT = {
     "ld_alpha": "equal lengths: no token lies past the shorter response",
     "weighting=wpo": "needs the policy's collision probability of every token",
 }
+NOT_MEASURED = "came after the measurements"
+OUT |= dict.fromkeys(
+    ("sppo", "rpo", "rebel", "simper", "arpo", "apo_zero_unpaired", "infonca", "nca"),
+    NOT_MEASURED,
+)
+MEASURED_AT: dict[str, Mapping[str, Any]] = {  # what was usual then
+    "exo_pair": {"label_smoothing": 1e-3},
+    "mmpo": {"mmpo_gamma": 1.0},
+    "dpo_shift": {"shift_lambda": 0.75},
+    "cpo": {"likelihood": "sum"},
+}
 BY_BETA = (  # their β over WIDE, all else usual
     "dpo ipo hinge exo_pair robust discopop nca_pair bco_pair sppo_hard aot "
     "aot_unpaired apo_zero apo_down dpop r_dpo tdpo1 tdpo2 beta_dpo cal_dpo odpo mmpo "
     "chi_po dpo_shift d2po sampo dr_dpo cpo orpo kto bco plackett_luce"
 )
 ENTRIES: dict[str, Entry] = {
-    **{name: Entry(name) for name in BY_BETA.split()},
+    **{n: Entry(n, options=MEASURED_AT.get(n, {})) for n in BY_BETA.split()},
     "simpo": Entry("simpo", "beta", WIDE_PER_TOKEN),
     "alpha_po": Entry("alpha_po", "beta", WIDE_PER_TOKEN),
     "alpha_dpo": Entry("alpha_dpo", "beta", WIDE_PER_TOKEN),

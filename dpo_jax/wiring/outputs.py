@@ -1,5 +1,6 @@
 """What a run leaves behind: an HF folder with a card, samples, results, the report."""
 
+import copy
 import fnmatch
 import json
 import os
@@ -168,6 +169,10 @@ def export(
     beside = {"README.md": card.encode()}
     if own_tokenizer or not model.folder:
         beside |= tokenizer_files(tokenizer)
+    stated = {}
+    if model.spec.scalar:
+        padding, stated = scored_at_the_end(tokenizer)
+        beside |= {} if padding is None else tokenizer_files(padding)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(target) if files.is_local(target) else Path(scratch)
         names = hf.save_params(
@@ -178,6 +183,7 @@ def export(
             dtype=dtype,
             token_ids=None if model.folder else token_ids(tokenizer),
             beside=beside,
+            stated=stated,
         )
         if jax.process_index() == 0:
             written = manifest.hash_files(epath.Path(folder), names)
@@ -186,6 +192,37 @@ def export(
                     data = (folder / name).read_bytes()
                     files.write_whole(epath.Path(target) / name, data)
             write_json(target, WRITTEN, {"files": written})
+
+
+def scored_at_the_end(tokenizer: Any) -> tuple[Any, dict[str, int | None]]:
+    """Finds the pad token with which transformers reads a score where it was trained.
+
+    transformers reads it at the last token that is not the pad token, so that may be
+    none that ends a text: not EOS, and not BOS. Without a token made for padding there
+    is none, and transformers scores texts one at a time.
+
+    Args:
+      tokenizer: of the model; not changed.
+
+    Returns:
+      The tokenizer with another pad token, None if its own will do; and what
+      `config.json` must declare.
+    """
+    ends = (tokenizer.eos_token, tokenizer.bos_token)
+    if tokenizer.pad_token is not None and tokenizer.pad_token not in ends:
+        return None, {"pad_token_id": tokenizer.pad_token_id}
+    special = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
+    pads = [t for t in special if "pad" in t.lower() and t not in ends]
+    if not pads:
+        logging.warning(
+            "the tokenizer has no pad token but %r, which ends texts: the export "
+            "declares none, and transformers scores its texts one at a time",
+            tokenizer.pad_token,
+        )
+        return None, {"pad_token_id": None}
+    other = copy.deepcopy(tokenizer)
+    other.pad_token = pads[0]
+    return other, {"pad_token_id": other.pad_token_id}
 
 
 def check_target(target: AnyPath, workdir: AnyPath, *, overwrite: bool) -> None:
@@ -252,7 +289,8 @@ def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
     """Returns the files that a tokenizer is saved as."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        return {file.name: file.read_bytes() for file in Path(folder).iterdir()}
+        found = [file for file in Path(folder).rglob("*") if file.is_file()]
+        return {f.relative_to(folder).as_posix(): f.read_bytes() for f in found}
 
 
 def push(folder: Path, repository: str) -> str:

@@ -8,11 +8,14 @@ from typing import Any
 import huggingface_hub
 import jax
 import pytest
+import tokenizers
+import transformers
 
 from dpo_jax import files
 from dpo_jax.data.sources import sentiment
 from dpo_jax.errors import ConfigError, WriteError
 from dpo_jax.losses import LOSSES
+from dpo_jax.models import scalar
 from dpo_jax.models.decoder import init_params
 from dpo_jax.models.spec import preset
 from dpo_jax.wiring import outputs
@@ -79,6 +82,49 @@ def test_card_hides_passwords(config):
     config.data.train = "https://user:secret@host/rows.jsonl"
     text = outputs.model_card(config, 1, LOSSES)
     assert "secret" not in text and "https://***@host/rows.jsonl" in text
+
+
+@pytest.mark.parametrize(
+    ("pad", "special", "expected"),
+    [
+        ("<pad>", [], "<pad>"),
+        ("<eos>", ["<|my_pad_id|>"], "<|my_pad_id|>"),
+        ("<bos>", ["<|my_pad_id|>"], "<|my_pad_id|>"),
+        (None, ["<|my_pad_id|>"], "<|my_pad_id|>"),
+        ("<eos>", [], None),
+    ],
+)
+def test_the_pad_token_of_a_reward_model_ends_no_text(pad, special, expected, tmp_path):
+    """transformers reads a score at the last token that is not the pad token."""
+    words = ["<eos>", "<bos>", *(["<pad>"] if pad == "<pad>" else []), *special, "a"]
+    bare = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, "a")
+    )
+    given = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=bare,
+        eos_token="<eos>",
+        bos_token="<bos>",
+        pad_token=pad,
+        additional_special_tokens=special,
+    )
+    number = None if expected is None else words.index(expected)
+    other, stated = outputs.scored_at_the_end(given)
+    assert stated == {"pad_token_id": number} and given.pad_token == pad
+    assert (other or given).pad_token == (expected or pad)
+    spec = scalar.scalar_spec(preset("tiny", vocab=8, max_positions=8))
+    params = init_params(spec, jax.random.key(0))
+    model: Any = SimpleNamespace(spec=spec, folder=None)
+    for name in ("drawn", "copied"):
+        out = tmp_path / name
+        outputs.export(model, params, given, out, card="", own_tokenizer=False)
+        config = json.loads((out / "config.json").read_bytes())
+        assert config["pad_token_id"] == number
+        saved = transformers.AutoTokenizer.from_pretrained(out)
+        assert saved.pad_token == (expected or pad)
+        config["pad_token_id"] = 0  # as folders do that pad with EOS
+        (out / "config.json").write_text(json.dumps(config))
+        given.save_pretrained(out)
+        model.folder = out
 
 
 def policy(folder=None):

@@ -94,12 +94,17 @@ def tokenized(config: Config, index: int) -> Shown:
       index: position of the row in its source.
 
     Raises:
-      DataError: if there is no such row, or it is bad.
+      DataError: if there is no such row, or it is bad; where bad rows are dropped, the
+        next good one is shown.
     """
-    checks.check(config, LOSSES)
+    rated = checks.reads_ratings(checks.check(config, LOSSES), config.loss)
     tokenizer = data_wiring.load_tokenizer(config)
-    source, _ = data_wiring.source(config, "train", tokenizer, on_bad_row="error")
-    record, cut = prepare.prepare_one(source, index)
+    config = data_wiring.dated(config, tokenizer)
+    source, _ = data_wiring.source(
+        config, "train", tokenizer, on_bad_row="error", reads_ratings=rated
+    )
+    drop = config.data.on_bad_row == "drop"
+    record, cut = prepare.prepare_one(source, index, drop=drop)
     return Shown(record, tokenizer, cut.prompt_tokens_cut, cut.response_tokens_cut)
 
 
@@ -161,7 +166,8 @@ def explain(
     with jax.set_mesh(mesh):
         folder, spec = model_wiring.find_model(config, tokenizer)
         policy = model_wiring.make_model(config, folder, spec)
-        reference = model_wiring.reference_model(policy, config.ref, mesh)
+        ignored = config.model.ignore_attributes
+        reference = model_wiring.reference_model(policy, config.ref, mesh, ignored)
         whole = objective_wiring.needs_whole_reference(losses)
         if workdir is None:
             params = model_wiring.load_params(policy, mesh, seed=seed)

@@ -66,6 +66,11 @@ KEYS: dict[str, Key] = {
     ),
     "model.path": Key("", "an HF folder or hub id: the policy"),
     "model.revision": Key("", "of a hub id"),
+    "model.ignore_attributes": Key(
+        (),
+        "names in config.json of the policy (and of ref.path) that are not known here "
+        "and that transformers computes nothing with",
+    ),
     "model.preset": Key("", "instead of path: train from scratch"),
     "model.dtype": Key(
         "float32", "of the computation; masters are float32", choices=FLOATS
@@ -110,7 +115,14 @@ KEYS: dict[str, Key] = {
     "data.path": Key("", "a local copy of a source"),
     "data.limit": Key(0, "rows to read, from the first; 0 = all", NOT_NEGATIVE),
     "data.format": Key("", "or 'hh': transcripts", choices=("", "hh")),
-    "data.chat_template": Key("", "a file; '' = the tokenizer's"),
+    "data.chat_template": Key(
+        "", "a file, or a name of the tokenizer's; '' = its default"
+    ),
+    "data.now": Key(
+        "",
+        "the date and time for a chat template that asks, as 2026-07-26T08:00:00; '' = "
+        "those of the first launch, kept in config.json",
+    ),
     "data.join": Key("separate", "or 'joint'", choices=("separate", "joint")),
     "data.max_tokens": Key(512, "of a prompt with one response", (2, math.inf, True)),
     "data.max_prompt_tokens": Key(256, "of a prompt that is too long", COUNT),

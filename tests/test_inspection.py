@@ -56,6 +56,18 @@ def test_a_bad_or_missing_row_says_so(config):
         inspection.tokenized(config, 9)
 
 
+def test_where_bad_rows_are_dropped_the_next_good_one_is_shown(config, caplog):
+    bad = {"prompt": "i", "chosen": " ", "rejected": " ."}
+    rows = [json.dumps(bad), open(config.data.train).read()]
+    open(config.data.train, "w").write("\n".join(rows))
+    config.data.on_bad_row = "drop"
+    with caplog.at_level("WARNING"):
+        assert inspection.tokenized(config, 0).record.index == 1
+    assert "row 0 is dropped, and the next is shown" in caplog.text
+    with pytest.raises(DataError, match="--index=3: data.train has no such row"):
+        inspection.tokenized(config, 3)
+
+
 def test_scores_are_of_every_response_token_and_add_up(config):
     """A policy that starts as its reference scores every token alike: Δ = 0, ln 2."""
     row = inspection.tokenized(config, 0)

@@ -8,6 +8,7 @@ from absl import flags, logging
 from tqdm import tqdm
 
 from dpo_jax.cli import common, parent
+from dpo_jax.config import check
 
 TRACED_STEPS = 5
 TOLD_SECONDS = 30.0  # between lines that tell how far a run is, without a terminal
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     values = common.parse(arguments, config=True, define=define)
     workdir = common.required(values, "workdir")
     config = values["config"].value
+    check(config)  # in a blink, before jax is imported
     common.setup_logging()
     common.setup_jax(config, debug=values["debug"].value)
     from dpo_jax import build

@@ -6,6 +6,7 @@ Nothing is repaired or guessed.
 """
 
 import difflib
+import json
 import math
 from typing import Any
 
@@ -19,7 +20,7 @@ Text = str | list[Message]
 
 KNOWN = {  # columns that mean something, and so are no misspelling of another
     *("prompt", "chosen", "rejected", "score_chosen", "score_rejected", "margin"),
-    *("completion", "label", "responses", "ranking"),
+    *("completion", "label", "responses", "ranking", "system", "tools"),
 }
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -78,7 +79,9 @@ def number(fields: Fields, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _wrong_type(name, value, "a number")
     if not abs(value) <= LARGEST:
-        raise BadRow("not finite", f"column {name!r} is beyond what float32 can hold")
+        no_number = isinstance(value, float) and not math.isfinite(value)
+        far = value if no_number else "beyond what float32 can hold"
+        raise BadRow("not finite", f"column {name!r} is {far}")
     return float(value)
 
 
@@ -114,8 +117,9 @@ def check_same_type(named: dict[str, Text]) -> None:
 
 def check_not_empty(name: str, value: Text) -> None:
     """Refuses a text without a visible character."""
+    chat = [] if isinstance(value, str) else value
     whole = value if isinstance(value, str) else "".join(m["content"] for m in value)
-    if not whole.strip():
+    if not whole.strip() and not any(m.get("tool_calls") for m in chat):
         raise BadRow("empty", f"column {name!r} is empty")
 
 
@@ -129,11 +133,41 @@ def check_role(name: str, chat: Text) -> None:
         )
 
 
-def check_finite(fields: Fields) -> None:
-    """Refuses a NaN or an infinity in any column, read or not."""
-    for name, value in fields.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise BadRow("not finite", f"column {name!r} is {value}")
+def system(fields: Fields) -> str:
+    """Reads the column `system`; '' where a row has none."""
+    value = fields.get("system")
+    if value is not None and not isinstance(value, str):
+        found = _type(value)
+        raise BadRow("wrong type", f"column 'system' is {found}; a string is due")
+    return _check_unicode("system", value or "")
+
+
+def tools(fields: Fields) -> list[dict[str, Any]]:
+    """Reads the column `tools`, a list or its JSON; [] where a row has none.
+
+    Keys that are null are left out of a list: tables put them where another row has
+    a value.
+    """
+    value = fields.get("tools")
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            detail = f"column 'tools' is a string, but no JSON: {error}"
+            raise BadRow("malformed", detail) from error
+    else:
+        value = _without_nulls(value)
+    found = value or []
+    if not isinstance(found, list) or not all(isinstance(t, dict) for t in found):
+        detail = f"column 'tools' is {_type(value)}; a list of objects, or its JSON, is"
+        raise BadRow("wrong type", f"{detail} due")
+    return found
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
+    return [_without_nulls(v) for v in value] if isinstance(value, list) else value
 
 
 def _list(fields: Fields, name: str, of: str) -> list[Any]:
@@ -154,9 +188,14 @@ def _missing(fields: Fields, name: str) -> str:
 
 
 def _message(name: str, message: Any) -> Message:
-    """Checks a chat message; keys that are null are left out."""
+    """Checks a chat message; keys that are null are left out.
+
+    A message that calls tools may say nothing: its content is then ''.
+    """
     if not isinstance(message, dict):
         raise BadRow("wrong type", f"{name} is {_type(message)}; a message is due")
+    if message.get("tool_calls") and message.get("content") is None:
+        message = message | {"content": ""}
     for key in ("role", "content"):
         if message.get(key) is None:
             state = "null" if key in message else "missing"
@@ -166,7 +205,7 @@ def _message(name: str, message: Any) -> Message:
             kind = _type(message[key])
             raise BadRow("wrong type", f"key {key!r} of {name} is {kind}, no string")
         _check_unicode(name, message[key])
-    return {key: value for key, value in message.items() if value is not None}
+    return _without_nulls(message)
 
 
 def _check_unicode(name: str, text: str) -> str:

@@ -4,41 +4,67 @@ BOS stands where the tokenizer or the chat template puts it; EOS ends every stri
 response once; a chat ends as its template ends. Knows no records and cuts nothing.
 """
 
+import datetime
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any
 
+from dpo_jax.data.columns import Message
 from dpo_jax.data.kinds import RawRow
 from dpo_jax.data.sources.files import BadRow
 from dpo_jax.errors import DataError, ModelError
 
 CHUNK = 4096  # texts handed to the tokenizer at once
+CLOCK = "strftime_now"  # what chat templates call for the date
+DIRECTIVES = "aAwdbBmyYHIMSpfzZjUWcxXGuVeFDTR"  # of strftime
 
 Ids = list[int]
+Tool = dict[str, Any]
 Encoded = tuple[Ids, tuple[Ids, ...]]  # of a prompt, of its responses
 
 
 def encode(
-    row: RawRow, tokenizer: Any, *, join: str, chat_template: str | None
+    row: RawRow,
+    tokenizer: Any,
+    *,
+    join: str,
+    chat_template: str | None,
+    now: str = "",
 ) -> Encoded:
     """Encodes one row, uncut; arguments and errors are those of `encode_all`."""
-    (encoded,) = encode_all([row], tokenizer, join=join, chat_template=chat_template)
+    (encoded,) = encode_all(
+        [row], tokenizer, join=join, chat_template=chat_template, now=now
+    )
     if isinstance(encoded, BadRow):
         raise DataError(f"{row.where}: {encoded.detail}")
     return encoded
 
 
 def encode_all(
-    rows: Sequence[RawRow], tokenizer: Any, *, join: str, chat_template: str | None
+    rows: Sequence[RawRow],
+    tokenizer: Any,
+    *,
+    join: str,
+    chat_template: str | None,
+    now: str = "",
 ) -> list[Encoded | BadRow]:
-    """Encodes strings and chats in bulk and puts them back into the rows' order."""
+    """Encodes strings and chats in bulk and puts them back into the rows' order.
+
+    Args:
+      rows: checked.
+      tokenizer: as `tokenize.load_tokenizer` returns.
+      join: see `tokenize.tokenize`, as for what follows.
+      chat_template: likewise.
+      now: likewise.
+    """
     chats = [row for row in rows if not isinstance(row.prompt, str)]
     strings = [row for row in rows if isinstance(row.prompt, str)]
     if strings:
         check_eos(tokenizer, tokenizer.name_or_path)
-    of_chats = iter(_encode_chats(chats, tokenizer, chat_template))
+    of_chats = iter(_encode_chats(chats, tokenizer, chat_template, now))
     of_strings = iter(JOINS[join](strings, tokenizer))
     return [
         _check_tokens(next(of_strings if isinstance(row.prompt, str) else of_chats))
@@ -82,15 +108,14 @@ def _whole_texts(row: RawRow) -> list[Any]:
 
 
 def _encode_chats(
-    rows: Sequence[RawRow], tokenizer: Any, chat_template: str | None
+    rows: Sequence[RawRow], tokenizer: Any, chat_template: str | None, now: str
 ) -> Iterator[Encoded | BadRow]:
     """Renders chats with the template, whose text holds all special tokens."""
-    if rows and not (chat_template or tokenizer.chat_template):
-        raise ModelError(
-            f"{rows[0].where} is a chat, but the tokenizer has no chat template; set "
-            "data.chat_template=FILE"
-        )
-    rendered = [_render_all(row, tokenizer, chat_template) for row in rows]
+    if rows and not chat_template:
+        with_tools = all(row.tools for row in rows)
+        check_template(tokenizer, rows[0].where, with_tools=with_tools)
+    find = partial(template_text, tokenizer, chat_template, now)
+    rendered = [_render_all(row, tokenizer, find) for row in rows]
     texts = [row for row in rendered if not isinstance(row, BadRow)]
     encoded = iter(encode_alike(texts, tokenizer))
     for row in rendered:
@@ -157,21 +182,132 @@ def _last_mark(text: str, marks: dict[str, int]) -> tuple[int, int, int] | None:
     return None if begins < 0 else (begins, begins + len(mark), marks[mark])
 
 
+def check_template(tokenizer: Any, where: str, *, with_tools: bool = False) -> None:
+    """Raises ModelError, if the tokenizer has no template of its own for a chat.
+
+    Args:
+      tokenizer: whose.
+      where: the chat stands.
+      with_tools: whether it comes with tools.
+    """
+    own = tokenizer.chat_template
+    if not own:
+        raise ModelError(
+            f"{where} is a chat, but the tokenizer has no chat template; set "
+            "data.chat_template=FILE"
+        )
+    named = own if isinstance(own, dict) else {"default": own}
+    if "default" not in named and not (with_tools and "tool_use" in named):
+        raise ModelError(
+            f"{where} is a chat, but the tokenizer has several chat templates "
+            f"({', '.join(sorted(named))}) and none named 'default'; set "
+            "data.chat_template to one of these names, or to a file"
+        )
+
+
+def template_text(
+    tokenizer: Any, template: str | None, now: str, tools: Sequence[Tool] = ()
+) -> str:
+    """Finds the text of a chat template, with a clock that stands still.
+
+    Args:
+      tokenizer: whose template counts where none is given.
+      template: a text, or None.
+      now: what the template takes for the present, ISO 8601; '' = the present.
+      tools: what the assistant can call; some tokenizers have a template for them.
+    """
+    text = tokenizer.get_chat_template(template, tools=list(tools) or None)
+    if not now or CLOCK not in text:
+        return text
+    at = datetime.datetime.fromisoformat(now)
+    marks = [f"%{dash}{letter}" for dash in ("-", "") for letter in DIRECTIVES]
+    values = json.dumps({mark: at.strftime(mark) for mark in (*marks, "%%")})
+    # transformers lets no function through, so the clock is a macro of the template
+    return (
+        f"{{%- macro {CLOCK}(format) -%}}{{%- set made = namespace(text=format) -%}}"
+        f"{{%- for mark, value in {values}.items() -%}}"
+        "{%- set made.text = made.text | replace(mark, value) -%}{%- endfor -%}"
+        f"{{{{- made.text -}}}}{{%- endmacro %}}\n{text}"
+    )
+
+
+def render(
+    tokenizer: Any,
+    text: str,
+    chat: Sequence[Message],
+    *,
+    tools: Sequence[Tool] = (),
+    answer: bool = False,
+) -> str:
+    """Renders a chat as text; raises what a template may raise, which is anything.
+
+    Args:
+      tokenizer: knows the special tokens.
+      text: of the template.
+      chat: messages.
+      tools: what the assistant can call.
+      answer: whether the assistant is asked to speak next.
+    """
+    return tokenizer.apply_chat_template(
+        list(chat),
+        chat_template=text,
+        tokenize=False,
+        add_generation_prompt=answer,
+        tools=list(tools) or None,
+    )
+
+
 def _render_all(
-    row: RawRow, tokenizer: Any, template: str | None
+    row: RawRow, tokenizer: Any, find: Callable[..., str]
 ) -> list[str] | BadRow:
+    """Renders the prompt, and the prompt with each response."""
     import jinja2
 
-    render = partial(
-        tokenizer.apply_chat_template, chat_template=template, tokenize=False
-    )
     try:
+        show = partial(render, tokenizer, find(row.tools))
         prompt, *wholes = _whole_texts(row)
-        return [render(prompt, add_generation_prompt=True), *map(render, wholes)]
+        shown = show(prompt, answer=True, tools=row.tools)
+        texts = [shown, *(show(whole, tools=row.tools) for whole in wholes)]
+        fault = _lost(row, shown, show) or _moved(row, texts, show)
     except jinja2.TemplateSyntaxError as error:
         raise ModelError(f"the chat template cannot be read: {error}") from error
-    except (jinja2.TemplateError, TypeError) as error:
-        return BadRow("refused by template", f"the chat template refuses it: {error}")
+    except Exception as error:  # whatever a template may raise
+        fault = f"refuses it: {error}"
+    if fault:
+        return BadRow("refused by template", f"the chat template {fault}")
+    return texts
+
+
+def _lost(row: RawRow, shown: str, show: Callable[..., str]) -> str:
+    """Says what the template leaves out of a prompt; '' if nothing."""
+    prompt: Any = row.prompt
+    for message in prompt:
+        if message["role"] == "system" and message["content"].strip() not in shown:
+            return "leaves out the system message"
+    if row.tools and shown == show(prompt, answer=True):
+        return "leaves out the column 'tools'"
+    return ""
+
+
+def _moved(row: RawRow, texts: Sequence[str], show: Callable[..., str]) -> str:
+    """Says whether an answer changes how its prompt is rendered; '' if not.
+
+    Only what asks the assistant to speak (`<think>` and the like) may differ: all else
+    that is not in front of the answer would be scored as a part of it.
+    """
+    shown, *wholes = texts
+    if all(whole.startswith(shown) for whole in wholes):
+        return ""
+    prompt: Any = row.prompt
+    unasked = show(prompt, tools=row.tools)
+    told = os.path.commonprefix([shown, unasked])
+    last = prompt[-1]["content"].strip()
+    if last in told and all(whole.startswith(told) for whole in wholes):
+        return ""
+    return (
+        "renders the prompt otherwise once it is answered, so that a part of the "
+        "prompt would be scored; set data.chat_template to one that does not"
+    )
 
 
 def _split(prompt: Ids, wholes: Sequence[Ids]) -> Encoded:

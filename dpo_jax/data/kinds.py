@@ -6,13 +6,15 @@ of pairs serve every kind, so that all objectives can be run on the same rows.
 
 from collections.abc import Callable
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dpo_jax.data import columns
 from dpo_jax.data.columns import Text
 from dpo_jax.data.sources.files import BadRow, Fields
 
 SCORES = ("score_chosen", "score_rejected")
+RATINGS = (*SCORES, "margin")
+TOLD = ("prompt", "system", "tools")  # what every kind of row says before a response
 
 
 class RawRow(NamedTuple):
@@ -25,6 +27,7 @@ class RawRow(NamedTuple):
       labels: of each response, 1 = desirable, −1 = undesirable; () = not judged so.
       ratings: the data's own score of each response; () = none.
       ranked: the responses are a ranking.
+      tools: what a chat's template is told that the assistant can call.
       where: `file:line` or `source[index]`.
       index: position of the row in its source, bad rows counted too.
     """
@@ -34,6 +37,7 @@ class RawRow(NamedTuple):
     labels: tuple[int, ...] = ()
     ratings: tuple[float, ...] = ()
     ranked: bool = False
+    tools: tuple[dict[str, Any], ...] = ()
     where: str = ""
     index: int = 0
 
@@ -102,6 +106,51 @@ def ranking(fields: Fields) -> RawRow:
     )
 
 
+def told(row: RawRow, fields: Fields) -> RawRow:
+    """Adds the columns `system` and `tools`, which only a chat has a place for."""
+    system, tools = columns.system(fields), columns.tools(fields)
+    if not (system.strip() or tools):
+        return row
+    if isinstance(row.prompt, str):
+        name = "system" if system.strip() else "tools"
+        detail = f"column {name!r} has no place beside a prompt that is a string; "
+        detail += "write it into the prompt, or give chats"
+        raise BadRow(f"{name} beside a string", detail)
+    prompt = row.prompt
+    if system.strip():
+        message = {"role": "system", "content": system}
+        if prompt[0]["role"] != "system":
+            prompt = [message, *prompt]
+        elif prompt[0]["content"] != system:
+            detail = "column 'system' and the prompt's own system message differ"
+            raise BadRow("two system prompts", detail)
+    return row._replace(prompt=prompt, tools=tuple(tools))
+
+
+def readable(fields: Fields) -> Fields:
+    """Leaves out ratings that are missing or no numbers; where no loss reads them."""
+    try:
+        _ratings(fields)
+    except BadRow:
+        return {name: x for name, x in fields.items() if name not in RATINGS}
+    return fields
+
+
+def names_read(kind: str, fields: Fields, *, rated: bool) -> set[str]:
+    """Names the columns that a row of a kind is made of.
+
+    Args:
+      kind: of `KINDS`.
+      fields: the columns.
+      rated: whether ratings are read.
+    """
+    own = OWN[kind]
+    if own and not _is_pair(fields, own[0]):
+        return {*TOLD, *own}
+    ratings = RATINGS[:2] if any(name in fields for name in SCORES) else RATINGS[2:]
+    return {*TOLD, "chosen", "rejected", *(ratings if rated else ())}
+
+
 def _is_pair(fields: Fields, own: str) -> bool:
     return own not in fields and "chosen" in fields
 
@@ -138,6 +187,12 @@ def _shared_beginning(fields: Fields) -> tuple[Text, Text, Text]:
     return prompts[0], responses[0], responses[1]
 
 
+OWN = {  # the columns of rows that are no pairs; the first of them tells such a row
+    "pairs": (),
+    "completions": ("completion",),
+    "singles": ("completion", "label"),
+    "rankings": ("responses", "ranking"),
+}
 KINDS: dict[str, Callable[[Fields], RawRow]] = {
     "pairs": pair,
     "completions": completion,

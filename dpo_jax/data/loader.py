@@ -229,6 +229,11 @@ class Loader:
         owners = self._plan.documents.records
         self._parts = np.searchsorted(owners, self._firsts).tolist()
 
+    @property
+    def places(self) -> int:
+        """Counts the tokens, padding included, of all steps' rows."""
+        return sum(self._rows) * self.microbatches * self.row_tokens
+
     def __len__(self) -> int:
         return len(self._steps)
 

@@ -8,6 +8,8 @@ makes depends on none.
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from dpo_jax.types import Record
 
 
@@ -15,8 +17,8 @@ def mismatch(records: Sequence[Record], *, max_tokens: int) -> list[Record]:
     """Gives each record, as its last response, one that belongs to another prompt.
 
     It is the first response of the next of the records, the first following the last;
-    records of the same `index` have the same prompt and are passed over. Where
-    all have the same, nothing is borrowed.
+    records of the same prompt are passed over. Where all have the same, nothing is
+    borrowed.
 
     Args:
       records: of a step or a set, with a label for each response.
@@ -34,13 +36,14 @@ def mismatch(records: Sequence[Record], *, max_tokens: int) -> list[Record]:
 
 
 def _lenders(records: Sequence[Record]) -> list[int | None]:
-    """Finds for each record the next one of another index, going round once."""
+    """Finds for each record the next one of another prompt, going round once."""
+    prompts = [np.asarray(record.prompt, np.int32).tobytes() for record in records]
     count = len(records)
     lenders: list[int | None] = [None] * count
     following = None
     for at in reversed(range(2 * count - 1)):
         here, after = at % count, (at + 1) % count
-        if records[after].index != records[here].index:
+        if prompts[after] != prompts[here]:
             following = after
         lenders[here] = following
     return lenders

@@ -5,6 +5,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 
 from dpo_jax.data.columns import Text
 from dpo_jax.data.kinds import RawRow
@@ -62,10 +63,12 @@ def prepare(source: Source) -> Prepared:
         kept, cut = tokenize(reading)
     dropped = {**reading.counts.dropped, **cut.dropped}
     total = Counts(reading.counts.read, len(kept), dropped)
+    unread = f"; columns not read: {', '.join(reading.unread)}" * bool(reading.unread)
     report = {
         **total._asdict(),
-        "summary": f"{total.render()}; {cut.render()}",
+        "summary": f"{total.render()}; {cut.render()}{unread}",
         "cut": cut._asdict(),
+        "unread_columns": reading.unread,
     }
     if apart:
         kept = kept.apart()
@@ -77,21 +80,28 @@ def prepare(source: Source) -> Prepared:
     return Prepared(kept, report, fingerprint(kept))
 
 
-def prepare_one(source: Source, index: int) -> tuple[Record, TokenCounts]:
+def prepare_one(
+    source: Source, index: int, *, drop: bool = False
+) -> tuple[Record, TokenCounts]:
     """Prepares one row; of one that is taken apart, its first response.
 
     Args:
       source: with bad rows as errors.
       index: position of the row in its source.
+      drop: takes the next good row in the place of a bad one, and says so.
 
     Raises:
       DataError: if there is no such row, or it is bad.
     """
-    row = list(islice(source.read(), index, index + 1)) if index >= 0 else []
-    if not row:
-        raise DataError(f"--index={index}: data.train has no such row, counted from 0")
-    try:
-        kept, cut = source.tokenize(source.check(row))
-    except DataError as error:
-        raise DataError(f"--index={index}: {error}") from error
-    return (kept.apart() if source.apart else kept)[0]._replace(index=index), cut
+    rows = islice(source.read(), max(index, 0), None) if index >= 0 else []
+    for at, row in enumerate(rows, index):
+        try:
+            kept, cut = source.tokenize(source.check([row]))
+        except DataError as error:
+            if not drop:
+                raise DataError(f"--index={index}: {error}") from error
+            logging.warning("row %d is dropped, and the next is shown: %s", at, error)
+        else:
+            record = (kept.apart() if source.apart else kept)[0]
+            return record._replace(index=at), cut
+    raise DataError(f"--index={index}: data.train has no such row, counted from 0")

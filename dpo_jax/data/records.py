@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from dpo_jax.data import columns
+from dpo_jax.data import kinds
 from dpo_jax.data.kinds import KINDS, RawRow
 from dpo_jax.data.sources.files import BadRow, Fields
 from dpo_jax.data.sources.hh import split_transcripts
@@ -104,6 +104,7 @@ class Reading:
         kind: str,
         format: str,
         on_bad_row: str,
+        reads_ratings: bool = True,
         rated: str = "",
     ):
         """Reads nothing yet.
@@ -120,11 +121,14 @@ class Reading:
             two.
           format: '' for columns of strings or chats; `hh` for transcripts.
           on_bad_row: `error` or `drop`.
+          reads_ratings: whether a loss does; if none does, rows may lack them.
           rated: a row with ratings, where one is known; see `RatedLater`.
         """
         self._rows, self._on_bad_row, self._rated = rows, on_bad_row, rated
         self._take, self._split = KINDS[kind], FORMATS[format]
+        self._kind, self._reads_ratings = kind, reads_ratings
         self._unrated = False
+        self._columns: dict[tuple[str, ...], set[str]] = {}
         self.counts = Counts(0, 0, {})
 
     def __iter__(self) -> Iterator[RawRow]:
@@ -146,11 +150,22 @@ class Reading:
         dropped = faults.settle(read=read, on_bad_row=self._on_bad_row)
         self.counts = Counts(read, read - len(faults), dropped)
 
+    @property
+    def unread(self) -> list[str]:
+        """Names the columns that nothing reads."""
+        return sorted({str(name) for names in self._columns.values() for name in names})
+
     def _checked(self, where: str, fields: Fields | BadRow) -> RawRow:
         if isinstance(fields, BadRow):
             raise fields
-        columns.check_finite(fields)
-        row = self._take(self._split(fields))
+        if (names := tuple(fields)) not in self._columns:
+            read = kinds.names_read(self._kind, fields, rated=self._reads_ratings)
+            self._columns[names] = set(fields) - read
+        fields = self._split(fields)
+        row = self._take(fields if self._reads_ratings else kinds.readable(fields))
+        row = kinds.told(row, fields)
+        if not self._reads_ratings:
+            return row
         if row.ratings and self._unrated:
             raise RatedLater(where)
         if self._rated and not row.ratings:

@@ -5,13 +5,16 @@ of a batch and no jax.
 """
 
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dpo_jax.data.encode import Encoded, Ids, check_eos, encode_all
+from absl import logging
+
+from dpo_jax.data.encode import CLOCK, Encoded, Ids, check_eos, encode_all
 from dpo_jax.data.kinds import RawRow
 from dpo_jax.data.records import Faults
 from dpo_jax.data.sources.files import BadRow
@@ -37,11 +40,13 @@ class TokenCounts(NamedTuple):
     cut_rows: int  # rows that lost at least a token
     prompt_tokens_cut: int
     response_tokens_cut: int
+    double_bos: int = 0  # rows whose prompt starts with BOS twice
 
     def render(self) -> str:
         """Returns `cut 2 of 9 rows (30 prompt, 5 response tokens)`."""
         tokens = f"{self.prompt_tokens_cut} prompt, {self.response_tokens_cut} response"
-        return f"cut {self.cut_rows} of {self.kept} rows ({tokens} tokens)"
+        twice = f"; BOS twice before {self.double_bos} prompts" * bool(self.double_bos)
+        return f"cut {self.cut_rows} of {self.kept} rows ({tokens} tokens){twice}"
 
 
 def load_tokenizer(path: str, revision: str = "") -> Any:
@@ -74,15 +79,29 @@ def load_tokenizer(path: str, revision: str = "") -> Any:
     return tokenizer
 
 
-def read_chat_template(path: str) -> str | None:
-    """Reads the file of `data.chat_template`, or raises DataError; '' gives None."""
+def read_chat_template(path: str, tokenizer: Any) -> str | None:
+    """Reads `data.chat_template`, or raises DataError; '' gives None.
+
+    Args:
+      path: a file, or the name of one of the tokenizer's templates.
+      tokenizer: whose.
+    """
     if not path:
         return None
+    if isinstance(tokenizer.chat_template, dict) and path in tokenizer.chat_template:
+        return tokenizer.chat_template[path]
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         what = f"data.chat_template={path!r} cannot be read"
         raise DataError(f"{what}: {error}") from error
+
+
+def is_dated(chat_template: str | None, tokenizer: Any) -> bool:
+    """Says whether a chat template asks for the date."""
+    own = tokenizer.chat_template or ""
+    texts = list(own.values()) if isinstance(own, dict) else [own]
+    return any(CLOCK in text for text in ([chat_template] if chat_template else texts))
 
 
 def max_token_id(tokenizer: Any) -> int:
@@ -147,6 +166,7 @@ def tokenize(
     truncate_prompt: str,
     on_bad_row: str,
     truncate_response: str = "rest",
+    now: str = "",
 ) -> tuple[Records, TokenCounts]:
     """Encodes and cuts all rows.
 
@@ -161,6 +181,7 @@ def tokenize(
       truncate_prompt: `keep_end` or `keep_start`.
       on_bad_row: `error` or `drop`.
       truncate_response: `rest` or `fixed`; see `room` of `truncate`.
+      now: what a chat template takes for the present, ISO 8601; '' = the present.
 
     Returns:
       Records in order, with the rows' `index`, and the counts.
@@ -177,21 +198,34 @@ def tokenize(
         room=truncate_response,
     )
     gathered, faults, rows, cuts = Gathered(), Faults(), iter(rows), []
+    bos, twice = tokenizer.bos_token_id, list[str]()
     while chunk := list(islice(rows, CHUNK)):
-        rows_ids = encode_all(chunk, tokenizer, join=join, chat_template=chat_template)
+        rows_ids = encode_all(
+            chunk, tokenizer, join=join, chat_template=chat_template, now=now
+        )
         for row, encoded in zip(chunk, rows_ids, strict=True):
             try:
                 prompt, responses, cut = _cut(encoded, shorten)
             except BadRow as bad:
                 faults.add(row.where, bad)
                 continue
-            judged = {"labels": row.labels, "ratings": row.ratings}
+            twice += [row.where] * (bos is not None and prompt[:2] == [bos, bos])
+            unrated = (math.nan,) * len(responses)  # where no loss reads ratings
+            judged = {"labels": row.labels, "ratings": row.ratings or unrated}
             gathered.add(row.index, (prompt, *responses), judged, ranked=row.ranked)
             cuts += [cut] if any(cut) else []
     kept = len(gathered)
     dropped = faults.settle(read=kept + len(faults), on_bad_row=on_bad_row)
     lost = sum(cut.prompt for cut in cuts), sum(cut.responses for cut in cuts)
-    return gathered.records(), TokenCounts(kept, dropped, len(cuts), *lost)
+    if twice:
+        logging.warning(
+            "BOS stands twice before %d prompts, first before that of %s: the text "
+            "holds one, the tokenizer or template adds another; take it off the text",
+            len(twice),
+            twice[0],
+        )
+    counts = TokenCounts(kept, dropped, len(cuts), *lost, len(twice))
+    return gathered.records(), counts
 
 
 def _cut(
@@ -203,6 +237,9 @@ def _cut(
     if not prompt or not all(responses):
         detail = "data.max_tokens and data.max_prompt_tokens leave nothing of a part"
         raise BadRow("cut to nothing", detail)
+    if len(set(map(tuple, responses))) < len(responses):
+        when = "after cutting (data.max_tokens)" if cut.responses else "once tokenized"
+        raise BadRow(f"identical {when}", f"two responses are identical {when}")
     return prompt, responses, cut
 
 

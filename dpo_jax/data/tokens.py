@@ -129,7 +129,8 @@ class Gathered:
     def records(self) -> Records:
         """Returns what was gathered."""
         lengths = np.frombuffer(self._lengths, np.int32)
-        known = {n: np.frombuffer(c) for n, c in self._columns.items() if c}
+        columns = {n: np.frombuffer(c) for n, c in self._columns.items() if c}
+        known = {n: c for n, c in columns.items() if not np.isnan(c).all()}
         return Records(
             np.frombuffer(self._ids, np.int32),
             np.cumsum(lengths, dtype=np.int64) - lengths,

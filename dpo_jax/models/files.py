@@ -29,9 +29,13 @@ TOKENIZER_FILES = (
     "*.tiktoken",
     "spiece.model",
     "sentencepiece*",
+    "tekken.json",
+    "additional_chat_templates/*",
+    "*processor_config.json",  # of pictures: servers ask for them beside such weights
     "generation_config.json",
 )
-WANTED = ("config.json", "*.safetensors", INDEX, *TOKENIZER_FILES)
+ADAPTER = "adapter_config.json"
+WANTED = ("config.json", ADAPTER, "*.safetensors", INDEX, *TOKENIZER_FILES)
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -86,9 +90,12 @@ def read_config(path: str | Path, revision: str = "") -> dict[str, Any]:
     """Reads the `config.json` of a folder or hub id; nothing else is downloaded.
 
     Raises:
-      ModelError: if there is none or it is not a JSON object.
+      ModelError: if there is none or it is not a JSON object; if the folder holds an
+        adapter, whose base alone would be another model.
     """
-    file = resolve(str(path), revision, wanted=("config.json",)) / "config.json"
+    folder = resolve(str(path), revision, wanted=("config.json", ADAPTER))
+    check_no_adapter(folder)
+    file = folder / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -99,6 +106,21 @@ def read_config(path: str | Path, revision: str = "") -> dict[str, Any]:
     if not isinstance(config, dict):
         raise errors.ModelError(f"{file} must hold a JSON object")
     return config
+
+
+def check_no_adapter(folder: Path) -> None:
+    """Raises ModelError, if a folder holds an adapter, as peft writes it."""
+    if not (folder / ADAPTER).is_file():
+        return
+    try:
+        base = json.loads((folder / ADAPTER).read_bytes())["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        base = "its base"
+    raise errors.ModelError(
+        f"{folder} holds an adapter (LoRA: {ADAPTER}) of {str(base)[:80]!r}, which is "
+        "no whole model; merge it first (peft: merge_and_unload, then save_pretrained) "
+        "and give that folder"
+    )
 
 
 def cause(file: Path) -> str:
@@ -146,6 +168,12 @@ def weight_files(folder: Path) -> list[Path]:
                 f"{folder}: {INDEX} names files that are not there: {', '.join(absent)}"
             )
         return [folder / name for name in names]
+    others = sorted(f.name for f in folder.glob("*.gguf"))
+    if others:
+        raise errors.ModelError(
+            f"{folder} has no {SINGLE}, only {', '.join(others[:3])}: GGUF weights are "
+            "for inference, mostly quantized; give the float folder that they came from"
+        )
     pickles = sorted(f.name for pattern in PICKLES for f in folder.glob(pattern))
     if pickles:
         raise errors.ModelError(

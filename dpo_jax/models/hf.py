@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,28 @@ EXPORT_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 UNFINISHED = ".unfinished"  # ends the names of files that are being written
 
 
-def scalar_spec_of(config: dict[str, Any]) -> DecoderSpec:
+QUANTIZED = (  # the last words of tensors that stand beside weights of few bits
+    r".*\.(absmax|quant_map|quant_state\..*|nested_absmax|nested_quant_map|SCB|"
+    r"weight_format|qweight|qzeros|g_idx|scales|weight_scale(_inv|_2)?|weight_packed|"
+    r"input_scale)",
+    r".*_(blocks|scales)",
+)
+ADAPTED = (r".*\.lora_.*", r".*\.base_layer\..*")  # of weights with an adapter in them
+
+
+def scalar_spec_of(
+    config: dict[str, Any], ignored: Collection[str] = ()
+) -> DecoderSpec:
     """Says which trunk with a scalar head a `config.json` describes.
+
+    Args:
+      config: the file.
+      ignored: see `spec_of`.
 
     Raises:
       ModelError: as `spec_of`, and if it has several labels.
     """
-    spec = scalar.scalar_spec(spec_of(config))
+    spec = scalar.scalar_spec(spec_of(config, ignored))
     with errors.collected(errors.ModelError) as complaints:
         complaints += [f"config.json: {fault}" for fault in scalar.label_faults(config)]
     return spec
@@ -63,6 +78,12 @@ def _check(spec: DecoderSpec, rows: list[Row], stored: dict[str, Stored]) -> lis
         and not _matches(name, (*family.ignored, *family.carried))
         and not _same_as_table(spec, name, rows, stored)
     ]
+    for what, patterns, way_out in (
+        ("quantized", QUANTIZED, "give the float folder, or dequantize it and save"),
+        ("those of an adapter and its base", ADAPTED, "merge the adapter first"),
+    ):
+        if telling := [name for name in extra if _matches(name, patterns)]:
+            return [f"the weights are {what} ({', '.join(telling[:2])}, …); {way_out}"]
     both = [name for name in expected if name in stored]
     shaped = [
         f"{name} is {list(stored[name].shape)}, not {list(expected[name])}"
@@ -74,7 +95,8 @@ def _check(spec: DecoderSpec, rows: list[Row], stored: dict[str, Stored]) -> lis
         "missing tensors": folded(missing),
         "unknown tensors": folded(extra),
         "mis-shaped tensors": ", ".join(shaped),
-        f"tensors that are none of {'/'.join(DTYPES)}": folded(strange),
+        f"tensors that are none of {'/'.join(DTYPES)}": folded(strange)
+        + "; quantized weights are not trained, give the float folder" * bool(strange),
     }
     return [f"{what}: {names}" for what, names in faults.items() if names]
 
@@ -191,6 +213,7 @@ def save_params(
     max_shard_bytes: int = 5 * 10**9,
     token_ids: dict[str, int] | None = None,
     beside: dict[str, bytes] | None = None,
+    stated: dict[str, Any] | None = None,
 ) -> list[str]:
     """Writes a HF folder that transformers loads.
 
@@ -209,6 +232,7 @@ def save_params(
       max_shard_bytes: a larger model is cut into files of at most this size.
       token_ids: {`eos_token_id`: …} for the `config.json`; without `source_dir` only.
       beside: more files, by name; they take the place of copied ones.
+      stated: attributes that `config.json` declares whatever the source's says.
 
     Returns:
       The names of the files written, `config.json` last.
@@ -227,9 +251,10 @@ def save_params(
             f"{out} is the folder that the model was read from; name another to write"
         )
     with contextlib.ExitStack() as stack:
-        copied, stored = {"config.json": _config(spec, dtype, token_ids or {})}, {}
+        ids = (token_ids or {}) | (stated or {})
+        copied, stored = {"config.json": _config(spec, dtype, ids)}, {}
         if source_dir is not None:
-            copied = _source(Path(source_dir), spec, dtype)
+            copied = _source(Path(source_dir), spec, dtype, stated or {})
             stored = files.open_weights(Path(source_dir), stack)
         copied |= beside or {}
         try:
@@ -240,12 +265,12 @@ def save_params(
                 _publish(out, weights | copied, names)
             return names
         except (OSError, safetensors.SafetensorError) as error:
-            for file in out.glob(f"*{UNFINISHED}"):
+            for file in out.rglob(f"*{UNFINISHED}"):
                 file.unlink(missing_ok=True)
             raise errors.WriteError(f"{out} cannot be written: {error}") from error
 
 
-def _config(spec: DecoderSpec, dtype: str, token_ids: dict[str, int]) -> bytes:
+def _config(spec: DecoderSpec, dtype: str, token_ids: dict[str, Any]) -> bytes:
     """Returns a `config.json` for a model that had none."""
     config = FAMILIES[spec.model_type].to_hf(spec)
     config = scalar.classifier_config(config) if spec.scalar else config
@@ -258,20 +283,25 @@ def _json(value: dict[str, Any]) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
 
-def _source(folder: Path, spec: DecoderSpec, dtype: str) -> dict[str, bytes]:
+def _source(
+    folder: Path, spec: DecoderSpec, dtype: str, stated: dict[str, Any]
+) -> dict[str, bytes]:
     """Returns the small files that are copied from the source folder."""
     config = read_config(folder)
     read = scalar_spec_of if spec.scalar else spec_of
-    if read(config) != spec:
+    if read(config, ignored=config) != spec:  # the unknown was refused when it was read
         raise errors.ModelError(f"{folder / 'config.json'} describes another model")
-    names = {f.name for p in files.TOKENIZER_FILES for f in folder.glob(p)}
-    names = {name for name in names if (folder / name).is_file()} | {"config.json"}
+    found = {f for p in files.TOKENIZER_FILES for f in folder.glob(p) if f.is_file()}
+    names = {f.relative_to(folder).as_posix() for f in found} | {"config.json"}
     copied = {name: (folder / name).read_bytes() for name in sorted(names)}
-    stated = {k for k in ("dtype", "torch_dtype") if config.get(k) not in (None, dtype)}
+    wrong = {k for k in ("dtype", "torch_dtype") if config.get(k) not in (None, dtype)}
     new_head = spec.scalar and not scalar.is_classifier(config)
     ours = scalar.classifier_config(config) if new_head else config
-    if stated or new_head:  # a wrong dtype would make transformers round the weights
-        copied["config.json"] = _json(ours | dict.fromkeys(stated, dtype))
+    ours = ours | dict.fromkeys(wrong, dtype) | stated
+    if isinstance(text := ours.get("text_config"), dict):
+        ours |= {"text_config": text | stated}
+    if ours != config:  # a wrong dtype would make transformers round the weights
+        copied["config.json"] = _json(ours)
     return copied
 
 
@@ -355,6 +385,7 @@ def _publish(out: Path, data: dict[str, bytes | None], names: list[str]) -> None
     """Writes the small files, forces all to disk, renames them into place in order."""
     for name in names:
         partial, content = out / f"{name}{UNFINISHED}", data[name]
+        partial.parent.mkdir(exist_ok=True)
         if content is not None:
             partial.unlink(missing_ok=True)  # a link would be followed
             partial.write_bytes(content)

@@ -175,6 +175,9 @@ class Family(NamedTuple):
         a checkpoint may use any.
       carried: regexes of tensors that this decoder does not compute with, but that an
         export copies from the folder the weights came from.
+      left: {attribute: a folder that carries it} of its `config.json` which nothing is
+        computed with: what was written down of how a model was made.
+      aliases: {attribute: the name that is read}, as transformers' `attribute_map`.
       native_code: what `auto_map` may name, because transformers has it built in and
         nothing is ever run from the folder.
     """
@@ -187,6 +190,8 @@ class Family(NamedTuple):
     spellings: tuple[tuple[str, ...], ...] = ()
     carried: tuple[str, ...] = ()
     native_code: tuple[str, ...] = ()
+    left: dict[str, str] = {}
+    aliases: dict[str, str] = {}
 
 
 def faults(spec: DecoderSpec) -> list[str]:

@@ -76,6 +76,12 @@ def exchange(what: str, text: str, *, seconds: float) -> list[str]:
     return texts
 
 
+def of_first(what: str, text: str, *, seconds: float) -> str:
+    """Returns the text of the first process; errors are those of `exchange`."""
+    one = jax.process_count() == 1
+    return text if one else exchange(what, text, seconds=seconds)[0]
+
+
 def differences(facts: Sequence[Mapping[str, Any]]) -> list[str]:
     """Says per field which ranks hold which value, where not all hold the same."""
     differing = []

@@ -1,5 +1,6 @@
 """A configuration against the tables of losses, optimizers, sources and devices."""
 
+import datetime
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -209,6 +210,12 @@ def kind_faults(name: str, ref: Section, checkpoint: Section) -> list[str]:
     return faults
 
 
+def reads_ratings(losses: Losses, given: Section) -> bool:
+    """Says whether the losses read the data's ratings; `given` is `config.loss`."""
+    named = any("ratings" in bound.loss.columns for bound in losses)
+    return named or given["margin"] == "data"
+
+
 def check_data(losses: Losses, given: Section, data: Data) -> None:
     """Refuses data without ratings that a loss needs, or without a clear partner.
 
@@ -221,9 +228,7 @@ def check_data(losses: Losses, given: Section, data: Data) -> None:
       DataError: naming the columns or the row.
     """
     check_partners(losses, given["ld_alpha"], data)
-    if given["margin"] != "data" and not any(
-        "ratings" in bound.loss.columns for bound in losses
-    ):
+    if not reads_ratings(losses, given):
         return
     with collected(DataError) as complaints:
         for split, records in (("train", data.train), ("eval", data.eval)):
@@ -291,7 +296,16 @@ def source_faults(given: Section) -> list[str]:
         f"data.eval={held_out!r}; only by {', '.join(sorted(known))}"
         for key, known in readers.items()
         if given[key] and not names & known
-    ]
+    ] + clock_faults(given["now"])
+
+
+def clock_faults(now: str) -> list[str]:
+    """Complains of a time that is none."""
+    try:
+        datetime.datetime.fromisoformat(now or "2000-01-01")
+    except ValueError:
+        return [f"data.now={now!r} is no time; write it as 2026-07-26T08:00:00"]
+    return []
 
 
 def rollout_faults(given: Section, source: str, reference: str) -> list[str]:

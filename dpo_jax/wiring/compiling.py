@@ -118,7 +118,8 @@ def compile_run(
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         policy = model_wiring.make_model(config, folder, spec)
         model_wiring.check_loadable(policy, mesh)
-        reference = model_wiring.reference_model(policy, config.ref, mesh)
+        ignored = config.model.ignore_attributes
+        reference = model_wiring.reference_model(policy, config.ref, mesh, ignored)
         trainer = training.make_trainer(config, losses, policy, reference, mesh, steps)
         batch = abstract_batch(shape, config.batch.microbatches or 1, mesh)
         programs = []

@@ -1,6 +1,7 @@
 """Rows, their tokenizer, and the plan of which lie in which step."""
 
 import dataclasses
+import datetime
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 from etils import epath
 from jax.sharding import Mesh
 
+from dpo_jax import config as config_lib
 from dpo_jax.config import Config
 from dpo_jax.data import loader as loader_lib
 from dpo_jax.data import prepare, records, sources, token_cache, tokenize
@@ -19,7 +21,7 @@ from dpo_jax.files import AnyPath
 from dpo_jax.models import attention, files
 from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.objectives import OBJECTIVES
-from dpo_jax.sharding import arrays
+from dpo_jax.sharding import agree, arrays
 from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.train import watchdog
 from dpo_jax.types import Batch, Record
@@ -67,12 +69,38 @@ def load_tokenizer(config: Config) -> Any:
     )
 
 
+def dated(config: Config, tokenizer: Any) -> Config:
+    """States the time of this launch, if a chat template asks for it and none is set.
+
+    All processes take that of the first.
+    """
+    template = tokenize.read_chat_template(config.data.chat_template, tokenizer)
+    asks = tokenize.is_dated(template, tokenizer)
+    if config.data.now and not asks:
+        raise ConfigError(
+            f"data.now={config.data.now!r} is not used: no chat template asks for the "
+            "date; leave it at ''"
+        )
+    if config.data.now or not asks:
+        return config
+    now = datetime.datetime.now().isoformat(timespec="seconds")
+    seconds = config.distributed.timeout_seconds
+    now = agree.of_first("clock", now, seconds=seconds)
+    return config_lib.stated(config, {"data.now": now})
+
+
 def source(
-    config: Config, split: str, tokenizer: Any, on_bad_row: str = ""
+    config: Config,
+    split: str,
+    tokenizer: Any,
+    on_bad_row: str = "",
+    *,
+    reads_ratings: bool = True,
 ) -> tuple[Source, dict[str, Any]]:
     """Finds how the rows of a split become records, and the settings that say so.
 
-    A value of `on_bad_row` counts before that of the configuration.
+    A value of `on_bad_row` counts before that of the configuration; `reads_ratings` as
+    in `records.Reading`.
 
     Generated rows of `train` follow data.seed; those of `eval` follow no seed, so that
     all runs are evaluated on the same.
@@ -92,10 +120,12 @@ def source(
         "kind": kind,
         "format": "hh" if name in sources.TRANSCRIPTS else section.format,
         "on_bad_row": on_bad_row,
+        "reads_ratings": reads_ratings,
     }
     tokenizing = {
         "join": section.join,
-        "chat_template": tokenize.read_chat_template(section.chat_template),
+        "chat_template": tokenize.read_chat_template(section.chat_template, tokenizer),
+        "now": section.now,
         "max_tokens": section.max_tokens,
         "max_prompt_tokens": section.max_prompt_tokens,
         "truncate_prompt": section.truncate_prompt,
@@ -164,6 +194,8 @@ def load_data(
     tokenizer: Any,
     workdir: AnyPath | None = None,
     splits: Sequence[str] = ("train", "eval"),
+    *,
+    reads_ratings: bool = True,
 ) -> Data:
     """Loads the training and evaluation rows.
 
@@ -172,6 +204,7 @@ def load_data(
       tokenizer: from `load_tokenizer`.
       workdir: the run folder; None = tokens are kept in data.cache_dir or nowhere.
       splits: those that are read, where the configuration names them.
+      reads_ratings: whether a loss does.
 
     Raises:
       DataError: if a source or row is bad.
@@ -180,8 +213,11 @@ def load_data(
     names = {split: config.data[split] for split in splits if config.data[split]}
     if not names:
         raise ConfigError("data.eval is empty: there is nothing to evaluate")
+    find = functools.partial(source, config, reads_ratings=reads_ratings)
     read = {
-        split: load_split(name, *source(config, split, tokenizer), tokenizer, folder)
+        split: load_split(
+            name, *find(split=split, tokenizer=tokenizer), tokenizer, folder
+        )
         for split, name in names.items()
     }
     kept = {split: each.records for split, each in read.items()}
@@ -245,7 +281,7 @@ def make_loaders(
     pairs = config.batch.pairs
     settings = loader_lib.Settings(
         pairs=pairs,
-        microbatches=config.batch.microbatches or 1,
+        microbatches=1,
         layout=config.data.layout,
         row_tokens=config.data.row_tokens,
         shards=mesh_lib.row_shards(mesh),
@@ -261,24 +297,28 @@ def make_loaders(
         seed=order_seed(config.seed, config.data.seed),
         shuffle=config.data.shuffle,
     )
-    train = Loader(rows, order, settings, join)
-    number = config.batch.microbatches or microbatches.choose(
-        spec,
-        train,
-        mesh,
-        pairs=pairs,
-        remat=config.model.remat,
-        dtype=config.model.dtype,
-        chunk=config.model.logits_chunk,
-    )
-    if number != train.microbatches:
-        settings = dataclasses.replace(settings, microbatches=number)
-        train = Loader(rows, order, settings, join)
+
+    @functools.cache
+    def plan(number: int) -> Loader:
+        many = dataclasses.replace(settings, microbatches=number)
+        return Loader(rows, order, many, join)
+
+    if config.batch.microbatches:
+        train = plan(config.batch.microbatches)
+    else:
+        train = microbatches.choose(
+            spec,
+            plan,
+            mesh,
+            pairs=pairs,
+            remat=config.model.remat,
+            dtype=config.model.dtype,
+            chunk=config.model.logits_chunk,
+        )
     if not data.eval:
         return train, None
     # no more at a time than a microbatch of training holds
-    order = loader_lib.eval_steps(len(data.eval), pairs=-(-pairs // number))
-    settings = dataclasses.replace(settings, microbatches=1)
+    order = loader_lib.eval_steps(len(data.eval), pairs=-(-pairs // train.microbatches))
     held_out = data.eval if join is None else join(data.eval)
     return train, Loader(held_out, order, settings)
 

@@ -152,7 +152,7 @@ def make_rollouts(parts: Parts, referred: Referred) -> Callable[[TrainState], Sa
     policy, mesh, tokenizer = parts.model, parts.mesh, parts.data.tokenizer
     source = sources.JUDGED[config.data.eval]
     texts = source.prompts(EVAL_SEED, config.eval.rollouts, split="eval")
-    template = tokenize.read_chat_template(config.data.chat_template)
+    template = tokenize.read_chat_template(config.data.chat_template, tokenizer)
     prompts = [
         generation.encode(tokenizer, text, join=config.data.join, template=template)
         for text in texts

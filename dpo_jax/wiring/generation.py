@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from dpo_jax.config import Config
 from dpo_jax.data import sources, tokenize
 from dpo_jax.data.columns import Text
+from dpo_jax.data.encode import check_template, render, template_text
 from dpo_jax.data.encode import encode as encode_row
 from dpo_jax.data.kinds import RawRow
 from dpo_jax.errors import ConfigError, DataError, ModelError
@@ -170,9 +171,16 @@ def _answers(
     """Loads a policy and continues the prompts."""
     config = policy.config
     tokenizer = data_wiring.load_tokenizer(config)
-    template = tokenize.read_chat_template(config.data.chat_template)
+    config = data_wiring.dated(config, tokenizer)
+    template = tokenize.read_chat_template(config.data.chat_template, tokenizer)
     encoded = [
-        encode(tokenizer, prompt, join=config.data.join, template=template)
+        encode(
+            tokenizer,
+            prompt,
+            join=config.data.join,
+            template=template,
+            now=config.data.now,
+        )
         for prompt in prompts
     ]
     if policy.workdir is None:
@@ -267,7 +275,7 @@ def complete(
 
 
 def encode(
-    tokenizer: Any, prompt: Text, *, join: str, template: str | None
+    tokenizer: Any, prompt: Text, *, join: str, template: str | None, now: str = ""
 ) -> np.ndarray:
     """Encodes a prompt as training does: i32[P].
 
@@ -276,6 +284,7 @@ def encode(
       prompt: a string or a chat.
       join: `data.join`.
       template: of chats; None = the tokenizer's own.
+      now: see `data.encode.template_text`.
 
     Raises:
       DataError: if it has no tokens, or the template refuses it.
@@ -285,15 +294,11 @@ def encode(
         row = RawRow(prompt, ("",), where=f"prompt {prompt[:40]!r}")
         ids, _ = encode_row(row, tokenizer, join=join, chat_template=template)
         return np.asarray(ids, np.int32)
-    if not (template or tokenizer.chat_template):
-        raise ModelError(
-            "a prompt is a chat, but the tokenizer has no chat template; set "
-            "data.chat_template=FILE"
-        )
+    if not template:
+        check_template(tokenizer, "a prompt")
     try:
-        text = tokenizer.apply_chat_template(
-            prompt, chat_template=template, tokenize=False, add_generation_prompt=True
-        )
+        found = template_text(tokenizer, template, now)
+        text = render(tokenizer, found, prompt, answer=True)
     except Exception as error:  # whatever a template may raise
         raise DataError(f"the chat template refuses a prompt: {error}") from error
     return np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)

@@ -14,24 +14,28 @@ from dpo_jax.models import memory
 from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.sharding import mesh as mesh_lib
 
+MORE_PLACES = 1.05  # of tokens, that microbatches may need without a limit of memory
 LITTLE = 3 * 2**28  # bytes of activations that are worth no further microbatch
 
 
 def choose(
     spec: DecoderSpec,
-    whole: Loader,
+    plan: Callable[[int], Loader],
     mesh: Mesh,
     *,
     pairs: int,
     remat: str,
     dtype: str,
     chunk: int,
-) -> int:
+) -> Loader:
     """Finds a number of microbatches that keeps activations small.
+
+    Where the device does not say what memory it has, no more than lay the steps out in
+    hardly more places: a microbatch of few pairs fills its rows badly.
 
     Args:
       spec: of the policy.
-      whole: lays each step out in one microbatch.
+      plan: number of microbatches -> what lays the steps out.
       mesh: of the run.
       pairs: of a step.
       remat: as `Decoder` has it.
@@ -39,9 +43,9 @@ def choose(
       chunk: scored tokens per row whose logits are held at a time.
 
     Returns:
-      The same number on every process: what process 0 finds.
+      The plan of the same number on every process: what process 0 finds.
     """
-    shards = mesh_lib.row_shards(mesh)
+    shards, whole = mesh_lib.row_shards(mesh), plan(1)
     activations = functools.partial(
         memory.activation_bytes,
         spec,
@@ -51,14 +55,17 @@ def choose(
         chunk=chunk,
     )
     state = memory.state_bytes(spec) / (mesh.shape["fsdp"] * mesh.shape["tensor"])
+    limit, parts = memory_of(mesh), pairs // shards
     number = fewest(
         lambda rows: activations(rows=rows),
         rows=whole.buckets[-1] // shards,
-        parts=pairs // shards,
-        budget=budget_of(state, memory_of(mesh)),
+        parts=parts,
+        budget=budget_of(state, limit),
     )
+    while limit is None and plan(number).places > MORE_PLACES * whole.places:
+        number = max(n for n in range(1, number) if parts % n == 0)
     logging.info("batch.microbatches=0 becomes %d", number)
-    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+    return plan(int(multihost_utils.broadcast_one_to_all(np.int32(number))))
 
 
 def fewest(

@@ -7,12 +7,13 @@ weights are held in and the rules of where they lie; one function loads them all
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 from jax.sharding import Mesh
 
 from dpo_jax.config import Config
@@ -20,6 +21,7 @@ from dpo_jax.data import tokenize
 from dpo_jax.errors import ConfigError, DeviceError
 from dpo_jax.models import attention, files, hf, scalar
 from dpo_jax.models.decoder import Decoder, abstract_params, init_params
+from dpo_jax.models.families import described
 from dpo_jax.models.spec import DecoderSpec, preset
 from dpo_jax.objectives import OBJECTIVES
 from dpo_jax.precision import in_products_of
@@ -60,11 +62,23 @@ def find_model(config: Config, tokenizer: Any) -> tuple[Path | None, DecoderSpec
     largest = tokenize.max_token_id(tokenizer)
     is_scalar = OBJECTIVES[config.objective].scalar
     if config.model.preset:
+        if ignored := config.model.ignore_attributes:
+            raise ConfigError(
+                f"model.ignore_attributes={ignored} is of a config.json; "
+                "model.preset has none"
+            )
         longest = config.data.max_tokens
         spec = preset(config.model.preset, vocab=largest + 1, max_positions=longest)
         return None, scalar.scalar_spec(spec) if is_scalar else spec
     path, revision = config.model.path, config.model.revision
-    folder, spec = find_folder(path, revision, is_scalar=is_scalar)
+    ignored = config.model.ignore_attributes
+    folder, spec = find_folder(path, revision, is_scalar=is_scalar, ignored=ignored)
+    unused = [name for name in ignored if name not in files.read_config(folder)]
+    if unused:
+        raise ConfigError(
+            f"model.ignore_attributes={unused}: {folder}/config.json has no such "
+            "attribute; leave them out"
+        )
     tokenize.check_ids(largest, spec.vocab)
     if spec.learned_positions and config.data.max_tokens > spec.max_positions:
         raise ConfigError(
@@ -75,7 +89,7 @@ def find_model(config: Config, tokenizer: Any) -> tuple[Path | None, DecoderSpec
 
 
 def find_folder(
-    path: str, revision: str, *, is_scalar: bool
+    path: str, revision: str, *, is_scalar: bool, ignored: Collection[str] = ()
 ) -> tuple[Path, DecoderSpec]:
     """Finds the folder of a role and what its model computes.
 
@@ -83,13 +97,18 @@ def find_folder(
       path: a folder or a hub id.
       revision: of the hub's.
       is_scalar: whether a scalar head is wanted: of a reward or value model.
+      ignored: attributes of its `config.json` that nothing need know.
 
     Raises:
       ModelError: if the folder cannot be used.
     """
     folder = files.resolve(path, revision)
     read = hf.scalar_spec_of if is_scalar else hf.spec_of
-    return folder, read(files.read_config(folder))
+    declared = files.read_config(folder)
+    spec = read(declared, ignored)
+    if left := described(declared, ignored)[1]:
+        logging.info("%s/config.json: nothing reads %s", folder, ", ".join(left))
+    return folder, spec
 
 
 def make_model(config: Config, folder: Path | None, spec: DecoderSpec) -> Model:
@@ -207,13 +226,16 @@ def abstract_weights(model: Model, mesh: Mesh) -> Params:
     return rules.with_shardings(params, param_places(model.spec, mesh))
 
 
-def reference_model(policy: Model, ref: Mapping[str, Any], mesh: Mesh) -> Model | None:
+def reference_model(
+    policy: Model, ref: Mapping[str, Any], mesh: Mesh, ignored: Collection[str] = ()
+) -> Model | None:
     """Builds the reference's decoder; its weights come later. None without one.
 
     Args:
       policy: it computes as this does, but for what `ref` says.
       ref: `config.ref`. One that moves is held as the policy is: as float32 masters.
       mesh: of the run.
+      ignored: see `find_folder`.
 
     Raises:
       ModelError: if it cannot be used, or its table does not fit the policy's.
@@ -223,7 +245,9 @@ def reference_model(policy: Model, ref: Mapping[str, Any], mesh: Mesh) -> Model 
         return None
     folder, spec = policy.folder, policy.spec
     if ref["path"]:
-        folder, spec = find_folder(ref["path"], ref["revision"], is_scalar=False)
+        folder, spec = find_folder(
+            ref["path"], ref["revision"], is_scalar=False, ignored=ignored
+        )
         tokenize.check_ids(policy.spec.vocab - 1, spec.vocab)
     dtype = jnp.dtype(ref["dtype"] or policy.decoder.dtype)
     decoder = policy.decoder.clone(spec=spec, dtype=dtype)

@@ -71,11 +71,16 @@ def prepare(
         logging.warning("%s", text)
     checks.check_batch(mesh, config.batch.pairs, config.batch.microbatches)
     tokenizer = data_wiring.load_tokenizer(config)
+    config = data_wiring.dated(config, tokenizer)
     folder, spec = model_wiring.find_model(config, tokenizer)
     model = model_wiring.make_model(config, folder, spec)
     model_wiring.check_loadable(model, mesh)
-    ref_model = model_wiring.reference_model(model, config.ref, mesh)
-    data = data_wiring.load_data(config, tokenizer, workdir, splits)  # the slowest
+    ignored = config.model.ignore_attributes
+    ref_model = model_wiring.reference_model(model, config.ref, mesh, ignored)
+    rated = checks.reads_ratings(losses, config.loss)
+    data = data_wiring.load_data(  # the slowest
+        config, tokenizer, workdir, splits, reads_ratings=rated
+    )
     agreeing.agree_on_rows(data)
     checks.check_data(losses, config.loss, data)
     steps = 1

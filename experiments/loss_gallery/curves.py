@@ -15,6 +15,7 @@ import numpy as np
 
 from dpo_jax import schema
 from dpo_jax.losses import LOSSES, Loss, LossFn, find, keywords, options
+from dpo_jax.losses.loss import default_of
 from dpo_jax.losses.tokens import WEIGHTS
 from dpo_jax.types import (
     Array,
@@ -149,7 +150,8 @@ def curve(name: str, table: LossTable = LOSSES) -> LossCurve:
 def usual(row: Loss) -> dict[str, Any]:
     """Returns the options of a loss at the usual setting, name -> value."""
     defaults = {name: row.default for name, row in schema.section("loss").items()}
-    return {name: row.usual.get(name, defaults[name]) for name in options(row)}
+    own = {name: default_of(row, name) for name in options(row)}
+    return {name: (own | defaults | row.usual)[name] for name in options(row)}
 
 
 def scene_of(name: str, row: Loss) -> Scene:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import jax
 
-from dpo_jax.losses import LOSSES, find
+from dpo_jax.cli.own_losses import table_of
+from dpo_jax.losses import LOSSES, LossTable, find
 from experiments.loss_gallery import curves, page
 
 GROUPS = {  # (record a loss takes, whether it needs a reference) -> heading
@@ -18,16 +19,16 @@ GROUPS = {  # (record a loss takes, whether it needs a reference) -> heading
 }
 
 
-def loss_entries() -> list[page.Entry]:
+def loss_entries(table: LossTable = LOSSES) -> list[page.Entry]:
     """Evaluates every loss of the table."""
-    losses = {name: find(name, LOSSES) for name in LOSSES}
+    losses = {name: find(name, table) for name in table}
     return [
         page.Entry(
             name,
             GROUPS[loss.takes, loss.reference],
             loss.formula,
             loss.source,
-            curves.curve(name),
+            curves.curve(name, table),
         )
         for name, loss in losses.items()
     ]
@@ -37,10 +38,11 @@ def main(arguments: Sequence[str]) -> None:
     """Writes the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", default="losses.html", help="the file to write")
+    parser.add_argument("--losses", default="", help="a file, as `train` takes it")
     jax.config.update("jax_platforms", "cpu")  # takes no accelerator for curves
-    out = parser.parse_args(arguments).out
-    page.write_explorer(loss_entries(), out)
-    print(out)
+    given = parser.parse_args(arguments)
+    page.write_explorer(loss_entries(table_of(given.losses)), given.out)
+    print(given.out)
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def test_labels_of_a_single(label, kept):
         ({"label": 1.0}, "wrong type", "column 'label' is float"),
         ({"label": -1}, "wrong label", "'label' is -1; true, false, 1 or 0 is due"),
         ({"label": 2}, "wrong label", "column 'label' is 2"),
-        ({"label": float("nan")}, "not finite", "column 'label' is nan"),
+        ({"label": float("nan")}, "wrong type", "column 'label' is float"),
         ({"completion": " "}, "empty", "column 'completion' is empty"),
         ({"completion": [bot("c")]}, "wrong type", "'completion' is list"),
         ({"prompt": ""}, "empty", "column 'prompt' is empty"),

@@ -7,10 +7,10 @@ from dpo_jax.data.mismatch import mismatch
 from dpo_jax.types import Record
 
 
-def single(index, prompt, response, label=1, ratings=None):
+def single(index, prompt, response, label=1, ratings=None, first=0):
     return Record(
         index,
-        np.arange(prompt),
+        first + np.arange(prompt),
         (np.array(response),),
         response={"labels": (label,), **({"ratings": ratings} if ratings else {})},
     )
@@ -41,7 +41,7 @@ def test_what_is_borrowed_is_cut_to_fit_the_prompt():
 
 
 @pytest.mark.parametrize(
-    "indices, lenders",
+    "prompts, lenders",
     [
         ([0, 0, 1, 1], [2, 2, 0, 0]),
         ([0, 1, 1, 0], [1, 3, 3, 1]),
@@ -51,15 +51,22 @@ def test_what_is_borrowed_is_cut_to_fit_the_prompt():
         ([], []),
     ],
 )
-def test_one_prompt_never_borrows_of_itself(indices, lenders):
-    """Both responses of a pair that was taken apart have the same prompt."""
-    steps = [single(index, 1, [10 * at]) for at, index in enumerate(indices)]
+@pytest.mark.parametrize("apart", [True, False], ids=["pairs", "rows"])
+def test_one_prompt_never_borrows_of_itself(prompts, lenders, apart):
+    """The same prompt is that of a pair taken apart, or of several rows (trl#1911)."""
+    steps = [
+        single(prompt if apart else at, 1, [10 * at], first=prompt)
+        for at, prompt in enumerate(prompts)
+    ]
     found = [r[1:] for r in plain(mismatch(steps, max_tokens=9))]
     assert found == [[] if at is None else [[10 * at]] for at in lenders]
 
 
 def test_a_borrowed_response_has_no_rating():
-    steps = [single(0, 1, [1], ratings=(2.5,)), single(1, 1, [2], ratings=(0.5,))]
+    steps = [
+        single(0, 1, [1], ratings=(2.5,)),
+        single(1, 1, [2], ratings=(0.5,), first=1),
+    ]
     joined = mismatch(steps, max_tokens=9)
     assert [r.response["ratings"] for r in joined] == [(2.5, 0), (0.5, 0)]
     assert mismatch(steps[:1], max_tokens=9) == steps[:1]

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ def tokenizer():
 def read(tmp_path, tokenizer):
     """Writes rows to a file (.jsonl, or Parquet) and prepares them."""
 
-    def go(kind, *rows, ending=".jsonl", on_bad_row="error"):
+    def go(kind, *rows, ending=".jsonl", on_bad_row="error", reads_ratings=True):
         path = tmp_path / f"rows{ending}"
         if ending == ".jsonl":
             path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -79,7 +80,9 @@ def read(tmp_path, tokenizer):
         bad = {"on_bad_row": on_bad_row}
         source = Source(
             functools.partial(sources.read, str(path), sources.Request("train")),
-            functools.partial(Reading, kind=kind, format="", **bad),
+            functools.partial(
+                Reading, kind=kind, format="", reads_ratings=reads_ratings, **bad
+            ),
             functools.partial(
                 tokenize.tokenize, tokenizer=tokenizer, **TOKENIZING, **bad
             ),
@@ -205,12 +208,36 @@ def test_a_nan_rating_in_a_file_is_refused(read):
     """C2: Python writes NaN into JSON, and Parquet holds it."""
     row = {"prompt": "a", "chosen": "b", "rejected": "c", "margin": 1.0}
     bad = row | {"margin": float("nan")}
-    with pytest.raises(DataError, match=r"rows\.jsonl:2: NaN is no JSON number"):
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: column 'margin' is nan"):
         read("pairs", row, bad)
     with pytest.raises(DataError, match=r"parquet\[1\]: column 'margin' is nan"):
         read("pairs", row, bad, ending=".parquet")
     with pytest.raises(DataError, match=r"parquet\[1\]: column 'margin' is null"):
         read("pairs", row, row | {"margin": None}, ending=".parquet")
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
+def test_ratings_that_no_loss_reads_may_lack(read, ending):
+    """Sets with and without scores in one file (trl#5539); a NaN in another column."""
+    rated = {"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": 2.0}
+    rated |= {"score_rejected": 1.0, "other": 0.5}
+    bare = rated | dict.fromkeys(("score_chosen", "score_rejected"))
+    bare |= {"other": float("nan")}
+    unread = ["other", "score_chosen", "score_rejected"]
+    with pytest.raises(DataError, match="'score_chosen' is null"):
+        read("pairs", rated, bare, ending=ending)
+    records, report = read("pairs", rated, bare, ending=ending, reads_ratings=False)
+    np.testing.assert_array_equal(
+        records.response["ratings"], [2, 1, math.nan, math.nan]
+    )
+    assert report["unread_columns"] == unread and report["kept"] == 2
+    assert report["summary"].endswith("; columns not read: " + ", ".join(unread))
+    records, _ = read("pairs", bare, bare, ending=ending, reads_ratings=False)
+    assert records.response == {}
+    kept, _ = read("pairs", rated, rated, ending=ending, reads_ratings=False)
+    again, report = read("pairs", rated, rated, ending=ending)
+    assert fingerprint(kept) == fingerprint(again)
+    assert report["unread_columns"] == ["other"]
 
 
 def test_singles_with_mismatched_responses_in_a_batch(read):

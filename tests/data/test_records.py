@@ -1,5 +1,7 @@
 """Every fault of a row is named with its place, column, type and reason."""
 
+import json
+
 import pytest
 from row_cases import validate
 
@@ -152,6 +154,51 @@ def test_chats_are_kept_without_null_keys():
     )
     assert rows[0].prompt == [user("q")]
     assert rows[0].responses == ([bot("a")], [bot("b")])
+
+
+CHAT = {"prompt": [user("q")], "chosen": [bot("a")], "rejected": [bot("b")]}
+WEATHER = {"type": "function", "function": {"name": "weather"}}
+
+
+@pytest.mark.parametrize("kind", ["pairs", "completions", "singles", "rankings"])
+def test_system_and_tools_are_told_to_a_chat(kind):
+    told = CHAT | {"system": "s", "tools": [WEATHER | {"strict": None}]}
+    rows, _ = check(
+        told,
+        told | {"tools": json.dumps([WEATHER])},
+        told | {"prompt": [{"role": "system", "content": "s"}, user("q")]},
+        CHAT | {"system": " ", "tools": None},
+        kind=kind,
+    )
+    start = [{"role": "system", "content": "s"}, user("q")]
+    assert [row.prompt for row in rows] == [start] * 3 + [[user("q")]]
+    assert [row.tools for row in rows] == [(WEATHER,)] * 3 + [()]
+
+
+@pytest.mark.parametrize(
+    "row, reason, said",
+    [
+        (GOOD | {"system": "s"}, "system beside a string", "write it into the prompt"),
+        (GOOD | {"tools": [WEATHER]}, "tools beside a string", "column 'tools'"),
+        (CHAT | {"system": 1}, "wrong type", "column 'system' is int"),
+        (CHAT | {"tools": "{"}, "malformed", "'tools' is a string, but no JSON"),
+        (CHAT | {"tools": ["weather"]}, "wrong type", "'tools' is list"),
+        (
+            CHAT | {"system": "s", "prompt": [user("q") | {"role": "system"}]},
+            "two system prompts",
+            "differ",
+        ),
+    ],
+)
+def test_a_system_or_tools_without_a_place_are_refused(row, reason, said):
+    found, message = refusal(row)
+    assert found == reason and said in message
+
+
+def test_a_message_that_calls_tools_may_say_nothing():
+    call = {"role": "assistant", "content": None, "tool_calls": [WEATHER | {"id": 1}]}
+    rows, _ = check(CHAT | {"chosen": [call]})
+    assert rows[0].responses[0] == [call | {"content": ""}]
 
 
 def test_a_shared_beginning_is_the_prompt():

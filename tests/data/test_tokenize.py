@@ -6,13 +6,14 @@ import os
 import pytest
 from row_cases import validate
 
-from dpo_jax.data.encode import encode
+from dpo_jax.data.encode import encode, render, template_text
 from dpo_jax.data.kinds import RawRow
 from dpo_jax.data.sources import read
 from dpo_jax.data.sources.files import Request
 from dpo_jax.data.tokenize import (
     Cut,
     check_ids,
+    is_dated,
     load_tokenizer,
     max_token_id,
     read_chat_template,
@@ -225,6 +226,7 @@ def test_cuts_are_counted():
         "cut_rows": 1,
         "prompt_tokens_cut": 4,
         "response_tokens_cut": 1,
+        "double_bos": 0,
     }
     assert counts.render() == "cut 1 of 2 rows (4 prompt, 1 response tokens)"
 
@@ -245,6 +247,30 @@ def test_rows_that_lose_a_part_are_bad():
     rows = [row(chat("c"), chat("", "d")[1:])]
     with pytest.raises(DataError, match="no row can be used.*no response tokens"):
         cut(rows, build(), chat_template="c")
+
+
+def test_pairs_that_are_identical_after_cutting_are_bad():
+    """Both responses become cd; one cut alone, cde<eos> beside cde, stays."""
+    rows = [row("c", "cdef", "cdeh"), row("c", "d", "e", index=1)]
+    options = {"max_tokens": 3, "max_prompt_tokens": 1}
+    with pytest.raises(DataError, match="f:1: .*identical after cutting"):
+        cut(rows, build(single="$A"), **options)
+    records, counts = cut(rows, build(single="$A"), **options, on_bad_row="drop")
+    assert counts.dropped == {"identical after cutting (data.max_tokens)": 1}
+    assert [record.index for record in records] == [1]
+    _, counts = cut(rows[:1], build(single="$A"), max_tokens=6, max_prompt_tokens=1)
+    assert counts.dropped == {}
+
+
+def test_bos_twice_is_told(caplog):
+    """The text of a rendered chat holds BOS, and this tokenizer adds another."""
+    rows = [row("<bos>c", "d"), row("c", "d", index=1)]
+    with caplog.at_level("WARNING"):
+        records, counts = cut(rows, build())
+    assert records[0].prompt.tolist() == [BOS, BOS, *ids("c")]
+    assert counts.double_bos == 1
+    assert counts.render().endswith("; BOS twice before 1 prompts")
+    assert "BOS stands twice before 1 prompts, first before that of f:1" in caplog.text
 
 
 def test_responses_may_become_identical():
@@ -300,10 +326,98 @@ def test_what_cannot_be_used_is_refused(tmp_path):
 def test_a_chat_template_is_read_from_its_file(tmp_path):
     path = tmp_path / "t.jinja"
     path.write_text(TEMPLATE)
-    assert read_chat_template(str(path)) == TEMPLATE
-    assert read_chat_template("") is None
+    assert read_chat_template(str(path), build()) == TEMPLATE
+    assert read_chat_template("", build()) is None
     with pytest.raises(DataError, match="data.chat_template='/no/file' cannot be read"):
-        read_chat_template("/no/file")
+        read_chat_template("/no/file", build())
+
+
+def test_a_template_of_several_is_taken_by_its_name():
+    named = {"rag": TEMPLATE, "tool_use": TEMPLATE}
+    tokenizer = build(template=named)
+    assert read_chat_template("rag", tokenizer) == TEMPLATE
+    raw = RawRow(chat("c"), (chat("c", "d")[1:],), where="f:1")
+    with pytest.raises(ModelError, match=r"\(rag, tool_use\) .*data.chat_template"):
+        one(raw, tokenizer)
+    assert one(raw, tokenizer, template=TEMPLATE) == one(raw, build(template=TEMPLATE))
+    tools = raw._replace(tools=({"name": "e"},))
+    with pytest.raises(DataError, match="leaves out the column 'tools'"):
+        one(tools, tokenizer)
+    assert one(raw, build(template=named | {"default": TEMPLATE}))
+
+
+SYSTEM = {"role": "system", "content": "h"}
+MOVING = (  # as Mistral's: the system prompt stands before the last word of the user
+    "{% for m in messages if m.role != 'system' %}"
+    "{% if m.role == 'user' %}[u]{% if loop.last and messages[0].role == 'system' %}"
+    "{{ messages[0].content }}{% endif %}{{ m.content }}[a]"
+    "{% else %}{{ m.content }}<eos>{% endif %}{% endfor %}"
+)
+SILENT = (  # as those of models that think
+    "{% for m in messages %}{{ '[a]' if m.role == 'assistant' else '[u]' }}"
+    "{{ m.content }}{% endfor %}{% if add_generation_prompt %}[a]h{% else %}<eos>"
+    "{% endif %}"
+)
+
+
+def test_a_prompt_that_an_answer_changes_is_refused():
+    """Else the question would be scored: [u]hc[a] has [u] in common with [u]c[a]d."""
+    raw = row(chat("c"), chat("c", "d")[1:])
+    assert one(raw, build(), template=MOVING)[0] == [3, *ids("c"), 4]
+    raw = raw._replace(prompt=[SYSTEM, *chat("c")])
+    with pytest.raises(DataError, match="otherwise once it is answered"):
+        one(raw, build(), template=MOVING)
+
+
+def test_what_asks_for_an_answer_may_differ_from_it():
+    """[u]c[a]h asks, [u]c[a]d<eos> answers, [u]c<eos> does neither: as with <think>."""
+    raw = row(chat("c"), chat("c", "d")[1:])
+    assert one(raw, build(), template=SILENT) == [[3, *ids("c"), 4], [*ids("d"), EOS]]
+
+
+def test_a_system_message_that_a_template_leaves_out_is_refused():
+    template = TEMPLATE.replace("{{ raise_exception('no system') }}", "").replace(
+        "{{ m.content }}", "{{ m.content if m.role != 'system' }}"
+    )
+    raw = row([SYSTEM, *chat("c")], chat("c", "d")[1:])
+    with pytest.raises(DataError, match="leaves out the system message"):
+        one(raw, build(), template=template)
+
+
+def test_whatever_a_template_raises_is_a_fault_of_the_row():
+    raw = row(chat("c"), chat("c", "d")[1:])
+    for template in (
+        "{{ 1 / 0 }}",
+        "{{ messages[9].role.x }}",
+        "{{ ([] | first).x.y }}",
+    ):
+        with pytest.raises(DataError, match="the chat template refuses it"):
+            one(raw, build(), template=template)
+
+
+def test_tools_are_rendered():
+    template = "{% for t in tools or [] %}{{ t.name }}{% endfor %}" + TEMPLATE
+    raw = row(chat("c"), chat("c", "d")[1:])
+    told = raw._replace(tools=({"name": "f"}, {"name": "g"}))
+    plain, tooled = (one(r, build(), template=template) for r in (raw, told))
+    assert tooled == [[*ids("fg"), *plain[0]], plain[1]]
+
+
+def test_the_clock_of_a_template_is_the_given_one():
+    """The 8th of any month, whatever the day is."""
+    template = "{{ 'c' * (strftime_now('%d') | int) }}" + TEMPLATE
+    raw = row(chat("c"), chat("c", "d")[1:])
+    options = {"join": "separate", "chat_template": template}
+    (prompt, _) = encode(raw, build(), **options, now="2026-07-08T10:00:00")
+    assert prompt[:8] == ids("c" * 8) and prompt[8:] == [BOS, 3, *ids("c"), 4]
+    text = "\n  {% if x %}{% endif %}{{ strftime_now('%-d %b %Y at %H:%M, 9%%') }}"
+    found = template_text(build(), text, "2026-07-08T10:09:00")
+    assert render(build(), found, chat("c")) == "\n8 Jul 2026 at 10:09, 9%"
+    assert template_text(build(), TEMPLATE, "2026-07-08") == TEMPLATE
+    assert is_dated(template, build()) and is_dated(None, build(template=template))
+    assert is_dated(None, build(template={"default": template}))
+    assert not is_dated(TEMPLATE, build(template=template))
+    assert not is_dated(None, build())
 
 
 @needs_shared

@@ -199,7 +199,7 @@ def test_pictures_are_whole_and_alike_each_time(entries):
 
 
 def test_the_page_is_written(entries, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(run, "loss_entries", lambda: [entries["dpo"]])
+    monkeypatch.setattr(run, "loss_entries", lambda table: [entries["dpo"]])
     out = tmp_path / "deep" / "losses.html"
     run.main([f"--out={out}"])
     assert capsys.readouterr().out == f"{out}\n"
@@ -207,3 +207,18 @@ def test_the_page_is_written(entries, monkeypatch, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     with pytest.raises(WriteError, match="cannot write .*"):
         run.main([f"--out={tmp_path / 'file' / 'x.html'}"])
+
+
+def test_a_loss_of_a_file_is_drawn_with_its_own_option(tmp_path):
+    """−log σ(βΔ) · σ(−βΔ)²: ln 2 / 4 at Δ = 0."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import jax\n"
+        "def focal(logps, *, beta, focal_gamma=2.0):\n"
+        "    x = beta * (logps.chosen - logps.rejected)\n"
+        "    x -= beta * (logps.ref_chosen - logps.ref_rejected)\n"
+        "    return -jax.nn.log_sigmoid(x) * jax.nn.sigmoid(-x) ** focal_gamma\n"
+    )
+    drawn = curves.curve("focal", run.table_of(str(file)))
+    assert drawn.setting["focal_gamma"] == 2.0
+    np.testing.assert_allclose(drawn.loss[len(drawn.loss) // 2], np.log(2) / 4, 1e-5)

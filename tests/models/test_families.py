@@ -6,7 +6,7 @@ import pytest
 from family_cases import CASES, CONFIGS
 
 from dpo_jax import errors
-from dpo_jax.models import decoder, hf, tensors
+from dpo_jax.models import decoder, families, hf, tensors
 from dpo_jax.models.families import FAMILIES
 from dpo_jax.models.spec import RopeScaling
 
@@ -121,6 +121,55 @@ def test_unknown_attributes_are_all_named_unless_they_are_off():
     )
     for name in ("sliding_window=8", "quantization_config", "hidden_size=0"):
         assert name in text
+
+
+@pytest.mark.parametrize(
+    ("family", "extra"),
+    [
+        ("llama", {"is_llama_config": True, "rope_interleaved": False}),
+        ("llama", {"transformers.js_config": {"dtype": "q4"}}),
+        ("llama", {"neftune_noise_alpha": 5.0, "partial_rotary_factor": 1.0}),
+        ("llama", {"max_sequence_length": 2048, "_model_name_or_path": "x"}),
+        ("gpt2", {"n_special": 1, "predict_special_tokens": True, "n_embd": 64}),
+        ("gpt2", {"output_past": True, "num_labels": 1, "torchscript": True}),
+        ("gemma2", {"sliding_window_size": 5}),
+    ],
+)
+def test_what_published_folders_write_down_is_left(family, extra):
+    """SmolLM 2, NEFTune, Vicuna, GPT-2 medium and Gemma 2 9B: nothing reads it."""
+    config = CONFIGS[family]
+    extra = {k: config.get(k, v) for k, v in extra.items()}
+    spec, left = families.described(config | extra)
+    assert spec == hf.spec_of(config)
+    on = {k for k, v in extra.items() if v not in (False, 1.0) and k not in config}
+    assert {name.partition("=")[0] for name in left} >= on - {"num_labels"}
+
+
+def test_an_attribute_may_be_ignored_by_name():
+    mine = LLAMA | {"my_note": "x", "rope_interleaved": True}
+    text = refusal(mine)
+    assert "rope_interleaved=True is not supported: it turns neighbours" in text
+    assert "model.ignore_attributes=('my_note',)" in text
+    with pytest.raises(errors.ModelError, match="rope_interleaved"):
+        hf.spec_of(mine, ["my_note"])
+    assert hf.spec_of(mine, ["my_note", "rope_interleaved"]) == hf.spec_of(LLAMA)
+    assert "hidden_size=0" in refusal({**LLAMA, "hidden_size": 0, "my_note": 0})
+    assert "partial_rotary_factor=0.5" in refusal(
+        LLAMA | {"partial_rotary_factor": 0.5}
+    )
+
+
+def test_names_that_transformers_maps_are_known_in_both_spellings():
+    other = {k: v for k, v in GPT2.items() if k != "n_embd"} | {"hidden_size": 32}
+    assert hf.spec_of(other) == hf.spec_of(GPT2 | {"hidden_size": 32})
+    assert hf.spec_of(other) == hf.spec_of(GPT2)
+    assert "hidden_size=16 and n_embd=32" in refusal(GPT2 | {"hidden_size": 16})
+
+
+def test_quantized_weights_are_named_for_what_they_are():
+    text = refusal(LLAMA | {"quantization_config": {"quant_method": "bitsandbytes"}})
+    assert "the weights are quantized (quantization_config: bitsandbytes)" in text
+    assert "remove" not in text
 
 
 @pytest.mark.parametrize(

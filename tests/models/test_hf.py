@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from dpo_jax import errors
 from dpo_jax.models import decoder, files, hf
+from dpo_jax.models.families import FAMILIES
 from dpo_jax.models.spec import preset
 from dpo_jax.types import Batch
 
@@ -259,6 +260,38 @@ def test_missing_extra_and_misshaped_tensors_are_named_in_one_error(folder):
 def test_integer_weights_are_refused(folder):
     edit(folder, lambda t: t.update({"lm_head.weight": np.ones((64, 64), np.int8)}))
     assert "none of F64/F32/F16/BF16: lm_head.weight" in refusal(folder)
+
+
+def test_quantized_weights_and_adapters_are_named_for_what_they_are(folder):
+    q = "model.layers.0.self_attn.q_proj.weight"
+    more = {f"{q}.absmax": np.zeros(4, np.uint8), f"{q}.quant_map": np.zeros(4)}
+    edit(folder, lambda t: t.update(more))
+    assert f"the weights are quantized ({q}.absmax, " in refusal(folder)
+    lora = {"model.layers.0.self_attn.q_proj.lora_A.weight": np.zeros((1, 4))}
+    edit(folder, lambda t: [t.pop(name) for name in more] and t.update(lora))
+    assert "the weights are those of an adapter and its base" in refusal(folder)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_an_adapter_beside_its_base_or_alone_is_refused(folder, alone):
+    about = {"base_model_name_or_path": "me/base"}
+    (folder / "adapter_config.json").write_text(json.dumps(about))
+    if alone:
+        (folder / "config.json").unlink(missing_ok=True)
+    with pytest.raises(errors.ModelError, match="adapter .* of 'me/base'.*merge it"):
+        hf.read_config(folder)
+
+
+def test_an_export_keeps_processors_and_named_templates(folder, drawn, tmp_path):
+    (folder / "config.json").write_text(json.dumps(FAMILIES["llama"].to_hf(SPEC)))
+    small = ("preprocessor_config.json", "processor_config.json", "tekken.json")
+    names = (*small, "additional_chat_templates/rag.jinja")
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(name)
+    written = hf.save_params(drawn, SPEC, tmp_path / "out", source_dir=folder)
+    assert set(names) <= set(written)
+    assert all((tmp_path / "out" / name).read_text() == name for name in names)
 
 
 def test_a_tied_head_may_be_stored_if_it_equals_the_table(drawn, tmp_path):

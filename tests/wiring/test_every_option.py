@@ -59,6 +59,7 @@ OTHERS = {  # key -> another value
     "train.watchdog_seconds": 7.0,
     "model.path": "nowhere",
     "model.revision": "main",
+    "model.ignore_attributes": ("nothing",),
     "model.preset": "tiny_gpt2",
     "model.dtype": "bfloat16",
     "model.remat": "block",
@@ -78,6 +79,7 @@ OTHERS = {  # key -> another value
     "data.limit": 18,
     "data.format": "hh",
     "data.chat_template": "nowhere",
+    "data.now": "2026-07-26",
     "data.join": "joint",
     "data.max_tokens": 14,
     "data.max_prompt_tokens": 3,
@@ -118,7 +120,10 @@ OTHERS = {  # key -> another value
     "log.every_steps": 2,
     "distributed.timeout_seconds": 7.0,
 }
-REFUSING = ("data.format", "data.on_bad_row", "mesh.data")
+REFUSING = (
+    *("data.format", "data.now", "data.on_bad_row", "mesh.data"),
+    "model.ignore_attributes",
+)
 NO_EVAL = {"data.eval": "", "eval.rollouts": 0}
 MOVING = {
     "optimizer.name": "adamw",

@@ -225,10 +225,6 @@ def _unique(items: list[tuple[str, Any]]) -> Fields:
     return fields
 
 
-def _refuse(constant: str) -> None:
-    raise BadRow("not finite", f"{constant} is no JSON number")
-
-
 def _parquet_rows(table: Any, path: str) -> Rows:
     import pyarrow
 
@@ -242,7 +238,7 @@ def _parquet_rows(table: Any, path: str) -> Rows:
         raise DataError(f"{path}[{index}]: reading failed: {error}") from error
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse)
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 
 READERS: dict[str, Reader] = {
     ".jsonl": read_jsonl,

@@ -1,6 +1,7 @@
 """The HF dialects: one file and one row of the table for each `model_type`."""
 
 import itertools
+from collections.abc import Collection
 from typing import Any
 
 from dpo_jax import errors
@@ -21,8 +22,23 @@ from dpo_jax.models.families.common import Given
 from dpo_jax.models.spec import DecoderSpec, Family, faults
 
 
-def spec_of(config: dict[str, Any]) -> DecoderSpec:
-    """Says which decoder a `config.json` describes.
+def spec_of(config: dict[str, Any], ignored: Collection[str] = ()) -> DecoderSpec:
+    """Says which decoder a `config.json` describes; arguments as `described`'s."""
+    return described(config, ignored)[0]
+
+
+def described(
+    config: dict[str, Any], ignored: Collection[str] = ()
+) -> tuple[DecoderSpec, list[str]]:
+    """Says which decoder a `config.json` describes, and which attributes are left.
+
+    Args:
+      config: the file.
+      ignored: attributes that may stand there although nothing here knows them.
+
+    Returns:
+      The spec, and the attributes that say something and are not computed with, of the
+      families' lists and of `ignored`.
 
     Raises:
       ModelError: if it wants remote code, its `model_type` or an attribute is not
@@ -39,13 +55,15 @@ def spec_of(config: dict[str, Any]) -> DecoderSpec:
     if family is None:
         raise errors.ModelError(errors.unknown("model_type", name, FAMILIES))
     config = {k: v for k, v in config.items() if k != "auto_map"}
+    left: list[str] = []
     with errors.collected(errors.ModelError) as complaints:
-        given = Given(config, complaints)
+        given = Given(config, complaints, left, {*family.left, *ignored})
+        given = given.quantized().renamed(family.aliases)
         given.refuse_unknown(family.known)
         spec = family.read(given)
     with errors.collected(errors.ModelError) as complaints:
         complaints += [f"config.json: {fault}" for fault in faults(spec)]
-    return spec
+    return spec, left
 
 
 def _code(config: dict[str, Any]) -> list[str]:

@@ -1,5 +1,6 @@
 """What families share when they read a `config.json`: fields, the unknown."""
 
+import re
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
@@ -37,7 +38,33 @@ INERT = frozenset(
     """.split()
 )
 
+# The same, with a folder that carries each; a leading underscore says as much itself.
+LEFT = {
+    "gradient_checkpointing": "openai-community/gpt2-medium's children",
+    "keys_to_ignore_at_inference": "what trainers save",
+    "max_sequence_length": "lmsys/vicuna-7b-v1.5",
+    "neftune_noise_alpha": "what TRL saves of a run with NEFTune",
+    "num_labels": "old GPT-2 folders",
+    "output_past": "old GPT-2 folders",
+    "torchscript": "old GPT-2 folders",
+    "transformers.js_config": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "use_bfloat16": "old GPT-2 folders",
+}
+
 OFF = (None, False, {}, [], "")  # an unknown attribute with such a value is harmless
+
+QUANTIZATION = ("quantization_config", "compression_config", "quantization")
+
+MAY_DO = {  # what an unknown attribute may be about, by its name
+    "rope_interleaved": "it turns neighbours of a head, not its halves",
+    "expert|moe|router": "layers may be mixtures of experts",
+    "window|chunk": "it may hide far tokens",
+    "rope|rotary|alibi|position": "it may change what positions do",
+    "norm": "it may add or change a norm",
+    "cap|clip|scal|multiplier": "it may scale or bound what a layer gives",
+    "bias": "it may add a bias",
+    "": "it may change what the model computes",
+}
 
 
 class Given(NamedTuple):
@@ -46,10 +73,14 @@ class Given(NamedTuple):
     Attributes:
       config: its attributes.
       complaints: one sentence for each fault found so far.
+      left: attributes found so far that say something nobody computes with.
+      harmless: attributes that are left, beside those of `LEFT`.
     """
 
     config: Config
     complaints: list[str]
+    left: list[str]
+    harmless: Collection[str]
 
     def number(self, name: str, kind: type, default: float | None = None) -> Any:
         """Reads a positive number; complains and returns `kind(1)` without one.
@@ -111,13 +142,44 @@ class Given(NamedTuple):
             if self.config.get(name) not in (value, None):
                 self.complaints.append(f"{name}={self.config[name]!r} is not supported")
 
+    def renamed(self, aliases: Config) -> "Given":
+        """Returns what transformers makes of names of its `attribute_map`."""
+        config = dict(self.config)
+        for alias in [name for name in aliases if name in config]:
+            name, value = aliases[alias], config.pop(alias)
+            if config.setdefault(name, value) != value:
+                self.complaints.append(
+                    f"{alias}={value!r} and {name}={config[name]!r} mean the same; "
+                    "keep one"
+                )
+        return self._replace(config=config)
+
+    def quantized(self) -> "Given":
+        """Complains about weights that the config calls quantized."""
+        for name in QUANTIZATION:
+            said = self.config.get(name)
+            if said not in OFF:
+                method = said.get("quant_method") if isinstance(said, dict) else said
+                self.complaints.append(
+                    f"the weights are quantized ({name}: {method or said}); give the "
+                    "folder of the float model, or dequantize it and save"
+                )
+        left = {k: v for k, v in self.config.items() if k not in QUANTIZATION}
+        return self._replace(config=left)
+
     def refuse_unknown(self, known: Collection[str]) -> None:
         """Complains about attributes that are not known and that are not off."""
         for name, value in self.config.items():
-            if name not in known and name not in INERT and value not in OFF:
-                self.complaints.append(
-                    f"attribute {name}={value!r} is not supported; remove it"
-                )
+            if name in known or name in INERT or value in OFF:
+                continue
+            if name.startswith("_") or name in LEFT or name in self.harmless:
+                self.left.append(f"{name}={str(value)[:40]}")
+                continue
+            what = next(said for word, said in MAY_DO.items() if re.search(word, name))
+            self.complaints.append(
+                f"attribute {name}={value!r} is not supported: {what}; if transformers "
+                f"computes nothing with it, set model.ignore_attributes=('{name}',)"
+            )
 
 
 def vectors(name: str, path: str) -> tuple[Row, Row]:

@@ -129,5 +129,10 @@ TABLE_2 = llama_like.table(
 
 GEMMA = Family(KNOWN_1, read_1, to_hf_1, TABLE_1, ignored=llama_like.IGNORED)
 GEMMA2 = Family(
-    KNOWN_2 | {"hidden_act"}, read_2, to_hf_2, TABLE_2, ignored=llama_like.IGNORED
+    KNOWN_2 | {"hidden_act"},
+    read_2,
+    to_hf_2,
+    TABLE_2,
+    ignored=llama_like.IGNORED,
+    left={"sliding_window_size": "google/gemma-2-9b, beside sliding_window"},
 )

@@ -131,4 +131,7 @@ GEMMA3 = Family(
         ("language_model.lm_head.", "lm_head."),
     ),
     carried=(r"(model\.)?(vision_tower|multi_modal_projector)\..*",),
+    aliases={
+        f"{name}_token_id": f"{name}_token_index" for name in ("boi", "eoi", "image")
+    },
 )

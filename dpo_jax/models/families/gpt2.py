@@ -24,6 +24,13 @@ KNOWN = frozenset(
     """.split()
 ) | set(FIXED)
 
+ALIASES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
+
 
 def read(given: Given) -> DecoderSpec:
     """Reads a `config.json`."""
@@ -110,4 +117,8 @@ FAMILY = Family(
     TABLE,
     ignored=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),
     spellings=(("transformer.", ""),),
+    left=dict.fromkeys(
+        ("n_special", "predict_special_tokens"), "openai-community/gpt2-medium"
+    ),
+    aliases=ALIASES,
 )

@@ -60,4 +60,5 @@ FAMILY = Family(
     to_hf,
     TABLE,
     ignored=(r"transformer\.h\.\d+\.attn\.(bias|masked_bias|embed_positions)",),
+    aliases=gpt2.ALIASES,
 )

@@ -22,4 +22,11 @@ def to_hf(spec: DecoderSpec) -> Config:
 
 TABLE = llama_like.table(*llama_like.LAYER)
 
-FAMILY = Family(KNOWN, llama_like.read, to_hf, TABLE, ignored=llama_like.IGNORED)
+FAMILY = Family(
+    KNOWN,
+    llama_like.read,
+    to_hf,
+    TABLE,
+    ignored=llama_like.IGNORED,
+    left={"is_llama_config": "HuggingFaceTB/SmolLM2-135M"},
+)

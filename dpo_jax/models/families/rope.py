@@ -15,7 +15,9 @@ from dpo_jax.models.spec import RopeScaling
 ORIGINAL = "original_max_position_embeddings"
 
 # Attributes of a config that `read` looks at.
-KNOWN = frozenset(("rope_parameters", "rope_scaling", "rope_theta"))
+KNOWN = frozenset(
+    ("partial_rotary_factor", "rope_parameters", "rope_scaling", "rope_theta")
+)
 
 _LLAMA3 = {
     "factor": "factor",
@@ -103,7 +105,11 @@ def read(
         return one_of(given._replace(config=values), default)
 
     base = either("rope_theta", theta)
-    turning = 1.0 if share is None else either("partial_rotary_factor", share)
+    turning = either("partial_rotary_factor", 1.0 if share is None else share)
+    if share is None and turning != 1:
+        given.complaints.append(
+            f"partial_rotary_factor={turning} is not supported: all of a head turns"
+        )
     return {
         "rope_theta": base,
         "rope_scaling": scaling_of(settings, max_positions),

@@ -81,9 +81,9 @@ def train(shared, tmp_path, monkeypatch):
 
     def go(folder, steps, flags):
         goldens = shared / "goldens" / folder
-        given = FLAGS | flags | {"train.steps": steps}
-        given["model.path"], given["ref.path"] = goldens / "model", goldens / "ref"
-        given["data.train"] = goldens / "train.jsonl"
+        paths = {"model.path": goldens / "model", "ref.path": goldens / "ref"}
+        paths["data.train"] = goldens / "train.jsonl"
+        given = FLAGS | paths | flags | {"train.steps": steps}
         argv = [f"--config.{key}={value}" for key, value in given.items()]
         where = ["--config=configs/dpo.py", f"--workdir={run}"]
         assert cli.main(["dpo_jax", "train", *where, *argv]) == 0

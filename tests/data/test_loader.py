@@ -312,7 +312,7 @@ def test_joined_records_are_those_of_the_whole_step(layout, microbatches):
 def test_joined_lengths_decide_the_shapes():
     """Documents of 10 + 10 tokens become 10 + 10 + 10: two a row of 48, no longer."""
     rows = [
-        Record(i, np.ones(10, np.int32), (np.full(10, i, np.int32),), response=ONE)
+        Record(i, np.full(10, i, np.int32), (np.full(10, i, np.int32),), response=ONE)
         for i in range(8)
     ]
     settings = Settings(4, 1, "prefix_shared", 48, 1)

@@ -122,7 +122,7 @@ OTHERS = {  # key -> another value
 }
 REFUSING = (
     *("data.format", "data.now", "data.on_bad_row", "mesh.data"),
-    "model.ignore_attributes",
+    *("model.ignore_attributes", "losses"),
 )
 NO_EVAL = {"data.eval": "", "eval.rollouts": 0}
 MOVING = {

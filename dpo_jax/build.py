@@ -34,7 +34,7 @@ from dpo_jax.wiring import (
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring.outputs import Summary
-from dpo_jax.wiring.parts import Parts, prepare
+from dpo_jax.wiring.parts import Parts, make_parts
 from dpo_jax.wiring.reference import Referred
 
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -82,7 +82,7 @@ def run(
         return ended
     with clock, jax.set_mesh(mesh), signals.stop_requests() as stop:
         with clock.bucket("setup"):
-            parts = prepare(config, bound, mesh, workdir)
+            parts = make_parts(config, bound, mesh, workdir)
         launch = Launch(workdir, parts, stop, progress, fork, forks, losses, clock)
         with runfolder.claim(workdir, first=jax.process_index() == 0):
             return _train(launch)
@@ -258,7 +258,7 @@ def evaluate(
     bound = checks.check(config, losses)
     mesh = make_mesh(**config.mesh)
     with jax.set_mesh(mesh):
-        parts = prepare(config, bound, mesh, workdir, splits=("eval",))
+        parts = make_parts(config, bound, mesh, workdir, splits=("eval",))
         state = restoring.trained_state(workdir, parts)
         referred = parts.refer(workdir, evaluation_only=True)
         measures = evaluation.make_measures(parts, referred)

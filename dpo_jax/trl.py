@@ -52,7 +52,7 @@ KEYS = {  # their option -> our key
     "use_weighting": "loss.weighting",
     "warmup_ratio": "optimizer.warmup_share",
 }
-LOSSES = {"sigmoid": "dpo", "kto_pair": "kto", "sppo": "sppo_hard", "nll": "sft"}
+LOSSES = {"sigmoid": "dpo", "kto_pair": "kto", "nll": "sft"}
 VALUES = {  # our key -> their value -> ours
     "loss.name": LOSSES,
     "optimizer.name": {"adamw_torch": "adamw", "adamw_torch_fused": "adamw"},

@@ -58,8 +58,8 @@ def main(arguments: Sequence[str]) -> int:
     from dpo_jax.wiring.data import source
     from dpo_jax.wiring.restoring import run_config
 
-    request = generation.Request(
-        **{name: values[name].value for name in generation.Request._fields}
+    request = generation.SampleRequest(
+        **{name: values[name].value for name in generation.SampleRequest._fields}
     )
     check(request)
     policies = [generation.Policy(name, run_config(name), name) for name in runs]

@@ -9,7 +9,7 @@ from absl import logging
 
 from dpo_jax.data.columns import Text
 from dpo_jax.data.kinds import RawRow
-from dpo_jax.data.records import Counts, Located, RatedLater, Reading
+from dpo_jax.data.records import Located, RatedLater, Reading, RowCounts
 from dpo_jax.data.tokenize import TokenCounts
 from dpo_jax.data.tokens import Records, fingerprint
 from dpo_jax.errors import DataError
@@ -62,7 +62,7 @@ def prepare(source: Source) -> Prepared:
         reading = check(read(), rated=later.where)
         kept, cut = tokenize(reading)
     dropped = {**reading.counts.dropped, **cut.dropped}
-    total = Counts(reading.counts.read, len(kept), dropped)
+    total = RowCounts(reading.counts.read, len(kept), dropped)
     unread = f"; columns not read: {', '.join(reading.unread)}" * bool(reading.unread)
     report = {
         **total._asdict(),

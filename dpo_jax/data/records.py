@@ -21,7 +21,7 @@ SHOWN_ROWS = 3  # bad rows named in one message
 SHOWN_CHARACTERS = 220  # of each of them
 
 
-class Counts(NamedTuple):
+class RowCounts(NamedTuple):
     """How many rows were read, kept, and dropped for which reason."""
 
     read: int
@@ -129,7 +129,7 @@ class Reading:
         self._kind, self._reads_ratings = kind, reads_ratings
         self._unrated = False
         self._columns: dict[tuple[str, ...], set[str]] = {}
-        self.counts = Counts(0, 0, {})
+        self.counts = RowCounts(0, 0, {})
 
     def __iter__(self) -> Iterator[RawRow]:
         """Yields good rows.
@@ -148,7 +148,7 @@ class Reading:
                 if not faults or self._on_bad_row == "drop":
                     yield row._replace(where=where, index=read - 1)
         dropped = faults.settle(read=read, on_bad_row=self._on_bad_row)
-        self.counts = Counts(read, read - len(faults), dropped)
+        self.counts = RowCounts(read, read - len(faults), dropped)
 
     @property
     def unread(self) -> list[str]:

@@ -87,7 +87,7 @@ def _xla(
     softcap: float,
 ) -> Array:
     """Computes the blocks that hold a visible key; a query that sees none gets 0."""
-    return blockwise.attend(blockwise.Options(scale, softcap), q, k, v, *seen)
+    return blockwise.attend(blockwise.Blocking(scale, softcap), q, k, v, *seen)
 
 
 class Backend(NamedTuple):

@@ -192,7 +192,7 @@ def block(
 
     feed = lambda y: mlp(spec, w["mlp"], y)  # noqa: E731
     norm = lambda n, y: normalise(spec, w[f"norm{n}"], y)  # noqa: E731
-    x = LAYOUTS[spec.layout](x, attend, feed, norm, pin)
+    x = RESIDUALS[spec.layout](x, attend, feed, norm, pin)
     return x, kept[0]
 
 
@@ -222,8 +222,8 @@ def _parallel_shared(
     return pin(x + attend(normed) + feed(normed))
 
 
-# Keys: spec.LAYOUTS, which says how many norms each has.
-LAYOUTS: dict[str, Callable[[Array, Map, Map, Callable, Map], Array]] = {
+# Keys: spec.LAYOUT_NORMS, which says how many norms each has.
+RESIDUALS: dict[str, Callable[[Array, Map, Map, Callable, Map], Array]] = {
     "parallel": _parallel,
     "parallel_shared": _parallel_shared,
     "post": _post,

@@ -25,7 +25,7 @@ BLOCK = 64  # tokens; measured on CPU against 128: finer blocks waste less of a 
 GROUP = 8
 
 
-class Options(NamedTuple):
+class Blocking(NamedTuple):
     """Static facts of a call.
 
     Attributes:
@@ -41,7 +41,7 @@ class Options(NamedTuple):
     group: int = GROUP
 
 
-class Plan(NamedTuple):
+class Visits(NamedTuple):
     """Which blocks of keys each block of queries needs; N = rows · blocks of a row.
 
     Attributes:
@@ -74,24 +74,24 @@ def from_blocks(x: Array, shape: tuple[int, ...], block: int) -> Array:
     return x.transpose(0, 1, 4, 2, 3, 5).reshape(rows, -1, *shape[2:])[:, :length]
 
 
-def plan_of(cells: Cells, window: Array, block: int) -> Plan:
+def plan_of(cells: Cells, window: Array, block: int) -> Visits:
     """Plans from i32[B, T] cells, T whole blocks."""
     rows, length = cells.docs.shape
     first = forest.first_seen(cells, window).reshape(rows, -1, block).min(-1)
     blocks = jnp.arange(length // block)
     needs = jnp.where(first < length, blocks - first // block + 1, 0).reshape(-1)
     order = jnp.argsort(-needs)
-    return Plan(order, needs[order])
+    return Visits(order, needs[order])
 
 
-def grouped(plan: Plan, group: int) -> Plan:
+def grouped(plan: Visits, group: int) -> Visits:
     """Splits a plan into [groups, group]; what is missing repeats, in need of none."""
     missing = -len(plan.order) % group
     return jax.tree.map(lambda x: jnp.pad(x, (0, missing)).reshape(-1, group), plan)
 
 
 def scores(
-    q: Array, k: Array, seen: Array, options: Options
+    q: Array, k: Array, seen: Array, options: Blocking
 ) -> tuple[Array, Array | None]:
     """Returns masked logits f32[G, K, Q, S] and the slope of the softcap, if any."""
     dtype = wide(q.dtype)
@@ -104,7 +104,7 @@ def scores(
 
 
 def on_groups(
-    one: Callable, start: Any, plan: Plan, options: Options
+    one: Callable, start: Any, plan: Visits, options: Blocking
 ) -> tuple[Any, Any]:
     """Scans over groups of query blocks: (carry, order, needs) -> (carry, out).
 
@@ -141,7 +141,7 @@ def seen_at(
 
 
 def run_forward(
-    options: Options, q: Array, k: Array, v: Array, cells: Cells, window: Array
+    options: Blocking, q: Array, k: Array, v: Array, cells: Cells, window: Array
 ) -> tuple[Array, Array]:
     """Averages values: -> [B, T, H, E] and the log-normalizers f32[N, K, Q].
 
@@ -187,7 +187,7 @@ def run_forward(
 
 
 def run_backward(
-    options: Options,
+    options: Blocking,
     q: Array,
     k: Array,
     v: Array,
@@ -244,7 +244,7 @@ def run_backward(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def attend(
-    options: Options, q: Array, k: Array, v: Array, cells: Cells, window: Array
+    options: Blocking, q: Array, k: Array, v: Array, cells: Cells, window: Array
 ) -> Array:
     """Averages values with softmax(scale·q·k) over the visible keys.
 
@@ -263,7 +263,7 @@ def attend(
 
 
 def forward(
-    options: Options, q: Array, k: Array, v: Array, cells: Cells, window: Array
+    options: Blocking, q: Array, k: Array, v: Array, cells: Cells, window: Array
 ) -> tuple[Array, tuple]:
     """Returns the averages and what the backward pass needs, no scores among it."""
     run = functools.partial(run_forward, options)
@@ -273,7 +273,7 @@ def forward(
     return out, (q, k, v, cells, window, out, normalizer)
 
 
-def backward(options: Options, saved: tuple, d_out: Array) -> tuple:
+def backward(options: Blocking, saved: tuple, d_out: Array) -> tuple:
     """Returns the gradients of queries, keys and values."""
     run = functools.partial(run_backward, options)
     run = on_each_shard(

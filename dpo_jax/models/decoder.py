@@ -34,7 +34,7 @@ from dpo_jax.models import attention as attention_lib
 from dpo_jax.models import blocks, forest
 from dpo_jax.models import rope as rope_lib
 from dpo_jax.models.cache import Kept
-from dpo_jax.models.spec import LAYOUTS, DecoderSpec
+from dpo_jax.models.spec import LAYOUT_NORMS, DecoderSpec
 from dpo_jax.types import Array, Batch, Head, Params
 
 Tree = dict[str, Any]
@@ -104,7 +104,7 @@ def leaves(spec: DecoderSpec) -> dict[str, Leaf]:
         named[f"layers/{name}/kernel"] = Leaf((*lead, fan_in, fan_out), std)
         if bias:
             named[f"layers/{name}/bias"] = Leaf((*lead, fan_out), 0.0)
-    for n in range(LAYOUTS[spec.layout]):
+    for n in range(LAYOUT_NORMS[spec.layout]):
         named |= _norm_leaves(spec, f"layers/norm{n + 1}", (*lead, width))
     normed = {"q": query, "k": keys} if spec.qk_norm else {}
     for name, full in normed.items():

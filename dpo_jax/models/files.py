@@ -15,7 +15,7 @@ import safetensors
 
 from dpo_jax import errors
 
-Shape = tuple[int, ...]
+Dims = tuple[int, ...]
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -43,7 +43,7 @@ class Stored(NamedTuple):
     """A tensor on disk: its open file, shape and safetensors dtype."""
 
     file: Any
-    shape: Shape
+    shape: Dims
     dtype: str
 
 

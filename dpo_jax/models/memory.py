@@ -10,7 +10,7 @@ import math
 import jax.numpy as jnp
 
 from dpo_jax.models.decoder import leaves
-from dpo_jax.models.spec import LAYOUTS, DecoderSpec
+from dpo_jax.models.spec import LAYOUT_NORMS, DecoderSpec
 
 WIDE = 4  # bytes of a float32
 
@@ -33,7 +33,7 @@ def kept_features(spec: DecoderSpec, remat: str) -> int:
     query, keys = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     hidden = 2 if spec.gated else 1
     products = 2 * query + 2 * keys + spec.width + hidden * spec.ff
-    between = (LAYOUTS[spec.layout] + 1) * spec.width + query + keys
+    between = (LAYOUT_NORMS[spec.layout] + 1) * spec.width + query + keys
     between += (2 * hidden - 1) * spec.ff
     more = {"block": 0, "elementwise": products, "none": products + between}
     return spec.width + more[remat]

@@ -13,7 +13,7 @@ from dpo_jax import errors
 
 NORMS = ("rms", "rms_wide", "rms_plus_one", "layer")
 # how many norms a layer of each layout has
-LAYOUTS = {"pre": 2, "parallel": 2, "parallel_shared": 1, "sandwich": 4, "post": 2}
+LAYOUT_NORMS = {"pre": 2, "parallel": 2, "parallel_shared": 1, "sandwich": 4, "post": 2}
 QK_NORMS = ("", "head", "full")
 SCORE_WORK = 40  # of one attention score, in operations of a matrix product
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
@@ -68,7 +68,7 @@ class DecoderSpec:
       norm: `rms`; `rms_wide`, which scales in float32 too; `rms_plus_one`, which
         scales by 1 + w in float32; or `layer` (with bias).
       norm_eps: added to the variance.
-      layout: how norms, attention and MLP are joined; a key of `blocks.LAYOUTS`:
+      layout: how norms, attention and MLP are joined; a key of `blocks.RESIDUALS`:
         pre              x + attn(n1(x)), then x + mlp(n2(x))
         parallel         x + attn(n1(x)) + mlp(n2(x))
         parallel_shared  x + attn(n1(x)) + mlp(n1(x))
@@ -205,7 +205,7 @@ def faults(spec: DecoderSpec) -> list[str]:
     ]
     choices = {
         "norm": NORMS,
-        "layout": LAYOUTS,
+        "layout": LAYOUT_NORMS,
         "activation": ACTIVATIONS,
         "qk_norm": QK_NORMS,
     }

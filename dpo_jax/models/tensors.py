@@ -13,7 +13,7 @@ import numpy as np
 
 from dpo_jax.models import decoder
 from dpo_jax.models.families import FAMILIES
-from dpo_jax.models.files import Shape
+from dpo_jax.models.files import Dims
 from dpo_jax.models.spec import DecoderSpec, Row
 
 Index = tuple[slice, ...]
@@ -31,8 +31,8 @@ class Op(NamedTuple):
     `read` and `join` also take the features of a head, which one operation needs.
     """
 
-    shape: Callable[[list[Shape]], Shape]
-    read: Callable[[Any, Index, int, list[Shape], int], np.ndarray]
+    shape: Callable[[list[Dims]], Dims]
+    read: Callable[[Any, Index, int, list[Dims], int], np.ndarray]
     join: Callable[[list[np.ndarray], int], np.ndarray]
 
 
@@ -69,7 +69,7 @@ def names_of(row: Row, spec: DecoderSpec) -> list[str]:
     return [row.name.replace("{i}", str(i)) for i in stacked]
 
 
-def part_shapes(row: Row, spec: DecoderSpec) -> list[Shape]:
+def part_shapes(row: Row, spec: DecoderSpec) -> list[Dims]:
     """Returns the shapes of a row's parts, without the axis of layers."""
     ours = decoder.leaves(spec)
     return [ours[path].shape["{i}" in row.name :] for path in row.paths]
@@ -88,20 +88,20 @@ def folded(names: Iterable[str]) -> str:
     )
 
 
-def _shifted(index: Index, part: int, shapes: list[Shape]) -> Index:
+def _shifted(index: Index, part: int, shapes: list[Dims]) -> Index:
     """Moves the last axis of an index past the parts before `part`."""
     offset = sum(shape[-1] for shape in shapes[:part])
     last = index[-1]
     return (*index[:-1], slice(last.start + offset, last.stop + offset))
 
 
-def _fused_rows(shapes: list[Shape]) -> Shape:
+def _fused_rows(shapes: list[Dims]) -> Dims:
     """Returns the shape of an nn.Linear, or its bias, of parts with one input."""
     return (sum(shape[-1] for shape in shapes), *shapes[0][:-1])
 
 
 def _read_heads(
-    hf: Any, index: Index, part: int, shapes: list[Shape], head_dim: int
+    hf: Any, index: Index, part: int, shapes: list[Dims], head_dim: int
 ) -> np.ndarray:
     """Reads the rows of the heads that the index touches, and picks its part."""
     count, (start, stop) = len(shapes), (index[-1].start, index[-1].stop)

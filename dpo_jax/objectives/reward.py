@@ -26,7 +26,7 @@ BINS = 10  # of predicted probability, for the calibration error
 
 
 @dataclasses.dataclass(frozen=True)
-class Scorer:
+class ScalarScorer:
     """Scores the responses of a microbatch at their last tokens: `Objective.score`.
 
     Attributes:

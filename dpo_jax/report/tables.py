@@ -40,7 +40,7 @@ FINAL = (
 )
 
 
-class Table(NamedTuple):
+class ReportTable(NamedTuple):
     """Rows under named columns; the first column names the row."""
 
     title: str
@@ -48,7 +48,7 @@ class Table(NamedTuple):
     rows: tuple[tuple[Cell, ...], ...]
 
 
-def final(runs: list[Run], metrics: list[str] | None = None) -> Table:
+def final(runs: list[Run], metrics: list[str] | None = None) -> ReportTable:
     """Tabulates the last value of metrics, one row a run.
 
     Args:
@@ -64,10 +64,10 @@ def final(runs: list[Run], metrics: list[str] | None = None) -> Table:
     for run in runs:
         last = max(line["step"] for line in run.metrics)
         rows.append((run.name, last, *(_last(run, name) for name in wanted)))
-    return Table("At the end of training", ("run", "step", *wanted), tuple(rows))
+    return ReportTable("At the end of training", ("run", "step", *wanted), tuple(rows))
 
 
-def results(run: Run) -> Table | None:
+def results(run: Run) -> ReportTable | None:
     """Tabulates `results.json`; None for a run without one."""
     if not run.results.get("rows"):
         return None
@@ -77,15 +77,15 @@ def results(run: Run) -> Table | None:
         (row["name"], *(_measured(row["values"].get(key)) for key in columns))
         for row in rows
     )
-    return Table(run.results.get("title", "Results"), ("", *columns), cells)
+    return ReportTable(run.results.get("title", "Results"), ("", *columns), cells)
 
 
-def counts(runs: list[Run]) -> Table:
+def counts(runs: list[Run]) -> ReportTable:
     """Tabulates `data.json`: one row a count, one column a run."""
     return _by_key("Data", [flat(run.data) for run in runs], runs)
 
 
-def summary(runs: list[Run]) -> Table:
+def summary(runs: list[Run]) -> ReportTable:
     """Tabulates the main configuration keys and all in which the runs differ."""
     configs = [flat(run.config) for run in runs]
     every = list(dict.fromkeys(key for config in configs for key in config))
@@ -95,7 +95,7 @@ def summary(runs: list[Run]) -> Table:
     return _by_key("Configuration", shown, runs)
 
 
-def as_text(table: Table) -> str:
+def as_text(table: ReportTable) -> str:
     """Lays a table out in plain text: names left, figures right, no trailing blanks."""
     grid = [[plain(name) for name in table.columns]]
     grid += [[cell_text(cell) for cell in row] for row in table.rows]
@@ -159,10 +159,10 @@ def _measured(value: Any) -> Cell:
     return value
 
 
-def _by_key(title: str, trees: list[dict[str, Any]], runs: list[Run]) -> Table:
+def _by_key(title: str, trees: list[dict[str, Any]], runs: list[Run]) -> ReportTable:
     keys = dict.fromkeys(key for tree in trees for key in tree)
     rows = tuple((key, *(_shown(tree, key) for tree in trees)) for key in keys)
-    return Table(title, ("", *(run.name for run in runs)), rows)
+    return ReportTable(title, ("", *(run.name for run in runs)), rows)
 
 
 def _shown(tree: dict[str, Any], key: str) -> Cell:

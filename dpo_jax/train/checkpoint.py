@@ -27,7 +27,13 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from dpo_jax.config import best_of
-from dpo_jax.errors import ConfigError, ModelError, WriteError, unknown
+from dpo_jax.errors import (
+    ConfigError,
+    ModelError,
+    RunFolderError,
+    WriteError,
+    unknown,
+)
 from dpo_jax.files import is_local, set_aside
 from dpo_jax.sharding.agree import exchange
 from dpo_jax.train import watchdog
@@ -213,6 +219,7 @@ class Checkpoints:
           (state, the `meta` it was saved with).
 
         Raises:
+          RunFolderError: if it is of a version whose loss kept other statistics.
           ModelError: if leaves are missing, are left over, or differ in shape or
             dtype (nothing is cast), or if the step cannot be read.
           ConfigError: if it was evaluated and `keep_best` is none of its metrics.
@@ -220,6 +227,13 @@ class Checkpoints:
         path = self._folder / str(step)
         record = read_manifest(path)
         self._check_metrics(record["metrics"])
+        kept = {k for k in flat(abstract_state) if k.startswith("stats/")}
+        if new := sorted(kept - record["arrays"].keys()):
+            names = ", ".join(name.removeprefix("stats/") for name in new)
+            raise RunFolderError(
+                f"{path} is of version {record['meta'].get('version')}, in which the "
+                f"loss did not keep {names}; choose another --workdir"
+            )
         state = _load(path, record["arrays"], abstract_state, record["arrays"])
         return state, record["meta"]
 

@@ -31,7 +31,7 @@ from dpo_jax.wiring import restoring
 from dpo_jax.wiring.data import Source
 
 
-class Request(NamedTuple):
+class SampleRequest(NamedTuple):
     """How prompts are to be continued.
 
     Attributes:
@@ -105,7 +105,10 @@ class Answers(NamedTuple):
 
 
 def sample(
-    prompts: Sequence[Text], request: Request, policies: Sequence[Policy], mesh: Mesh
+    prompts: Sequence[Text],
+    request: SampleRequest,
+    policies: Sequence[Policy],
+    mesh: Mesh,
 ) -> Answers:
     """Continues the same prompts with each policy, one after the other.
 
@@ -125,7 +128,7 @@ def sample(
     return Answers(list(prompts), completions)
 
 
-def read_prompts(request: Request, held_out: Source | None) -> list[Text]:
+def read_prompts(request: SampleRequest, held_out: Source | None) -> list[Text]:
     """Reads prompts of a file, or those of data.eval.
 
     Args:
@@ -166,7 +169,7 @@ def _prompts_of(file: str) -> list[Text]:
 
 
 def _answers(
-    policy: Policy, prompts: Sequence[Text], request: Request, mesh: Mesh
+    policy: Policy, prompts: Sequence[Text], request: SampleRequest, mesh: Mesh
 ) -> list[list[Completion]]:
     """Loads a policy and continues the prompts."""
     config = policy.config
@@ -241,7 +244,7 @@ def complete(
     prompts: Sequence[np.ndarray],
     sampler: Sampler,
     tokenizer: Any,
-    request: Request,
+    request: SampleRequest,
 ) -> list[list[Completion]]:
     """Continues encoded prompts: n completions of each, in order."""
     decode_ids = functools.partial(tokenizer.decode, skip_special_tokens=True)

@@ -145,7 +145,7 @@ def make_objective(
     if kind.scalar:
         if given["margin"] == "data":
             kind = kind._replace(take=reward.take_scores_and_margins)
-        return Judged(kind, reward.Scorer(apply), losses)
+        return Judged(kind, reward.ScalarScorer(apply), losses)
     if losses[0].loss.means:
         kind = kind._replace(metrics=preference.metrics_of_means)
     weighting = weigh_pairs(given["weighting"])

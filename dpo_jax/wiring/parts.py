@@ -59,7 +59,7 @@ class Parts(NamedTuple):
         )
 
 
-def prepare(
+def make_parts(
     config: Config,
     losses: Losses,
     mesh: Mesh,

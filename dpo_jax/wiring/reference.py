@@ -103,7 +103,7 @@ def refer(
     entries = Entries()
     if steps:
         ask = functools.partial(score, params)
-        cache = Cache(identity_of(reference, params), ask, mesh, steps)
+        cache = CacheFiller(identity_of(reference, params), ask, mesh, steps)
         folder = folder_beside(workdir, FOLDER, ref["cache_dir"])
         assert folder is not None, "a run has a folder"
         entries = cache.complete(folder)
@@ -155,7 +155,7 @@ def agreed(value: Array) -> np.ndarray:
     return np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(value)))
 
 
-class Cache:
+class CacheFiller:
     """Brings the cache of a reference up to what a run needs, while it is loaded."""
 
     def __init__(

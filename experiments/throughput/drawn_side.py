@@ -27,7 +27,7 @@ from dpo_jax.train import throughput
 from dpo_jax.types import Batch, TrainState
 from dpo_jax.wiring import checks, training
 from dpo_jax.wiring import data as data_wiring
-from dpo_jax.wiring.parts import prepare
+from dpo_jax.wiring.parts import make_parts
 from experiments.throughput import ours_side, shapes
 
 
@@ -78,7 +78,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     work = args.folder / f"drawn_{args.layout}_{args.reference}_{args.attention}"
     shutil.rmtree(work, ignore_errors=True)
     with jax.set_mesh(mesh):
-        parts = prepare(chosen, bound, mesh)
+        parts = make_parts(chosen, bound, mesh)
         size = 8192 if jax.default_backend() != "cpu" else 2048
         matmul = throughput.matmul_flops_per_second(
             args.dtype, size=size, seconds=throughput.FIRST_SECONDS

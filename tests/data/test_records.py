@@ -6,7 +6,7 @@ import pytest
 from row_cases import validate
 
 from dpo_jax.data.kinds import RawRow
-from dpo_jax.data.records import Counts, Faults
+from dpo_jax.data.records import Faults, RowCounts
 from dpo_jax.data.sources.files import BadRow
 from dpo_jax.data.sources.hh import split_transcripts
 from dpo_jax.errors import DataError
@@ -40,7 +40,7 @@ def refusal(fields, **options):
 def test_good_pairs_are_kept_as_they_are():
     rows, counts = check(GOOD, GOOD | {"score": 0.5})
     assert rows[1] == RawRow("p", (" a", " b"), where="f:2", index=1)
-    assert counts == Counts(2, 2, {})
+    assert counts == RowCounts(2, 2, {})
     assert counts.render() == "dropped 0"
 
 

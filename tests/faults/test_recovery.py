@@ -131,7 +131,7 @@ def batch_ids(runs, *steps, **changed):
     config = runs.config(**changed)
     built = build.make_mesh(**config.mesh)
     with jax.set_mesh(built):
-        parts = build.prepare(config, build.checks.check(config, LOSSES), built)
+        parts = build.make_parts(config, build.checks.check(config, LOSSES), built)
     return [parts.train.ids_at(step - 1) for step in steps]
 
 

@@ -187,7 +187,7 @@ def test_entries_of_another_reference_under_this_key(runs, first, tmp_path):
 
 
 def test_signal_during_the_pass(runs, first, tmp_path, monkeypatch):
-    run, scored, counted = tmp_path / "run", wiring.Cache._scored, []
+    run, scored, counted = tmp_path / "run", wiring.CacheFiller._scored, []
 
     def signalled(self, step):
         counted.append(step)
@@ -195,7 +195,7 @@ def test_signal_during_the_pass(runs, first, tmp_path, monkeypatch):
             signal.raise_signal(signal.SIGTERM)
         return scored(self, step)
 
-    monkeypatch.setattr(wiring.Cache, "_scored", signalled)
+    monkeypatch.setattr(wiring.CacheFiller, "_scored", signalled)
     with pytest.raises(Preempted):
         cached(runs, run)
     assert len(counted) == 7 and shards(tmp_path)
@@ -210,13 +210,13 @@ from dpo_jax import cli
 from dpo_jax.data import ref_cache
 from dpo_jax.wiring import reference as wiring
 ref_cache.SHARD_TOKENS = 300
-scored, counted = wiring.Cache._scored, []
+scored, counted = wiring.CacheFiller._scored, []
 def killed(self, step):
     counted.append(step)
     if len(counted) == 13:
         os.kill(os.getpid(), signal.SIGKILL)
     return scored(self, step)
-wiring.Cache._scored = killed
+wiring.CacheFiller._scored = killed
 cli.main(["dpo_jax", "train", *sys.argv[1:]])
 """
 

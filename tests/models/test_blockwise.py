@@ -43,7 +43,7 @@ def both(softcap):
     """Compiles value and gradients by (blockwise, dense), the window traced."""
     slopes = jnp.asarray(np.random.default_rng(1).normal(size=SHAPES["q"]), jnp.float32)
     slopes = slopes * (CELLS.docs > 0)[..., None, None]  # nothing reads padding
-    options = blockwise.Options(0.3, softcap, block=BLOCK, group=3)
+    options = blockwise.Blocking(0.3, softcap, block=BLOCK, group=3)
 
     def blocks(q, k, v, window):
         return blockwise.attend(options, q, k, v, CELLS, window)
@@ -89,7 +89,7 @@ def test_half_precision_stays_as_near_as_the_dense_backend():
 
 def test_a_query_that_sees_nothing_gives_0_and_so_does_its_gradient():
     def total(q, k, v):
-        options = blockwise.Options(0.3, 0.0, block=BLOCK, group=3)
+        options = blockwise.Blocking(0.3, 0.0, block=BLOCK, group=3)
         out = blockwise.attend(options, q, k, v, CELLS, jnp.int32(0))
         return jnp.square(out + 1).sum(), out  # padding has slopes here, unlike above
 

@@ -122,7 +122,7 @@ def test_runs_of_the_same_name_are_told_apart_by_their_folders(tmp_path):
 
 def test_final_takes_the_last_value_and_prefers_eval(tmp_path):
     run = runs.load(write_run(tmp_path / "a"))
-    assert tables.final([run]) == tables.Table(
+    assert tables.final([run]) == tables.ReportTable(
         "At the end of training",
         ("run", "step", "eval/loss", "eval/rewards/accuracies"),
         (("a", 5, 0.5, 0.75),),
@@ -134,7 +134,9 @@ def test_final_takes_the_last_value_and_prefers_eval(tmp_path):
 
 
 def test_text_table_aligns_names_left_and_figures_right():
-    table = tables.Table("T", ("run", "x"), (("a", 1.5), ("long", -12.25), ("b", None)))
+    table = tables.ReportTable(
+        "T", ("run", "x"), (("a", 1.5), ("long", -12.25), ("b", None))
+    )
     assert tables.as_text(table) == (
         "T\n\nrun        x\n----  ------\na      1.500\nlong  −12.25\nb          –\n"
     )
@@ -165,7 +167,7 @@ def test_results_keep_the_order_of_columns_and_rows(tmp_path):
         {"name": "after", "values": {"reward": [1.8, 0.02], "win": 0.8}},
     ]
     run = runs.load(write_run(tmp_path / "a", results={"title": "R", "rows": rows}))
-    assert tables.results(run) == tables.Table(
+    assert tables.results(run) == tables.ReportTable(
         "R",
         ("", "reward", "kl", "win"),
         (("before", (-0.4, 0.03), 0, None), ("after", (1.8, 0.02), None, 0.8)),

@@ -339,7 +339,7 @@ def observe(config, workdir, monkeypatch):
         patch.setattr(token_cache, "kept", kept)
         patch.setattr(loop, "run", run)
         patch.setattr(watchdog, "Watchdog", beats)
-        patch.setattr(reference.Cache, "complete", complete)
+        patch.setattr(reference.CacheFiller, "complete", complete)
         patch.setattr(evaluation.generation, "encode", encode_prompt)
         patch.setattr(outputs, "export", None)
         with pytest.raises(Written):

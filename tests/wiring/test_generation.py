@@ -22,10 +22,10 @@ from dpo_jax.types import Samples
 from dpo_jax.wiring import evaluation, generation
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring.data import source
-from dpo_jax.wiring.generation import Request
+from dpo_jax.wiring.generation import SampleRequest
 from dpo_jax.wiring.reference import Referred
 
-REQUEST = Request("", 0, 1, 8, 1.0, 0, 1.0, 0.0, (), 0, 8)
+REQUEST = SampleRequest("", 0, 1, 8, 1.0, 0, 1.0, 0.0, (), 0, 8)
 PAIR = {"chosen": " fine", "rejected": " bad"}
 SINGLE = {"completion": " fine", "label": True}
 LIST = {"responses": [" fine", " bad", " so"], "ranking": [0, 2, 1]}

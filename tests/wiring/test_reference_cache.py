@@ -73,7 +73,7 @@ def prepared(config, workdir, **more):
     losses = checks.check(config, LOSSES)
     mesh = make_mesh(**config.mesh)
     with jax.set_mesh(mesh):
-        parts = build.prepare(config, losses, mesh)
+        parts = build.make_parts(config, losses, mesh)
         return parts, parts.refer(workdir, **more)
 
 
@@ -97,13 +97,13 @@ def shards(folder):
 @pytest.fixture
 def forwards(monkeypatch):
     """Counts the forward passes of the reference."""
-    counted, scored = [], wiring.Cache._scored
+    counted, scored = [], wiring.CacheFiller._scored
 
     def count(self, step):
         counted.append(step.number)
         return scored(self, step)
 
-    monkeypatch.setattr(wiring.Cache, "_scored", count)
+    monkeypatch.setattr(wiring.CacheFiller, "_scored", count)
     return counted
 
 
@@ -249,7 +249,7 @@ def test_stopped_pass_goes_on_behind_its_shards(
 ):
     monkeypatch.setattr(cache_lib, "SHARD_TOKENS", 500)
 
-    scored = wiring.Cache._scored
+    scored = wiring.CacheFiller._scored
 
     def stopped(self, step):  # as a signal would, wherever it finds the run
         if len(forwards) == 9:
@@ -257,7 +257,7 @@ def test_stopped_pass_goes_on_behind_its_shards(
         return scored(self, step)
 
     with monkeypatch.context() as patch, pytest.raises(Preempted):
-        patch.setattr(wiring.Cache, "_scored", stopped)
+        patch.setattr(wiring.CacheFiller, "_scored", stopped)
         prepared(configured(), tmp_path / "run")
     assert len(shards(tmp_path)) > 2
     del forwards[:]

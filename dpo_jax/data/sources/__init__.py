@@ -18,7 +18,7 @@ from dpo_jax.errors import ConfigError, DataError, unknown
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.%\[\]-]+)?")
 
 
-class Judged(NamedTuple):
+class Truth(NamedTuple):
     """What a source with a true reward offers to whoever samples.
 
     Attributes:
@@ -107,6 +107,6 @@ LOCAL_COPY = {"hh"}  # the sources that read `path`
 TRANSCRIPTS = {"hh"}  # the sources whose rows are of `data.format='hh'`
 GENERATED = {"sentiment"}  # the sources that read `labels`
 TOKENIZERS: dict[str, Callable[[], Any]] = {"sentiment": sentiment.tokenizer}
-JUDGED: dict[str, Judged] = {
-    "sentiment": Judged(sentiment.prompts, sentiment.probability),
+JUDGED: dict[str, Truth] = {
+    "sentiment": Truth(sentiment.prompts, sentiment.probability),
 }

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 from etils import epath
 from jax.sharding import Mesh
 
-from dpo_jax import config as config_lib
 from dpo_jax.config import Config
 from dpo_jax.data import loader as loader_lib
 from dpo_jax.data import prepare, records, sources, token_cache, tokenize
@@ -69,24 +68,29 @@ def load_tokenizer(config: Config) -> Any:
     )
 
 
-def dated(config: Config, tokenizer: Any) -> Config:
-    """States the time of this launch, if a chat template asks for it and none is set.
+def clock_of(given: Mapping[str, Any], tokenizer: Any, seconds: float) -> str:
+    """Returns the time of this launch, if a chat template asks for it and none is set.
 
-    All processes take that of the first.
+    Args:
+      given: `config.data`.
+      tokenizer: of the run.
+      seconds: to wait for the first process, whose time all take.
+
+    Returns:
+      `data.now`; '' where no template asks for it.
     """
-    template = tokenize.read_chat_template(config.data.chat_template, tokenizer)
+    now = given["now"]
+    template = tokenize.read_chat_template(given["chat_template"], tokenizer)
     asks = tokenize.is_dated(template, tokenizer)
-    if config.data.now and not asks:
+    if now and not asks:
         raise ConfigError(
-            f"data.now={config.data.now!r} is not used: no chat template asks for the "
-            "date; leave it at ''"
+            f"data.now={now!r} is not used: no chat template asks for the date; leave "
+            "it at ''"
         )
-    if config.data.now or not asks:
-        return config
+    if now or not asks:
+        return now
     now = datetime.datetime.now().isoformat(timespec="seconds")
-    seconds = config.distributed.timeout_seconds
-    now = agree.of_first("clock", now, seconds=seconds)
-    return config_lib.stated(config, {"data.now": now})
+    return agree.of_first("clock", now, seconds=seconds)
 
 
 def source(

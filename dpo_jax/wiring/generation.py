@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from dpo_jax import config as config_lib
 from dpo_jax.config import Config
 from dpo_jax.data import sources, tokenize
 from dpo_jax.data.columns import Text
@@ -174,7 +175,9 @@ def _answers(
     """Loads a policy and continues the prompts."""
     config = policy.config
     tokenizer = data_wiring.load_tokenizer(config)
-    config = data_wiring.dated(config, tokenizer)
+    seconds = config.distributed.timeout_seconds
+    now = data_wiring.clock_of(config.data, tokenizer, seconds)
+    config = config_lib.stated(config, {"data.now": now})
     template = tokenize.read_chat_template(config.data.chat_template, tokenizer)
     encoded = [
         encode(

@@ -1,8 +1,8 @@
 """What a run folder holds already: its configuration, its state, its parameters."""
 
 import json
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import jax
 from absl import logging
@@ -89,25 +89,15 @@ def relaunched(config: Config, workdir: AnyPath, *, fork: bool) -> tuple[Config,
     """
     runfolder.check_files(workdir)
     old = config_lib.flat(runfolder.read_json(workdir, "config.json") or {})
-    config = _at_its_time(config, old)
+    # the clock of the first launch, if no other is asked for
+    now = config.data.now or old.get("data.now", "")
+    config = config_lib.stated(config, {"data.now": now})
     runfolder.check_same(workdir, json.loads(config_lib.to_json(config)), fork=fork)
     forks = bool(old) and bool(config_lib.changes(old, config.to_dict()))
     key = "batch.microbatches"
     if fork or config.batch.microbatches or not old.get(key):
         return config, forks
     return config_lib.stated(config, {key: old[key]}), forks
-
-
-def _at_its_time(config: Config, old: Mapping[str, Any]) -> Config:
-    """Keeps the clock of a run's first launch where no other is asked for.
-
-    Args:
-      config: of this launch.
-      old: the flat configuration of the folder; {} where there is none.
-    """
-    if config.data.now or not old.get("data.now"):
-        return config
-    return config_lib.stated(config, {"data.now": old["data.now"]})
 
 
 def resume(
@@ -165,7 +155,8 @@ def measured_config(given: Config, workdir: AnyPath) -> Config:
     """
     own = run_config(workdir)
     old = config_lib.flat(own)
-    given = _at_its_time(given, old)
+    now = given.data.now or own.data.now
+    given = config_lib.stated(given, {"data.now": now})
     new = config_lib.flat(given)
     free = {key: value for key, value in new.items() if key.startswith(MEASURING)}
     differing = config_lib.changes({**old, **free}, new)

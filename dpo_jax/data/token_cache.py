@@ -155,6 +155,7 @@ def _packed(prepared: Prepared) -> bytes:
         "firsts": records.firsts,
         "indices": records.indices,
         **{f"response/{name}": each for name, each in records.response.items()},
+        **{f"token/{name}": each for name, each in records.token.items()},
     }
     about = {
         "report": json.dumps(prepared.report),
@@ -168,12 +169,10 @@ def _unpacked(data: bytes) -> Prepared:
     size = int.from_bytes(data[:8], "little")
     about = json.loads(data[8 : 8 + size])["__metadata__"]
     arrays = tensors.load(data)
-    prefix = "response/"
-    response = {
-        name.removeprefix(prefix): arrays.pop(name)
-        for name in sorted(arrays)
-        if name.startswith(prefix)
-    }
-    ranked = json.loads(about["ranked"])
-    records = Records(**arrays, response=response, ranked=ranked)
+    columns = {"response": {}, "token": {}}
+    for path in sorted(arrays):
+        of, slash, name = path.partition("/")
+        if slash:
+            columns[of][name] = arrays.pop(path)
+    records = Records(**arrays, **columns, ranked=json.loads(about["ranked"]))
     return Prepared(records, json.loads(about["report"]), about["fingerprint"])

@@ -80,6 +80,7 @@ OTHERS = {  # key -> another value
     "data.format": "hh",
     "data.chat_template": "nowhere",
     "data.now": "2026-07-26",
+    "data.scored": "all",
     "data.join": "joint",
     "data.max_tokens": 14,
     "data.max_prompt_tokens": 3,

@@ -4,7 +4,6 @@ BOS stands where the tokenizer or the chat template puts it; EOS ends every stri
 response once; a chat ends as its template ends. Knows no records and cuts nothing.
 """
 
-import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial

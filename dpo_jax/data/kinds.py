@@ -91,7 +91,9 @@ def _messages(fields: Fields, scored: str) -> RawRow:
     """Takes a chat; without a word on it, the assistant's turns count."""
     chat = columns.text("messages", columns.value_of(fields, "messages"))
     if isinstance(chat, str):
-        raise BadRow("wrong type", "column 'messages' is str; a list of messages is due")
+        raise BadRow(
+            "wrong type", "column 'messages' is str; a list of messages is due"
+        )
     columns.check_not_empty("messages", chat)
     roles = [message["role"] for message in chat]
     if scored == "all":
@@ -113,7 +115,7 @@ def _text(fields: Fields, scored: str) -> RawRow:
         raise BadRow("wrong type", "column 'text' is a list; a string is due")
     columns.check_not_empty("text", text)
     if scored not in ("", "all"):
-        detail = f"column 'text' has neither turns nor a completion, but data.scored is"
+        detail = "column 'text' has neither turns nor a completion, but data.scored is"
         raise BadRow("no answer", f"{detail} {scored!r}; set it to 'all'")
     return RawRow("", (text,), scored="all")
 

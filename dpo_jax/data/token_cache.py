@@ -169,10 +169,13 @@ def _unpacked(data: bytes) -> Prepared:
     size = int.from_bytes(data[:8], "little")
     about = json.loads(data[8 : 8 + size])["__metadata__"]
     arrays = tensors.load(data)
-    columns = {"response": {}, "token": {}}
-    for path in sorted(arrays):
-        of, slash, name = path.partition("/")
-        if slash:
-            columns[of][name] = arrays.pop(path)
-    records = Records(**arrays, **columns, ranked=json.loads(about["ranked"]))
+    response, token = (_columns(arrays, of) for of in ("response/", "token/"))
+    ranked = json.loads(about["ranked"])
+    records = Records(**arrays, response=response, ranked=ranked, token=token)
     return Prepared(records, json.loads(about["report"]), about["fingerprint"])
+
+
+def _columns(arrays: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Takes the arrays out whose names begin with a prefix."""
+    names = sorted(name for name in arrays if name.startswith(prefix))
+    return {name.removeprefix(prefix): arrays.pop(name) for name in names}

@@ -87,7 +87,9 @@ def _marked(
     )
     ids, mask = encoded["input_ids"], [m == 1 for m in encoded["assistant_masks"]]
     after = zip(mask, mask[1:], ids[1:], strict=False)
-    if any(here and not then and i == tokenizer.eos_token_id for here, then, i in after):
+    if any(
+        here and not then and i == tokenizer.eos_token_id for here, then, i in after
+    ):
         logging.log_first_n(
             logging.WARNING,
             "the chat template's {%% generation %%} leaves out the EOS behind an "
@@ -97,9 +99,7 @@ def _marked(
     return mask
 
 
-def answers(
-    chat: Sequence[Message], first: int, whole: str, show: Show
-) -> list[Span]:
+def answers(chat: Sequence[Message], first: int, whole: str, show: Show) -> list[Span]:
     """Finds the assistant's turns in a rendered chat.
 
     Args:

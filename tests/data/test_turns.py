@@ -19,7 +19,9 @@ from dpo_jax.errors import DataError, ModelError
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
 
-CALLS = "{% for c in m.tool_calls or [] %}<call>{{ c.function.name }}</call>{% endfor %}"
+CALLS = (
+    "{% for c in m.tool_calls or [] %}<call>{{ c.function.name }}</call>{% endfor %}"
+)
 TOOLS = "{% if tools %}<s>tools {{ tools[0].function.name }}<e>\n{% endif %}"
 CHATML = (
     f"{TOOLS}{{% for m in messages %}}<s>{{{{ m.role }}}}\n{{{{ m.content }}}}{CALLS}"
@@ -41,8 +43,9 @@ LAST_SYSTEM = (  # puts the system's words beside the last turn of the user
     "{% endfor %}"
 )
 THINKING = (  # an answer thinks aloud while it is the last
-    "{% for m in messages %}<s>{{ m.role }}\n{% if loop.last and m.role == 'assistant' %}"
-    "<think></think>{% endif %}{{ m.content }}<e>\n{% endfor %}"
+    "{% for m in messages %}<s>{{ m.role }}\n"
+    "{% if loop.last and m.role == 'assistant' %}<think></think>{% endif %}"
+    "{{ m.content }}<e>\n{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
 )
 MARKED = (  # as templates are published for training
@@ -177,13 +180,15 @@ def test_marks_that_leave_out_the_end_are_told(caplog):
 
 
 def test_marks_around_nothing_are_refused():
-    template = MARKED.replace("{{ m.content }}<e>{% endgeneration %}", "{% endgeneration %}")
+    template = MARKED.replace(
+        "{{ m.content }}<e>{% endgeneration %}", "{% endgeneration %}"
+    )
     with pytest.raises(DataError, match="f:1: .*marks nothing of an answer"):
         encoded({"messages": TWO}, build(template))
 
 
 def test_tools_are_called_and_what_they_say_does_not_count():
-    """A call has null content, as published sets have it; `tools` reach the template."""
+    """A call has null content, as in published sets; `tools` reach the template."""
     call = {"type": "function", "function": {"name": "weather", "arguments": {}}}
     chat = [
         say("user", "Bern?"),
@@ -376,7 +381,9 @@ def test_prompt_and_completion_as_a_chat():
 def test_strings_are_all_answer():
     """There are no turns in them to tell apart."""
     row, tokenizer = {"prompt": "Ho", "completion": "ho"}, build(CHATML)
-    assert encoded(row, tokenizer, scored="assistant")[:2] == encoded(row, tokenizer)[:2]
+    assert (
+        encoded(row, tokenizer, scored="assistant")[:2] == encoded(row, tokenizer)[:2]
+    )
 
 
 def test_a_slow_tokenizer_is_refused():
@@ -389,6 +396,4 @@ def test_a_slow_tokenizer_is_refused():
         apply_chat_template = tokenizer.apply_chat_template
 
     with pytest.raises(ModelError, match="none of the fast ones"):
-        encode_all(
-            rows({"messages": TWO}), Slow(), join="separate", chat_template=None
-        )
+        encode_all(rows({"messages": TWO}), Slow(), join="separate", chat_template=None)

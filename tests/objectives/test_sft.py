@@ -38,7 +38,9 @@ def record(index, prompt, *responses):
     ids = tuple(np.array([i for i, _ in r], np.int32) for r in responses)
     masks = tuple(np.array([c for _, c in r], bool) for r in responses)
     pairs = ((0, 1),) * (len(responses) == 2)
-    return Record(index, np.array(prompt, np.int32), ids, pairs, token={"scored": masks})
+    return Record(
+        index, np.array(prompt, np.int32), ids, pairs, token={"scored": masks}
+    )
 
 
 def turns(*counted):

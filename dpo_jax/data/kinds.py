@@ -250,6 +250,31 @@ def _shared_beginning(fields: Fields) -> tuple[Text, Text, Text]:
     return prompts[0], responses[0], responses[1]
 
 
+def of_another(fault: BadRow, kind: str, fields: Fields) -> BadRow:
+    """Says which objective rows are for that lack the columns of a kind.
+
+    Args:
+      fault: why a row is none of its kind.
+      kind: of `KINDS`.
+      fields: of the row.
+    """
+    if fault.reason != "missing column":
+        return fault
+    for other, (objective, told) in MADE_FOR.items():
+        if other != kind and (found := [names for names in told if names <= {*fields}]):
+            both = " and ".join(map(repr, sorted(found[0])))
+            what = f"rows with {both} are for objective={objective!r}"
+            return BadRow(fault.reason, f"{what}; {fault.detail}")
+    return fault
+
+
+MADE_FOR: dict[str, tuple[str, tuple[set[str], ...]]] = {
+    # kind -> its objective, and columns that tell such rows
+    "singles": ("unpaired", ({"completion", "label"},)),
+    "rankings": ("ranking", ({"responses"},)),
+    "pairs": ("preference", ({"chosen", "rejected"},)),
+    "completions": ("sft", ({"completion"}, {"messages"}, {"text"})),
+}
 OWN = {  # the columns of rows that are no pairs; the first of them tells such a row
     "pairs": (),
     "completions": ("completion",),

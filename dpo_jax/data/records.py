@@ -168,7 +168,10 @@ class Reading:
             self._columns[names] = set(fields) - read
         fields = self._split(fields)
         taken = fields if self._reads_ratings else kinds.readable(fields)
-        row = self._take(taken, self._scored)
+        try:
+            row = self._take(taken, self._scored)
+        except BadRow as bad:
+            raise kinds.of_another(bad, self._kind, fields) from bad
         row = kinds.told(row, fields)
         if not self._reads_ratings:
             return row

@@ -51,6 +51,31 @@ def test_ratings_of_a_pair(columns, ratings):
     assert row == RawRow("p", (" a", " b"), ratings=ratings, where="f:1")
 
 
+@pytest.mark.parametrize(
+    "kind, row, objective",
+    [
+        ("pairs", SINGLE, "unpaired"),
+        ("pairs", {"messages": [user("a"), bot("b")]}, "sft"),
+        ("pairs", {"text": "a"}, "sft"),
+        ("pairs", {"prompt": "p", "completion": "c"}, "sft"),
+        ("pairs", RANKING, "ranking"),
+        ("completions", RANKING, "ranking"),
+        ("singles", {"prompt": "p", "completion": "c"}, "sft"),
+        ("singles", RANKING, "ranking"),
+        ("rankings", SINGLE, "unpaired"),
+        ("rankings", {"messages": [user("a"), bot("b")]}, "sft"),
+        ("pairs", {"prompt": "p", "chosen": "a"}, None),
+        ("completions", {"prompt": "p"}, None),
+    ],
+)
+def test_rows_that_fit_another_objective_name_it(kind, row, objective):
+    """The columns that tell such rows, then what is missing for this one."""
+    reason, said = refusal(kind, PAIR, row)
+    assert reason == "missing column" and " is missing;" in said
+    assert (f"are for objective={objective!r}; column" in said) == bool(objective)
+    assert ("are for objective=" in said) == bool(objective)
+
+
 RATED = {"score_chosen": 2.0, "score_rejected": 1.0}
 
 

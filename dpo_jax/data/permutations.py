@@ -79,14 +79,16 @@ def permutation(size: int, seed: int) -> np.ndarray:
     return after[:size]
 
 
-def epochs(size: int, count: int, seed: int) -> np.ndarray:
+def epochs(size: int, count: int, seed: int, source: int = -1) -> np.ndarray:
     """Concatenates the permutations of `count` epochs: u32[count · size].
 
     Args:
       size: number of records.
       count: of epochs.
       seed: of the run.
+      source: which of a mixture's sources the records are of; −1 = of no mixture.
     """
-    first = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
+    made_of = [seed, 1, *([source] if source >= 0 else [])]
+    first = int(np.random.SeedSequence(made_of).generate_state(1)[0])
     drawn = [permutation(size, (first + epoch) & MASK) for epoch in range(count)]
     return np.concatenate(drawn)

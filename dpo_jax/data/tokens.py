@@ -100,6 +100,42 @@ class Records(Sequence[Record]):
         )
 
 
+def joined(parts: Sequence[Records], starts: Sequence[int]) -> Records:
+    """Lays records end to end.
+
+    Args:
+      parts: of one kind.
+      starts: what is added to `Record.index` of each part's.
+
+    Returns:
+      Records with the columns of responses that all parts have, and with a mask of the
+      tokens that count where any has one.
+    """
+    counts = [len(part.lengths) for part in parts]
+    ids = np.concatenate([part.ids for part in parts])
+    before = np.cumsum([0, *(len(part.ids) for part in parts[:-1])])
+    parts_before = np.cumsum([0, *counts[:-1]])
+    shifted = zip(parts, before, parts_before, starts, strict=True)
+    moved = [
+        (part.starts + ids_at, part.firsts[:-1] + part_at, part.indices + start)
+        for part, ids_at, part_at, start in shifted
+    ]
+    begins, firsts, indices = (np.concatenate(each) for each in zip(*moved, strict=True))
+    shared = set.intersection(*(set(part.response) for part in parts))
+    masks = [part.token.get(SCORED, np.ones(len(part.ids), bool)) for part in parts]
+    masked = any(SCORED in part.token for part in parts)
+    return Records(
+        ids,
+        begins,
+        np.concatenate([part.lengths for part in parts]),
+        np.append(firsts, sum(counts)),
+        indices,
+        {n: np.concatenate([p.response[n] for p in parts]) for n in sorted(shared)},
+        parts[0].ranked,
+        {SCORED: np.concatenate(masks)} if masked else {},
+    )
+
+
 class Gathered:
     """Records as they are gathered, one after the other."""
 

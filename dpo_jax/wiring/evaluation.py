@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from dpo_jax.data import sources, tokenize
 from dpo_jax.data.loader import Loader
+from dpo_jax.data.mixture import Sources
 from dpo_jax.evals import preference, rollouts
 from dpo_jax.evals.rollouts import Rollout
 from dpo_jax.precision import in_products_of
@@ -67,7 +68,8 @@ def make_measures(parts: Parts, referred: Referred) -> Measures:
     every = section.every_steps
     evaluators, rollouts = {}, None
     if referred.eval is not None:
-        pairs = make_pairs(parts.trainer, referred, referred.eval, parts.mesh)
+        owners = owners_of(referred.eval, parts.data.sources["eval"])
+        pairs = make_pairs(parts.trainer, referred, referred.eval, parts.mesh, owners)
         evaluators["pairs"] = Evaluator(pairs, every)
     if section.rollouts and parts.reference is not None:
         rollouts = Rollouts(make_rollouts(parts, referred))
@@ -76,10 +78,29 @@ def make_measures(parts: Parts, referred: Referred) -> Measures:
     return Measures(evaluators, rollouts)
 
 
+def owners_of(loads: Loader, sources: Sources) -> list[str]:
+    """Names the source of each batch of a set; [] where there is one source."""
+    if not sources.several:
+        return []
+    return [sources.name_of(loads.ids_at(step)[0]) for step in range(len(loads))]
+
+
 def make_pairs(
-    trainer: Trainer, referred: Referred, loads: Loader, mesh: Mesh
+    trainer: Trainer,
+    referred: Referred,
+    loads: Loader,
+    mesh: Mesh,
+    owners: Sequence[str] = (),
 ) -> Callable[[TrainState], Iterator[tuple[str, float]]]:
-    """Builds the loss and metrics over the evaluation set, every record once."""
+    """Builds the loss and metrics over the evaluation set, every record once.
+
+    Args:
+      trainer: whose objective is measured.
+      referred: what the reference says of the records.
+      loads: batches of the set.
+      mesh: of the run.
+      owners: see `preference.evaluate`.
+    """
     key, objective = jax.random.key(0), trainer.objective
 
     def score(
@@ -105,6 +126,7 @@ def make_pairs(
             objective=objective,
             stats=jax.device_get(state.stats),
             hyper=jax.device_get(hyper),
+            owners=owners,
         )
         yield from values.items()
 

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpo_jax.data.loader import Loader, Settings, eval_steps
+from dpo_jax.data import loader
+from dpo_jax.data.loader import Loader, Settings
+from dpo_jax.data.mixture import Sources, eval_steps
 from dpo_jax.evals import preference
 from dpo_jax.losses import LOSSES
 from dpo_jax.objectives import terms
@@ -61,7 +63,7 @@ def score(objective):
 
 def evaluate(objective, pairs, layout, shards=1):
     settings = Settings(pairs, 1, layout, 0, shards)
-    loads = Loader(records(), eval_steps(SIZE, pairs=pairs), settings)
+    loads = Loader(records(), loader.eval_steps(SIZE, pairs=pairs), settings)
 
     def batches():
         for step in range(len(loads)):
@@ -76,6 +78,48 @@ def evaluate(objective, pairs, layout, shards=1):
         stats={"shift": 2.0},
         hyper=HYPER,
     )
+
+
+def test_each_source_is_measured_as_if_it_were_the_whole_set():
+    """4 records of one source and 3 of another, in batches of 2; one pass over them."""
+    settings, every = Settings(2, 1, "packed", 0, 1), records()
+    of = Sources(("one", "other"), (), (4, 3), (0, 4))
+    asked = []
+
+    def measured(rows, steps, owners, objective):
+        loads = Loader(rows, steps, settings)
+
+        def batches():
+            for step in range(len(loads)):
+                asked.append(loads.ids_at(step))
+                batch = jax.tree.map(lambda leaf: leaf[0], loads.batch_at(step))
+                zeros = jnp.zeros(batch.targets.shape)
+                yield batch._replace(token={"ref_logps": zeros})
+
+        return preference.evaluate(
+            batches(),
+            score=score(objective),
+            objective=objective,
+            stats={"shift": 2.0},
+            hyper=HYPER,
+            owners=owners,
+        )
+
+    coupled = Coupled(PAIRS, SCORER, (DPO,))
+    for objective in (PLAIN, coupled):
+        asked.clear()
+        owners = ["one", "one", "other", "other"]
+        got = measured(every, eval_steps(of, pairs=2), owners, objective)
+        assert sorted(sum(asked, [])) == list(range(SIZE))
+        whole = measured(every, loader.eval_steps(SIZE, pairs=7), (), objective)
+        for name, value in whole.items():
+            np.testing.assert_allclose(got.pop(name), value, rtol=1e-5, err_msg=name)
+        for name, rows in (("one", every[:4]), ("other", every[4:])):
+            steps = loader.eval_steps(len(rows), pairs=7)
+            for metric, value in measured(rows, steps, (), objective).items():
+                found = got.pop(f"{name}/{metric}")
+                np.testing.assert_allclose(found, value, rtol=1e-5, err_msg=metric)
+        assert got == {}
 
 
 def by_numpy():

@@ -93,11 +93,8 @@ def find(
     if path and not name:
         raise ConfigError(f"data.path={path!r} is not used by {field}={source!r}")
     if source in GENERATED:
-        if columns != NO_COLUMNS or part.split:
-            raise ConfigError(
-                f"{field}={str(part)!r} is generated: it has no splits and no "
-                "columns to map; leave data.columns alone"
-            )
+        if part.split:
+            raise ConfigError(f"{field}={str(part)!r} is generated and has no splits")
         return Origin(part, field)
     if name:
         return _published(part, split, name, path, columns)

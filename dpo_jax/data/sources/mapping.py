@@ -278,6 +278,7 @@ def _understood(owner: str, decode: Decode, name: str, spec: str) -> Getter:
 
 
 def _columns_used(columns: ColumnMap) -> set[str]:
+    """Names the columns that have gone into others; those of a known name stay."""
     given = columns._asdict()
     specs = [given[name] for name in VALUES]
     specs += [part for name in LISTS for part in given[name].split(",")]
@@ -285,7 +286,8 @@ def _columns_used(columns: ColumnMap) -> set[str]:
     specs += [columns.prompt] * (columns.prompt not in PROMPTS)
     used = {name for spec in specs if spec for name in roots(spec)}
     conditions = [CONDITION.fullmatch(text) for text in _split(columns.keep)]
-    return used | ({m[1] for m in conditions if m} - set(ColumnMap._fields))
+    used |= {m[1] for m in conditions if m}
+    return used - {"prompt", *VALUES, *LISTS} | used & set(OPTIONAL)
 
 
 def _implicit(row: Fields) -> Fields:

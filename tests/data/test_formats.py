@@ -8,10 +8,10 @@ import json
 import pyarrow
 import pyarrow.parquet
 import pytest
-from row_cases import validate
+from row_cases import located, validate
 
-from dpo_jax.data.sources import find, formats, json_rows, parts_of, read, tables
-from dpo_jax.data.sources.files import BadRow, Request
+from dpo_jax.data.sources import formats, json_rows, tables
+from dpo_jax.data.sources.files import BadRow
 from dpo_jax.errors import ConfigError, DataError
 
 ROWS = [
@@ -55,11 +55,6 @@ def save(path, data):
 
 def _halves(data, half):
     return data[:half], data[half:]
-
-
-def located(name, split="train", **options):
-    (part,) = parts_of(name, f"data.{split}")
-    return read(find(part, split), Request(split, **options))
 
 
 def rows_of(name, **options):

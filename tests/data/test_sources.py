@@ -6,19 +6,16 @@ import os
 from pathlib import Path
 
 import pytest
-from row_cases import validate
+from row_cases import located, validate
 
 from dpo_jax.data.sources import (
     GENERATED,
     JUDGED,
     TOKENIZERS,
-    find,
     hub,
     json_rows,
-    parts_of,
-    read,
 )
-from dpo_jax.data.sources.files import BadRow, Request
+from dpo_jax.data.sources.files import BadRow
 from dpo_jax.errors import ConfigError, DataError
 
 ROW = {"prompt": "p", "chosen": " a", "rejected": " b"}
@@ -35,11 +32,6 @@ def write(path, *lines):
     data = b"".join(line + b"\n" for line in lines)
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
     return str(path)
-
-
-def located(name, split="train", path="", **options):
-    (part,) = parts_of(name, f"data.{split}")
-    return read(find(part, split, path=path), Request(split, **options))
 
 
 def found(name, **options):

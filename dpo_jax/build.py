@@ -193,6 +193,7 @@ def _loop(
             parts.model.spec,
             parts.reference.spec if parts.reference is not None and runs else None,
             throughput.peak(config.model.dtype).flops_per_second,
+            parts.data.sources_of("train"),
         ),
         compiles=train.new_shapes(start.first).__contains__,
         now=launch.clock.working,

@@ -32,7 +32,7 @@ from dpo_jax.types import (
     Record,
     TokenStats,
 )
-from dpo_jax.wiring import checks, restoring
+from dpo_jax.wiring import checks, reading, restoring
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring import objective as objective_wiring
@@ -92,7 +92,7 @@ def tokenized(config: Config, index: int) -> Shown:
 
     Args:
       config: of the run.
-      index: position of the row in its source.
+      index: position of the row in its source; of a mixture, numbered through.
 
     Raises:
       DataError: if there is no such row, or it is bad; where bad rows are dropped, the
@@ -103,11 +103,14 @@ def tokenized(config: Config, index: int) -> Shown:
     seconds = config.distributed.timeout_seconds
     now = data_wiring.clock_of(config.data, tokenizer, seconds)
     config = config_lib.stated(config, {"data.now": now})
-    source, _ = data_wiring.source(
+    found = reading.sources_of(
         config, "train", tokenizer, on_bad_row="error", reads_ratings=rated
     )
-    drop = config.data.on_bad_row == "drop"
-    record, cut = prepare.prepare_one(source, index, drop=drop)
+    drop, rows = (
+        config.data.on_bad_row == "drop",
+        [each.source for each in found.values()],
+    )
+    record, cut = prepare.prepare_one(rows, index, drop=drop)
     return Shown(record, tokenizer, cut.prompt_tokens_cut, cut.response_tokens_cut)
 
 

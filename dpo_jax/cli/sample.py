@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     common.setup_logging()
     from dpo_jax.sharding.mesh import make_mesh
     from dpo_jax.wiring import generation
-    from dpo_jax.wiring.data import source
+    from dpo_jax.wiring.reading import sources_of
     from dpo_jax.wiring.restoring import run_config
 
     request = generation.SampleRequest(
@@ -67,8 +67,9 @@ def main(arguments: Sequence[str]) -> int:
         own = stated(config, {"model.path": name, "model.preset": ""})
         policies.append(generation.Policy(name, own, None))
     common.setup_jax(config, debug=values["debug"].value)
-    held_out = source(config, "eval", None)[0] if config.data.eval else None
-    prompts = generation.read_prompts(request, held_out)
+    held_out = sources_of(config, "eval", None) if config.data.eval else {}
+    asked = [found.source for found in held_out.values()]
+    prompts = generation.read_prompts(request, asked)
     mesh = make_mesh(**config.mesh)
     answers = generation.sample(prompts, request, policies, mesh)
     import jax

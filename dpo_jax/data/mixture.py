@@ -20,6 +20,7 @@ import numpy as np
 
 from dpo_jax.data import loader, permutations, tokens
 from dpo_jax.data.prepare import Prepared
+from dpo_jax.data.sources.parts import Part
 
 
 class Sources(NamedTuple):
@@ -52,6 +53,43 @@ class Sources(NamedTuple):
         return {name: counted[name] / len(indices) for name in self.names}
 
 
+def names_of(parts: Sequence[Part]) -> list[str]:
+    """Names the parts of a mixture, each shortly and none like another.
+
+    A file by its name without ending, an id of the hub without its owner; of equal ones
+    the second is `NAME_2`.
+    """
+    seen: Counter[str] = Counter()
+    names = []
+    for part in parts:
+        last = part.source.rstrip("/").rpartition("/")[2]
+        name = last.partition(".")[0] or last
+        seen[name] += 1
+        names.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
+    return names
+
+
+def faults_of(parts: Sequence[Part], field: str) -> list[str]:
+    """Complains of weights that say nothing, or not enough.
+
+    Args:
+      parts: of `data.train` or `data.eval`.
+      field: which.
+    """
+    weighted = [part for part in parts if part.weight is not None]
+    if not weighted:
+        return []
+    said = f"{field} gives {weighted[0].source!r} the weight {weighted[0].weight:g}"
+    if field == "data.eval":
+        return [f"{said}, but an evaluation takes each row once; leave it out"]
+    if len(parts) == 1:
+        return [f"{said}, but there is no other source; leave it out"]
+    if len(weighted) < len(parts):
+        bare = next(part.source for part in parts if part.weight is None)
+        return [f"{said} and {bare!r} none; give all of them one, or none"]
+    return []
+
+
 def turns(weights: Sequence[float], count: int) -> np.ndarray:
     """Says which source comes at each position: i32[count].
 
@@ -73,9 +111,11 @@ def turns(weights: Sequence[float], count: int) -> np.ndarray:
     taken, order = [0] * len(parts), []
     for place in range(1, min(period, count) + 1):
         # what each is owed, in shares of a position
-        owed = [part * place - period * n for part, n in zip(parts, taken, strict=True)]
+        both = zip(parts, taken, strict=True)
+        owed = [part * place - period * number for part, number in both]
+        left = [(many - 1) * period - many * debt for debt in owed]
         due = [k for k, debt in enumerate(owed) if many * debt >= period]
-        first = min(due, key=lambda k: ((many - 1) * period - many * owed[k]) / parts[k])
+        first = min(due, key=lambda k: left[k] / parts[k])
         taken[first] += 1
         order.append(first)
     return np.resize(np.array(order, np.int32), count)  # it comes round exactly

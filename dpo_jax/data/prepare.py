@@ -1,7 +1,7 @@
 """From the rows of a source to tokenized records, with an account of every row."""
 
-from collections.abc import Callable, Iterable
-from itertools import islice
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, islice, repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -81,20 +81,23 @@ def prepare(source: Source) -> Prepared:
 
 
 def prepare_one(
-    source: Source, index: int, *, drop: bool = False
+    sources: Sequence[Source], index: int, *, drop: bool = False
 ) -> tuple[Record, TokenCounts]:
     """Prepares one row; of one that is taken apart, its first response.
 
     Args:
-      source: with bad rows as errors.
-      index: position of the row in its source.
+      sources: with bad rows as errors.
+      index: position of the row, numbered through the sources.
       drop: takes the next good row in the place of a bad one, and says so.
 
     Raises:
       DataError: if there is no such row, or it is bad.
     """
-    rows = islice(source.read(), max(index, 0), None) if index >= 0 else []
-    for at, row in enumerate(rows, index):
+    rows = chain.from_iterable(
+        zip(source.read(), repeat(source), strict=False) for source in sources
+    )
+    rows = islice(rows, index, None) if index >= 0 else []
+    for at, (row, source) in enumerate(rows, index):
         try:
             kept, cut = source.tokenize(source.check([row]))
         except DataError as error:

@@ -120,13 +120,13 @@ def joined(parts: Sequence[Records], starts: Sequence[int]) -> Records:
         (part.starts + ids_at, part.firsts[:-1] + part_at, part.indices + start)
         for part, ids_at, part_at, start in shifted
     ]
-    begins, firsts, indices = (np.concatenate(each) for each in zip(*moved, strict=True))
+    starts_at, firsts, indices = map(np.concatenate, zip(*moved, strict=True))
     shared = set.intersection(*(set(part.response) for part in parts))
     masks = [part.token.get(SCORED, np.ones(len(part.ids), bool)) for part in parts]
     masked = any(SCORED in part.token for part in parts)
     return Records(
         ids,
-        begins,
+        starts_at,
         np.concatenate([part.lengths for part in parts]),
         np.append(firsts, sum(counts)),
         indices,

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from dpo_jax import config as config_lib
 from dpo_jax.config import Config
-from dpo_jax.data import layouts, sources
+from dpo_jax.data import layouts, mixture, sources
 from dpo_jax.data.sources import mapping
 from dpo_jax.data.sources.mapping import NO_COLUMNS, ColumnMap
 from dpo_jax.errors import ConfigError, DataError, DeviceError, collected, unknown
@@ -327,6 +327,8 @@ def source_faults(given: Section) -> list[str]:
         for key, by in unused.items()
     ]
     faults += mapping.faults_of(columns, "data.columns")
+    for field, text in ((f"data.{split}", text) for split, text in said.items()):
+        faults += mixture.faults_of(sources.parts_of(text, field), field)
     return faults + clock_faults(given["now"])
 
 

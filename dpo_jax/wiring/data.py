@@ -12,24 +12,21 @@ from jax.sharding import Mesh
 
 from dpo_jax.config import Config
 from dpo_jax.data import loader as loader_lib
-from dpo_jax.data import prepare, records, sources, token_cache, tokenize
+from dpo_jax.data import mixture, sources, tokenize
 from dpo_jax.data.loader import Loader
-from dpo_jax.data.prepare import Prepared, Source
-from dpo_jax.data.sources import Origin
-from dpo_jax.data.sources.mapping import ColumnMap
+from dpo_jax.data.mixture import Sources
+from dpo_jax.data.prepare import Prepared
 from dpo_jax.errors import ConfigError, DataError, UserError
 from dpo_jax.files import AnyPath
 from dpo_jax.models import attention, files
 from dpo_jax.models.spec import DecoderSpec
-from dpo_jax.objectives import OBJECTIVES
 from dpo_jax.sharding import agree, arrays
 from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.train import watchdog
 from dpo_jax.types import Batch, Record
-from dpo_jax.wiring import microbatches
+from dpo_jax.wiring import microbatches, reading
 
 FOLDER = "token_cache"  # beside the run folder, so that the runs of a sweep share it
-EVAL_SEED = 0
 
 
 class Data(NamedTuple):
@@ -41,6 +38,7 @@ class Data(NamedTuple):
       eval: records to evaluate on; [] without data.eval.
       report: what data.json holds.
       fingerprint: changes with any token of `train`, or their order.
+      sources: what the records of each split are made of.
     """
 
     tokenizer: Any
@@ -48,6 +46,12 @@ class Data(NamedTuple):
     eval: Sequence[Record]
     report: dict[str, Any]
     fingerprint: str
+    sources: Mapping[str, Sources] = {}
+
+    def sources_of(self, split: str) -> Sources:
+        """Returns what the records of a split are made of; of one source, itself."""
+        records = {"train": self.train, "eval": self.eval}[split]
+        return self.sources.get(split) or Sources(("",), (), (len(records),), (0,))
 
 
 def load_tokenizer(config: Config) -> Any:
@@ -96,123 +100,6 @@ def clock_of(given: Mapping[str, Any], tokenizer: Any, seconds: float) -> str:
     return agree.of_first("clock", now, seconds=seconds)
 
 
-def origin_of(section: Config, split: str) -> Origin:
-    """Finds the source of a split.
-
-    Args:
-      section: `config.data`.
-      split: `train` or `eval`.
-    """
-    field = f"data.{split}"
-    part, *more = sources.parts_of(section[split], field)
-    if more:
-        raise ConfigError(f"{field}={section[split]!r} names several sources")
-    columns = ColumnMap(**section.columns.to_dict())
-    path = section.path if sources.name_of(part.source) else ""
-    return sources.find(part, split, path=path, columns=columns)
-
-
-def text_of(tokenizer: Any, ids: list[int]) -> str:
-    """Decodes token ids of GPT-2; DataError if the tokenizer is another."""
-    if tokenizer.convert_ids_to_tokens([262]) != ["Ġthe"]:
-        raise DataError(
-            "the data hold token ids of GPT-2, which this tokenizer cannot decode; use "
-            "a model with GPT-2's tokenizer"
-        )
-    return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-
-
-def source(
-    config: Config,
-    split: str,
-    tokenizer: Any,
-    on_bad_row: str = "",
-    *,
-    reads_ratings: bool = True,
-) -> tuple[Source, dict[str, Any]]:
-    """Finds how the rows of a split become records, and the settings that say so.
-
-    A value of `on_bad_row` counts before that of the configuration; `reads_ratings` as
-    in `records.Reading`.
-
-    Generated rows of `train` follow data.seed; those of `eval` follow no seed, so that
-    all runs are evaluated on the same.
-    """
-    section, kind = config.data, OBJECTIVES[config.objective].rows
-    origin, on_bad_row = origin_of(section, split), on_bad_row or section.on_bad_row
-    generated = origin.part.source in sources.GENERATED
-    seed = order_seed(config.seed, section.seed)
-    reading = {
-        "split": split,
-        "kind": kind,
-        "seed": seed if split == "train" else EVAL_SEED,
-        "rows": section.limit if split == "train" else config.eval.limit,
-        "labels": section.labels if generated else "",
-    }
-    checking = {
-        "kind": kind,
-        "format": origin.published.format or section.format,
-        "on_bad_row": on_bad_row,
-        "drops": origin.drops,
-        "reads_ratings": reads_ratings,
-        "scored": section.scored,
-    }
-    tokenizing = {
-        "join": section.join,
-        "chat_template": tokenize.read_chat_template(section.chat_template, tokenizer),
-        "now": section.now,
-        "max_tokens": section.max_tokens,
-        "max_prompt_tokens": section.max_prompt_tokens,
-        "truncate_prompt": section.truncate_prompt,
-        "truncate_response": section.truncate_response,
-        "on_bad_row": on_bad_row,
-        "drops": origin.drops,
-    }
-    read = functools.partial(
-        sources.read,
-        origin,
-        sources.Request(**reading),
-        functools.partial(text_of, tokenizer),
-    )
-    made = Source(
-        read,
-        functools.partial(records.Reading, **checking),
-        functools.partial(tokenize.tokenize, tokenizer=tokenizer, **tokenizing),
-        apart=kind == "singles",
-    )
-    return made, {"origin": origin, **reading, **checking, **tokenizing}
-
-
-def load_split(
-    how: Source,
-    settings: dict[str, Any],
-    tokenizer: Any,
-    folder: epath.Path | None,
-) -> Prepared:
-    """Reads and tokenizes the rows of a split, or takes their tokens from the cache.
-
-    Args:
-      how: from `source`.
-      settings: likewise.
-      tokenizer: that it was made with.
-      folder: of the cache; None = tokens are not kept.
-
-    Raises:
-      DataError: if a source or row is bad.
-    """
-    make = functools.partial(prepare.prepare, how)
-    origin: Origin = settings.pop("origin")
-    read = sources.files_of(origin)
-    if folder is None or read is None:
-        return make()
-    part = origin.part._replace(source=origin.name)  # files count by what they hold
-    if origin.part.source in sources.GENERATED:
-        part = origin.part
-    settings |= {"part": part, "words": origin.words, "columns": origin.columns}
-    kept = token_cache.name_of(settings, read, tokenizer)
-    return make() if kept is None else token_cache.kept(folder, kept, make)
-
-
 def folder_beside(
     workdir: AnyPath | None, name: str, instead: str
 ) -> epath.Path | None:
@@ -226,11 +113,6 @@ def folder_beside(
     if instead:
         return epath.Path(instead)
     return None if workdir is None else epath.Path(workdir).parent / name
-
-
-def order_seed(seed: int, own: int) -> int:
-    """Returns the seed of the order of the training data: its own, if it is ≥ 0."""
-    return seed if own < 0 else own
 
 
 def load_data(
@@ -257,11 +139,15 @@ def load_data(
     names = {split: config.data[split] for split in splits if config.data[split]}
     if not names:
         raise ConfigError("data.eval is empty: there is nothing to evaluate")
-    find = functools.partial(source, config, reads_ratings=reads_ratings)
-    read = {
-        split: load_split(*find(split=split, tokenizer=tokenizer), tokenizer, folder)
-        for split in names
-    }
+    read: dict[str, Prepared] = {}
+    made_of: dict[str, Sources] = {}
+    for split in names:
+        found = reading.sources_of(
+            config, split, tokenizer, reads_ratings=reads_ratings
+        )
+        parts = {n: reading.load(each, tokenizer, folder) for n, each in found.items()}
+        weights = [each.weight for each in found.values() if each.weight is not None]
+        read[split], made_of[split] = mixture.together(parts, weights)
     kept = {split: each.records for split, each in read.items()}
     return Data(
         tokenizer,
@@ -269,6 +155,7 @@ def load_data(
         kept.get("eval", []),
         {split: {"source": names[split], **read[split].report} for split in read},
         read["train"].fingerprint if "train" in read else "",
+        made_of,
     )
 
 
@@ -332,11 +219,11 @@ def make_loaders(
         row_shapes=config.data.row_shapes,
     )
     rows = data.train or data.eval  # where only the latter were asked for
-    order = loader_lib.train_steps(
-        len(rows),
+    order = mixture.train_steps(
+        data.sources_of("train" if data.train else "eval"),
         pairs=pairs,
         steps=steps,
-        seed=order_seed(config.seed, config.data.seed),
+        seed=reading.order_seed(config.seed, config.data.seed),
         shuffle=config.data.shuffle,
     )
 
@@ -360,7 +247,8 @@ def make_loaders(
     if not data.eval:
         return train, None
     # no more at a time than a microbatch of training holds
-    order = loader_lib.eval_steps(len(data.eval), pairs=-(-pairs // train.microbatches))
+    size = -(-pairs // train.microbatches)
+    order = mixture.eval_steps(data.sources_of("eval"), pairs=size)
     held_out = data.eval if join is None else join(data.eval)
     return train, Loader(held_out, order, settings)
 

@@ -36,9 +36,10 @@ from dpo_jax.types import (
     TrainState,
 )
 from dpo_jax.wiring import generation
-from dpo_jax.wiring.data import EVAL_SEED, global_batches
+from dpo_jax.wiring.data import global_batches
 from dpo_jax.wiring.model import Model, load_params
 from dpo_jax.wiring.parts import Parts
+from dpo_jax.wiring.reading import EVAL_SEED
 from dpo_jax.wiring.reference import Referred
 from dpo_jax.wiring.training import Trainer
 
@@ -68,7 +69,7 @@ def make_measures(parts: Parts, referred: Referred) -> Measures:
     every = section.every_steps
     evaluators, rollouts = {}, None
     if referred.eval is not None:
-        owners = owners_of(referred.eval, parts.data.sources["eval"])
+        owners = owners_of(referred.eval, parts.data.sources_of("eval"))
         pairs = make_pairs(parts.trainer, referred, referred.eval, parts.mesh, owners)
         evaluators["pairs"] = Evaluator(pairs, every)
     if section.rollouts and parts.reference is not None:

@@ -17,6 +17,7 @@ from dpo_jax.data import sources, tokenize
 from dpo_jax.data.columns import Text
 from dpo_jax.data.encode import encode as encode_row
 from dpo_jax.data.kinds import RawRow
+from dpo_jax.data.prepare import Source
 from dpo_jax.data.templates import check_template, render, template_text
 from dpo_jax.errors import ConfigError, DataError, ModelError
 from dpo_jax.models import decode, files, hf
@@ -29,7 +30,6 @@ from dpo_jax.types import Params
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring import restoring
-from dpo_jax.wiring.data import Source
 
 
 class SampleRequest(NamedTuple):
@@ -129,12 +129,12 @@ def sample(
     return Answers(list(prompts), completions)
 
 
-def read_prompts(request: SampleRequest, held_out: Source | None) -> list[Text]:
+def read_prompts(request: SampleRequest, held_out: Sequence[Source]) -> list[Text]:
     """Reads prompts of a file, or those of data.eval.
 
     Args:
       request: names the file.
-      held_out: rows of data.eval; None where there is none.
+      held_out: sources of data.eval.
 
     Raises:
       DataError: if a row has no usable prompt.
@@ -142,8 +142,8 @@ def read_prompts(request: SampleRequest, held_out: Source | None) -> list[Text]:
     """
     if request.prompts:
         prompts = _prompts_of(request.prompts)
-    elif held_out is not None:
-        prompts = held_out.prompts()
+    elif held_out:
+        prompts = [prompt for source in held_out for prompt in source.prompts()]
     else:
         raise ConfigError("nothing to continue: give --prompts=FILE.jsonl or data.eval")
     return prompts[: request.limit or None]

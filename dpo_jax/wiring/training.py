@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from dpo_jax.config import Config
 from dpo_jax.data.loader import Loader
+from dpo_jax.data.mixture import Sources
 from dpo_jax.models.decoder import abstract_params, leaves
 from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.objectives import OBJECTIVES
@@ -164,7 +165,11 @@ def state_places(
 
 
 def make_facts(
-    loads: Loader, policy: DecoderSpec, reference: DecoderSpec | None, peak: float
+    loads: Loader,
+    policy: DecoderSpec,
+    reference: DecoderSpec | None,
+    peak: float,
+    sources: Sources | None = None,
 ) -> Callable[[int, Mapping[str, float]], dict[str, float]]:
     """Builds what tells the loop what the host knows of a step's batch.
 
@@ -173,6 +178,7 @@ def make_facts(
       policy: what is trained.
       reference: what is run forward beside it; None where nothing is.
       peak: FLOP/s of all devices; `flops` are given in seconds at that speed.
+      sources: whose shares of a step are told, where there are several.
     """
     runs = [(3.0, policy)]  # the backward pass takes twice the forward pass
     if reference is not None:
@@ -192,6 +198,9 @@ def make_facts(
             for passes, spec in runs
         )
         del counts["scored"]
+        if sources is not None and sources.several:
+            shares = sources.shares(loads.ids_at(number - 1))
+            counts |= {f"{name}/share": share for name, share in shares.items()}
         return {**counts, "flops": flops / peak}
 
     return facts

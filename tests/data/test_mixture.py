@@ -158,9 +158,7 @@ def test_what_is_said_of_a_mixture_is_said_of_each_source_too():
     assert (report["read"], report["kept"], report["dropped"]) == (7, 5, {"empty": 2})
     assert report["cut"] == {"kept": 5, "dropped": {}, "cut_rows": 2}
     assert report["unread_columns"] == ["column 10", "column 20"]
-    assert report["summary"] == (
-        "a 2 of 3 rows; dropped 1 · b 3 of 4 rows; dropped 1"
-    )
+    assert report["summary"] == ("a 2 of 3 rows; dropped 1 · b 3 of 4 rows; dropped 1")
     assert report["sources"]["b"] == parts["b"].report | {"weight": 1.0}
     plain = mixture.together(parts, ())[0].report
     assert plain["sources"]["b"] == parts["b"].report

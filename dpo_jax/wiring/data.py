@@ -155,6 +155,7 @@ def source(
         "on_bad_row": on_bad_row,
         "drops": origin.drops,
         "reads_ratings": reads_ratings,
+        "scored": section.scored,
     }
     tokenizing = {
         "join": section.join,

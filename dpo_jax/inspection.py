@@ -106,11 +106,9 @@ def tokenized(config: Config, index: int) -> Shown:
     found = reading.sources_of(
         config, "train", tokenizer, on_bad_row="error", reads_ratings=rated
     )
-    drop, rows = (
-        config.data.on_bad_row == "drop",
-        [each.source for each in found.values()],
-    )
-    record, cut = prepare.prepare_one(rows, index, drop=drop)
+    sources = [each.source for each in found.values()]
+    drop = config.data.on_bad_row == "drop"
+    record, cut = prepare.prepare_one(sources, index, drop=drop)
     return Shown(record, tokenizer, cut.prompt_tokens_cut, cut.response_tokens_cut)
 
 

@@ -114,8 +114,8 @@ class Reading:
         on_bad_row: str,
         reads_ratings: bool = True,
         rated: str = "",
-        scored: str = "",
         drops: tuple[str, ...] = (),
+        scored: str = "",
     ):
         """Reads nothing yet.
 
@@ -134,15 +134,15 @@ class Reading:
           on_bad_row: `error` or `drop`.
           reads_ratings: whether a loss does; if none does, rows may lack them.
           rated: a row with ratings, where one is known; see `RatedLater`.
+          drops: see `Faults`.
           scored: which tokens count: `completion`, `assistant`, `all`, as in
             `kinds.RawRow`; '' = what is usual for a row.
-          drops: see `Faults`.
         """
         self._rows, self._on_bad_row, self._rated = rows, on_bad_row, rated
         self._take, self._split = KINDS[kind], FORMATS[format]
         self._kind, self._reads_ratings = kind, reads_ratings
-        self._scored = scored
         self._drops = drops
+        self._scored = scored
         self._unrated = False
         self._columns: dict[tuple[str, ...], set[str]] = {}
         self.counts = RowCounts(0, 0, {})

@@ -151,6 +151,8 @@ MOVING = {
     "ref.sync_every_steps": 2,
     "eval.every_steps": 10,
 }
+TEMPLATED = {"data.train": "{chats}", "data.chat_template": "{quiet}", **NO_EVAL}
+RATED = {"loss.name": "mmpo", "loss.mmpo_gamma": 1.0}
 SFT = {
     "objective": "sft",
     "loss.name": "sft",
@@ -158,8 +160,6 @@ SFT = {
     "ref.mode": "none",
     "eval.rollouts": 0,
 }
-TEMPLATED = {"data.train": "{chats}", "data.chat_template": "{quiet}", **NO_EVAL}
-RATED = {"loss.name": "mmpo", "loss.mmpo_gamma": 1.0}
 ADMITTED = {  # key -> another value, and what a run needs to take it
     "objective": ("preference", SFT),
     "data.scored": ("all", SFT),

@@ -21,7 +21,7 @@ from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.types import Samples
 from dpo_jax.wiring import evaluation, generation
 from dpo_jax.wiring import model as model_wiring
-from dpo_jax.wiring.data import source
+from dpo_jax.wiring.reading import sources_of
 from dpo_jax.wiring.generation import SampleRequest
 from dpo_jax.wiring.reference import Referred
 
@@ -47,13 +47,18 @@ def config(**keys):
     return made
 
 
+def held_out_of(asked):
+    """Finds the sources of data.eval."""
+    return [found.source for found in sources_of(asked, "eval", None).values()]
+
+
 @pytest.mark.parametrize("objective", ROWS)
 def test_the_data_of_every_objective_give_prompts(objective, tmp_path):
     file = tmp_path / "rows.jsonl"
     rows = [{"prompt": f"the film {i}", **row} for i, row in enumerate(ROWS[objective])]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     asked = config(objective=objective, data__eval=str(file))
-    held_out, _ = source(asked, "eval", None)
+    held_out = held_out_of(asked)
     prompts = generation.read_prompts(REQUEST, held_out)
     assert prompts == [row["prompt"] for row in rows]
     assert generation.read_prompts(REQUEST._replace(limit=1), held_out) == prompts[:1]
@@ -73,7 +78,7 @@ def test_a_reward_run_is_refused_before_anything_is_loaded(tmp_path):
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "the film"}\n')
     policy = generation.Policy("runs/rm", config(objective="reward"), "runs/rm")
-    prompts = generation.read_prompts(REQUEST._replace(prompts=str(file)), None)
+    prompts = generation.read_prompts(REQUEST._replace(prompts=str(file)), [])
     with pytest.raises(ModelError, match="runs/rm is a reward model"):
         generation.sample(prompts, REQUEST, [policy], mesh_lib.make_mesh(8, 1, 1))
 
@@ -108,7 +113,7 @@ def test_one_rope_length_a_run(stretched):
     request = REQUEST._replace(limit=4, n=2)
     policy = generation.Policy(str(stretched), asked, None)
     mesh = mesh_lib.make_mesh(1, 8, 1)
-    prompts = generation.read_prompts(request, source(asked, "eval", None)[0])
+    prompts = generation.read_prompts(request, held_out_of(asked))
     answers = generation.sample(prompts, request, [policy], mesh)
     completions = answers.completions[str(stretched)]
     tokenizer = sentiment.tokenizer()

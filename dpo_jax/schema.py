@@ -54,7 +54,9 @@ KEYS: dict[str, Key] = {
         choices=("preference", "sft", "unpaired", "ranking", "reward"),
     ),
     "train.steps": Key(0, "optimizer steps; > 0 overrides epochs", NOT_NEGATIVE),
-    "train.epochs": Key(1.0, "passes over data.train", NOT_NEGATIVE),
+    "train.epochs": Key(
+        1.0, "passes over data.train; of a mixture, all its rows' number", NOT_NEGATIVE
+    ),
     "train.on_nonfinite": Key(
         "halt", "or 'skip', at most 3 in a row", choices=("halt", "skip")
     ),
@@ -149,7 +151,9 @@ KEYS: dict[str, Key] = {
     "data.columns.pairs_per_prompt": Key(
         0, "the first so many of each prompt; 0 = all", NOT_NEGATIVE
     ),
-    "data.limit": Key(0, "rows to read, from the first; 0 = all", NOT_NEGATIVE),
+    "data.limit": Key(
+        0, "rows of each source to read, from the first; 0 = all", NOT_NEGATIVE
+    ),
     "data.format": Key("", "or 'hh': transcripts", choices=("", "hh")),
     "data.chat_template": Key(
         "", "a file, or a name of the tokenizer's; '' = its default"
@@ -331,7 +335,9 @@ KEYS: dict[str, Key] = {
     "eval.every_steps": Key(
         0, "0 = before the first step and after the last", NOT_NEGATIVE
     ),
-    "eval.limit": Key(0, "rows of data.eval, from the first; 0 = all", NOT_NEGATIVE),
+    "eval.limit": Key(
+        0, "rows of each source of data.eval, from the first; 0 = all", NOT_NEGATIVE
+    ),
     "eval.at_start": Key(True, "or False: not before the first step"),
     "eval.rollouts": Key(
         0, "prompts to sample; needs a source with a true reward", NOT_NEGATIVE

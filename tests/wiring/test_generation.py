@@ -21,8 +21,8 @@ from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.types import Samples
 from dpo_jax.wiring import evaluation, generation
 from dpo_jax.wiring import model as model_wiring
-from dpo_jax.wiring.reading import sources_of
 from dpo_jax.wiring.generation import SampleRequest
+from dpo_jax.wiring.reading import sources_of
 from dpo_jax.wiring.reference import Referred
 
 REQUEST = SampleRequest("", 0, 1, 8, 1.0, 0, 1.0, 0.0, (), 0, 8)

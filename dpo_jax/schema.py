@@ -236,6 +236,12 @@ KEYS: dict[str, Key] = {
     ),
     "loss.chi_clip": Key(10.0, "chi_po: half of the largest logit", POSITIVE),
     "loss.shift_lambda": Key(0.75, "dpo_shift: weight of the rejected response", SHARE),
+    "loss.shift_end": Key(
+        -1.0,
+        "dpo_shift: the weight that is reached along a line after the last step; < 0 = "
+        "it stays",
+        (-1.0, UP_TO_ONE, True),
+    ),
     "loss.decay": Key(
         0.98, "d2po: weight of a token relative to the one before", POSITIVE_SHARE
     ),

@@ -22,6 +22,7 @@ from dpo_jax.sampling.rollout import Prompts, rows_of
 from dpo_jax.sharding import arrays
 from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.train.loop import Evaluator
+from dpo_jax.train.step import at_step
 from dpo_jax.types import (
     Array,
     Batch,
@@ -104,7 +105,7 @@ def make_pairs(
             score=lambda batch: compiled(state.params, frozen, batch, hyper),
             objective=objective,
             stats=jax.device_get(state.stats),
-            hyper=jax.device_get(hyper),
+            hyper=at_step(*jax.device_get((hyper, state.step))),
         )
         yield from values.items()
 

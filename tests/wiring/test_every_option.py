@@ -502,7 +502,7 @@ def valued(config):
     losses = wiring.losses_of(config.loss, LOSSES)
     kind = OBJECTIVES[config.objective]
     objective = wiring.make_objective(kind, losses, config.loss, None, chunk=0)
-    hyper = wiring.hyper(losses, config.loss)
+    hyper = wiring.hyper(losses, config.loss, progress=0.5)
     start = {name: value + 0.5 for name, value in wiring.start_stats(losses).items()}
     stats = objective.update(COLUMNS, start, hyper)
     loss, sums = objective.loss(COLUMNS, {}, stats, hyper, COUNTS)
@@ -519,7 +519,8 @@ def another(name, value):
         return next(choice for choice in option.choices if choice != value)
     if name == "weights":
         return (0.7, 0.3)
-    return {"label_smoothing": 0.3, "chi_clip": 0.01}.get(name, value * 0.5 + 0.01)
+    values = {"label_smoothing": 0.3, "chi_clip": 0.01, "shift_end": 0.2}
+    return values.get(name, value * 0.5 + 0.01)
 
 
 @pytest.mark.parametrize("name", [*sorted(LOSSES), "dpo+sft"])

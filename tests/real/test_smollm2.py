@@ -28,7 +28,7 @@ from experiments import smollm2
 pytestmark = pytest.mark.real
 ROOT = Path(__file__).parents[2]
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
-PAIRS, PER_STEP, STEPS, LR, BETA = 12, 4, 3, 1e-5, 0.1
+PAIRS, PER_STEP, STEPS, LR, BETA = 12, 4, 3, 1e-6, 0.1  # the paper's rate
 LONGEST = 500  # characters of a pair's longer side
 LOSS_ATOL, LOGPS_ATOL = 1e-5, 1e-3  # the latter in nats
 LOGITS_RTOL = 1e-5  # of the largest: rounding of float32 over 30 layers

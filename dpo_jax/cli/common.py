@@ -56,8 +56,9 @@ def parse(arguments: Sequence[str], *, config: bool, define: Define) -> Flags:
     if config:
         named, argv = _split_config(argv)
         loaded = load_config(named) if named else saved_config(argv)
-        if "losses" in values and (file := value_of(argv, "--losses")):
-            loaded.losses = digest_of(file)
+        for own in ("losses", "rewards"):
+            if own in values and (file := value_of(argv, f"--{own}")):
+                loaded[own] = digest_of(own, file)
         _check_keys(loaded, argv)
         config_flags.DEFINE_config_dict(
             "config", loaded, lock_config=True, flag_values=values, sys_argv=argv
@@ -186,8 +187,8 @@ def _check_keys(config: Config, argv: Sequence[str]) -> None:
         complaints += unknown_keys(config, keys)
 
 
-def digest_of(file: str) -> str:
-    """Returns 16 hex digits that change with a file.
+def digest_of(flag: str, file: str) -> str:
+    """Returns 16 hex digits that change with the file of a flag.
 
     Raises:
       ConfigError: if it cannot be read.
@@ -195,13 +196,14 @@ def digest_of(file: str) -> str:
     try:
         return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
     except OSError as error:
-        raise ConfigError(f"--losses={file} cannot be read: {error}") from error
+        raise ConfigError(f"--{flag}={file} cannot be read: {error}") from error
 
 
-def define_losses(values: flags.FlagValues) -> None:
-    """Adds `--losses` to the flags of a verb."""
-    what = "a Python file: its public functions are losses, by their names"
-    flags.DEFINE_string("losses", "", what, flag_values=values)
+def define_own(values: flags.FlagValues, *own: str) -> None:
+    """Adds `--losses` and `--rewards`, or one of them, to the flags of a verb."""
+    for name in own:
+        what = f"a Python file: its public functions are {name}, by their names"
+        flags.DEFINE_string(name, "", what, flag_values=values)
 
 
 def _explain(error: flags.Error, values: flags.FlagValues) -> str:

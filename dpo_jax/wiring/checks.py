@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dpo_jax import config as config_lib
+from dpo_jax import schema
 from dpo_jax.config import Config
 from dpo_jax.data import layouts, sources
 from dpo_jax.errors import ConfigError, DataError, DeviceError, collected, unknown
@@ -16,16 +17,19 @@ from dpo_jax.losses import LOSSES, Bound, LossTable, find, pairwise
 from dpo_jax.losses.loss import default_of, options, pick, range_of
 from dpo_jax.objectives import OBJECTIVES
 from dpo_jax.objectives.judged import Kind
+from dpo_jax.rewards import REWARDS, RewardTable
 from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.train import optimizer
-from dpo_jax.wiring import objective
+from dpo_jax.wiring import objective, rewarding
 from dpo_jax.wiring.data import Data
 from dpo_jax.wiring.objective import Losses
 
 Section = Mapping[str, Any]  # values of a section of the configuration
 
 
-def check(config: Config, table: LossTable) -> Losses:
+def check(
+    config: Config, table: LossTable, rewards: RewardTable = REWARDS
+) -> Losses:
     """Checks a configuration on its own and looks up its losses.
 
     Raises:
@@ -36,6 +40,11 @@ def check(config: Config, table: LossTable) -> Losses:
         raise ConfigError(
             f"losses={config.losses!r}: this run has losses of its own, from a file of "
             "this digest; give --losses=FILE"
+        )
+    if config.rewards and rewards is REWARDS:
+        raise ConfigError(
+            f"rewards={config.rewards!r}: this run has rewards of its own, from a file "
+            "of this digest; give --rewards=FILE"
         )
     names, kind = config.loss.name.split("+"), OBJECTIVES[config.objective]
     with collected(ConfigError) as complaints:
@@ -52,7 +61,7 @@ def check(config: Config, table: LossTable) -> Losses:
             )
         complaints += kind_faults(config.objective, config.ref, config.checkpoint)
         complaints += optimizer_faults(config.optimizer) + source_faults(config.data)
-        complaints += rollout_faults(config.eval, config.data.eval, config.ref.mode)
+        complaints += reward_faults(config, rewards) + rollout_faults(config)
     return objective.losses_of(config.loss, table)
 
 
@@ -308,27 +317,31 @@ def clock_faults(now: str) -> list[str]:
     return []
 
 
-def rollout_faults(given: Section, source: str, reference: str) -> list[str]:
-    """Complains of rollouts without a true reward or without a reference.
+def reward_faults(config: Config, table: RewardTable) -> list[str]:
+    """Complains of rewards that nobody asks, or that do not fit together."""
+    given, sampled = config.reward, config.eval.rollouts
+    if given.name and sampled:
+        return rewarding.faults(given, table)
+    by = "a run without eval.rollouts" if given.name else "reward.name=''"
+    return config_lib.unused_options("reward", given, () if given.name else ("name",), by)
 
-    Args:
-      given: `config.eval`.
-      source: `data.eval`.
-      reference: `ref.mode`.
-    """
-    count, every, faults = given["rollouts"], given["rollouts_every_steps"], []
+
+def rollout_faults(config: Config) -> list[str]:
+    """Complains of rollouts without a reward or without a reference."""
+    given, source, reference = config.eval, config.data.eval, config.ref.mode
+    count, faults = given.rollouts, []
     if not count:
-        if every:
-            faults.append(
-                f"eval.rollouts_every_steps={every} is not used by eval.rollouts=0; "
-                "set it to 0, or sample"
-            )
-        return faults
-    if source not in sources.JUDGED:
+        return [
+            f"eval.{name}={given[name]} is not used by eval.rollouts=0; set it to "
+            f"{schema.KEYS[f'eval.{name}'].default}, or sample"
+            for name in ("rollouts_every_steps", "best_of")
+            if given[name] != schema.KEYS[f"eval.{name}"].default
+        ]
+    if source not in sources.JUDGED and not (source and config.reward.name):
         known = ", ".join(sources.JUDGED)
         faults.append(
             f"eval.rollouts={count} needs a data.eval with a true "
-            f"reward ({known}), not {source!r}"
+            f"reward ({known}), not {source!r}, or a reward.name"
         )
     if reference == "none":
         faults.append("eval.rollouts needs a reference; set ref.mode='live' or 0")

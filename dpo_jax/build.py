@@ -30,6 +30,7 @@ from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring.outputs import Summary
 from dpo_jax.wiring.parts import Parts, make_parts
 from dpo_jax.wiring.reference import Referred
+from dpo_jax.wiring.sampled import before_and_after
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -146,7 +147,7 @@ def _train(launch: Launch) -> Summary:
             own_tokenizer=bool(config.tokenizer.path),
         )
     with clock.bucket("report"):
-        results = {} if sampled is None else evaluation.before_and_after(sampled)
+        results = {} if sampled is None else before_and_after(sampled)
         if jax.process_index() == 0:
             outputs.leave_behind(workdir, parts.steps, values, results, sampled)
     seconds = clock.seconds()
@@ -264,7 +265,7 @@ def evaluate(
             values.update(evaluator.measure(state))
         step = int(state.step)
     sampled = None if measures.rollouts is None else measures.rollouts.last
-    results = {} if sampled is None else evaluation.before_and_after(sampled)
+    results = {} if sampled is None else before_and_after(sampled)
     return Summary(step, step, False, values, results, parts.data.report)
 
 

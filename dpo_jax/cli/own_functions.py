@@ -29,7 +29,8 @@ def losses_of(file: str) -> LossTable:
     Raises:
       ConfigError: if it cannot be loaded, or has none.
     """
-    return {**LOSSES, **_public("losses", file, lambda it: isinstance(it, Loss))}
+    own = _public("losses", file, lambda value: isinstance(value, Loss))
+    return {**LOSSES, **own} if file else LOSSES
 
 
 def rewards_of(file: str) -> RewardTable:
@@ -48,7 +49,8 @@ def rewards_of(file: str) -> RewardTable:
             inspect.isclass(value) or inspect.isroutine(value)
         )
 
-    return {**REWARDS, **_public("rewards", file, called)}
+    own = _public("rewards", file, called)
+    return {**REWARDS, **own} if file else REWARDS
 
 
 def _public(flag: str, file: str, more: Callable[[Any], bool]) -> dict[str, Any]:

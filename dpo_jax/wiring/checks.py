@@ -27,9 +27,7 @@ from dpo_jax.wiring.objective import Losses
 Section = Mapping[str, Any]  # values of a section of the configuration
 
 
-def check(
-    config: Config, table: LossTable, rewards: RewardTable = REWARDS
-) -> Losses:
+def check(config: Config, table: LossTable, rewards: RewardTable = REWARDS) -> Losses:
     """Checks a configuration on its own and looks up its losses.
 
     Raises:
@@ -320,10 +318,19 @@ def clock_faults(now: str) -> list[str]:
 def reward_faults(config: Config, table: RewardTable) -> list[str]:
     """Complains of rewards that nobody asks, or that do not fit together."""
     given, sampled = config.reward, config.eval.rollouts
-    if given.name and sampled:
-        return rewarding.faults(given, table)
-    by = "a run without eval.rollouts" if given.name else "reward.name=''"
-    return config_lib.unused_options("reward", given, () if given.name else ("name",), by)
+    if not given.name and config.rewards:
+        return ["--rewards is not used by reward.name=''; name one of them"]
+    if not given.name or not sampled:
+        by = "a run without eval.rollouts" if given.name else "reward.name=''"
+        used = () if given.name else ("name",)
+        return config_lib.unused_options("reward", given, used, by)
+    faults, limit = rewarding.faults(given, table), config.train.watchdog_seconds
+    if 0 < limit <= given.timeout_seconds:
+        faults.append(
+            f"reward.timeout_seconds={given.timeout_seconds:g} must be below "
+            f"train.watchdog_seconds={limit:g}, which would end the run before"
+        )
+    return faults
 
 
 def rollout_faults(config: Config) -> list[str]:

@@ -12,6 +12,7 @@ from dpo_jax.errors import DataError, unknown
 from dpo_jax.rewards import RewardTable
 from dpo_jax.rewards.ask import Reward, Verdicts, ask
 from dpo_jax.sharding import agree
+from dpo_jax.train import watchdog
 
 Asker = Callable[..., Verdicts]  # `ask` but for its rewards and seconds
 
@@ -70,6 +71,7 @@ def make_asker(rewards: Sequence[Reward], *, name: str, seconds: float) -> Asker
 
     def asker(*args: Any, **keys: Any) -> Verdicts:
         what = f"{name}/{next(calls)}"
+        watchdog.beat()
         if jax.process_index():
             told = agree.of_first(what, "", seconds=seconds + GRACE_SECONDS)
             return _heard(told)

@@ -318,6 +318,62 @@ def test_sample_takes_prompts_of_a_file(capsys, trained, tmp_path):
     assert code == DataError.code and f"{file}:1: `prompt` must be" in err
 
 
+OWN_REWARD = """
+import json
+
+
+def shortest(completion_ids, answer, **columns):
+    assert answer == ["a"] * 4 + ["b"] * 4
+    return [-float(len(ids)) for ids in completion_ids]
+
+
+def never(prompts, completions, **columns):
+    return [None if "loved" in prompt else 1.0 for prompt in prompts]
+
+
+def bad(prompts, completions, **columns):
+    return [float("nan")] * len(prompts)
+"""
+
+
+def test_sample_keeps_the_best_by_a_reward_of_ones_own(capsys, trained, tmp_path):
+    """What is kept is among all that is drawn without it, and none is better."""
+    own, out = tmp_path / "own.py", tmp_path / "out.jsonl"
+    own.write_text(OWN_REWARD)
+    file = tmp_path / "prompts.jsonl"
+    rows = [{"prompt": "the movie was", "answer": "a"}]
+    rows += [{"prompt": "i loved", "answer": "b"}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = [f"--workdir={trained[2]}", f"--prompts={file}", "--n=4", f"--out={out}"]
+    flags += ["--max_new_tokens=12", "--batch=8"]
+    code, _, err = call(capsys, "sample", CONFIG, *flags)
+    assert code == 0, err
+    drawn = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(drawn) == 8 and "reward" not in drawn[0]
+    assert all(row["ended"] == (row["tokens"][-1] == 2) for row in drawn)
+    assert drawn[0]["prompt_ids"][0] == 1 and len(drawn[0]["prompt_ids"]) == 4
+    flags += ["--best", f"--rewards={own}"]
+    name = "--config.reward.name=shortest"
+    code, printed, err = call(capsys, "sample", CONFIG, name, *flags)
+    assert code == 0, err
+    kept = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["index"] for row in kept] == [0, 1] and "reward" in printed
+    for row in kept:
+        mine = drawn[4 * row["index"] :][:4]
+        assert row["reward"] == -min(len(other["tokens"]) for other in mine)
+        assert row.pop("reward") == -len(row["tokens"])
+        assert row == mine[row["sample"]]
+    code, printed, err = call(
+        capsys, "sample", CONFIG, "--config.reward.name=never", *flags
+    )
+    assert code == 0 and "1 prompts have no verdict" in err
+    assert len(out.read_text().splitlines()) == 1
+    code, _, err = call(capsys, "sample", CONFIG, "--config.reward.name=bad", *flags)
+    assert code == 3 and "reward 'bad' returned nan, at prompt 0 ('the movie" in err
+    code, _, err = call(capsys, "sample", CONFIG, *flags[:2], "--best")
+    assert code == 2 and "set --config.reward.name" in err and "set --n > 1" in err
+
+
 def test_sample_refuses_what_makes_no_sense(capsys, trained, tmp_path):
     code, _, err = call(capsys, "sample", CONFIG)
     assert code == 2 and "give --workdir=RUN or --model=FOLDER" in err

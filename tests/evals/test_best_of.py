@@ -38,7 +38,7 @@ def test_by_hand():
 
 
 def test_it_has_no_bias():
-    """Over all 3⁴ draws of four from a set of three: the exact best of two and three."""
+    """Over all 3⁴ draws of four from a set of three: the exact best of 2 and 3."""
     ref, rewards = np.array([0.2, 0.5, 0.3]), np.array([1.0, 0.0, 3.0])
     draws = np.array(list(itertools.product(range(3), repeat=4)))
     chances = ref[draws].prod(1)

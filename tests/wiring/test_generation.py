@@ -19,8 +19,9 @@ from dpo_jax.models.spec import preset
 from dpo_jax.sampling import batches, rollout
 from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.types import Samples
-from dpo_jax.wiring import evaluation, generation
+from dpo_jax.wiring import generation
 from dpo_jax.wiring import model as model_wiring
+from dpo_jax.wiring import sampled as sampled_lib
 from dpo_jax.wiring.data import source
 from dpo_jax.wiring.generation import SampleRequest
 from dpo_jax.wiring.reference import Referred
@@ -54,9 +55,13 @@ def test_the_data_of_every_objective_give_prompts(objective, tmp_path):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     asked = config(objective=objective, data__eval=str(file))
     held_out, _ = source(asked, "eval", None)
-    prompts = generation.read_prompts(REQUEST, held_out)
-    assert prompts == [row["prompt"] for row in rows]
-    assert generation.read_prompts(REQUEST._replace(limit=1), held_out) == prompts[:1]
+    asked = generation.read_prompts(REQUEST, held_out)
+    assert asked.prompts == [row["prompt"] for row in rows]
+    for name in {name for row in rows for name in row} - {"prompt"}:
+        assert asked.columns[name] == [row.get(name) for row in rows]
+    first = generation.read_prompts(REQUEST._replace(limit=1), held_out)
+    assert first.prompts == asked.prompts[:1]
+    assert all(len(values) == 1 for values in first.columns.values())
 
 
 def test_what_continues_no_text_is_refused_in_words():
@@ -73,7 +78,7 @@ def test_a_reward_run_is_refused_before_anything_is_loaded(tmp_path):
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "the film"}\n')
     policy = generation.Policy("runs/rm", config(objective="reward"), "runs/rm")
-    prompts = generation.read_prompts(REQUEST._replace(prompts=str(file)), None)
+    prompts = generation.read_prompts(REQUEST._replace(prompts=str(file)), None).prompts
     with pytest.raises(ModelError, match="runs/rm is a reward model"):
         generation.sample(prompts, REQUEST, [policy], mesh_lib.make_mesh(8, 1, 1))
 
@@ -108,7 +113,7 @@ def test_one_rope_length_a_run(stretched):
     request = REQUEST._replace(limit=4, n=2)
     policy = generation.Policy(str(stretched), asked, None)
     mesh = mesh_lib.make_mesh(1, 8, 1)
-    prompts = generation.read_prompts(request, source(asked, "eval", None)[0])
+    prompts = generation.read_prompts(request, source(asked, "eval", None)[0]).prompts
     answers = generation.sample(prompts, request, [policy], mesh)
     completions = answers.completions[str(stretched)]
     tokenizer = sentiment.tokenizer()
@@ -159,8 +164,9 @@ def test_one_sampler_serves_a_policy_and_a_reference_like_it(ref_dtype, monkeypa
             reference=ref,
             mesh=mesh,
             data=SimpleNamespace(tokenizer=tokenizer),
+            rewards=(),
         )
-        roll = evaluation.make_rollouts(parts, Referred({"ref": params}, *[None] * 3))
+        roll = sampled_lib.make_rollouts(parts, Referred({"ref": params}, *[None] * 3))
         state = lambda policy: SimpleNamespace(params=policy, ref=None)  # noqa: E731
         sampled = roll(state(other))
         assert len(made) == 1 + bool(ref_dtype)
@@ -175,13 +181,13 @@ def test_one_sampler_serves_a_policy_and_a_reference_like_it(ref_dtype, monkeypa
 
 def test_a_single_rollout_is_valid_json():
     """One value has no standard error: it is left out, not NaN."""
-    one = Rollout(["good"], np.ones(1), np.ones(1), np.ones(1))
-    sampled = evaluation.Sampled(["the film"], one, one)
-    metrics = evaluation.rollout_metrics(sampled)
+    one = Rollout(["good"], np.ones(1), np.ones(1), np.ones(1), {}, {}, 0)
+    sampled = sampled_lib.Sampled(["the film"], one, one)
+    metrics = sampled_lib.rollout_metrics(sampled)
     assert sorted(metrics) == ["rollouts/kl", "rollouts/length", "rollouts/reward"]
-    results = evaluation.before_and_after(sampled)
+    results = sampled_lib.before_and_after(sampled)
     json.dumps([metrics, results], allow_nan=False)
     assert results["rows"][0]["values"]["true reward"] == 1.0
-    many = Rollout(["good"] * 2, *np.arange(6.0).reshape(3, 2))
-    results = evaluation.before_and_after(evaluation.Sampled(["a"] * 2, many, many))
+    many = Rollout(["good"] * 2, *np.arange(6.0).reshape(3, 2), {}, {}, 0)
+    results = sampled_lib.before_and_after(sampled_lib.Sampled(["a"] * 2, many, many))
     assert results["rows"][0]["values"]["true reward"] == (0.5, 0.5)

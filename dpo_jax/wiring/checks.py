@@ -12,6 +12,8 @@ from dpo_jax import config as config_lib
 from dpo_jax import schema
 from dpo_jax.config import Config
 from dpo_jax.data import layouts, sources
+from dpo_jax.data.sources import mapping
+from dpo_jax.data.sources.mapping import NO_COLUMNS, ColumnMap
 from dpo_jax.errors import ConfigError, DataError, DeviceError, collected, unknown
 from dpo_jax.losses import LOSSES, Bound, LossTable, find, pairwise
 from dpo_jax.losses.loss import default_of, options, pick, range_of
@@ -58,8 +60,9 @@ def check(config: Config, table: LossTable, rewards: RewardTable = REWARDS) -> L
                 + reference_faults(losses, config.ref)
             )
         complaints += kind_faults(config.objective, config.ref, config.checkpoint)
+        complaints += scored_faults(config.objective, config.data.scored)
         complaints += optimizer_faults(config.optimizer) + source_faults(config.data)
-        complaints += reward_faults(config, rewards) + rollout_faults(config)
+        complaints += rewarding.config_faults(config, rewards) + rollout_faults(config)
     return objective.losses_of(config.loss, table)
 
 
@@ -217,6 +220,21 @@ def kind_faults(name: str, ref: Section, checkpoint: Section) -> list[str]:
     return faults
 
 
+def scored_faults(name: str, scored: str) -> list[str]:
+    """Complains of tokens that an objective does not score.
+
+    Args:
+      name: of the objective.
+      scored: `data.scored`.
+    """
+    kind, field = OBJECTIVES[name], f"data.scored={scored!r}"
+    if scored and kind.scalar:
+        return [f"{field} is not used by objective={name!r}, which scores no tokens"]
+    if scored == "all" and kind.rows != "completions":
+        return [f"{field} is for objective='sft': a comparison has a prompt of its own"]
+    return []
+
+
 def reads_ratings(losses: Losses, given: Section) -> bool:
     """Says whether the losses read the data's ratings; `given` is `config.loss`."""
     named = any("ratings" in bound.loss.columns for bound in losses)
@@ -290,20 +308,33 @@ def optimizer_faults(given: Section) -> list[str]:
 
 
 def source_faults(given: Section) -> list[str]:
-    """Complains of keys that neither of the two sources reads.
+    """Complains of keys that none of the sources reads, and of a mapping's words.
 
     Args:
       given: `config.data`.
     """
-    train, held_out = given["train"], given["eval"]
-    names = {train, held_out}
-    readers = {"path": sources.LOCAL_COPY, "labels": sources.GENERATED}
-    return [
-        f"data.{key}={given[key]!r} is not used by data.train={train!r} and "
-        f"data.eval={held_out!r}; only by {', '.join(sorted(known))}"
-        for key, known in readers.items()
-        if given[key] and not names & known
-    ] + clock_faults(given["now"])
+    said = {split: given[split] for split in ("train", "eval") if given[split]}
+    both = " and ".join(f"data.{split}={text!r}" for split, text in said.items())
+    names = [
+        part.source
+        for split, text in said.items()
+        for part in sources.parts_of(text, f"data.{split}")
+    ]
+    columns = ColumnMap(**given["columns"])
+    generated = [name for name in names if name in sources.GENERATED]
+    unused = {}
+    if given["path"] and not any(map(sources.name_of, names)):
+        unused["path"] = sources.PUBLISHED
+    if given["labels"] and not generated:
+        unused["labels"] = sources.GENERATED
+    if columns != NO_COLUMNS and generated == names:
+        unused["columns"] = ["files", "data sets"]
+    faults = [
+        f"data.{key}={str(given[key])!r} is not used by {both}; only by {', '.join(by)}"
+        for key, by in unused.items()
+    ]
+    faults += mapping.faults_of(columns, "data.columns")
+    return faults + clock_faults(given["now"])
 
 
 def clock_faults(now: str) -> list[str]:
@@ -313,24 +344,6 @@ def clock_faults(now: str) -> list[str]:
     except ValueError:
         return [f"data.now={now!r} is no time; write it as 2026-07-26T08:00:00"]
     return []
-
-
-def reward_faults(config: Config, table: RewardTable) -> list[str]:
-    """Complains of rewards that nobody asks, or that do not fit together."""
-    given, sampled = config.reward, config.eval.rollouts
-    if not given.name and config.rewards:
-        return ["--rewards is not used by reward.name=''; name one of them"]
-    if not given.name or not sampled:
-        by = "a run without eval.rollouts" if given.name else "reward.name=''"
-        used = () if given.name else ("name",)
-        return config_lib.unused_options("reward", given, used, by)
-    faults, limit = rewarding.faults(given, table), config.train.watchdog_seconds
-    if 0 < limit <= given.timeout_seconds:
-        faults.append(
-            f"reward.timeout_seconds={given.timeout_seconds:g} must be below "
-            f"train.watchdog_seconds={limit:g}, which would end the run before"
-        )
-    return faults
 
 
 def rollout_faults(config: Config) -> list[str]:
@@ -344,7 +357,7 @@ def rollout_faults(config: Config) -> list[str]:
             for name in ("rollouts_every_steps", "best_of")
             if given[name] != schema.KEYS[f"eval.{name}"].default
         ]
-    if source not in sources.JUDGED and not (source and config.reward.name):
+    if sources.truth_of(source) is None and not (source and config.reward.name):
         known = ", ".join(sources.JUDGED)
         faults.append(
             f"eval.rollouts={count} needs a data.eval with a true "

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from dpo_jax import config as config_lib
+from dpo_jax.config import Config
 from dpo_jax.errors import DataError, unknown
 from dpo_jax.rewards import RewardTable
 from dpo_jax.rewards.ask import Reward, Verdicts, ask
@@ -56,6 +58,24 @@ def faults(given: Mapping[str, Any], table: RewardTable) -> list[str]:
         found.append(f"reward.weights={tuple(weights)} must be finite")
     if weights and not any(weights):
         found.append(f"reward.weights={tuple(weights)}: one must not be 0")
+    return found
+
+
+def config_faults(config: Config, table: RewardTable) -> list[str]:
+    """Complains of rewards that nobody asks, or that do not fit together."""
+    given, sampled = config.reward, config.eval.rollouts
+    if not given.name and config.rewards:
+        return ["--rewards is not used by reward.name=''; name one of them"]
+    if not given.name or not sampled:
+        by = "a run without eval.rollouts" if given.name else "reward.name=''"
+        used = () if given.name else ("name",)
+        return config_lib.unused_options("reward", given, used, by)
+    found, limit = faults(given, table), config.train.watchdog_seconds
+    if 0 < limit <= given.timeout_seconds:
+        found.append(
+            f"reward.timeout_seconds={given.timeout_seconds:g} must be below "
+            f"train.watchdog_seconds={limit:g}, which would end the run before"
+        )
     return found
 
 

@@ -137,7 +137,7 @@ def make_rollouts(parts: Parts, referred: Referred) -> Callable[[TrainState], Sa
 
 def rollout_questions(config: Config, tokenizer: Any) -> tuple[Questions, bool]:
     """Returns the prompts that are sampled, and whether they have a true reward."""
-    count, truth = config.eval.rollouts, sources.JUDGED.get(config.data.eval)
+    count, truth = config.eval.rollouts, sources.truth_of(config.data.eval)
     if truth is not None:
         return Questions([*truth.prompts(EVAL_SEED, count, split="eval")], {}), True
     held_out, _ = data_wiring.source(config, "eval", tokenizer, reads_ratings=False)
@@ -182,7 +182,7 @@ def rollout_prompts(
 
 def make_judge(parts: Parts, asked: Questions) -> rollouts.Judge:
     """Builds what judges n samples of each prompt: the truth, and reward.name."""
-    truth = sources.JUDGED.get(parts.config.data.eval)
+    truth = sources.truth_of(parts.config.data.eval)
     seconds = parts.config.reward.timeout_seconds
     asker = rewarding.make_asker(parts.rewards, name="rollouts", seconds=seconds)
 

@@ -93,7 +93,7 @@ PUBLISHED: dict[str, Published] = {
         "film reviews, plain text for SFT; breaks are blanks, as arXiv:2305.18290's "
         "replications have them",
         "stanfordnlp/imdb",
-        ColumnMap(prompt="empty", completion="text:breaks", drop=USUAL),
+        ColumnMap(text="text:breaks", drop=USUAL),
         holds="completions",
     ),
     "ultrafeedback": Published(

@@ -12,10 +12,11 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
+from dpo_jax.data import bounds
 from dpo_jax.data.columns import Message
 from dpo_jax.data.kinds import RawRow
 from dpo_jax.data.sources.files import BadRow
-from dpo_jax.errors import DataError, ModelError
+from dpo_jax.errors import DataError, ModelError, UserError
 
 CHUNK = 4096  # texts handed to the tokenizer at once
 CLOCK = "strftime_now"  # what chat templates call for the date
@@ -248,13 +249,15 @@ def render(
       tools: what the assistant can call.
       answer: whether the assistant is asked to speak next.
     """
-    return tokenizer.apply_chat_template(
-        list(chat),
-        chat_template=text,
-        tokenize=False,
-        add_generation_prompt=answer,
-        tools=list(tools) or None,
-    )
+    with bounds.bounded():
+        shown = tokenizer.apply_chat_template(
+            list(chat),
+            chat_template=text,
+            tokenize=False,
+            add_generation_prompt=answer,
+            tools=list(tools) or None,
+        )
+    return bounds.check_size(shown, given=len(str([*chat, *tools])))
 
 
 def _render_all(
@@ -271,6 +274,8 @@ def _render_all(
         fault = _lost(row, shown, show) or _moved(row, texts, show)
     except jinja2.TemplateSyntaxError as error:
         raise ModelError(f"the chat template cannot be read: {error}") from error
+    except UserError as error:  # of `bounds`: the next row would take as long
+        raise type(error)(f"{row.where}: {error}") from error
     except Exception as error:  # whatever a template may raise
         fault = f"refuses it: {error}"
     if fault:

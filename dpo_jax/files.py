@@ -21,6 +21,7 @@ from dpo_jax.errors import WriteError
 
 AnyPath = os.PathLike | str
 
+DEPTH = 100  # levels of JSON
 SMALL = 64 * 2**20  # bytes of a file that is read whole: what describes, not what holds
 
 
@@ -100,9 +101,16 @@ def parse_json(text: bytes | str) -> Any:
       ValueError: if it is none, nests too deeply, or says two things of one key.
     """
     try:
-        return json.loads(text, object_pairs_hook=_agreeing)
+        value = json.loads(text, object_pairs_hook=_agreeing)
     except RecursionError as error:
         raise ValueError("it nests too deeply") from error
+    level = [value]
+    for _ in range(DEPTH):
+        inner = [list(v.values()) if isinstance(v, dict) else v for v in level]
+        level = [child for v in inner if isinstance(v, list) for child in v]
+        if not level:
+            return value
+    raise ValueError(f"it nests more than {DEPTH} levels")
 
 
 def _agreeing(items: list[tuple[str, Any]]) -> dict[str, Any]:

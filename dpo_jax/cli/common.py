@@ -18,6 +18,7 @@ from dpo_jax.cli import HELP, parent, value_of
 from dpo_jax.cli.peers import Place, free_port, place_of
 from dpo_jax.config import Config, flat, from_json, literal, unknown_keys
 from dpo_jax.errors import ConfigError, DeviceError, UserError, collected, unknown
+from dpo_jax.files import read_small
 from dpo_jax.train import runfolder
 
 Flags = Any  # absl FlagValues: `values[name].value`
@@ -129,7 +130,7 @@ def load_config(named: str) -> Config:
         loaded = module.get_config(argument) if argument else module.get_config()
     except UserError:
         raise
-    except Exception as error:  # whatever a user's file may raise
+    except (Exception, SystemExit) as error:  # whatever a user's file may raise
         what = f"{type(error).__name__}: {error}"
         raise ConfigError(f"--config={named} cannot be loaded ({what})") from error
     if not isinstance(loaded, ConfigDict):
@@ -193,7 +194,7 @@ def digest_of(file: str) -> str:
       ConfigError: if it cannot be read.
     """
     try:
-        return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+        return hashlib.sha256(read_small(file)).hexdigest()[:16]
     except OSError as error:
         raise ConfigError(f"--losses={file} cannot be read: {error}") from error
 

@@ -264,7 +264,7 @@ def _refuse_remote_code(folder: Path) -> None:
         except (FileNotFoundError, NotADirectoryError):
             continue
         except (OSError, ValueError) as error:
-            raise ModelError(f"{path} cannot be read as JSON: {error}") from error
+            raise ModelError(f"{path} is no JSON: {error}") from error
         if isinstance(config, dict) and "auto_map" in config:
             raise ModelError(
                 f"{path} holds `auto_map`: dpo_jax refuses remote code; use a "

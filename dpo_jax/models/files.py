@@ -104,7 +104,7 @@ def read_config(path: str | Path, revision: str = "") -> dict[str, Any]:
     except FileNotFoundError:
         raise errors.ModelError(f"{file} does not exist; is it a HF folder?") from None
     except (OSError, ValueError) as error:
-        why = cause(file) or f"cannot be read as JSON: {error}"
+        why = cause(file) or f"is not JSON ({error})"
         raise errors.ModelError(f"{file} {why}") from error
     if not isinstance(config, dict):
         raise errors.ModelError(f"{file} must hold a JSON object")
@@ -148,12 +148,12 @@ def cause(file: Path) -> str:
         needed = 8 + length + max([0, *(t["data_offsets"][1] for t in tensors)])
         short = size < needed
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        return f"has a header that is none ({str(error)[:200]}); {again}"
+        return f"is not a safetensors file ({str(error)[:200]}); {again}"
     return f"is truncated: {size} of {needed} bytes; {again}" if short else ""
 
 
 def header_of(file: Path) -> tuple[int, bytes]:
-    """Reads the header of a safetensors file: its length, its text; b'' if it is cut."""
+    """Reads the header of a safetensors file: its length, and its text; b'' if cut."""
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         whole = length < LONGEST_HEADER and 8 + length <= file.stat().st_size

@@ -324,7 +324,8 @@ def weights(random: Random, base: Base, folder: Path) -> Case:
         path.write_bytes(size.to_bytes(8, "little") + text + body)
         what = f"header {mutate.shown(tree)} of {size}"
     elif how < 0.8:
-        what, must = mutate.rewrite(random, model / "model.safetensors.index.json"), "any"
+        index = model / "model.safetensors.index.json"
+        what, must = mutate.rewrite(random, index), "any"
     else:
         what, must = mutate.damage(random, path), "any"
     changed: dict[str, object] = {"model__path": model}
@@ -457,7 +458,7 @@ def override(random: Random, base: Base, folder: Path) -> Case:
         argv = [a for a in argv if not a.startswith(f"--config.{key}=")]
         given.append(f"--config.{key}={text}")
     if random.random() < 0.1:
-        given.append(random.choice(("--flagfile=/nope", "--fork=x", "--index=1", "--=")))
+        given.append(random.choice(("--flagfile=/nope", "--fork=x", "--index=1", "--")))
     argv += given
     what = " ".join(map(mutate.shown, given))
     return Case(argv, what, (2, 3, 4, 5, 6, 7))
@@ -466,7 +467,10 @@ def override(random: Random, base: Base, folder: Path) -> Case:
 def prompts(random: Random, base: Base, folder: Path) -> Case:
     """Prompts and flags of `sample`."""
     path = folder / f"prompts.jsonl{random.choice(('', '', '.gz'))}"
-    rows = [{"prompt": row["prompt"]} for row in _rows(random.choice((base.pairs, base.chats)))]
+    rows = [
+        {"prompt": row["prompt"]}
+        for row in _rows(random.choice((base.pairs, base.chats)))
+    ]
     tree: Any = rows[0]
     what = mutate.change(random, tree)
     data = "".join(mutate.text_of(r) + "\n" for r in rows[:2])
@@ -492,8 +496,8 @@ LOSSES = (
     "1/0",
     "import nowhere",
     "raise SystemExit(3)",
-    "raise KeyboardInterrupt",
-    "def own(delta, *, beta):\n  return delta * beta",
+    "def own(pairs, *, beta):\n  return -beta * (pairs.chosen - pairs.rejected)",
+    "def own(pairs):\n  return pairs.rejected - pairs.chosen",
     "def own(delta):\n  return -delta",
     "def own(nobody, *, beta):\n  return nobody",
     "def own(delta, *, beta):\n  return 1/0",

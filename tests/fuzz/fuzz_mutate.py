@@ -103,7 +103,7 @@ def nested(random: Random) -> str:
 def doubled(random: Random, tree: dict) -> str:
     """Writes an object one of whose keys stands twice."""
     key = random.choice(list(tree))
-    return f'{{{json.dumps(key)}: {text_of(value(random))}, {text_of(tree)[1:]}'
+    return f"{{{json.dumps(key)}: {text_of(value(random))}, {text_of(tree)[1:]}"
 
 
 def tampered(random: Random, data: bytes) -> tuple[bytes, str]:

@@ -36,6 +36,10 @@ class BadRow(Exception):
         self.detail = detail
 
 
+class Unreadable:
+    """Stands for a value that Python cannot hold, such as a date after year 9999."""
+
+
 class Request(NamedTuple):
     """What a source is asked for.
 
@@ -231,11 +235,32 @@ def _parquet_rows(table: Any, path: str) -> Rows:
     index = 0
     try:
         for batch in table.iter_batches(batch_size=1024):
-            for fields in batch.to_pylist():
-                yield f"{path}[{index}]", fields
+            columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+            values = {name: _values(column) for name, column in columns.items()}
+            for at in range(batch.num_rows):
+                yield f"{path}[{index}]", {n: each[at] for n, each in values.items()}
                 index += 1
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path}[{index}]: reading failed: {error}") from error
+
+
+def _values(column: Any) -> list[Any]:
+    """Returns the values of a column; `Unreadable` where Python has none for them."""
+    import pyarrow
+
+    try:
+        return column.to_pylist()
+    except (pyarrow.ArrowException, ValueError, OverflowError):
+        return [_value(scalar) for scalar in column]
+
+
+def _value(scalar: Any) -> Any:
+    import pyarrow
+
+    try:
+        return scalar.as_py()
+    except (pyarrow.ArrowException, ValueError, OverflowError):
+        return Unreadable()
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique)

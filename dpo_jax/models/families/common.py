@@ -61,7 +61,9 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "layer_norm_eps": (1e-12, 0.1),
     "layer_norm_epsilon": (1e-12, 0.1),
     "rms_norm_eps": (1e-12, 0.1),
-    **dict.fromkeys(("rope_theta", "rotary_emb_base", "rope_local_base_freq"), (1, 1e12)),
+    **dict.fromkeys(
+        ("rope_theta", "rotary_emb_base", "rope_local_base_freq"), (1, 1e12)
+    ),
 }
 
 OFF = (None, False, {}, [], "")  # an unknown attribute with such a value is harmless
@@ -96,7 +98,7 @@ class Given(NamedTuple):
     harmless: Collection[str]
 
     def number(self, name: str, kind: type, default: float | None = None) -> Any:
-        """Reads a number within its bounds; complains and returns `kind(1)` without one.
+        """Reads a number within bounds; complains and returns `kind(1)` without one.
 
         Args:
           name: of the attribute.

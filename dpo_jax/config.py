@@ -48,8 +48,8 @@ def literal(text: str) -> Any:
     """Reads a Python literal; any other text is a string."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return text  # the last two: of thousands of brackets
 
 
 def _typed(name: str, text: str, default: Any) -> Any:

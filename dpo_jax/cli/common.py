@@ -60,10 +60,11 @@ def parse(arguments: Sequence[str], *, config: bool, define: Define) -> Flags:
         if "losses" in values and (file := value_of(argv, "--losses")):
             loaded.losses = digest_of(file)
         _check_keys(loaded, argv)
-        config_flags.DEFINE_config_dict(
-            "config", loaded, lock_config=True, flag_values=values, sys_argv=argv
-        )
     try:
+        if config:  # reads the flags as well: a --flagfile, for one
+            config_flags.DEFINE_config_dict(
+                "config", loaded, lock_config=True, flag_values=values, sys_argv=argv
+            )
         left = values(argv)
     except flags.UnrecognizedFlagError as error:
         raise ConfigError(_unknown_flag(error.flagname, values)) from error

@@ -32,6 +32,9 @@ from dpo_jax.wiring import restoring
 from dpo_jax.wiring.data import Source
 
 
+LONGEST = 16_384  # tokens of a prompt, for models that name fewer positions
+
+
 class SampleRequest(NamedTuple):
     """How prompts are to be continued.
 
@@ -229,6 +232,7 @@ def check_texts(name: str, spec: DecoderSpec, longest: int, new: int) -> None:
     Raises:
       ModelError: if it is a reward model.
       ConfigError: if there are too few learned positions.
+      DataError: if a prompt is absurdly long.
     """
     if spec.scalar:
         raise ModelError(
@@ -239,6 +243,11 @@ def check_texts(name: str, spec: DecoderSpec, longest: int, new: int) -> None:
         raise ConfigError(
             f"max_new_tokens={new} after a prompt of {longest} tokens exceeds the "
             f"{spec.max_positions} learned positions of {name}"
+        )
+    if longest > (most := max(spec.max_positions, LONGEST)):
+        raise DataError(
+            f"a prompt of {longest} tokens is longer than the {most} that {name} "
+            "continues; shorten it"
         )
 
 

@@ -103,6 +103,14 @@ def make(name: str, seed: int, base: Base, folder: Path) -> Case:
     return fuzz_kinds.KINDS[kind](Random(f"{seed}/{kind}/{number}"), base, folder)
 
 
+def waited(pid: int) -> float:
+    """Returns the seconds that a process was ready, and had no processor."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0
+
+
 def resident(pid: int) -> int:
     """Returns the bytes that a process holds in memory."""
     try:
@@ -121,7 +129,8 @@ def poll(child: Child) -> Ended | None:
         most = usage.ru_maxrss * 1024
         return Ended(code, spent, most, "memory" if most > MEMORY else "")
     held = resident(child.pid)
-    why = "hang" if spent > SECONDS else "memory" if held > MEMORY else ""
+    late = spent > SECONDS and spent - waited(child.pid) > SECONDS
+    why = "hang" if late else "memory" if held > MEMORY else ""
     if not why:
         return None
     os.killpg(child.pid, signal.SIGKILL)

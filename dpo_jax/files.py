@@ -58,10 +58,13 @@ def read_small(path: AnyPath) -> bytes:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except ValueError as error:  # a NUL in its name
         raise OSError(errno.EINVAL, str(error)) from error
-    with open(handle, "rb") as file:
+    try:
         if why := _unfit(os.fstat(handle), SMALL):
             raise OSError(errno.EINVAL, f"it {why}")
-        return file.read()
+        with open(handle, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(handle)
 
 
 def unfit(path: AnyPath, most: int) -> str:

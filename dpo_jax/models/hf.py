@@ -189,7 +189,8 @@ def _reader(
 
     def one(name: str, index: Index) -> np.ndarray:
         tensor = stored[name].file.get_slice(name)
-        held = read(tensor, index, part, shapes, spec.head_dim).astype(np.float32)
+        with np.errstate(over="ignore"):  # told below
+            held = read(tensor, index, part, shapes, spec.head_dim).astype(np.float32)
         check_finite(name, held)
         return held
 

@@ -31,7 +31,6 @@ from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring import restoring
 from dpo_jax.wiring.data import Source
 
-
 LONGEST = 16_384  # tokens of a prompt, for models that name fewer positions
 
 

@@ -242,3 +242,25 @@ def test_the_real_dialogues_drop_eight_rows():
     assert counts == (2312, 2304, {"empty": 4, "mismatched": 4})
     assert counts.render() == "dropped 8 (4 empty, 4 mismatched)"
     assert len(rows) == 2304
+
+
+@pytest.mark.parametrize("number", [2**52, -(2**52)])
+def test_dates_that_python_cannot_hold_are_no_fault_of_who_does_not_read_them(
+    tmp_path, number
+):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = str(tmp_path / "a.parquet")
+    far = pyarrow.array([number, 0]).view(pyarrow.timestamp("s"))
+    table = pyarrow.Table.from_pylist([ROW, ROW]).append_column("made", far)
+    parquet.write_table(table, path)
+    rows = [fields for _, fields in found(path)]
+    assert [{k: v for k, v in row.items() if k != "made"} for row in rows] == [ROW, ROW]
+    assert rows[1]["made"].year == 1970
+    parquet.write_table(
+        table.drop_columns("prompt").rename_columns(["chosen", "rejected", "prompt"]),
+        path,
+    )
+    options = {"kind": "pairs", "format": "", "on_bad_row": "error"}
+    with pytest.raises(DataError, match="column 'prompt' is Unreadable; a string"):
+        validate(read(path, Request("train")), **options)

@@ -125,6 +125,14 @@ KEYS: dict[str, Key] = {
         "the date and time for a chat template that asks, as 2026-07-26T08:00:00; '' = "
         "those of the first launch, kept in config.json",
     ),
+    "data.scored": Key(
+        "",
+        "which tokens count: 'completion' (all behind the prompt, other turns too; of "
+        "{messages} the last turn), 'assistant' (its turns alone, with what ends them) "
+        "or 'all' (sft); '' = 'assistant' of {messages}, 'all' of {text}, else "
+        "'completion'",
+        choices=("", "completion", "assistant", "all"),
+    ),
     "data.join": Key("separate", "or 'joint'", choices=("separate", "joint")),
     "data.max_tokens": Key(512, "of a prompt with one response", (2, math.inf, True)),
     "data.max_prompt_tokens": Key(256, "of a prompt that is too long", COUNT),

@@ -21,6 +21,7 @@ Text = str | list[Message]
 KNOWN = {  # columns that mean something, and so are no misspelling of another
     *("prompt", "chosen", "rejected", "score_chosen", "score_rejected", "margin"),
     *("completion", "label", "responses", "ranking", "system", "tools"),
+    *("messages", "text"),
 }
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -131,6 +132,12 @@ def check_role(name: str, chat: Text) -> None:
             f"column {name!r} starts with role {chat[0]['role']!r}, not "
             "'assistant'; whole chats are given without column 'prompt'",
         )
+
+
+def check_last(name: str, chat: Text) -> None:
+    """A chat that is to be learned from ends with what the assistant says."""
+    if isinstance(chat, list) and chat[-1]["role"] != "assistant":
+        raise BadRow("wrong role", f"column {name!r} does not end with 'assistant'")
 
 
 def system(fields: Fields) -> str:

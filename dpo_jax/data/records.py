@@ -106,6 +106,7 @@ class Reading:
         on_bad_row: str,
         reads_ratings: bool = True,
         rated: str = "",
+        scored: str = "",
     ):
         """Reads nothing yet.
 
@@ -113,7 +114,8 @@ class Reading:
           rows: (where, columns) as the sources yield them.
           kind: `pairs` keeps (chosen, rejected), with `score_chosen` and
             `score_rejected` or a `margin` where the rows have them: all rows or none;
-            `completions` keeps (completion,); `singles` a completion with its `label`,
+            `completions` keeps (completion,), or the one column `messages` or `text`;
+            `singles` a completion with its `label`,
             true or false; `rankings` keeps `responses` in the order of `ranking`, which
             lists their places from 0, best first. Rows of pairs pass as every kind, if
             they pass as pairs, so that all objectives see the same rows: the chosen
@@ -123,10 +125,13 @@ class Reading:
           on_bad_row: `error` or `drop`.
           reads_ratings: whether a loss does; if none does, rows may lack them.
           rated: a row with ratings, where one is known; see `RatedLater`.
+          scored: which tokens count: `completion`, `assistant`, `all`, as in
+            `kinds.RawRow`; '' = what is usual for a row.
         """
         self._rows, self._on_bad_row, self._rated = rows, on_bad_row, rated
         self._take, self._split = KINDS[kind], FORMATS[format]
         self._kind, self._reads_ratings = kind, reads_ratings
+        self._scored = scored
         self._unrated = False
         self._columns: dict[tuple[str, ...], set[str]] = {}
         self.counts = RowCounts(0, 0, {})
@@ -162,7 +167,8 @@ class Reading:
             read = kinds.names_read(self._kind, fields, rated=self._reads_ratings)
             self._columns[names] = set(fields) - read
         fields = self._split(fields)
-        row = self._take(fields if self._reads_ratings else kinds.readable(fields))
+        taken = fields if self._reads_ratings else kinds.readable(fields)
+        row = self._take(taken, self._scored)
         row = kinds.told(row, fields)
         if not self._reads_ratings:
             return row

@@ -51,6 +51,7 @@ def check(config: Config, table: LossTable) -> Losses:
                 + reference_faults(losses, config.ref)
             )
         complaints += kind_faults(config.objective, config.ref, config.checkpoint)
+        complaints += scored_faults(config.objective, config.data.scored)
         complaints += optimizer_faults(config.optimizer) + source_faults(config.data)
         complaints += rollout_faults(config.eval, config.data.eval, config.ref.mode)
     return objective.losses_of(config.loss, table)
@@ -208,6 +209,21 @@ def kind_faults(name: str, ref: Section, checkpoint: Section) -> list[str]:
             f"{' and '.join(scored)} alone"
         )
     return faults
+
+
+def scored_faults(name: str, scored: str) -> list[str]:
+    """Complains of tokens that an objective does not score.
+
+    Args:
+      name: of the objective.
+      scored: `data.scored`.
+    """
+    kind, field = OBJECTIVES[name], f"data.scored={scored!r}"
+    if scored and kind.scalar:
+        return [f"{field} is not used by objective={name!r}, which scores no tokens"]
+    if scored == "all" and kind.rows != "completions":
+        return [f"{field} is for objective='sft': a comparison has a prompt of its own"]
+    return []
 
 
 def reads_ratings(losses: Losses, given: Section) -> bool:

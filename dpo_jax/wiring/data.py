@@ -127,6 +127,7 @@ def source(
         "format": "hh" if name in sources.TRANSCRIPTS else section.format,
         "on_bad_row": on_bad_row,
         "reads_ratings": reads_ratings,
+        "scored": section.scored,
     }
     tokenizing = {
         "join": section.join,

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from dpo_jax.data import bounds, encode
+from dpo_jax.data import bounds, encode, templates
 from dpo_jax.data.kinds import RawRow
 from dpo_jax.data.sources import sentiment
 from dpo_jax.errors import ModelError
@@ -52,7 +52,7 @@ def test_a_template_that_never_ends_is_ended(text, tokenizer, monkeypatch):
     monkeypatch.setattr(bounds, "SECONDS", 0.2)
     before, since = signal.getsignal(signal.SIGALRM), time.monotonic()
     with pytest.raises(ModelError, match=r"more than 0.2 s for one chat; set da"):
-        encode.render(tokenizer, text, CHAT)
+        templates.render(tokenizer, text, CHAT)
     assert time.monotonic() - since < 20
     assert signal.getsignal(signal.SIGALRM) == before
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
@@ -63,7 +63,7 @@ def test_other_threads_render_as_well(tokenizer):
     said = []
     text = "{{ messages[0]['content'] }}"
     work = threading.Thread(
-        target=lambda: said.append(encode.render(tokenizer, text, CHAT))
+        target=lambda: said.append(templates.render(tokenizer, text, CHAT))
     )
     work.start()
     work.join()

@@ -80,6 +80,7 @@ OTHERS = {  # key -> another value
     "data.format": "hh",
     "data.chat_template": "nowhere",
     "data.now": "2026-07-26",
+    "data.scored": "all",
     "data.join": "joint",
     "data.max_tokens": 14,
     "data.max_prompt_tokens": 3,
@@ -131,17 +132,16 @@ MOVING = {
     "ref.sync_every_steps": 2,
     "eval.every_steps": 10,
 }
+SFT = {
+    "objective": "sft",
+    "loss.name": "sft",
+    "loss.beta": 0.1,
+    "ref.mode": "none",
+    "eval.rollouts": 0,
+}
 ADMITTED = {  # key -> another value, and what a run needs to take it
-    "objective": (
-        "preference",
-        {
-            "objective": "sft",
-            "loss.name": "sft",
-            "loss.beta": 0.1,
-            "ref.mode": "none",
-            "eval.rollouts": 0,
-        },
-    ),
+    "objective": ("preference", SFT),
+    "data.scored": ("all", SFT),
     "model.path": ("{two}", {"model.preset": "", "model.path": "{one}"}),
     "model.revision": ("new", {"model.preset": "", "model.path": "hub/id"}),
     "model.attention": ("dense", {"data.row_tokens": 256}),

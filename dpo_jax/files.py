@@ -7,6 +7,7 @@ nothing of what the files hold.
 import errno
 import hashlib
 import json
+import math
 import os
 import stat
 import uuid
@@ -67,12 +68,12 @@ def read_small(path: AnyPath) -> bytes:
         os.close(handle)
 
 
-def unfit(path: AnyPath, most: int) -> str:
-    """Says why a file should not be read whole; '' of a file, or of nothing.
+def unfit(path: AnyPath, most: float = math.inf) -> str:
+    """Says why a file should not be read; '' of a file, or of nothing.
 
     Args:
       path: links are followed.
-      most: bytes.
+      most: bytes, where it is read whole.
     """
     try:
         return _unfit(os.stat(path), most)
@@ -80,11 +81,11 @@ def unfit(path: AnyPath, most: int) -> str:
         return ""
 
 
-def _unfit(found: os.stat_result, most: int) -> str:
+def _unfit(found: os.stat_result, most: float) -> str:
     if kind := _other(found.st_mode):
         return f"is {kind}, not a file"
     big = found.st_size > most
-    return f"has {found.st_size} bytes, more than {most // 2**20} MiB" if big else ""
+    return f"has {found.st_size} bytes, more than {most / 2**20:.0f} MiB" if big else ""
 
 
 def read_json(path: AnyPath) -> Any:

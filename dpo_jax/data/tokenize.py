@@ -178,6 +178,7 @@ def tokenize(
     on_bad_row: str,
     truncate_response: str = "rest",
     now: str = "",
+    drops: tuple[str, ...] = (),
 ) -> tuple[Records, TokenCounts]:
     """Encodes and cuts all rows.
 
@@ -193,6 +194,7 @@ def tokenize(
       on_bad_row: `error` or `drop`.
       truncate_response: `rest` or `fixed`; see `room` of `truncate`.
       now: what a chat template takes for the present, ISO 8601; '' = the present.
+      drops: see `records.Faults`.
 
     Returns:
       Records in order, with the rows' `index`, and the counts.
@@ -208,7 +210,7 @@ def tokenize(
         side=truncate_prompt,
         room=truncate_response,
     )
-    gathered, faults, rows, cuts = Gathered(), Faults(), iter(rows), []
+    gathered, faults, rows, cuts = Gathered(), Faults(drops), iter(rows), []
     bos, twice, others = tokenizer.bos_token_id, list[str](), list[str]()
     while chunk := list(islice(rows, CHUNK)):
         rows_ids = encode_all(

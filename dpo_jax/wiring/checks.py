@@ -11,6 +11,8 @@ from jax.sharding import Mesh
 from dpo_jax import config as config_lib
 from dpo_jax.config import Config
 from dpo_jax.data import layouts, sources
+from dpo_jax.data.sources import mapping
+from dpo_jax.data.sources.mapping import NO_COLUMNS, ColumnMap
 from dpo_jax.errors import ConfigError, DataError, DeviceError, collected, unknown
 from dpo_jax.losses import LOSSES, Bound, LossTable, find, pairwise
 from dpo_jax.losses.loss import default_of, options, pick, range_of
@@ -299,20 +301,33 @@ def optimizer_faults(given: Section) -> list[str]:
 
 
 def source_faults(given: Section) -> list[str]:
-    """Complains of keys that neither of the two sources reads.
+    """Complains of keys that none of the sources reads, and of a mapping's words.
 
     Args:
       given: `config.data`.
     """
-    train, held_out = given["train"], given["eval"]
-    names = {train, held_out}
-    readers = {"path": sources.LOCAL_COPY, "labels": sources.GENERATED}
-    return [
-        f"data.{key}={given[key]!r} is not used by data.train={train!r} and "
-        f"data.eval={held_out!r}; only by {', '.join(sorted(known))}"
-        for key, known in readers.items()
-        if given[key] and not names & known
-    ] + clock_faults(given["now"])
+    said = {split: given[split] for split in ("train", "eval") if given[split]}
+    both = " and ".join(f"data.{split}={text!r}" for split, text in said.items())
+    names = [
+        part.source
+        for split, text in said.items()
+        for part in sources.parts_of(text, f"data.{split}")
+    ]
+    columns = ColumnMap(**given["columns"])
+    generated = [name for name in names if name in sources.GENERATED]
+    unused = {}
+    if given["path"] and not any(map(sources.name_of, names)):
+        unused["path"] = sources.PUBLISHED
+    if given["labels"] and not generated:
+        unused["labels"] = sources.GENERATED
+    if columns != NO_COLUMNS and generated == names:
+        unused["columns"] = ["files", "data sets"]
+    faults = [
+        f"data.{key}={str(given[key])!r} is not used by {both}; only by {', '.join(by)}"
+        for key, by in unused.items()
+    ]
+    faults += mapping.faults_of(columns, "data.columns")
+    return faults + clock_faults(given["now"])
 
 
 def clock_faults(now: str) -> list[str]:
@@ -340,7 +355,8 @@ def rollout_faults(given: Section, source: str, reference: str) -> list[str]:
                 "set it to 0, or sample"
             )
         return faults
-    if source not in sources.JUDGED:
+    parts = sources.parts_of(source, "data.eval") if source else []
+    if len(parts) != 1 or parts[0].source not in sources.JUDGED:
         known = ", ".join(sources.JUDGED)
         faults.append(
             f"eval.rollouts={count} needs a data.eval with a true "

@@ -154,7 +154,9 @@ def read_prompts(request: SampleRequest, held_out: Source | None) -> list[Text]:
 def _prompts_of(file: str) -> list[Text]:
     """Reads the column `prompt` of a file, strings or chats."""
     prompts, faults = [], []
-    for where, fields in sources.read(file, sources.Request("eval")):
+    (part,) = sources.parts_of(file, "--prompts")
+    origin = sources.find(part, "eval")
+    for where, fields in sources.read(origin, sources.Request("eval")):
         prompt = fields.get("prompt") if isinstance(fields, dict) else None
         chat = isinstance(prompt, list) and all(
             isinstance(m, dict) and isinstance(m.get("content"), str) and m.get("role")

@@ -4,12 +4,10 @@ import json
 import os
 
 import pytest
-from row_cases import validate
+from row_cases import located, validate
 
 from dpo_jax.data.encode import encode
 from dpo_jax.data.kinds import RawRow
-from dpo_jax.data.sources import read
-from dpo_jax.data.sources.files import Request
 from dpo_jax.data.templates import render, template_text
 from dpo_jax.data.tokenize import (
     Cut,
@@ -450,7 +448,7 @@ def test_golden_reference_repository():
 def golden_records(folder):
     tokenizer = load_tokenizer(f"{SHARED}/goldens/{folder}/model")
     rows, _ = validate(
-        read(f"{SHARED}/goldens/{folder}/train.jsonl", Request("train")),
+        located(f"{SHARED}/goldens/{folder}/train.jsonl"),
         kind="pairs",
         format="",
         on_bad_row="error",

@@ -121,13 +121,14 @@ KEYS: dict[str, Key] = {
     "data.columns.prompt": Key(
         "",
         "the column of the prompt, a path in it (info.post), a template "
-        "('Q: {question}'), 'implicit' (all but the last message) or 'empty' (plain "
-        "text); '' = prompt",
+        "('Q: {question}'), or 'implicit' (all but the last message); '' = prompt",
     ),
     "data.columns.chosen": Key("", "likewise a column, a path or a template"),
     "data.columns.rejected": Key("", "likewise"),
     "data.columns.completion": Key("", "likewise"),
     "data.columns.label": Key("", "likewise"),
+    "data.columns.messages": Key("", "likewise"),
+    "data.columns.text": Key("", "likewise"),
     "data.columns.responses": Key(
         "", "likewise, of all responses: 'a,b' or 'answers[].answer'"
     ),

@@ -81,6 +81,8 @@ OTHERS = {  # key -> another value
     "data.columns.rejected": "the {rejected}",
     "data.columns.completion": "chosen",
     "data.columns.label": "score_rejected",
+    "data.columns.messages": "prompt",
+    "data.columns.text": "prompt",
     "data.columns.responses": "chosen,rejected",
     "data.columns.ranking": "prompt",
     "data.columns.scores": "score_chosen,score_rejected",

@@ -159,7 +159,7 @@ def read(origin: Origin, request: Request, decode: Decode = no_ids) -> Rows:
       ConfigError: if an option is given that the source does not use.
     """
     part, holds = origin.part, origin.published.holds
-    said = f"{origin.field}={part.source!r}"
+    said = f"data.{request.split}={part.source!r}"
     if request.labels and part.source not in GENERATED:
         raise ConfigError(f"data.labels={request.labels!r} is not used by {said}")
     if holds not in ("pairs", request.kind):

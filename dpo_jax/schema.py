@@ -33,12 +33,14 @@ class Key(NamedTuple):
       meaning: what it does.
       range: of a number; None = not looked at.
       choices: of a word; () = not looked at here.
+      items: what a tuple holds: words (`str`) or finite numbers (`float`).
     """
 
     default: Any
     meaning: str
     range: Range | None = None
     choices: Sequence[str] = ()
+    items: type = str
 
 
 KEYS: dict[str, Key] = {
@@ -208,7 +210,9 @@ KEYS: dict[str, Key] = {
         NOT_NEGATIVE,
     ),
     "loss.name": Key("dpo", "or several: 'dpo+sft'"),
-    "loss.weights": Key((), "of a sum of losses, one number each; () = 1.0"),
+    "loss.weights": Key(
+        (), "of a sum of losses, one number each; () = 1.0", items=float
+    ),
     "loss.beta": Key(
         0.1, "β, strength of the KL penalty; also of `rewards/*`", POSITIVE
     ),

@@ -18,6 +18,7 @@ from dpo_jax.cli import HELP, parent, value_of
 from dpo_jax.cli.peers import Place, free_port, place_of
 from dpo_jax.config import Config, flat, from_json, literal, unknown_keys
 from dpo_jax.errors import ConfigError, DeviceError, UserError, collected, unknown
+from dpo_jax.files import read_small
 from dpo_jax.train import runfolder
 
 Flags = Any  # absl FlagValues: `values[name].value`
@@ -60,10 +61,11 @@ def parse(arguments: Sequence[str], *, config: bool, define: Define) -> Flags:
             if own in values and (file := value_of(argv, f"--{own}")):
                 loaded[own] = digest_of(own, file)
         _check_keys(loaded, argv)
-        config_flags.DEFINE_config_dict(
-            "config", loaded, lock_config=True, flag_values=values, sys_argv=argv
-        )
     try:
+        if config:  # reads the flags as well: a --flagfile, for one
+            config_flags.DEFINE_config_dict(
+                "config", loaded, lock_config=True, flag_values=values, sys_argv=argv
+            )
         left = values(argv)
     except flags.UnrecognizedFlagError as error:
         raise ConfigError(_unknown_flag(error.flagname, values)) from error
@@ -130,7 +132,7 @@ def load_config(named: str) -> Config:
         loaded = module.get_config(argument) if argument else module.get_config()
     except UserError:
         raise
-    except Exception as error:  # whatever a user's file may raise
+    except (Exception, SystemExit) as error:  # whatever a user's file may raise
         what = f"{type(error).__name__}: {error}"
         raise ConfigError(f"--config={named} cannot be loaded ({what})") from error
     if not isinstance(loaded, ConfigDict):
@@ -194,7 +196,7 @@ def digest_of(flag: str, file: str) -> str:
       ConfigError: if it cannot be read.
     """
     try:
-        return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+        return hashlib.sha256(read_small(file)).hexdigest()[:16]
     except OSError as error:
         raise ConfigError(f"--{flag}={file} cannot be read: {error}") from error
 

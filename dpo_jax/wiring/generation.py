@@ -34,6 +34,8 @@ from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring import restoring
 from dpo_jax.wiring.rewarding import Asker
 
+LONGEST = 16_384  # tokens of a prompt, for models that name fewer positions
+
 
 class SampleRequest(NamedTuple):
     """How prompts are to be continued.
@@ -277,6 +279,7 @@ def check_texts(name: str, spec: DecoderSpec, longest: int, new: int) -> None:
     Raises:
       ModelError: if it is a reward model.
       ConfigError: if there are too few learned positions.
+      DataError: if a prompt is absurdly long.
     """
     if spec.scalar:
         raise ModelError(
@@ -287,6 +290,11 @@ def check_texts(name: str, spec: DecoderSpec, longest: int, new: int) -> None:
         raise ConfigError(
             f"max_new_tokens={new} after a prompt of {longest} tokens exceeds the "
             f"{spec.max_positions} learned positions of {name}"
+        )
+    if longest > (most := max(spec.max_positions, LONGEST)):
+        raise DataError(
+            f"a prompt of {longest} tokens is longer than the {most} that {name} "
+            "continues; shorten it"
         )
 
 

@@ -26,6 +26,7 @@ from dpo_jax.models.files import WANTED
 from dpo_jax.objectives import OBJECTIVES
 from dpo_jax.objectives.judged import Kind
 from dpo_jax.report import html
+from dpo_jax.report.runs import results_fault
 from dpo_jax.train import manifest, runfolder
 from dpo_jax.train.metrics import MetricsLog
 from dpo_jax.train.throughput import Peak
@@ -76,10 +77,25 @@ def finished(workdir: AnyPath, last: Callable[[int], int]) -> Summary | None:
     except RunFolderError as error:
         logging.warning("%s; the end of the run is repeated", error)
         return None
-    if "train" not in report or step != last(rows_kept(report["train"])):
+    if "train" not in report or not all(map(_is_account, report.values())):
+        return None
+    if step != last(rows_kept(report["train"])):
         return None
     done = runfolder.read_json(workdir, "results.json") or {}
+    if fault := results_fault(done):
+        logging.warning("results.json: %s; the end of the run is repeated", fault)
+        return None
     return Summary(step, step, True, done.get("values", {}), done, report)
+
+
+def _is_account(account: Any) -> bool:
+    """Says whether a value of data.json tells of a split what `Summary` shows."""
+    if not isinstance(account, dict) or not isinstance(account.get("summary"), str):
+        return False
+    labels = account.get("labels", {})
+    counts = [account.get("kept"), account.get("read")]
+    counts += labels.values() if isinstance(labels, dict) else [None]
+    return all(type(count) is int and 0 <= count < 2**63 for count in counts)
 
 
 def write_timing(workdir: AnyPath, ended: Summary) -> None:

@@ -2,21 +2,25 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 import dpo_jax
 from dpo_jax import build, cli, schema, trl
 from dpo_jax.cli import common
 from dpo_jax.cli import train as train_verb
+from dpo_jax.cli.own_losses import table_of
 from dpo_jax.errors import ConfigError, DataError
 from dpo_jax.losses import LOSSES
 from dpo_jax.train import optimizer, runfolder
 from dpo_jax.train.throughput import Peak
+from dpo_jax.types import PairLogps
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = "--config=configs/quickstart.py"
@@ -553,3 +557,27 @@ def test_a_file_without_losses_is_refused(capsys, tmp_path):
     flags = [CONFIG, f"--losses={tmp_path}/none.py", f"--workdir={tmp_path}/run"]
     code, _, err = call(capsys, "train", *flags)
     assert code == 2 and "none.py cannot be read" in err
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("raise SystemExit(3)", "cannot be loaded (SystemExit: 3)"),
+        ("def own(pairs):\n  return 1 / 0", "own raises ZeroDivisionError"),
+        ("def own(pairs):\n  return pairs.chosen.sum()", "own returns an array ()"),
+        ("def own(pairs):\n  return 'x'", "own returns str"),
+    ],
+)
+def test_faults_of_a_file_of_losses_name_it(text, said, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    pairs = PairLogps(*[jnp.zeros(2)] * 6)
+    with pytest.raises(ConfigError, match=re.escape(f"--losses={file}")) as raised:
+        table_of(str(file))["own"](pairs)
+    assert said in str(raised.value)
+
+
+def test_a_flag_file_that_is_not_there(capsys, tmp_path):
+    flags = [CONFIG, "--flagfile=/nope", f"--workdir={tmp_path}/run"]
+    code, _, err = call(capsys, "train", *flags)
+    assert code == 2 and "flagfile" in err

@@ -1,0 +1,81 @@
+"""Losses of a user's file: every public function of it, by its name.
+
+    def focal(delta, *, beta, focal_gamma: Annotated[float, NOT_NEGATIVE] = 2.0): …
+
+A `Loss` says more than a bare function: what it is a function of, what it is divided
+by. Options with a default belong to this loss alone: `loss.options.focal.focal_gamma`.
+"""
+
+import functools
+import importlib.util
+import inspect
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from dpo_jax.errors import ConfigError, UserError
+from dpo_jax.losses import LOSSES, Loss, LossTable
+
+
+def table_of(file: str) -> LossTable:
+    """Returns the table of losses with those of a file, which may replace others.
+
+    Args:
+      file: a Python file; '' = none.
+
+    Raises:
+      ConfigError: if it cannot be loaded, or has none.
+    """
+    if not file:
+        return LOSSES
+    if not Path(file).is_file():
+        raise ConfigError(f"--losses={file}: there is no such Python file")
+    spec = importlib.util.spec_from_file_location("own_losses", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever a user's file may raise
+        what = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"--losses={file} cannot be loaded ({what})") from error
+    own = {
+        name: _guarded(name, value, file)
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and (
+            isinstance(value, Loss)
+            or (inspect.isfunction(value) and value.__module__ == module.__name__)
+        )
+    }
+    if not own:
+        raise ConfigError(f"--losses={file} has no public function")
+    return {**LOSSES, **own}
+
+
+def _guarded(name: str, loss: Any, file: str) -> Any:
+    """Returns a loss whose faults name the file that it stands in."""
+    if isinstance(loss, Loss):
+        return loss._replace(fn=_guarded(name, loss.fn, file))
+
+    @functools.wraps(loss)  # options are read off its signature
+    def call(*records: Any, **options: Any) -> Any:
+        try:
+            value = loss(*records, **options)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a user's function may raise
+            what = f"{type(error).__name__}: {error}"
+            raise ConfigError(f"--losses={file}: {name} raises {what}") from error
+        shape = value.shape if isinstance(value, jax.Array) else None
+        if shape is None or len(shape) != 1:
+            found = type(value).__name__ if shape is None else f"an array {shape}"
+            raise ConfigError(
+                f"--losses={file}: {name} returns {found}; f32[N] is due, one value "
+                "for each pair of the batch"
+            )
+        return value
+
+    return call

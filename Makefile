@@ -7,11 +7,13 @@ RUNS ?= runs
 BIN := $(VENV)/bin
 TRAIN := $(BIN)/python -m dpo_jax train
 WORKERS ?= 2
+SEED ?= 0
+N ?= 700
 PYTEST := $(BIN)/python -m pytest
 SPREAD := --numprocesses=$(WORKERS) --dist=worksteal
 AS_USERS := XLA_FLAGS= # compiled as users compile it, not as tests/conftest.py asks
 
-.PHONY: quickstart test parity losses lesson faults tpu gpu nightly real smollm2 lint format clean
+.PHONY: quickstart test parity losses lesson faults fuzz tpu gpu nightly real smollm2 lint format clean
 
 $(VENV)/.installed: setup.py pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), sys.version'
@@ -67,6 +69,11 @@ lesson: $(VENV)/.installed
 
 faults: $(VENV)/.installed
 	$(PYTEST) $(SPREAD) -m 'faults and not nightly'
+
+# Mutated inputs of all kinds, N in all; KINDS=… for some kinds, ONLY=KIND/NUMBER for one.
+fuzz: $(VENV)/.installed
+	$(BIN)/python tests/fuzz/fuzz.py --seed=$(SEED) --count=$(N) --kinds='$(KINDS)' \
+	  --only='$(ONLY)' --workers=$(WORKERS)
 
 tpu: $(TPU_VENV)/.installed
 	$(AS_USERS) JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 TPU_WORKER_HOSTNAMES=localhost \

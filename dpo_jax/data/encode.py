@@ -52,6 +52,31 @@ def encode(
     return encoded
 
 
+def encode_prompt(
+    row: RawRow,
+    tokenizer: Any,
+    *,
+    join: str,
+    chat_template: str | None,
+    now: str = "",
+) -> Ids:
+    """Encodes the prompt of a row without responses, which are yet to be sampled.
+
+    Arguments and errors are those of `encode_all`.
+    """
+    how = {"join": join, "chat_template": chat_template, "now": now}
+    if isinstance(row.prompt, str):
+        return encode(row._replace(responses=("",)), tokenizer, **how).prompt
+    if not chat_template:
+        check_template(tokenizer, row.where, with_tools=bool(row.tools))
+    find = partial(template_text, tokenizer, chat_template, now)
+    made = _tried(_render_answered, row, tokenizer, find)
+    if isinstance(made, BadRow):
+        raise DataError(f"{row.where}: {made.detail}")
+    assert isinstance(made, list)
+    return _ids(tokenizer, made, special=False)[0]
+
+
 def encode_all(
     rows: Sequence[RawRow],
     tokenizer: Any,
@@ -213,8 +238,8 @@ def _tried(
         return make(row, tokenizer, template, partial(render, tokenizer, template))
     except jinja2.TemplateSyntaxError as error:
         raise ModelError(f"the chat template cannot be read: {error}") from error
-    except UserError:
-        raise
+    except UserError as error:  # of `bounds`: the next row would take as much
+        raise type(error)(f"{row.where}: {error}") from error
     except BadRow as bad:
         return bad
     except Exception as error:  # whatever a template may raise

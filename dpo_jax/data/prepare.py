@@ -1,6 +1,6 @@
 """From the rows of a source to tokenized records, with an account of every row."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain, islice, repeat
 from typing import Any, NamedTuple
 
@@ -10,6 +10,8 @@ from absl import logging
 from dpo_jax.data.columns import Text
 from dpo_jax.data.kinds import RawRow
 from dpo_jax.data.records import Located, RatedLater, Reading, RowCounts
+from dpo_jax.data.sources.files import BadRow
+from dpo_jax.data.templates import Tool
 from dpo_jax.data.tokenize import TokenCounts
 from dpo_jax.data.tokens import Records, fingerprint
 from dpo_jax.errors import DataError
@@ -22,6 +24,38 @@ class Prepared(NamedTuple):
     records: Records
     report: dict[str, Any]
     fingerprint: str
+
+
+class Questions(NamedTuple):
+    """Prompts that are to be continued, and what else their rows say.
+
+    Attributes:
+      prompts: N texts or chats.
+      columns: N values of each other column, None where a row does not have it.
+      tools: what the assistant can call, of each prompt.
+    """
+
+    prompts: list[Text]
+    columns: dict[str, list[Any]]
+    tools: Sequence[Sequence[Tool]]
+
+    def first(self, count: int) -> "Questions":
+        """Returns the first of them."""
+        columns = {name: values[:count] for name, values in self.columns.items()}
+        return Questions(self.prompts[:count], columns, self.tools[:count])
+
+
+def questions_of(rows: Sequence[tuple[RawRow, Mapping[str, Any]]]) -> Questions:
+    """Makes questions of rows, each with its columns."""
+    names = dict.fromkeys(name for _, fields in rows for name in fields)
+    columns = {n: [fields.get(n) for _, fields in rows] for n in names if n != "prompt"}
+    tools = [row.tools for row, _ in rows]
+    return Questions([row.prompt for row, _ in rows], columns, tools)
+
+
+def questions(sources: "Sequence[Source]") -> Questions:
+    """Reads the prompts of all good rows of several sources."""
+    return questions_of([row for source in sources for row in source.asked()])
 
 
 class Source(NamedTuple):
@@ -39,13 +73,15 @@ class Source(NamedTuple):
     tokenize: Callable[[Iterable[RawRow]], tuple[Records, TokenCounts]]
     apart: bool
 
-    def prompts(self) -> list[Text]:
-        """Reads the prompts of all good rows."""
+    def asked(self) -> list[tuple[RawRow, Mapping[str, Any]]]:
+        """Reads all good rows, each with its columns."""
         rows = list(self.read())
         try:
-            return [row.prompt for row in self.check(rows)]
+            good = list(self.check(rows))
         except RatedLater as later:
-            return [row.prompt for row in self.check(rows, rated=later.where)]
+            good = list(self.check(rows, rated=later.where))
+        both = [(row, rows[row.index][1]) for row in good]
+        return [(row, at) for row, at in both if not isinstance(at, BadRow)]
 
 
 def prepare(source: Source) -> Prepared:

@@ -2,23 +2,25 @@
 
 import functools
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 
 from dpo_jax import config as config_lib
 from dpo_jax.config import Config
-from dpo_jax.data import sources, tokenize
+from dpo_jax.data import columns, kinds, prepare, sources, tokenize
 from dpo_jax.data.columns import Text
-from dpo_jax.data.encode import encode as encode_row
+from dpo_jax.data.encode import encode_prompt
 from dpo_jax.data.kinds import RawRow
-from dpo_jax.data.prepare import Source
-from dpo_jax.data.templates import check_template, render, template_text
+from dpo_jax.data.prepare import Questions, Source, questions_of
+from dpo_jax.data.sources.files import BadRow
 from dpo_jax.errors import ConfigError, DataError, ModelError
 from dpo_jax.models import decode, files, hf
 from dpo_jax.models.decoder import Decoder
@@ -30,6 +32,9 @@ from dpo_jax.types import Params
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring import restoring
+from dpo_jax.wiring.rewarding import Asker
+
+LONGEST = 16_384  # tokens of a prompt, for models that name fewer positions
 
 
 class SampleRequest(NamedTuple):
@@ -85,12 +90,16 @@ class Completion(NamedTuple):
       logps: nats, of each token under the distribution that it was drawn from; greedy
         ones under the model itself.
       ended: by a stop token or string, not by the limit.
+      sample: its number among the continuations of its prompt.
+      reward: None where none was asked for.
     """
 
     text: str
     tokens: list[int]
     logps: list[float]
     ended: bool
+    sample: int = 0
+    reward: float | None = None
 
 
 class Answers(NamedTuple):
@@ -98,15 +107,17 @@ class Answers(NamedTuple):
 
     Attributes:
       prompts: texts or chats.
-      completions: by name, n completions of each prompt.
+      prompt_ids: of each of them, by name of the policy.
+      completions: by name, n completions of each prompt, or the best alone.
     """
 
     prompts: list[Text]
+    prompt_ids: dict[str, list[list[int]]]
     completions: dict[str, list[list[Completion]]]
 
 
 def sample(
-    prompts: Sequence[Text],
+    asked: Questions,
     request: SampleRequest,
     policies: Sequence[Policy],
     mesh: Mesh,
@@ -114,7 +125,7 @@ def sample(
     """Continues the same prompts with each policy, one after the other.
 
     Args:
-      prompts: from `read_prompts`.
+      asked: from `read_prompts`.
       request: what is asked for.
       policies: with names of their own.
       mesh: that all run on.
@@ -123,13 +134,50 @@ def sample(
       UserError: what a user can mend, before anything compiles.
     """
     with jax.set_mesh(mesh):
-        completions = {
-            policy.name: _answers(policy, prompts, request, mesh) for policy in policies
-        }
-    return Answers(list(prompts), completions)
+        each = {of.name: _answers(of, asked, request, mesh) for of in policies}
+    ids = {name: [i.tolist() for i in encoded] for name, (encoded, _) in each.items()}
+    return Answers(
+        list(asked.prompts), ids, {name: of for name, (_, of) in each.items()}
+    )
 
 
-def read_prompts(request: SampleRequest, held_out: Sequence[Source]) -> list[Text]:
+def best(answers: Answers, columns: Mapping[str, list[Any]], asker: Asker) -> Answers:
+    """Keeps the continuation of the highest reward of each prompt, the first of equals.
+
+    Args:
+      answers: n continuations of each prompt.
+      columns: of the data, a value a prompt.
+      asker: of `rewarding.make_asker`.
+
+    Returns:
+      The same with one continuation of each prompt; none where none has a verdict.
+
+    Raises:
+      DataError: if a reward gives no verdicts.
+    """
+    kept = {}
+    for name, of_policy in answers.completions.items():
+        rows = [(i, one) for i, of in enumerate(of_policy) for one in of]
+        verdicts = asker(
+            prompts=[answers.prompts[i] for i, _ in rows],
+            completions=[one.text for _, one in rows],
+            completion_ids=[one.tokens for _, one in rows],
+            ids=[(i, one.sample) for i, one in rows],
+            columns={n: [values[i] for i, _ in rows] for n, values in columns.items()},
+        )
+        judged = [[] for _ in of_policy]
+        for (i, one), reward in zip(rows, verdicts.total.tolist(), strict=True):
+            if not math.isnan(reward):
+                judged[i].append(one._replace(reward=reward))
+        kept[name] = [
+            [max(of, key=lambda one: one.reward)] if of else [] for of in judged
+        ]
+        if absent := sum(not of for of in judged):
+            logging.warning("%s: %d prompts have no verdict, and no best", name, absent)
+    return answers._replace(completions=kept)
+
+
+def read_prompts(request: SampleRequest, held_out: Sequence[Source]) -> Questions:
     """Reads prompts of a file, or those of data.eval.
 
     Args:
@@ -141,56 +189,49 @@ def read_prompts(request: SampleRequest, held_out: Sequence[Source]) -> list[Tex
       ConfigError: if there is neither.
     """
     if request.prompts:
-        prompts = _prompts_of(request.prompts)
+        asked = _prompts_of(request.prompts)
     elif held_out:
-        prompts = [prompt for source in held_out for prompt in source.prompts()]
+        asked = prepare.questions(held_out)
     else:
         raise ConfigError("nothing to continue: give --prompts=FILE.jsonl or data.eval")
-    return prompts[: request.limit or None]
+    return asked.first(request.limit or len(asked.prompts))
 
 
-def _prompts_of(file: str) -> list[Text]:
-    """Reads the column `prompt` of a file, strings or chats."""
-    prompts, faults = [], []
+def _prompts_of(file: str) -> Questions:
+    """Reads the column `prompt` of a file, with `system` and `tools` beside a chat."""
+    rows, faults = [], []
     (part,) = sources.parts_of(file, "--prompts")
     origin = sources.find(part, "eval")
     for where, fields in sources.read(origin, sources.Request("eval")):
-        prompt = fields.get("prompt") if isinstance(fields, dict) else None
-        chat = isinstance(prompt, list) and all(
-            isinstance(m, dict) and isinstance(m.get("content"), str) and m.get("role")
-            for m in prompt
-        )
-        if prompt and (isinstance(prompt, str) or chat):
-            prompts.append(prompt)
-        else:
-            faults.append(f"{where}: `prompt` must be a string or a list of messages")
-    if faults or not prompts:
+        try:
+            if isinstance(fields, BadRow):
+                raise fields
+            prompt = columns.text("prompt", columns.value_of(fields, "prompt"))
+            if not prompt:
+                raise BadRow("empty", "column 'prompt' is empty")
+            row = RawRow(prompt, (), where=where)
+            rows.append((kinds.told(row, fields), fields))
+        except BadRow as bad:
+            faults.append(f"{where}: {bad.detail}")
+    if faults or not rows:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         what = " · ".join(faults[:3]) + more or "the file has no rows"
         raise DataError(f"the prompts of {file!r}: {what}")
-    return prompts
+    return questions_of(rows)
 
 
 def _answers(
-    policy: Policy, prompts: Sequence[Text], request: SampleRequest, mesh: Mesh
-) -> list[list[Completion]]:
-    """Loads a policy and continues the prompts."""
+    policy: Policy, asked: Questions, request: SampleRequest, mesh: Mesh
+) -> tuple[list[np.ndarray], list[list[Completion]]]:
+    """Loads a policy; returns the ids of the prompts, and what it continues them by."""
     config = policy.config
     tokenizer = data_wiring.load_tokenizer(config)
     seconds = config.distributed.timeout_seconds
     now = data_wiring.clock_of(config.data, tokenizer, seconds)
     config = config_lib.stated(config, {"data.now": now})
     template = tokenize.read_chat_template(config.data.chat_template, tokenizer)
-    encoded = [
-        encode(
-            tokenizer,
-            prompt,
-            join=config.data.join,
-            template=template,
-            now=config.data.now,
-        )
-        for prompt in prompts
-    ]
+    join, now = config.data.join, config.data.now
+    encoded = encode(tokenizer, asked, join=join, template=template, now=now)
     if policy.workdir is None:
         folder = files.resolve(config.model.path, config.model.revision)
         spec = hf.spec_of(files.read_config(folder))
@@ -216,7 +257,7 @@ def _answers(
         max_new_tokens=request.max_new_tokens,
         mesh=mesh,
     )
-    return complete(params, encoded, sampler, tokenizer, request)
+    return encoded, complete(params, encoded, sampler, tokenizer, request)
 
 
 def check_texts(name: str, spec: DecoderSpec, longest: int, new: int) -> None:
@@ -231,6 +272,7 @@ def check_texts(name: str, spec: DecoderSpec, longest: int, new: int) -> None:
     Raises:
       ModelError: if it is a reward model.
       ConfigError: if there are too few learned positions.
+      DataError: if a prompt is absurdly long.
     """
     if spec.scalar:
         raise ModelError(
@@ -241,6 +283,11 @@ def check_texts(name: str, spec: DecoderSpec, longest: int, new: int) -> None:
         raise ConfigError(
             f"max_new_tokens={new} after a prompt of {longest} tokens exceeds the "
             f"{spec.max_positions} learned positions of {name}"
+        )
+    if longest > (most := max(spec.max_positions, LONGEST)):
+        raise DataError(
+            f"a prompt of {longest} tokens is longer than the {most} that {name} "
+            "continues; shorten it"
         )
 
 
@@ -271,45 +318,46 @@ def complete(
     on_host = ((part, sampler.read(samples)) for part, _, samples in parts)
     samples = batches.gather(on_host, len(prompts), request.n)
 
-    def completion(tokens: Any, mask: Any, logps: Any, ended: Any) -> Completion:
+    def completion(
+        number: int, tokens: Any, mask: Any, logps: Any, ended: Any
+    ) -> Completion:
         ids = tokens[mask].tolist()
         text = stops.cut(ids, decode_ids, strings).text
-        return Completion(text, ids, logps[mask].tolist(), bool(ended))
+        return Completion(text, ids, logps[mask].tolist(), bool(ended), number)
 
     return [
-        [completion(*of_sample) for of_sample in zip(*of_prompt, strict=True)]
+        [completion(j, *one) for j, one in enumerate(zip(*of_prompt, strict=True))]
         for of_prompt in zip(*samples, strict=True)
     ]
 
 
 def encode(
-    tokenizer: Any, prompt: Text, *, join: str, template: str | None, now: str = ""
-) -> np.ndarray:
-    """Encodes a prompt as training does: i32[P].
+    tokenizer: Any,
+    asked: Questions,
+    *,
+    join: str,
+    template: str | None,
+    now: str = "",
+) -> list[np.ndarray]:
+    """Encodes prompts as training does: i32[P] each.
 
     Args:
       tokenizer: of the policy.
-      prompt: a string or a chat.
+      asked: strings or chats, with the tools of each.
       join: `data.join`.
       template: of chats; None = the tokenizer's own.
-      now: see `data.encode.template_text`.
+      now: see `data.templates.template_text`.
 
     Raises:
-      DataError: if it has no tokens, or the template refuses it.
-      ModelError: if it is a chat and there is no template.
+      DataError: if one has no tokens, or the template refuses it.
+      ModelError: if one is a chat and there is no template.
     """
-    if isinstance(prompt, str):
-        row = RawRow(prompt, ("",), where=f"prompt {prompt[:40]!r}")
-        encoded = encode_row(row, tokenizer, join=join, chat_template=template)
-        return np.asarray(encoded.prompt, np.int32)
-    if not template:
-        check_template(tokenizer, "a prompt")
-    try:
-        found = template_text(tokenizer, template, now)
-        text = render(tokenizer, found, prompt, answer=True)
-    except Exception as error:  # whatever a template may raise
-        raise DataError(f"the chat template refuses a prompt: {error}") from error
-    return np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+    encoded = []
+    for at, (prompt, tools) in enumerate(zip(asked.prompts, asked.tools, strict=True)):
+        row = RawRow(prompt, (), tools=tuple(tools), where=f"prompt {at}")
+        ids = encode_prompt(row, tokenizer, join=join, chat_template=template, now=now)
+        encoded.append(np.asarray(ids, np.int32))
+    return encoded
 
 
 def make_decoding(decoder: Decoder) -> Decoding:

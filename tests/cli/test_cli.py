@@ -319,7 +319,7 @@ def test_sample_takes_prompts_of_a_file(capsys, trained, tmp_path):
     assert "[0] 'the movie was'\n" in printed and "[1] 'i loved'\n" in printed
     file.write_text('{"text": "the movie was"}\n')
     code, _, err = call(capsys, "sample", CONFIG, *flags)
-    assert code == DataError.code and f"{file}:1: `prompt` must be" in err
+    assert code == DataError.code and f"{file}:1: column 'prompt' is missing" in err
 
 
 OWN_REWARD = """

@@ -93,7 +93,7 @@ def test_system_and_tools_reach_a_prompt_as_they_do_in_training(tmp_path):
     """The columns of --prompts and of data.eval, to the ids that training has."""
     told = {"system": "the film", "tools": [{"name": "music"}]}
     prompt = [{"role": "user", "content": "i loved this"}]
-    answers = {"chosen": "fine", "rejected": "bad"}
+    answers = {"chosen": "good", "rejected": "bad"}
     chats = {n: [{"role": "assistant", "content": t}] for n, t in answers.items()}
     rows = [{"prompt": prompt, **told, **chats}, {"prompt": prompt, **chats}]
     file = tmp_path / "rows.jsonl"

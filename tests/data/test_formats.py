@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import os
 
 import pyarrow
 import pyarrow.parquet
@@ -226,6 +227,25 @@ def test_a_date_beyond_pythons_spoils_its_column_alone(tmp_path):
     assert [row["prompt"] for row in rows_of(path)] == ["p", "q"]
     batch = table.to_batches()[0]
     assert isinstance(tables._fields_at(batch, 0)["when"], pyarrow.DataType)
+
+
+def test_a_pipe_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "a.jsonl")
+    with pytest.raises(DataError, match="a.jsonl' is a pipe; a file is due"):
+        rows_of(str(tmp_path / "a.jsonl"))
+
+
+@pytest.mark.parametrize("place", [4, 30, 200, -20])
+def test_a_damaged_parquet_file_is_one_error_or_other_rows(tmp_path, place):
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+    data = bytearray(path.read_bytes())
+    data[place] ^= 0xFF
+    path.write_bytes(data)
+    try:
+        assert len(rows_of(str(path))) == 2
+    except DataError as error:
+        assert "a.parquet" in str(error)
 
 
 @pytest.fixture

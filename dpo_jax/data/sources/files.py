@@ -10,12 +10,13 @@ no column names, no tokenizer and no jax.
 import gzip
 import io
 import json
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any, NamedTuple, cast
 
 from dpo_jax.errors import DataError
-from dpo_jax.files import is_local
+from dpo_jax.files import is_local, no_file
 
 MAX_LINE_BYTES = 16 * 2**20
 SPLIT_WORDS = {"train": ("train",), "eval": ("eval", "test", "validation")}
@@ -87,6 +88,8 @@ def open_binary(path: str, field: str) -> IO[bytes]:
             import fsspec
 
             return fsspec.open(path, "rb").open()  # pyright: ignore
+        if kind := no_file(os.path.realpath(path)):
+            raise DataError(f"{field}={path!r} is {kind}; a file is due")
         return open(path, "rb")
     except FileNotFoundError as error:
         raise DataError(f"{field}={path!r}: there is no such file") from error

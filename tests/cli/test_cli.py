@@ -15,7 +15,7 @@ import dpo_jax
 from dpo_jax import build, cli, schema, trl
 from dpo_jax.cli import common
 from dpo_jax.cli import train as train_verb
-from dpo_jax.cli.own_losses import table_of
+from dpo_jax.cli.own_functions import losses_of
 from dpo_jax.errors import ConfigError, DataError
 from dpo_jax.losses import LOSSES
 from dpo_jax.train import optimizer, runfolder
@@ -573,7 +573,7 @@ def test_faults_of_a_file_of_losses_name_it(text, said, tmp_path):
     file.write_text(text)
     pairs = PairLogps(*[jnp.zeros(2)] * 6)
     with pytest.raises(ConfigError, match=re.escape(f"--losses={file}")) as raised:
-        table_of(str(file))["own"](pairs)
+        losses_of(str(file))["own"](pairs)
     assert said in str(raised.value)
 
 

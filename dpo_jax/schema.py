@@ -50,6 +50,7 @@ KEYS: dict[str, Key] = {
         (0, 2**32, True),
     ),
     "losses": Key("", "digest of the file of --losses, which sets it"),
+    "rewards": Key("", "digest of the file of --rewards, which sets it"),
     "objective": Key(
         "preference",
         "what is trained",
@@ -285,6 +286,12 @@ KEYS: dict[str, Key] = {
     ),
     "loss.chi_clip": Key(10.0, "chi_po: half of the largest logit", POSITIVE),
     "loss.shift_lambda": Key(0.75, "dpo_shift: weight of the rejected response", SHARE),
+    "loss.shift_end": Key(
+        -1.0,
+        "dpo_shift: the weight that is reached along a line after the last step; < 0 = "
+        "it stays",
+        (-1.0, UP_TO_ONE, True),
+    ),
     "loss.decay": Key(
         0.98, "d2po: weight of a token relative to the one before", POSITIVE_SHARE
     ),
@@ -315,6 +322,13 @@ KEYS: dict[str, Key] = {
         "bradley_terry: or 'data', the ratings' difference",
         choices=("none", "data"),
     ),
+    "reward.name": Key(
+        "", "who judges samples: a row of rewards/, or several: 'length+sentiment'"
+    ),
+    "reward.weights": Key((), "of a sum of rewards, one number each; () = 1.0"),
+    "reward.timeout_seconds": Key(
+        600.0, "for all rewards together, each time they are asked", POSITIVE
+    ),
     "optimizer.name": Key("rmsprop", "or 'adamw', …: see train/optimizer.py"),
     "optimizer.lr": Key(1e-6, "learning rate at its highest", NOT_NEGATIVE),
     "optimizer.warmup_steps": Key(150, "steps of rising lr", NOT_NEGATIVE),
@@ -339,7 +353,15 @@ KEYS: dict[str, Key] = {
     "eval.limit": Key(0, "rows of data.eval, from the first; 0 = all", NOT_NEGATIVE),
     "eval.at_start": Key(True, "or False: not before the first step"),
     "eval.rollouts": Key(
-        0, "prompts to sample; needs a source with a true reward", NOT_NEGATIVE
+        0,
+        "prompts of data.eval to sample; needs a source with a true reward, or "
+        "reward.name",
+        NOT_NEGATIVE,
+    ),
+    "eval.best_of": Key(
+        1,
+        "samples of each of these prompts; > 1: also what the best of 2, 4, … is worth",
+        COUNT,
     ),
     "eval.rollouts_every_steps": Key(
         0, "steps between two samplings; 0 = eval.every_steps", NOT_NEGATIVE

@@ -57,8 +57,9 @@ def parse(arguments: Sequence[str], *, config: bool, define: Define) -> Flags:
     if config:
         named, argv = _split_config(argv)
         loaded = load_config(named) if named else saved_config(argv)
-        if "losses" in values and (file := value_of(argv, "--losses")):
-            loaded.losses = digest_of(file)
+        for own in ("losses", "rewards"):
+            if own in values and (file := value_of(argv, f"--{own}")):
+                loaded[own] = digest_of(own, file)
         _check_keys(loaded, argv)
     try:
         if config:  # reads the flags as well: a --flagfile, for one
@@ -188,8 +189,8 @@ def _check_keys(config: Config, argv: Sequence[str]) -> None:
         complaints += unknown_keys(config, keys)
 
 
-def digest_of(file: str) -> str:
-    """Returns 16 hex digits that change with a file.
+def digest_of(flag: str, file: str) -> str:
+    """Returns 16 hex digits that change with the file of a flag.
 
     Raises:
       ConfigError: if it cannot be read.
@@ -197,13 +198,14 @@ def digest_of(file: str) -> str:
     try:
         return hashlib.sha256(read_small(file)).hexdigest()[:16]
     except OSError as error:
-        raise ConfigError(f"--losses={file} cannot be read: {error}") from error
+        raise ConfigError(f"--{flag}={file} cannot be read: {error}") from error
 
 
-def define_losses(values: flags.FlagValues) -> None:
-    """Adds `--losses` to the flags of a verb."""
-    what = "a Python file: its public functions are losses, by their names"
-    flags.DEFINE_string("losses", "", what, flag_values=values)
+def define_own(values: flags.FlagValues, *own: str) -> None:
+    """Adds `--losses` and `--rewards`, or one of them, to the flags of a verb."""
+    for name in own:
+        what = f"a Python file: its public functions are {name}, by their names"
+        flags.DEFINE_string(name, "", what, flag_values=values)
 
 
 def _explain(error: flags.Error, values: flags.FlagValues) -> str:

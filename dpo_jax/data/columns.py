@@ -21,7 +21,8 @@ Text = str | list[Message]
 KNOWN = {  # columns that mean something, and so are no misspelling of another
     *("prompt", "chosen", "rejected", "score_chosen", "score_rejected", "margin"),
     *("completion", "label", "responses", "ranking", "system", "tools"),
-    *("messages", "text"),
+    *("messages", "text", "prompt_ids", "chosen_ids", "rejected_ids"),
+    *("completion_ids", "ended", "chosen_ended", "rejected_ended"),
 }
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -113,6 +114,22 @@ def label(fields: Fields, name: str) -> int:
         detail = f"column {name!r} is {value}; true, false, 1 or 0 is due"
         raise BadRow("wrong label", detail)
     return 1 if value else -1
+
+
+def ids(fields: Fields, name: str) -> list[int]:
+    """Reads a column of token ids, at least one."""
+    values = _list(fields, name, "token ids")
+    if wrong := [v for v in values if isinstance(v, bool) or not isinstance(v, int)]:
+        raise BadRow("wrong type", f"column {name!r} holds {_type(wrong[0])}, no id")
+    if not values or min(values) < 0:
+        state = f"holds {min(values)}; ids are ≥ 0" if values else "is empty"
+        raise BadRow("wrong ids" if values else "empty", f"column {name!r} {state}")
+    return values
+
+
+def ended(fields: Fields, name: str) -> bool:
+    """Reads whether a response ended by itself; where nothing is said, it did."""
+    return fields.get(name) is None or label(fields, name) == 1
 
 
 def check_same_type(named: dict[str, Text]) -> None:

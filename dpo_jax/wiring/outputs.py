@@ -31,10 +31,10 @@ from dpo_jax.train import manifest, runfolder
 from dpo_jax.train.metrics import MetricsLog
 from dpo_jax.train.throughput import Peak
 from dpo_jax.types import Params
-from dpo_jax.wiring import evaluation
 from dpo_jax.wiring.data import rows_kept
 from dpo_jax.wiring.model import Model
 from dpo_jax.wiring.objective import losses_of, used_options
+from dpo_jax.wiring.sampled import Sampled, side_by_side
 
 SHOWN_SAMPLES = 12
 WRITTEN = "dpo_jax.json"  # in an export: which files it wrote
@@ -348,11 +348,11 @@ def leave_behind(
     step: int,
     values: dict[str, float],
     results: dict[str, Any],
-    sampled: evaluation.Sampled | None,
+    sampled: Sampled | None,
 ) -> None:
     """Writes samples.json, results.json and, last, report.html: the run is whole."""
     if sampled is not None:
-        shown = evaluation.side_by_side(sampled, SHOWN_SAMPLES)
+        shown = side_by_side(sampled, SHOWN_SAMPLES)
         write_json(workdir, "samples.json", shown)
     write_json(workdir, "results.json", {**results, "step": step, "values": values})
     if files.is_local(workdir):

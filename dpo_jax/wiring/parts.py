@@ -10,7 +10,9 @@ from jax.sharding import Mesh
 from dpo_jax import config as config_lib
 from dpo_jax.config import Config
 from dpo_jax.data.loader import Loader
-from dpo_jax.wiring import agreeing, checks, objective, reference, training
+from dpo_jax.rewards import REWARDS, RewardTable
+from dpo_jax.rewards.ask import Reward
+from dpo_jax.wiring import agreeing, checks, objective, reference, rewarding, training
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring.data import Data
@@ -37,6 +39,7 @@ class Parts(NamedTuple):
     trainer: Trainer
     train: Loader
     eval: Loader | None
+    rewards: tuple[Reward, ...]
 
     def refer(
         self, workdir: os.PathLike | str, *, evaluation_only: bool = False
@@ -65,6 +68,8 @@ def make_parts(
     mesh: Mesh,
     workdir: os.PathLike | str | None = None,
     splits: Sequence[str] = ("train", "eval"),
+    *,
+    rewards: RewardTable = REWARDS,
 ) -> Parts:
     """Reads the data and the model's description, and wires the step."""
     for text in checks.unusual(losses):
@@ -113,4 +118,5 @@ def make_parts(
         trainer,
         train,
         held_out,
+        rewarding.chosen(config.reward, rewards),
     )

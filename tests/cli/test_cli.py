@@ -15,7 +15,8 @@ import dpo_jax
 from dpo_jax import build, cli, schema, trl
 from dpo_jax.cli import common
 from dpo_jax.cli import train as train_verb
-from dpo_jax.cli.own_losses import table_of
+from dpo_jax.cli.own_functions import losses_of
+from dpo_jax.data.kinds import KINDS
 from dpo_jax.errors import ConfigError, DataError
 from dpo_jax.losses import LOSSES
 from dpo_jax.train import optimizer, runfolder
@@ -322,6 +323,64 @@ def test_sample_takes_prompts_of_a_file(capsys, trained, tmp_path):
     assert code == DataError.code and f"{file}:1: `prompt` must be" in err
 
 
+OWN_REWARD = """
+import json
+
+
+def shortest(completion_ids, answer, **columns):
+    assert answer == ["a"] * 4 + ["b"] * 4
+    return [-float(len(ids)) for ids in completion_ids]
+
+
+def never(prompts, completions, **columns):
+    return [None if "loved" in prompt else 1.0 for prompt in prompts]
+
+
+def bad(prompts, completions, **columns):
+    return [float("nan")] * len(prompts)
+"""
+
+
+def test_sample_keeps_the_best_by_a_reward_of_ones_own(capsys, trained, tmp_path):
+    """What is kept is among all that is drawn without it, and none is better."""
+    own, out = tmp_path / "own.py", tmp_path / "out.jsonl"
+    own.write_text(OWN_REWARD)
+    file = tmp_path / "prompts.jsonl"
+    rows = [{"prompt": "the movie was", "answer": "a"}]
+    rows += [{"prompt": "i loved", "answer": "b"}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = [f"--workdir={trained[2]}", f"--prompts={file}", "--n=4", f"--out={out}"]
+    flags += ["--max_new_tokens=12", "--batch=8"]
+    code, _, err = call(capsys, "sample", CONFIG, *flags)
+    assert code == 0, err
+    drawn = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(drawn) == 8 and "reward" not in drawn[0]
+    assert all(row["ended"] == (row["tokens"][-1] == 2) for row in drawn)
+    assert drawn[0]["prompt_ids"][0] == 1 and len(drawn[0]["prompt_ids"]) == 4
+    raw = KINDS["completions"](drawn[0])
+    assert raw.ids == (drawn[0]["prompt_ids"], drawn[0]["tokens"])
+    flags += ["--best", f"--rewards={own}"]
+    name = "--config.reward.name=shortest"
+    code, printed, err = call(capsys, "sample", CONFIG, name, *flags)
+    assert code == 0, err
+    kept = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["index"] for row in kept] == [0, 1] and "reward" in printed
+    for row in kept:
+        mine = drawn[4 * row["index"] :][:4]
+        assert row["reward"] == -min(len(other["tokens"]) for other in mine)
+        assert row.pop("reward") == -len(row["tokens"])
+        assert row == mine[row["sample"]]
+    code, printed, err = call(
+        capsys, "sample", CONFIG, "--config.reward.name=never", *flags
+    )
+    assert code == 0 and "1 prompts have no verdict" in err
+    assert len(out.read_text().splitlines()) == 1
+    code, _, err = call(capsys, "sample", CONFIG, "--config.reward.name=bad", *flags)
+    assert code == 3 and "reward 'bad' returned nan, at prompt 0 ('the movie" in err
+    code, _, err = call(capsys, "sample", CONFIG, *flags[:2], "--best")
+    assert code == 2 and "set --config.reward.name" in err and "set --n > 1" in err
+
+
 def test_sample_refuses_what_makes_no_sense(capsys, trained, tmp_path):
     code, _, err = call(capsys, "sample", CONFIG)
     assert code == 2 and "give --workdir=RUN or --model=FOLDER" in err
@@ -517,7 +576,7 @@ def test_faults_of_a_file_of_losses_name_it(text, said, tmp_path):
     file.write_text(text)
     pairs = PairLogps(*[jnp.zeros(2)] * 6)
     with pytest.raises(ConfigError, match=re.escape(f"--losses={file}")) as raised:
-        table_of(str(file))["own"](pairs)
+        losses_of(str(file))["own"](pairs)
     assert said in str(raised.value)
 
 

@@ -41,7 +41,15 @@ from dpo_jax.objectives import OBJECTIVES
 from dpo_jax.sharding import mesh
 from dpo_jax.train import checkpoint, loop, watchdog
 from dpo_jax.types import Columns, TokenPlaces, TrainState
-from dpo_jax.wiring import agreeing, checks, evaluation, outputs, reference, restoring
+from dpo_jax.wiring import (
+    agreeing,
+    checks,
+    outputs,
+    reference,
+    restoring,
+    rewarding,
+    sampled,
+)
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring import objective as wiring
@@ -52,6 +60,7 @@ ROOT = Path(__file__).parents[2]
 OTHERS = {  # key -> another value
     "seed": 3,
     "losses": "0123",
+    "rewards": "0123",
     "objective": "sft",
     "train.steps": 5,
     "train.epochs": 3.0,
@@ -127,6 +136,9 @@ OTHERS = {  # key -> another value
     "optimizer.b2": 0.5,
     "optimizer.decay": 0.5,
     "optimizer.eps": 1e-3,
+    "reward.name": "length",
+    "reward.weights": (2.0,),
+    "reward.timeout_seconds": 7.0,
     "mesh.data": 4,
     "mesh.fsdp": 2,
     "mesh.tensor": 2,
@@ -135,6 +147,7 @@ OTHERS = {  # key -> another value
     "eval.at_start": False,
     "eval.rollouts": 5,
     "eval.rollouts_every_steps": 2,
+    "eval.best_of": 3,
     "checkpoint.every_steps": 1,
     "checkpoint.keep": 7,
     "checkpoint.keep_best": "rewards/margins",
@@ -143,7 +156,7 @@ OTHERS = {  # key -> another value
 }
 REFUSING = (
     *("data.format", "data.now", "data.on_bad_row", "mesh.data"),
-    *("model.ignore_attributes", "losses"),
+    *("model.ignore_attributes", "losses", "rewards"),
     *("data.columns.drop", "data.columns.tools"),
 )
 NO_EVAL = {"data.eval": "", "eval.rollouts": 0}
@@ -194,6 +207,8 @@ ADMITTED = {  # key -> another value, and what a run needs to take it
     "optimizer.b2": (0.5, MOVING),
     "optimizer.warmup_share": (0.5, MOVING),
     "checkpoint.keep_best": ("rewards/margins", MOVING),
+    "reward.weights": ((2.0,), {"reward.name": "length"}),
+    "reward.timeout_seconds": (7.0, {"reward.name": "length"}),
 }
 
 
@@ -350,7 +365,17 @@ def observe(config, workdir, monkeypatch):
         seen["ref_cache"] = os.path.relpath(folder, workdir)
         raise Written
 
-    encode = evaluation.generation.encode
+    asker, sampler = rewarding.make_asker, sampled.batches.rollouts
+
+    def make_asker(rewards, **how):
+        seen.setdefault("asked", []).append(([reward[::2] for reward in rewards], how))
+        return asker(rewards, **how)
+
+    def rollouts(*args, n, **keys):
+        seen.setdefault("samples", []).append(n)
+        return sampler(*args, n=n, **keys)
+
+    encode = sampled.generation.encode
 
     def encode_prompt(tokenizer, text, **options):
         seen.setdefault("prompts", []).append(text)
@@ -368,7 +393,9 @@ def observe(config, workdir, monkeypatch):
         patch.setattr(loop, "run", run)
         patch.setattr(watchdog, "Watchdog", beats)
         patch.setattr(reference.CacheFiller, "complete", complete)
-        patch.setattr(evaluation.generation, "encode", encode_prompt)
+        patch.setattr(sampled.generation, "encode", encode_prompt)
+        patch.setattr(rewarding, "make_asker", make_asker)
+        patch.setattr(sampled.batches, "rollouts", rollouts)
         patch.setattr(outputs, "export", None)
         with pytest.raises(Written):
             build.run(config, workdir)
@@ -530,7 +557,7 @@ def valued(config):
     losses = wiring.losses_of(config.loss, LOSSES)
     kind = OBJECTIVES[config.objective]
     objective = wiring.make_objective(kind, losses, config.loss, None, chunk=0)
-    hyper = wiring.hyper(losses, config.loss)
+    hyper = wiring.hyper(losses, config.loss, progress=0.5)
     start = {name: value + 0.5 for name, value in wiring.start_stats(losses).items()}
     stats = objective.update(COLUMNS, start, hyper)
     loss, sums = objective.loss(COLUMNS, {}, stats, hyper, COUNTS)
@@ -547,7 +574,8 @@ def another(name, value):
         return next(choice for choice in option.choices if choice != value)
     if name == "weights":
         return (0.7, 0.3)
-    return {"label_smoothing": 0.3, "chi_clip": 0.01}.get(name, value * 0.5 + 0.01)
+    values = {"label_smoothing": 0.3, "chi_clip": 0.01, "shift_end": 0.2}
+    return values.get(name, value * 0.5 + 0.01)
 
 
 @pytest.mark.parametrize("name", [*sorted(LOSSES), "dpo+sft"])

@@ -230,6 +230,16 @@ def _files(origin: Origin) -> list[str] | None:
     return [place]
 
 
+def truth_of(listed: str) -> Truth | None:
+    """Returns the true reward of `data.eval`; None where it has none.
+
+    Args:
+      listed: see `parts_of`; '' = nothing.
+    """
+    parts = parts_of(listed, "data.eval") if listed else []
+    return JUDGED.get(parts[0].source) if len(parts) == 1 else None
+
+
 HELD = {  # kinds of rows that serve but one objective
     "singles": "single responses with a label; set objective='unpaired'",
     "completions": "plain text; set objective='sft'",

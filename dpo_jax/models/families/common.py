@@ -40,15 +40,14 @@ INERT = frozenset(
 
 # The same, with a folder that carries each; a leading underscore says as much itself.
 LEFT = {
-    "gradient_checkpointing": "openai-community/gpt2-medium's children",
-    "keys_to_ignore_at_inference": "what trainers save",
-    "max_sequence_length": "lmsys/vicuna-7b-v1.5",
+    "gradient_checkpointing": "EleutherAI/gpt-j-6b",
+    "max_sequence_length": "lmsys/vicuna-7b-v1.5-16k",
     "neftune_noise_alpha": "what TRL saves of a run with NEFTune",
-    "num_labels": "old GPT-2 folders",
-    "output_past": "old GPT-2 folders",
-    "torchscript": "old GPT-2 folders",
-    "transformers.js_config": "HuggingFaceTB/SmolLM2-135M-Instruct",
-    "use_bfloat16": "old GPT-2 folders",
+    "num_labels": "thu-coai/CDial-GPT_LCCC-large",
+    "output_past": "ai-forever/rugpt3large_based_on_gpt2",
+    "torchscript": "thu-coai/CDial-GPT_LCCC-large",
+    "transformers.js_config": "HuggingFaceTB/SmolLM2-1.7B-Instruct",
+    "use_bfloat16": "thu-coai/CDial-GPT_LCCC-large",
 }
 
 # The smallest and largest that an attribute may be: what lies beyond makes numbers that

@@ -24,6 +24,7 @@ KNOWN = {  # columns that mean something, and so are no misspelling of another
     *("messages", "text", "prompt_ids", "chosen_ids", "rejected_ids"),
     *("completion_ids", "ended", "chosen_ended", "rejected_ended"),
 }
+REPEATED = "if the chats hold the prompt as well, set data.columns.prompt=implicit"
 LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -136,7 +137,9 @@ def check_same_type(named: dict[str, Text]) -> None:
     """Refuses strings beside chats."""
     if len({type(value) for value in named.values()}) > 1:
         said = ", ".join(f"{name!r} is {_type(v)}" for name, v in named.items())
-        raise BadRow("wrong type", f"all must be strings or all messages, but {said}")
+        hint = f"; {REPEATED}" * isinstance(named.get("prompt"), str)
+        what = "all must be strings or all messages"
+        raise BadRow("wrong type", f"{what}, but {said}{hint}")
 
 
 def check_not_empty(name: str, value: Text) -> None:
@@ -153,7 +156,7 @@ def check_role(name: str, chat: Text) -> None:
         raise BadRow(
             "wrong role",
             f"column {name!r} starts with role {chat[0]['role']!r}, not "
-            "'assistant'; whole chats are given without column 'prompt'",
+            f"'assistant'; {REPEATED}",
         )
 
 

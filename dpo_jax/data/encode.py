@@ -10,11 +10,11 @@ from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
-from dpo_jax.data import turns
+from dpo_jax.data import rendering, turns
 from dpo_jax.data.kinds import RawRow
 from dpo_jax.data.sources.files import BadRow
-from dpo_jax.data.templates import check_template, render, template_text
-from dpo_jax.errors import DataError, ModelError, UserError
+from dpo_jax.data.templates import check_template, template_text
+from dpo_jax.errors import DataError, ModelError
 
 CHUNK = 4096  # texts handed to the tokenizer at once
 
@@ -70,7 +70,7 @@ def encode_prompt(
     if not chat_template:
         check_template(tokenizer, row.where, with_tools=bool(row.tools))
     find = partial(template_text, tokenizer, chat_template, now)
-    made = _tried(_render_answered, row, tokenizer, find)
+    made = rendering.tried(rendering.answered, row, tokenizer, find)
     if isinstance(made, BadRow):
         raise DataError(f"{row.where}: {made.detail}")
     assert isinstance(made, list)
@@ -94,19 +94,39 @@ def encode_all(
       chat_template: likewise.
       now: likewise.
     """
-    chats = [row for row in rows if not isinstance(row.prompt, str)]
-    strings = [row for row in rows if isinstance(row.prompt, str)]
+    chats = [row for row in rows if _form(row) == "chat"]
+    strings = [row for row in rows if _form(row) == "string"]
     if strings:
         check_eos(tokenizer, tokenizer.name_or_path)
-    of_chats = iter(_encode_chats(chats, tokenizer, chat_template, now))
-    of_strings = iter(JOINS[join](strings, tokenizer))
-    encoded = (
-        next(of_strings if isinstance(row.prompt, str) else of_chats) for row in rows
-    )
+    ways = {
+        "chat": iter(_encode_chats(chats, tokenizer, chat_template, now)),
+        "string": iter(JOINS[join](strings, tokenizer)),
+        "ids": iter(_take_ids([row for row in rows if row.ids], tokenizer)),
+    }
+    encoded = (next(ways[_form(row)]) for row in rows)
     return [
         _check_tokens(_opened(each) if row.scored == "all" else each)
         for row, each in zip(rows, encoded, strict=True)
     ]
+
+
+def _form(row: RawRow) -> str:
+    """Says what a row is made of."""
+    if row.ids:
+        return "ids"
+    return "string" if isinstance(row.prompt, str) else "chat"
+
+
+def _take_ids(rows: Sequence[RawRow], tokenizer: Any) -> Iterator[Encoded | BadRow]:
+    """Takes ids as they are: what was sampled is what is trained on."""
+    most = max(tokenizer.get_vocab().values()) if rows else 0
+    for row in rows:
+        largest = max(map(max, row.ids))
+        if largest > most:
+            detail = f"holds id {largest}, but the tokenizer's largest is {most}"
+            yield BadRow("wrong ids", detail)
+        else:
+            yield Encoded(row.ids[0], row.ids[1:])
 
 
 def _opened(encoded: Encoded | BadRow) -> Encoded | BadRow:
@@ -132,25 +152,18 @@ def _check_tokens(encoded: Encoded | BadRow) -> Encoded | BadRow:
 def _encode_separately(rows: Sequence[RawRow], tokenizer: Any) -> Iterator[Encoded]:
     prompts = _ids(tokenizer, [row.prompt for row in rows], special=True)
     texts = [text for row in rows for text in row.responses]
-    responses = iter(_ids(tokenizer, texts, special=False))
+    ids = iter(_ids(tokenizer, texts, special=False))
     for row, prompt in zip(rows, prompts, strict=True):
-        endings = tuple(_ended(next(responses), tokenizer) for _ in row.responses)
-        yield Encoded(_without_end(prompt, tokenizer), endings)
+        responses = tuple(_endings(row, ids, tokenizer))
+        yield Encoded(_without_end(prompt, tokenizer), responses)
 
 
 def _encode_jointly(rows: Sequence[RawRow], tokenizer: Any) -> Iterator[Encoded]:
-    texts = [_whole_texts(row) for row in rows]
+    texts = [rendering.whole_texts(row) for row in rows]
     ids = iter(_ids(tokenizer, list(chain.from_iterable(texts)), special=True))
     for row in rows:
         prompt = _without_end(next(ids), tokenizer)
-        wholes = [_ended(next(ids), tokenizer) for _ in row.responses]
-        yield _split(prompt, *wholes)
-
-
-def _whole_texts(row: RawRow) -> list[Any]:
-    """Returns the prompt, and the prompt with each response."""
-    prompt: Any = row.prompt
-    return [prompt, *(prompt + response for response in row.responses)]
+        yield _split(prompt, *_endings(row, ids, tokenizer))
 
 
 def _encode_chats(
@@ -161,7 +174,9 @@ def _encode_chats(
         with_tools = all(row.tools for row in rows)
         check_template(tokenizer, rows[0].where, with_tools=with_tools)
     find = partial(template_text, tokenizer, chat_template, now)
-    rendered = [_tried(RENDERED[row.scored], row, tokenizer, find) for row in rows]
+    rendered = [
+        rendering.tried(RENDERED[row.scored], row, tokenizer, find) for row in rows
+    ]
     texts = [row for row in rendered if isinstance(row, list)]
     encoded = iter(encode_alike(texts, tokenizer))
     for row in rendered:
@@ -224,54 +239,14 @@ def _last_mark(text: str, marks: dict[str, int]) -> tuple[int, int, int] | None:
     return None if begins < 0 else (begins, begins + len(mark), marks[mark])
 
 
-def _tried(
-    make: Callable[..., Encoded | list[str]],
-    row: RawRow,
-    tokenizer: Any,
-    find: Callable[..., str],
-) -> Encoded | list[str] | BadRow:
-    """Returns what a template makes of a row, or why it makes nothing of it."""
-    import jinja2
-
-    try:
-        template = find(row.tools)
-        return make(row, tokenizer, template, partial(render, tokenizer, template))
-    except jinja2.TemplateSyntaxError as error:
-        raise ModelError(f"the chat template cannot be read: {error}") from error
-    except UserError as error:  # of `bounds`: the next row would take as much
-        raise type(error)(f"{row.where}: {error}") from error
-    except BadRow as bad:
-        return bad
-    except Exception as error:  # whatever a template may raise
-        return _refused(f"refuses it: {error}")
-
-
-def _refused(fault: str) -> BadRow:
-    return BadRow("refused by template", f"the chat template {fault}")
-
-
-def _render_answered(
-    row: RawRow, tokenizer: Any, template: str, show: turns.Show
-) -> list[str]:
-    """Renders the prompt, and the prompt with each response."""
-    del tokenizer, template
-    prompt, *wholes = _whole_texts(row)
-    shown = show(prompt, answer=True, tools=row.tools)
-    texts = [shown, *(show(whole, tools=row.tools) for whole in wholes)]
-    fault = _lost(row, shown, partial(show, prompt, answer=True))
-    if fault := fault or _moved(row, texts, show):
-        raise _refused(fault)
-    return texts
-
-
 def _encode_turns(
     row: RawRow, tokenizer: Any, template: str, show: turns.Show
 ) -> Encoded:
     """Encodes chats of which the assistant's turns behind the prompt count."""
-    _, *wholes = _whole_texts(row)
+    _, *wholes = rendering.whole_texts(row)
     text = show(wholes[0], tools=row.tools)
-    if fault := _lost(row, text, partial(show, wholes[0])):
-        raise _refused(fault)
+    if fault := rendering.lost(row, text, partial(show, wholes[0])):
+        raise rendering.refused(fault)
     show = partial(show, tools=row.tools)
     ids, masks = zip(
         *(
@@ -283,54 +258,10 @@ def _encode_turns(
         strict=True,
     )
     if not all(map(any, masks)):
-        raise _refused("marks nothing of an answer with {% generation %}")
+        raise rendering.refused("marks nothing of an answer with {% generation %}")
     at = min(_alike(*ids), *(mask.index(True) for mask in masks))
     scored = tuple(mask[at:] for mask in masks)
     return Encoded(ids[0][:at], tuple(own[at:] for own in ids), scored)
-
-
-def _render_whole(
-    row: RawRow, tokenizer: Any, template: str, show: turns.Show
-) -> list[str]:
-    """Renders a chat of which everything counts."""
-    del tokenizer, template
-    _, whole = _whole_texts(row)
-    text = show(whole, tools=row.tools)
-    if fault := _lost(row, text, partial(show, whole)):
-        raise _refused(fault)
-    return [text, text]
-
-
-def _lost(row: RawRow, shown: str, without_tools: Callable[[], str]) -> str:
-    """Says what the template leaves out of a prompt; '' if nothing."""
-    prompt: Any = row.prompt
-    for message in prompt:
-        if message["role"] == "system" and message["content"].strip() not in shown:
-            return "leaves out the system message"
-    if row.tools and shown == without_tools():
-        return "leaves out the column 'tools'"
-    return ""
-
-
-def _moved(row: RawRow, texts: Sequence[str], show: Callable[..., str]) -> str:
-    """Says whether an answer changes how its prompt is rendered; '' if not.
-
-    Only what asks the assistant to speak (`<think>` and the like) may differ: all else
-    that is not in front of the answer would be scored as a part of it.
-    """
-    shown, *wholes = texts
-    if all(whole.startswith(shown) for whole in wholes):
-        return ""
-    prompt: Any = row.prompt
-    unasked = show(prompt, tools=row.tools)
-    told = os.path.commonprefix([shown, unasked])
-    last = prompt[-1]["content"].strip()
-    if last in told and all(whole.startswith(told) for whole in wholes):
-        return ""
-    return (
-        "renders the prompt otherwise once it is answered, so that a part of the "
-        "prompt would be scored; set data.chat_template to one that does not"
-    )
 
 
 def _split(prompt: Ids, *wholes: Ids) -> Encoded:
@@ -347,6 +278,12 @@ def _alike(*texts: Ids) -> int:
             break
         end += 1
     return end
+
+
+def _endings(row: RawRow, ids: Iterator[Ids], tokenizer: Any) -> list[Ids]:
+    """Takes the next ids of each response, with EOS behind those that ended."""
+    ended = row.ended or (True,) * len(row.responses)
+    return [_ended(next(ids), tokenizer) if end else next(ids) for end in ended]
 
 
 def _ended(ids: Ids, tokenizer: Any) -> Ids:
@@ -389,9 +326,9 @@ def check_eos(tokenizer: Any, path: str) -> None:
 
 
 RENDERED = {  # which tokens count -> what a template makes of such a chat
-    "completion": _render_answered,
+    "completion": rendering.answered,
     "assistant": _encode_turns,
-    "all": _render_whole,
+    "all": rendering.whole,
 }
 JOINS: dict[str, Callable[[Sequence[RawRow], Any], Iterator[Encoded]]] = {
     "separate": _encode_separately,

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+import sys
 
 import pyarrow
 import pyarrow.parquet
@@ -248,6 +249,19 @@ def test_a_date_beyond_pythons_spoils_its_column_alone(tmp_path):
     assert isinstance(tables._fields_at(batch, 0)["when"], pyarrow.DataType)
 
 
+@pytest.mark.parametrize("place", [4, 30, 200, -20])
+def test_a_damaged_parquet_file_is_one_error_or_other_rows(tmp_path, place):
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+    data = bytearray(path.read_bytes())
+    data[place] ^= 0xFF
+    path.write_bytes(data)
+    try:
+        assert len(rows_of(str(path))) == 2
+    except DataError as error:
+        assert "a.parquet" in str(error)
+
+
 @pytest.fixture
 def folder(tmp_path):
     for number in range(3):
@@ -265,8 +279,22 @@ def test_globs_and_folders_of_shards_are_one_source(folder):
     assert prompts(folder) == prompts(folder, split="eval") == every
     assert prompts(f"{folder}/part-*.jsonl") == every
     assert prompts(f"{folder}/part-[01].jsonl") == every[:8]
+    assert prompts(f"file://{folder}/part-[01].jsonl") == every[:8]
     with pytest.raises(DataError, match="no data file has such a name"):
         prompts(f"{folder}/*.parquet")
+
+
+@pytest.mark.parametrize(
+    "pattern, said",
+    [
+        ("gs://b/*.jsonl", "install the extra `gcs`"),
+        ("odd://b/*.csv", "cannot be list"),
+    ],
+)
+def test_remote_globs_that_cannot_be_listed_are_one_error(pattern, said, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)  # as where it is not installed
+    with pytest.raises(DataError, match=said):
+        rows_of(pattern)
 
 
 def test_folders_are_read_by_splits_and_one_format(folder):

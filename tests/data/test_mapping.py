@@ -56,6 +56,19 @@ def test_a_prompt_is_a_column_a_path_or_a_template(spec, value):
     assert one(ROW, prompt=spec)["prompt"] == value
 
 
+def test_of_two_templates_the_one_whose_columns_hold_something_is_taken():
+    """Else the first; what is null is never taken."""
+    both = "T {title} P {post}||A {article}"
+    rows = {
+        "A a": {"title": "t", "post": "", "article": "a"},
+        "T t P p": {"title": "t", "post": "p", "article": "a"},
+        "T  P p": {"title": "", "post": "p", "article": None},
+    }
+    for prompt, row in rows.items():
+        assert one(row, prompt=both)["prompt"] == prompt
+    assert one({"title": "t", "post": None}, prompt=both).reason == "missing column"
+
+
 def test_a_column_whose_name_has_dots_is_that_column():
     assert one({"a.b": "x", "a": {"b": "y"}}, prompt="a.b")["prompt"] == "x"
 
@@ -84,6 +97,13 @@ def test_a_null_is_a_null():
     assert one(ROW | {"question": None}, prompt="{question}").reason == "null"
     both = one(ROW | {"question": None}, prompt="question||good")
     assert both["prompt"] == "g"
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 10**400])
+def test_a_number_without_bounds_prefers_nothing(number):
+    row = {"a": "x", "b": "y", "p": number}
+    assert one(row, responses="a,b", pair="sign:p").reason == "not finite"
+    assert one(row, keep="a=x,p>=2*p").reason == "not finite"
 
 
 @pytest.mark.parametrize("preference, winner", [(-3, "x"), (-1, "x"), (2, "y")])

@@ -124,7 +124,9 @@ def combination(random: Random, base: Base, folder: Path) -> Case:
     if random.random() < 0.7:
         names = [k for k in names if not k.startswith(("loss.", "ref.", "optimizer."))]
     values: dict[str, object] = {"objective": objective}
-    values["loss.name"] = "+".join(random.sample(fitting, random.choice((1, 1, 2))))
+    values["loss.name"] = "+".join(
+        random.sample(fitting, min(len(fitting), random.choice((1, 1, 2))))
+    )
     values["ref.mode"] = random.choice(("live", "live", "none", "cached"))
     drawn = random.sample(names, random.choice((1, 1, 2)))
     values |= {key: plausible(random, key) for key in drawn}

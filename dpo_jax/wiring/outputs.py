@@ -294,7 +294,7 @@ def foreign_files(target: AnyPath) -> list[str]:
     patterns = (*WANTED, "README.md")
     names = [n for n in names if any(fnmatch.fnmatch(n, p) for p in patterns)]
     try:
-        written = json.loads((path / WRITTEN).read_bytes())["files"]
+        written = files.read_json(path / WRITTEN)["files"]
         hashes = manifest.hash_files(path, [name for name in names if name in written])
         return sorted(n for n in names if n not in hashes or hashes[n] != written[n])
     except (OSError, ValueError, KeyError, TypeError):

@@ -406,7 +406,9 @@ def _declared(file: Path) -> list[int]:
         found = read_json(file)
     except (OSError, ValueError) as error:
         raise ModelError(f"{file} cannot be read: {error}") from error
-    declared = found.get("eos_token_id") if isinstance(found, dict) else found
+    if not isinstance(found, dict):
+        raise ModelError(f"{file} must hold a JSON object")
+    declared = found.get("eos_token_id")
     listed = declared if isinstance(declared, list) else [declared]
     if not all(token is None or type(token) is int for token in listed):
         raise ModelError(

@@ -113,6 +113,7 @@ def _judges(objective: str, row: object) -> bool:
 
 
 LEFT_ALONE = ("train.steps", "train.epochs", "model.path", "data.train", "data.path")
+LEFT_ALONE += ("data.columns",)
 
 
 def combination(random: Random, base: Base, folder: Path) -> Case:
@@ -120,14 +121,16 @@ def combination(random: Random, base: Base, folder: Path) -> Case:
     del folder
     objective = random.choice([*OBJECTIVES, "preference"])
     fitting = [n for n, row in LOSS_TABLE.items() if _judges(objective, row)]
-    names = [key for key in schema.KEYS if key not in LEFT_ALONE]
+    names = [key for key in schema.KEYS if not key.startswith(LEFT_ALONE)]
     if random.random() < 0.7:
         names = [k for k in names if not k.startswith(("loss.", "ref.", "optimizer."))]
     values: dict[str, object] = {"objective": objective}
     values["loss.name"] = "+".join(
         random.sample(fitting, min(len(fitting), random.choice((1, 1, 2))))
     )
-    values["ref.mode"] = random.choice(("live", "live", "none", "cached"))
+    modes = ("live", "live", "none", "cached")
+    needs = OBJECTIVES[objective].reference
+    values["ref.mode"] = random.choice(modes) if needs else "none"
     drawn = random.sample(names, random.choice((1, 1, 2)))
     values |= {key: plausible(random, key) for key in drawn}
     changed = {key.replace(".", "__"): value for key, value in values.items()}

@@ -1,0 +1,101 @@
+"""The prompts that an on-policy run samples, and what the data say beside them."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dpo_jax.config import Config
+from dpo_jax.data import records, sources, tokenize
+from dpo_jax.data.columns import Text
+from dpo_jax.data.records import Faults, Located
+from dpo_jax.data.sources.files import BadRow
+from dpo_jax.data.tokens import fingerprint
+from dpo_jax.types import Record
+from dpo_jax.wiring import generation
+from dpo_jax.wiring.data import Data, order_seed
+
+
+class Asked(NamedTuple):
+    """The prompts of a run.
+
+    Attributes:
+      texts: strings or chats.
+      columns: name -> of each prompt, what its row says beside it; for rewards.
+    """
+
+    texts: list[Text]
+    columns: dict[str, list[Any]]
+
+
+def load_prompts(config: Config, tokenizer: Any) -> tuple[Data, Asked]:
+    """Reads and tokenizes the prompts of data.train.
+
+    A prompt beyond data.max_prompt_tokens is a bad row: cut, it would be another for
+    the policy than for the reward.
+
+    Raises:
+      DataError: if the source or a row is bad (under data.on_bad_row='error').
+    """
+    section, fields = config.data, list[dict[str, Any]]()
+    name = section.train
+    request = sources.Request(
+        "train",
+        path=section.path if name in sources.LOCAL_COPY else "",
+        seed=order_seed(config.seed, section.seed),
+        rows=section.limit,
+        labels=section.labels if name in sources.GENERATED else "",
+    )
+    reading = records.Reading(
+        _kept(sources.read(name, request), fields),
+        kind="prompts",
+        format="hh" if name in sources.TRANSCRIPTS else section.format,
+        on_bad_row=section.on_bad_row,
+    )
+    template = tokenize.read_chat_template(section.chat_template, tokenizer)
+    found, texts, kept, faults = list[Record](), list[Text](), list[int](), Faults()
+    for row in reading:
+        ids = generation.encode(
+            tokenizer, row.prompt, join=section.join, template=template, now=section.now
+        )
+        if len(ids) > section.max_prompt_tokens:
+            detail = (
+                f"the prompt has {len(ids)} tokens, beyond data.max_prompt_tokens="
+                f"{section.max_prompt_tokens}"
+            )
+            faults.add(row.where, BadRow("prompt too long", detail))
+            continue
+        found.append(Record(row.index, ids, ()))
+        texts.append(row.prompt)
+        kept.append(row.index)
+    read = len(found) + len(faults)
+    dropped = faults.settle(read=read, on_bad_row=section.on_bad_row)
+    dropped = {**reading.counts.dropped, **dropped}
+    total = records.RowCounts(reading.counts.read, len(found), dropped)
+    report = {"source": name, **total._asdict(), "summary": total.render()}
+    data = Data(tokenizer, found, [], {"train": report}, fingerprint(found))
+    return data, Asked(texts, _columns(fields, kept))
+
+
+def _kept(rows: Located, fields: list[dict[str, Any]]) -> Iterator[Any]:
+    """Passes rows on, and keeps what they say."""
+    for where, said in rows:
+        fields.append(said if isinstance(said, dict) else {})
+        yield where, said
+
+
+def _columns(
+    fields: Sequence[dict[str, Any]], kept: Sequence[int]
+) -> dict[str, list[Any]]:
+    """Lays what the kept rows say out by column; None where a row lacks one."""
+    names = dict.fromkeys(name for at in kept for name in fields[at])
+    names.pop("prompt", None)
+    return {name: [fields[at].get(name) for at in kept] for name in names}
+
+
+def padded(prompts: Sequence[np.ndarray], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Lays prompts out left-aligned: i32[N, width] and their lengths i32[N]."""
+    tokens = np.zeros((len(prompts), width), np.int32)
+    for row, ids in zip(tokens, prompts, strict=True):
+        row[: len(ids)] = ids
+    return tokens, np.array([len(ids) for ids in prompts], np.int32)

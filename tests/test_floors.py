@@ -10,13 +10,13 @@ FLOORS = [
     "trl types errors precision files lines heads logps columns exact schema config"
     " models sharding report",
     "losses data sampling train evals launch configs",
-    "objectives experiments",
+    "objectives rewards experiments",
     "wiring build inspection",
     "cli __main__",
 ]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms.split()}
 # import no jax themselves
-BLINK = ("config", "schema", "files", "lines", "data", "report", "configs")
+BLINK = ("config schema files lines data rewards report configs").split()
 
 
 def imports(path):

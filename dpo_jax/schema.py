@@ -269,6 +269,11 @@ KEYS: dict[str, Key] = {
         "bradley_terry: or 'data', the ratings' difference",
         choices=("none", "data"),
     ),
+    "reward.name": Key("", "of on-policy samples: a name of rewards/, or several: a+b"),
+    "reward.weights": Key((), "of their sum, one number each; () = 1.0"),
+    "reward.timeout_seconds": Key(
+        600.0, "for the rewards of a turn to come back", POSITIVE
+    ),
     "rollout.prompts": Key(64, "of a turn, over the whole mesh", COUNT),
     "rollout.samples": Key(4, "of each prompt", COUNT),
     "rollout.max_new_tokens": Key(64, "of a sample; longer ones are cut", COUNT),
@@ -281,7 +286,8 @@ KEYS: dict[str, Key] = {
     "ppo.epochs": Key(4, "passes over a rollout (TRL)", COUNT),
     "ppo.minibatches": Key(1, "updates of a pass (TRL)", COUNT),
     "ppo.kl_coef": Key(
-        0.05, "of the KL in the tokens' rewards (TRL); its start, if it adapts",
+        0.05,
+        "of the KL in the tokens' rewards (TRL); its start, if it adapts",
         NOT_NEGATIVE,
     ),
     "ppo.kl_estimator": Key(

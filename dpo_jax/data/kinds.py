@@ -106,6 +106,15 @@ def ranking(fields: Fields) -> RawRow:
     )
 
 
+def prompt(fields: Fields) -> RawRow:
+    """Takes the prompt out of a row, whatever stands beside it."""
+    if "prompt" not in fields and "chosen" in fields:
+        return pair(fields)._replace(responses=())
+    (prompt,) = columns.texts(fields, "prompt")
+    columns.check_not_empty("prompt", prompt)
+    return RawRow(prompt, ())
+
+
 def told(row: RawRow, fields: Fields) -> RawRow:
     """Adds the columns `system` and `tools`, which only a chat has a place for."""
     system, tools = columns.system(fields), columns.tools(fields)
@@ -192,10 +201,12 @@ OWN = {  # the columns of rows that are no pairs; the first of them tells such a
     "completions": ("completion",),
     "singles": ("completion", "label"),
     "rankings": ("responses", "ranking"),
+    "prompts": ("prompt",),
 }
 KINDS: dict[str, Callable[[Fields], RawRow]] = {
     "pairs": pair,
     "completions": completion,
     "singles": single,
     "rankings": ranking,
+    "prompts": prompt,
 }

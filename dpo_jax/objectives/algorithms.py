@@ -1,11 +1,12 @@
 """PPO, RLOO and AWR: what each makes of a rollout, and what it minimises."""
 
 import functools
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from dpo_jax.losses import Loss
 from dpo_jax.objectives import policy_gradient as pg
 from dpo_jax.objectives import terms
 from dpo_jax.objectives.on_policy import (
@@ -53,9 +54,7 @@ def settle_ppo(
     return {"advantages": advantages, "returns": returns}
 
 
-def ppo_loss(
-    columns: Columns, hyper: Hyper, counts: Counts
-) -> tuple[Array, Sums]:
+def ppo_loss(columns: Columns, hyper: Hyper, counts: Counts) -> tuple[Array, Sums]:
     """Adds the clipped losses of policy and critic, means over the sampled tokens."""
     token = columns.token
     mask = token["sampled"] > 0
@@ -63,7 +62,9 @@ def ppo_loss(
     policy, clipped = pg.clipped_policy_loss(
         moved, token["advantages"], clip=hyper["clip_range"]
     )
-    known = (jnp.where(mask, token[n], 0.0) for n in ("values", "old_values", "returns"))
+    known = (
+        jnp.where(mask, token[n], 0.0) for n in ("values", "old_values", "returns")
+    )
     value = pg.clipped_value_loss(*known, clip=hyper["value_clip"])
     losses = jnp.where(mask, policy + hyper["value_coef"] * value, 0.0)
     means = {
@@ -149,9 +150,7 @@ def settle_awr(rollout: Rollout, hyper: Hyper, *, baseline: str) -> Made:
     return {"weights": jnp.where(rollout.present, weights, 0.0)}
 
 
-def awr_loss(
-    columns: Columns, hyper: Hyper, counts: Counts
-) -> tuple[Array, Sums]:
+def awr_loss(columns: Columns, hyper: Hyper, counts: Counts) -> tuple[Array, Sums]:
     """Returns the weighted negative log-likelihood, a mean over samples."""
     response = columns.response
     mask, weights = response["present"] > 0, response["weights"]
@@ -160,6 +159,29 @@ def awr_loss(
     means = {"policy_loss": losses, "weights": weights, "clip_ratio": clipped}
     share = losses.sum() / jnp.maximum(counts["samples"], 1.0)
     return share, terms.masked_means(means, mask)
+
+
+class Sampled(NamedTuple):
+    """What is learned from samples of the policy, as `judged.Kind` says it of rows.
+
+    Attributes:
+      make: section of the configuration -> the algorithm.
+      rows: of data.
+      scalar: as in `Kind`.
+      reference: as in `Kind`.
+      record: as in `Kind`.
+    """
+
+    make: Callable[[Mapping[str, Any]], Algorithm]
+    rows: str = "prompts"
+    scalar: bool = False
+    reference: bool = True
+    record: str = "samples"
+
+    def judges(self, loss: Loss) -> bool:
+        """Says that no loss of the table is one of samples."""
+        del loss
+        return False
 
 
 def make_ppo(given: Mapping[str, Any]) -> Algorithm:
@@ -199,4 +221,4 @@ def make_awr(given: Mapping[str, Any]) -> Algorithm:
     )
 
 
-ALGORITHMS = {"ppo": make_ppo, "rloo": make_rloo, "awr": make_awr}
+PPO, RLOO, AWR = Sampled(make_ppo), Sampled(make_rloo), Sampled(make_awr)

@@ -149,8 +149,10 @@ def kl_penalty(logps: Array, ref_logps: Array, *, estimator: str) -> Array:
     log_ratio = logps - ref_logps
     if estimator == "k1":
         return log_ratio
-    return bounded_exp(-log_ratio) - 1.0 + jnp.clip(
-        log_ratio, -LARGEST_LOG_RATIO, LARGEST_LOG_RATIO
+    return (
+        bounded_exp(-log_ratio)
+        - 1.0
+        + jnp.clip(log_ratio, -LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
     )
 
 

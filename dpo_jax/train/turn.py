@@ -63,7 +63,8 @@ def take_turn(
     Returns:
       The new state; metrics as means over the updates, `ok` where all were.
     """
-    rows = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), rollout)
+    count = rollout.docs.shape[0] * rollout.docs.shape[1]
+    rows = jax.tree.map(lambda leaf: leaf.reshape(count, *leaf.shape[2:]), rollout)
 
     def one(state: TrainState, chosen: Array) -> tuple[TrainState, Metrics]:
         part = jax.tree.map(lambda leaf: leaf[chosen], rows)

@@ -1,11 +1,10 @@
 """The prompts that an on-policy run samples, and what the data say beside them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dpo_jax.config import Config
 from dpo_jax.data import records, sources, tokenize
 from dpo_jax.data.columns import Text
 from dpo_jax.data.records import Faults, Located
@@ -28,40 +27,50 @@ class Asked(NamedTuple):
     columns: dict[str, list[Any]]
 
 
-def load_prompts(config: Config, tokenizer: Any) -> tuple[Data, Asked]:
+def load_prompts(
+    section: Mapping[str, Any], seed: int, tokenizer: Any
+) -> tuple[Data, Asked]:
     """Reads and tokenizes the prompts of data.train.
 
     A prompt beyond data.max_prompt_tokens is a bad row: cut, it would be another for
     the policy than for the reward.
 
+    Args:
+      section: `config.data`.
+      seed: of the run.
+      tokenizer: of the policy.
+
     Raises:
       DataError: if the source or a row is bad (under data.on_bad_row='error').
     """
-    section, fields = config.data, list[dict[str, Any]]()
-    name = section.train
+    fields, name = list[dict[str, Any]](), section["train"]
     request = sources.Request(
         "train",
-        path=section.path if name in sources.LOCAL_COPY else "",
-        seed=order_seed(config.seed, section.seed),
-        rows=section.limit,
-        labels=section.labels if name in sources.GENERATED else "",
+        path=section["path"] if name in sources.LOCAL_COPY else "",
+        seed=order_seed(seed, section["seed"]),
+        rows=section["limit"],
+        labels=section["labels"] if name in sources.GENERATED else "",
     )
     reading = records.Reading(
         _kept(sources.read(name, request), fields),
         kind="prompts",
-        format="hh" if name in sources.TRANSCRIPTS else section.format,
-        on_bad_row=section.on_bad_row,
+        format="hh" if name in sources.TRANSCRIPTS else section["format"],
+        on_bad_row=section["on_bad_row"],
     )
-    template = tokenize.read_chat_template(section.chat_template, tokenizer)
+    template = tokenize.read_chat_template(section["chat_template"], tokenizer)
     found, texts, kept, faults = list[Record](), list[Text](), list[int](), Faults()
     for row in reading:
         ids = generation.encode(
-            tokenizer, row.prompt, join=section.join, template=template, now=section.now
+            tokenizer,
+            row.prompt,
+            join=section["join"],
+            template=template,
+            now=section["now"],
         )
-        if len(ids) > section.max_prompt_tokens:
+        if len(ids) > section["max_prompt_tokens"]:
             detail = (
                 f"the prompt has {len(ids)} tokens, beyond data.max_prompt_tokens="
-                f"{section.max_prompt_tokens}"
+                f"{section['max_prompt_tokens']}"
             )
             faults.add(row.where, BadRow("prompt too long", detail))
             continue
@@ -69,7 +78,7 @@ def load_prompts(config: Config, tokenizer: Any) -> tuple[Data, Asked]:
         texts.append(row.prompt)
         kept.append(row.index)
     read = len(found) + len(faults)
-    dropped = faults.settle(read=read, on_bad_row=section.on_bad_row)
+    dropped = faults.settle(read=read, on_bad_row=section["on_bad_row"])
     dropped = {**reading.counts.dropped, **dropped}
     total = records.RowCounts(reading.counts.read, len(found), dropped)
     report = {"source": name, **total._asdict(), "summary": total.render()}

@@ -5,7 +5,6 @@ number, samples from (seed, turn, place of the prompt in the turn, sample). So a
 run needs the state alone.
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,10 +19,10 @@ from dpo_jax.sampling.rollout import Prompts, rows_of
 from dpo_jax.sharding import arrays
 from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.train import turn as turn_lib
-from dpo_jax.types import Batch, Params, Record, Samples, TrainState
+from dpo_jax.types import Batch, Frozen, Params, Record, Samples, TrainState
 from dpo_jax.wiring import prompts as prompts_lib
 
-WHO, WHICH, WHAT = 1, 2, 3  # streams of a turn's random numbers
+WHICH = 2  # stream of a turn's random numbers that labels are drawn from
 
 
 class Turn(NamedTuple):
@@ -83,7 +82,11 @@ Judge = Callable[[Sequence[int], list[list[str]], list[list[list[int]]]], Verdic
 
 
 class Turns:
-    """Makes the rollout of the turn that a state stands before."""
+    """Makes the rollout of the turn that a state stands before.
+
+    Attributes:
+      sizes: of a turn.
+    """
 
     def __init__(
         self,
@@ -92,7 +95,7 @@ class Turns:
         sizes: Sizes,
         *,
         sampler: Sampler,
-        drawing: Callable[[TrainState], Params],
+        drawing: Callable[[TrainState, Frozen], Params],
         judge: Judge,
         decode: Callable[[Sequence[int]], str],
         mesh: Mesh,
@@ -107,7 +110,7 @@ class Turns:
           order: positions in `records` of each turn's prompts.
           sizes: of a turn.
           sampler: of whoever draws.
-          drawing: state -> its parameters.
+          drawing: (state, frozen) -> its parameters.
           judge: tells how good samples are, on every process alike.
           decode: ids -> text, special tokens left out.
           mesh: of the run.
@@ -115,74 +118,90 @@ class Turns:
           batch: samples of a data shard that are drawn together, at most.
           comparing: how samples become pairs; None = they stay single.
         """
-        self._records, self._order, self._sizes = records, order, sizes
+        self._records, self._order, self.sizes = records, order, sizes
         self._sampler, self._drawing, self._judge = sampler, drawing, judge
         self._decode, self._mesh, self._seed = decode, mesh, seed
         self._batch, self._comparing = batch, comparing
         self._facts: dict[int, dict[str, float]] = {}
+        self._since = 0.0  # when the updates of the last turn began
         place = arrays.row_sharding(mesh, leading=1)
         self._lay = jax.jit(self._rows, out_shardings=place)
 
     def __len__(self) -> int:
         return len(self._order)
 
-    def next_batch(self, state: TrainState) -> Turn:
-        """Samples, judges and lays out the next turn."""
-        number = int(state.step) // self._sizes.updates
+    def next_batch(
+        self, state: TrainState, frozen: Frozen, now: Callable[[], float]
+    ) -> Turn:
+        """Samples, judges and lays out the next turn.
+
+        Args:
+          state: that it stands before.
+          frozen: what does not change.
+          now: tells the time in seconds.
+        """
+        taken = int(state.step)  # once the updates of the turn before are made
+        begun, number = now(), taken // self.sizes.updates
+        self._end(taken, begun)
         places = self._order[number]
         prompts = [self._records[at].prompt for at in places]
-        begun = time.monotonic()
-        samples = self._drawn(state, prompts, number)
-        drawn = time.monotonic()
+        samples = self._drawn(self._drawing(state, frozen), prompts, number)
+        drawn = now()
         ids = [
             [sample[mask].tolist() for sample, mask in zip(*both, strict=True)]
             for both in zip(samples.tokens, samples.mask, strict=True)
         ]
         texts = [[self._decode(each) for each in row] for row in ids]
         verdicts = self._judge(places, texts, ids)
-        judged = time.monotonic()
+        judged = now()
         batch = self._laid(prompts, samples, verdicts, ids, number)
         order = turn_lib.rows_of_updates(
             self._seed,
             number,
-            rows=self._sizes.prompts,
-            epochs=self._sizes.epochs,
-            minibatches=self._sizes.minibatches,
-            microbatches=self._sizes.microbatches,
+            rows=self.sizes.prompts,
+            epochs=self.sizes.epochs,
+            minibatches=self.sizes.minibatches,
+            microbatches=self.sizes.microbatches,
         )
-        step = int(state.step) + self._sizes.updates
-        self._facts[step] = {
+        self._facts[taken + self.sizes.updates] = {
             "turn": number + 1.0,
             "rollout_seconds": drawn - begun,
             "reward_seconds": judged - drawn,
             **told(samples, verdicts, prompts),
         }
+        self._since = now()
         return Turn(batch, arrays.spread(order, arrays.replicated(self._mesh)))
 
-    def facts(self, step: int) -> dict[str, float]:
+    def facts(self, step: int, now: float) -> dict[str, float]:
         """Tells what is known of the turn that ended with a step, once."""
+        self._end(step, now)
         return self._facts.pop(step)
+
+    def _end(self, step: int, now: float) -> None:
+        """Takes the time of a turn's updates, when they are first known to be made."""
+        if step in self._facts:
+            self._facts[step].setdefault("update_seconds", now - self._since)
 
     def ids_at(self, step: int) -> list[int]:
         """Lists `Record.index` of the prompts of the turn that holds an update."""
-        places = self._order[step // self._sizes.updates]
+        places = self._order[step // self.sizes.updates]
         return [self._records[at].index for at in places]
 
     def _drawn(
-        self, state: TrainState, prompts: Sequence[np.ndarray], number: int
+        self, params: Params, prompts: Sequence[np.ndarray], number: int
     ) -> Samples:
         """Continues the prompts; every process gets all samples."""
         key = jax.random.fold_in(jax.random.key(self._seed), number)
         parts = batches.rollouts(
-            self._drawing(state),
+            params,
             prompts,
             key,
             sampler=self._sampler,
-            n=self._sizes.samples,
+            n=self.sizes.samples,
             batch=self._batch * mesh_lib.row_shards(self._mesh),
         )
         on_host = ((part, self._sampler.read(samples)) for part, _, samples in parts)
-        return batches.gather(on_host, len(prompts), self._sizes.samples)
+        return batches.gather(on_host, len(prompts), self.sizes.samples)
 
     def _laid(
         self,
@@ -209,7 +228,7 @@ class Turns:
                 labels=self._comparing.labels,
                 draw=np.random.default_rng([self._seed, number, WHICH]),
             )
-        tokens, lengths = prompts_lib.padded(prompts, self._sizes.width)
+        tokens, lengths = prompts_lib.padded(prompts, self.sizes.width)
         numbers = np.arange(len(prompts), dtype=np.int32)
         host = Prompts(tokens, lengths, numbers), samples, columns, pairs
         host = jax.tree.map(np.asarray, host)
@@ -225,8 +244,10 @@ class Turns:
     ) -> Batch:
         """Makes the rows, in parts of a microbatch's size."""
         rows = rows_of(prompts, samples)._replace(response=columns, pairs=pairs)
-        size = self._sizes.rows
-        return jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), rows)
+        parts = len(rows.tokens) // self.sizes.rows
+        return jax.tree.map(
+            lambda leaf: leaf.reshape(parts, self.sizes.rows, *leaf.shape[1:]), rows
+        )
 
 
 def told(
@@ -247,5 +268,15 @@ def told(
         "completions/mean_length": float(samples.mask.sum(-1).mean()),
         "completions/clipped_ratio": float(1.0 - samples.ended.mean()),
         "tokens": float(tokens + sum(map(len, prompts))),
+        "scored": float(tokens),
+        "visible": float(visible_pairs(samples, prompts)),
         "pairs": float(samples.ended.size),
     }
+
+
+def visible_pairs(samples: Samples, prompts: Sequence[np.ndarray]) -> int:
+    """Counts the (query, key) pairs of a rollout's rows in a layer without a window."""
+    lengths = samples.mask.sum(-1)
+    before = np.array([len(ids) for ids in prompts])
+    alone = (before * (before + 1) // 2).sum()
+    return int(alone + (lengths * before[:, None] + lengths * (lengths + 1) // 2).sum())

@@ -33,9 +33,9 @@ from dpo_jax.wiring import (
 )
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
-from dpo_jax.wiring import parts as parts_wiring
+from dpo_jax.wiring.assembling import make_parts, total_steps
 from dpo_jax.wiring.outputs import Summary
-from dpo_jax.wiring.parts import Parts, make_parts
+from dpo_jax.wiring.parts import Parts
 from dpo_jax.wiring.reference import Referred
 from dpo_jax.wiring.turns import Turn
 
@@ -75,7 +75,7 @@ def run(
     mesh = make_mesh(**config.mesh)
     outputs.check_own_target(workdir)
     config, forks = restoring.relaunched(config, workdir, fork=fork)
-    ended = outputs.finished(workdir, parts_wiring.total_steps(config))
+    ended = outputs.finished(workdir, total_steps(config))
     if ended is not None and not forks:
         return ended
     with clock, jax.set_mesh(mesh), signals.stop_requests() as stop:

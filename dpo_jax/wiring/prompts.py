@@ -3,8 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from dpo_jax.data import records, sources, tokenize
 from dpo_jax.data.columns import Text
 from dpo_jax.data.records import Faults, Located
@@ -100,11 +98,3 @@ def _columns(
     names = dict.fromkeys(name for at in kept for name in fields[at])
     names.pop("prompt", None)
     return {name: [fields[at].get(name) for at in kept] for name in names}
-
-
-def padded(prompts: Sequence[np.ndarray], width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Lays prompts out left-aligned: i32[N, width] and their lengths i32[N]."""
-    tokens = np.zeros((len(prompts), width), np.int32)
-    for row, ids in zip(tokens, prompts, strict=True):
-        row[: len(ids)] = ids
-    return tokens, np.array([len(ids) for ids in prompts], np.int32)

@@ -20,7 +20,6 @@ from dpo_jax.sharding import arrays
 from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.train import turn as turn_lib
 from dpo_jax.types import Batch, Frozen, Params, Record, Samples, TrainState
-from dpo_jax.wiring import prompts as prompts_lib
 
 WHICH = 2  # stream of a turn's random numbers that labels are drawn from
 
@@ -228,7 +227,7 @@ class Turns:
                 labels=self._comparing.labels,
                 draw=np.random.default_rng([self._seed, number, WHICH]),
             )
-        tokens, lengths = prompts_lib.padded(prompts, self.sizes.width)
+        tokens, lengths = padded(prompts, self.sizes.width)
         numbers = np.arange(len(prompts), dtype=np.int32)
         host = Prompts(tokens, lengths, numbers), samples, columns, pairs
         host = jax.tree.map(np.asarray, host)
@@ -280,3 +279,11 @@ def visible_pairs(samples: Samples, prompts: Sequence[np.ndarray]) -> int:
     before = np.array([len(ids) for ids in prompts])
     alone = (before * (before + 1) // 2).sum()
     return int(alone + (lengths * before[:, None] + lengths * (lengths + 1) // 2).sum())
+
+
+def padded(prompts: Sequence[np.ndarray], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Lays prompts out left-aligned: i32[N, width] and their lengths i32[N]."""
+    tokens = np.zeros((len(prompts), width), np.int32)
+    for row, ids in zip(tokens, prompts, strict=True):
+        row[: len(ids)] = ids
+    return tokens, np.array([len(ids) for ids in prompts], np.int32)

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from dpo_jax import config as config_lib
 from dpo_jax.config import Config
-from dpo_jax.data import prepare
+from dpo_jax.data import layouts, prepare
 from dpo_jax.data.loader import Loader, Settings
 from dpo_jax.errors import ConfigError
 from dpo_jax.losses import LOSSES
@@ -124,8 +124,10 @@ def as_text(row: Shown) -> str:
         f"prompt ids   {_ids(record.prompt)}",
         f"prompt text  {decode(record.prompt)!r}",
     ]
-    for name, ids in zip(names, record.responses, strict=True):
-        mask = "0" * len(record.prompt) + "1" * len(ids)
+    responses = zip(names, record.responses, layouts.scored_of(record), strict=True)
+    for name, ids, scored in responses:
+        counts = "".join("01"[int(each)] for each in scored)
+        mask = "0" * len(record.prompt) + counts
         lines += [
             f"{name} ids   {_ids(ids)}",
             f"{name} text  {decode(ids)!r}",

@@ -112,10 +112,46 @@ KEYS: dict[str, Key] = {
     ),
     "tokenizer.path": Key("", "'' = model.path, or the source's own"),
     "data.train": Key(
-        "", ".jsonl, .jsonl.gz, .parquet, a folder, a hub id, or a source's name"
+        "",
+        "SOURCE[:SPLIT][:WEIGHT], joined by +: a file (.jsonl, .json, .csv, .tsv, "
+        ".parquet, .gz, .zst), a glob, a folder, a hub id, or a name; [:200] behind it "
+        "takes the first 200 rows, [:10%] a share",
     ),
     "data.eval": Key("", "likewise; '' = none"),
-    "data.path": Key("", "a local copy of a source"),
+    "data.path": Key("", "a local copy of a published set, or a folder of several"),
+    "data.columns.prompt": Key(
+        "",
+        "the column of the prompt, a path in it (info.post), a template "
+        "('Q: {question}'), 'implicit' (all but the last message) or 'empty' (plain "
+        "text); '' = prompt",
+    ),
+    "data.columns.chosen": Key("", "likewise a column, a path or a template"),
+    "data.columns.rejected": Key("", "likewise"),
+    "data.columns.completion": Key("", "likewise"),
+    "data.columns.label": Key("", "likewise"),
+    "data.columns.responses": Key(
+        "", "likewise, of all responses: 'a,b' or 'answers[].answer'"
+    ),
+    "data.columns.ranking": Key("", "likewise"),
+    "data.columns.scores": Key("", "likewise, of responses"),
+    "data.columns.score_chosen": Key("", "likewise"),
+    "data.columns.score_rejected": Key("", "likewise"),
+    "data.columns.margin": Key("", "likewise"),
+    "data.columns.system": Key("", "likewise"),
+    "data.columns.tools": Key("", "likewise"),
+    "data.columns.pair": Key(
+        "",
+        "how responses pair: 'sign:COLUMN' (< 0 prefers the first), 'index:COLUMN' (of "
+        "the best, from 0), 'rank:COLUMN' (1 = best), 'each' (of two lists)",
+    ),
+    "data.columns.chat": Key("", "or 'wrap': strings become messages"),
+    "data.columns.keep": Key("", "conditions on rows: 'status!=tie,score>=8'"),
+    "data.columns.drop": Key(
+        "", "faults to drop and count: tie, identical, null, empty, mismatched, …"
+    ),
+    "data.columns.pairs_per_prompt": Key(
+        0, "the first so many of each prompt; 0 = all", NOT_NEGATIVE
+    ),
     "data.limit": Key(0, "rows to read, from the first; 0 = all", NOT_NEGATIVE),
     "data.format": Key("", "or 'hh': transcripts", choices=("", "hh")),
     "data.chat_template": Key(
@@ -125,6 +161,14 @@ KEYS: dict[str, Key] = {
         "",
         "the date and time for a chat template that asks, as 2026-07-26T08:00:00; '' = "
         "those of the first launch, kept in config.json",
+    ),
+    "data.scored": Key(
+        "",
+        "which tokens count: 'completion' (all behind the prompt, other turns too; of "
+        "{messages} the last turn), 'assistant' (its turns alone, with what ends them) "
+        "or 'all' (sft); '' = 'assistant' of {messages}, 'all' of {text}, else "
+        "'completion'",
+        choices=("", "completion", "assistant", "all"),
     ),
     "data.join": Key("separate", "or 'joint'", choices=("separate", "joint")),
     "data.max_tokens": Key(512, "of a prompt with one response", (2, math.inf, True)),

@@ -7,8 +7,10 @@ KEYS = {  # their option -> our key
     "adam_beta1": "optimizer.b1",
     "adam_beta2": "optimizer.b2",
     "adam_epsilon": "optimizer.eps",
+    "assistant_only_loss": "data.scored",
     "attn_implementation": "model.attention",
     "bf16": "model.dtype",
+    "completion_only_loss": "data.scored",
     "cpo_alpha": "loss.nll_weight",
     "data_seed": "data.seed",
     "dataset_name": "data.train",
@@ -55,6 +57,10 @@ KEYS = {  # their option -> our key
 LOSSES = {"sigmoid": "dpo", "kto_pair": "kto", "nll": "sft"}
 VALUES = {  # our key -> their value -> ours
     "loss.name": LOSSES,
+    "data.scored": {
+        "assistant_only_loss": "assistant",
+        "completion_only_loss": "completion",
+    },
     "optimizer.name": {"adamw_torch": "adamw", "adamw_torch_fused": "adamw"},
     "model.remat": {"True": "elementwise", "False": "none"},
     "loss.divergence": {"js_divergence": "js", "alpha_divergence": "alpha"},

@@ -31,8 +31,9 @@ class Record(NamedTuple):
         (completion,) for plain SFT, best first for a ranking.
       comparisons: (better, worse) responses.
       ranked: its responses are a ranking, best first.
-      token: name -> what is known of each token of each response, f32[…] each.
-        `ref_logps`: nats, the reference's.
+      token: name -> what is known of the tokens of each response. `scored`: bool of
+        every token, which of them count; without it all do. Other columns are f32 of
+        those that count alone. `ref_logps`: nats, the reference's.
       response: name -> what is known of each response. `labels`: 1 = desirable, −1 =
         undesirable, 0 = the response of another prompt. `ratings`: the data's score.
     """
@@ -60,7 +61,8 @@ class Batch(NamedTuple):
       parents: i32[B, C] index in the row of the token whose hidden state predicts.
       targets: i32[B, C] the id that is predicted.
       slots: i32[B, C] the response slot of the row that the target belongs to.
-      ends: i32[B, R] index in the row of the last token of each response.
+      ends: i32[B, R] index in the row of the last token of each response, scored or
+        not.
       ids: i32[B, R] `Record.index` of each response; of a response that belongs to
         another prompt, that of the prompt it stands behind.
       pairs: i32[B, M, 2] (chosen, rejected) as `row·R + slot` of the (micro)batch.

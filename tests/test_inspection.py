@@ -42,6 +42,34 @@ def test_ids_text_and_mask_of_a_row(config):
     assert "chosen mask  0001111  (boundary at 3)" in text
 
 
+def test_the_mask_shows_whose_turns_count(config, tmp_path):
+    """Of `. i loved . was good . and this . was bad`, the second and fourth turn.
+
+    The dots are written by the template: before a turn, and to end an answer `very`.
+    """
+    tokenizer = sentiment.tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}. {{ m.content }} {% if m.role == 'assistant' %}very "
+        "{% endif %}{% endfor %}{% if add_generation_prompt %}. {% endif %}"
+    )
+    tokenizer.save_pretrained(config.tokenizer.path)
+    roles = ("user", "assistant") * 2
+    texts = ("i loved", "was good", "and this", "was bad")
+    both = zip(roles, texts, strict=True)
+    chat = [{"role": role, "content": text} for role, text in both]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": chat}))
+    config.objective, config.loss.name, config.ref.mode = "sft", "sft", "none"
+    config.loss.beta = 0.1
+    text = inspection.as_text(inspection.tokenized(config, 0))
+    assert "completion mask  0000" + "111" + "0000" + "111  (boundary at 4)" in text
+    config.data.scored = "completion"
+    text = inspection.as_text(inspection.tokenized(config, 0))
+    assert "completion mask  00000000000111  (boundary at 11)" in text
+    config.data.scored = "all"
+    text = inspection.as_text(inspection.tokenized(config, 0))
+    assert "completion mask  01111111111111  (boundary at 1)" in text
+
+
 def test_truncation_is_counted(config):
     """38 prompt and 41 response tokens: 12 are kept of the prompt, then 20."""
     row = inspection.tokenized(config, 1)

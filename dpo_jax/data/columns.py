@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dpo_jax.data.sources.files import BadRow, Fields
+from dpo_jax.data.sources.files import BadRow, Cell, Fields
 from dpo_jax.data.sources.hh import ASSISTANT
 
 Message = dict[str, Any]
@@ -21,6 +21,7 @@ Text = str | list[Message]
 KNOWN = {  # columns that mean something, and so are no misspelling of another
     *("prompt", "chosen", "rejected", "score_chosen", "score_rejected", "margin"),
     *("completion", "label", "responses", "ranking", "system", "tools"),
+    *("messages", "text"),
 }
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -34,6 +35,12 @@ def value_of(fields: Fields, name: str) -> Any:
     return fields[name]
 
 
+def _meant(fields: Fields, name: str) -> Any:
+    """Returns a column's value where no text is due: a cell of CSV is what it says."""
+    value = value_of(fields, name)
+    return value_of({name: value.meant()}, name) if isinstance(value, Cell) else value
+
+
 def texts(fields: Fields, *names: str) -> list[Text]:
     """Reads columns that must all be strings or all be chats."""
     named = {name: text(name, value_of(fields, name)) for name in names}
@@ -44,7 +51,7 @@ def texts(fields: Fields, *names: str) -> list[Text]:
 def text(name: str, value: Any) -> Text:
     """Checks a string or a list of messages."""
     if isinstance(value, str):
-        return _check_unicode(name, value)
+        return _check_unicode(name, str(value))
     if isinstance(value, list):
         return [_message(f"{name}[{i}]", message) for i, message in enumerate(value)]
     raise _wrong_type(name, value, "a string or a list of messages")
@@ -75,7 +82,7 @@ def permutation(fields: Fields, name: str, *, of: str, size: int) -> list[int]:
 
 def number(fields: Fields, name: str) -> float:
     """Reads a column that holds a number which float32 can hold."""
-    value = value_of(fields, name)
+    value = _meant(fields, name)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _wrong_type(name, value, "a number")
     if not abs(value) <= LARGEST:
@@ -99,7 +106,7 @@ def numbers(fields: Fields, name: str, *, of: str, size: int) -> list[float]:
 
 def label(fields: Fields, name: str) -> int:
     """Reads true or 1 as desirable (1), false or 0 as undesirable (−1)."""
-    value = value_of(fields, name)
+    value = _meant(fields, name)
     if not isinstance(value, int):
         raise _wrong_type(name, value, "true or false")
     if value not in (0, 1):
@@ -131,6 +138,12 @@ def check_role(name: str, chat: Text) -> None:
             f"column {name!r} starts with role {chat[0]['role']!r}, not "
             "'assistant'; whole chats are given without column 'prompt'",
         )
+
+
+def check_last(name: str, chat: Text) -> None:
+    """A chat that is to be learned from ends with what the assistant says."""
+    if isinstance(chat, list) and chat[-1]["role"] != "assistant":
+        raise BadRow("wrong role", f"column {name!r} does not end with 'assistant'")
 
 
 def system(fields: Fields) -> str:
@@ -171,7 +184,7 @@ def _without_nulls(value: Any) -> Any:
 
 
 def _list(fields: Fields, name: str, of: str) -> list[Any]:
-    value = value_of(fields, name)
+    value = _meant(fields, name)
     if not isinstance(value, list):
         raise _wrong_type(name, value, f"a list of {of}")
     return value

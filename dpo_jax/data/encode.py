@@ -4,26 +4,35 @@ BOS stands where the tokenizer or the chat template puts it; EOS ends every stri
 response once; a chat ends as its template ends. Knows no records and cuts nothing.
 """
 
-import datetime
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
-from dpo_jax.data.columns import Message
+from dpo_jax.data import turns
 from dpo_jax.data.kinds import RawRow
 from dpo_jax.data.sources.files import BadRow
-from dpo_jax.errors import DataError, ModelError
+from dpo_jax.data.templates import check_template, render, template_text
+from dpo_jax.errors import DataError, ModelError, UserError
 
 CHUNK = 4096  # texts handed to the tokenizer at once
-CLOCK = "strftime_now"  # what chat templates call for the date
-DIRECTIVES = "aAwdbBmyYHIMSpfzZjUWcxXGuVeFDTR"  # of strftime
 
 Ids = list[int]
-Tool = dict[str, Any]
-Encoded = tuple[Ids, tuple[Ids, ...]]  # of a prompt, of its responses
+
+
+class Encoded(NamedTuple):
+    """A row's ids.
+
+    Attributes:
+      prompt: what is not scored, at least the first token.
+      responses: each behind the prompt.
+      scored: which tokens of each response count; () = all.
+    """
+
+    prompt: Ids
+    responses: tuple[Ids, ...]
+    scored: tuple[list[bool], ...] = ()
 
 
 def encode(
@@ -66,19 +75,31 @@ def encode_all(
         check_eos(tokenizer, tokenizer.name_or_path)
     of_chats = iter(_encode_chats(chats, tokenizer, chat_template, now))
     of_strings = iter(JOINS[join](strings, tokenizer))
+    encoded = (
+        next(of_strings if isinstance(row.prompt, str) else of_chats) for row in rows
+    )
     return [
-        _check_tokens(next(of_strings if isinstance(row.prompt, str) else of_chats))
-        for row in rows
+        _check_tokens(_opened(each) if row.scored == "all" else each)
+        for row, each in zip(rows, encoded, strict=True)
     ]
+
+
+def _opened(encoded: Encoded | BadRow) -> Encoded | BadRow:
+    """Leaves the first token alone to the prompt: nothing predicts it."""
+    if isinstance(encoded, BadRow):
+        return encoded
+    (response,) = encoded.responses
+    whole = [*encoded.prompt, *response]
+    return Encoded(whole[:1], (whole[1:],))
 
 
 def _check_tokens(encoded: Encoded | BadRow) -> Encoded | BadRow:
     if isinstance(encoded, BadRow):
         return encoded
-    if not encoded[0]:
+    if not encoded.prompt:
         detail = "the prompt has no tokens, so nothing predicts the first of a response"
         return BadRow("no prompt tokens", detail)
-    if not all(encoded[1]):
+    if not all(encoded.responses):
         return BadRow("no response tokens", "a response has no tokens")
     return encoded
 
@@ -89,7 +110,7 @@ def _encode_separately(rows: Sequence[RawRow], tokenizer: Any) -> Iterator[Encod
     responses = iter(_ids(tokenizer, texts, special=False))
     for row, prompt in zip(rows, prompts, strict=True):
         endings = tuple(_ended(next(responses), tokenizer) for _ in row.responses)
-        yield _without_end(prompt, tokenizer), endings
+        yield Encoded(_without_end(prompt, tokenizer), endings)
 
 
 def _encode_jointly(rows: Sequence[RawRow], tokenizer: Any) -> Iterator[Encoded]:
@@ -98,7 +119,7 @@ def _encode_jointly(rows: Sequence[RawRow], tokenizer: Any) -> Iterator[Encoded]
     for row in rows:
         prompt = _without_end(next(ids), tokenizer)
         wholes = [_ended(next(ids), tokenizer) for _ in row.responses]
-        yield _split(prompt, wholes)
+        yield _split(prompt, *wholes)
 
 
 def _whole_texts(row: RawRow) -> list[Any]:
@@ -115,15 +136,11 @@ def _encode_chats(
         with_tools = all(row.tools for row in rows)
         check_template(tokenizer, rows[0].where, with_tools=with_tools)
     find = partial(template_text, tokenizer, chat_template, now)
-    rendered = [_render_all(row, tokenizer, find) for row in rows]
-    texts = [row for row in rendered if not isinstance(row, BadRow)]
+    rendered = [_tried(RENDERED[row.scored], row, tokenizer, find) for row in rows]
+    texts = [row for row in rendered if isinstance(row, list)]
     encoded = iter(encode_alike(texts, tokenizer))
     for row in rendered:
-        if isinstance(row, BadRow):
-            yield row
-        else:
-            prompt, *wholes = next(encoded)
-            yield _split(prompt, wholes)
+        yield _split(*next(encoded)) if isinstance(row, list) else row
 
 
 def encode_alike(groups: Sequence[list[str]], tokenizer: Any) -> list[list[Ids]]:
@@ -182,109 +199,90 @@ def _last_mark(text: str, marks: dict[str, int]) -> tuple[int, int, int] | None:
     return None if begins < 0 else (begins, begins + len(mark), marks[mark])
 
 
-def check_template(tokenizer: Any, where: str, *, with_tools: bool = False) -> None:
-    """Raises ModelError, if the tokenizer has no template of its own for a chat.
-
-    Args:
-      tokenizer: whose.
-      where: the chat stands.
-      with_tools: whether it comes with tools.
-    """
-    own = tokenizer.chat_template
-    if not own:
-        raise ModelError(
-            f"{where} is a chat, but the tokenizer has no chat template; set "
-            "data.chat_template=FILE"
-        )
-    named = own if isinstance(own, dict) else {"default": own}
-    if "default" not in named and not (with_tools and "tool_use" in named):
-        raise ModelError(
-            f"{where} is a chat, but the tokenizer has several chat templates "
-            f"({', '.join(sorted(named))}) and none named 'default'; set "
-            "data.chat_template to one of these names, or to a file"
-        )
-
-
-def template_text(
-    tokenizer: Any, template: str | None, now: str, tools: Sequence[Tool] = ()
-) -> str:
-    """Finds the text of a chat template, with a clock that stands still.
-
-    Args:
-      tokenizer: whose template counts where none is given.
-      template: a text, or None.
-      now: what the template takes for the present, ISO 8601; '' = the present.
-      tools: what the assistant can call; some tokenizers have a template for them.
-    """
-    text = tokenizer.get_chat_template(template, tools=list(tools) or None)
-    if not now or CLOCK not in text:
-        return text
-    at = datetime.datetime.fromisoformat(now)
-    marks = [f"%{dash}{letter}" for dash in ("-", "") for letter in DIRECTIVES]
-    values = json.dumps({mark: at.strftime(mark) for mark in (*marks, "%%")})
-    # transformers lets no function through, so the clock is a macro of the template
-    return (
-        f"{{%- macro {CLOCK}(format) -%}}{{%- set made = namespace(text=format) -%}}"
-        f"{{%- for mark, value in {values}.items() -%}}"
-        "{%- set made.text = made.text | replace(mark, value) -%}{%- endfor -%}"
-        f"{{{{- made.text -}}}}{{%- endmacro %}}\n{text}"
-    )
-
-
-def render(
+def _tried(
+    make: Callable[..., Encoded | list[str]],
+    row: RawRow,
     tokenizer: Any,
-    text: str,
-    chat: Sequence[Message],
-    *,
-    tools: Sequence[Tool] = (),
-    answer: bool = False,
-) -> str:
-    """Renders a chat as text; raises what a template may raise, which is anything.
-
-    Args:
-      tokenizer: knows the special tokens.
-      text: of the template.
-      chat: messages.
-      tools: what the assistant can call.
-      answer: whether the assistant is asked to speak next.
-    """
-    return tokenizer.apply_chat_template(
-        list(chat),
-        chat_template=text,
-        tokenize=False,
-        add_generation_prompt=answer,
-        tools=list(tools) or None,
-    )
-
-
-def _render_all(
-    row: RawRow, tokenizer: Any, find: Callable[..., str]
-) -> list[str] | BadRow:
-    """Renders the prompt, and the prompt with each response."""
+    find: Callable[..., str],
+) -> Encoded | list[str] | BadRow:
+    """Returns what a template makes of a row, or why it makes nothing of it."""
     import jinja2
 
     try:
-        show = partial(render, tokenizer, find(row.tools))
-        prompt, *wholes = _whole_texts(row)
-        shown = show(prompt, answer=True, tools=row.tools)
-        texts = [shown, *(show(whole, tools=row.tools) for whole in wholes)]
-        fault = _lost(row, shown, show) or _moved(row, texts, show)
+        template = find(row.tools)
+        return make(row, tokenizer, template, partial(render, tokenizer, template))
     except jinja2.TemplateSyntaxError as error:
         raise ModelError(f"the chat template cannot be read: {error}") from error
+    except UserError:
+        raise
+    except BadRow as bad:
+        return bad
     except Exception as error:  # whatever a template may raise
-        fault = f"refuses it: {error}"
-    if fault:
-        return BadRow("refused by template", f"the chat template {fault}")
+        return _refused(f"refuses it: {error}")
+
+
+def _refused(fault: str) -> BadRow:
+    return BadRow("refused by template", f"the chat template {fault}")
+
+
+def _render_answered(
+    row: RawRow, tokenizer: Any, template: str, show: turns.Show
+) -> list[str]:
+    """Renders the prompt, and the prompt with each response."""
+    del tokenizer, template
+    prompt, *wholes = _whole_texts(row)
+    shown = show(prompt, answer=True, tools=row.tools)
+    texts = [shown, *(show(whole, tools=row.tools) for whole in wholes)]
+    fault = _lost(row, shown, partial(show, prompt, answer=True))
+    if fault := fault or _moved(row, texts, show):
+        raise _refused(fault)
     return texts
 
 
-def _lost(row: RawRow, shown: str, show: Callable[..., str]) -> str:
+def _encode_turns(
+    row: RawRow, tokenizer: Any, template: str, show: turns.Show
+) -> Encoded:
+    """Encodes chats of which the assistant's turns behind the prompt count."""
+    _, *wholes = _whole_texts(row)
+    text = show(wholes[0], tools=row.tools)
+    if fault := _lost(row, text, partial(show, wholes[0])):
+        raise _refused(fault)
+    show = partial(show, tools=row.tools)
+    ids, masks = zip(
+        *(
+            turns.masked(
+                whole, len(row.prompt), tokenizer, template, show, tools=row.tools
+            )
+            for whole in wholes
+        ),
+        strict=True,
+    )
+    if not all(map(any, masks)):
+        raise _refused("marks nothing of an answer with {% generation %}")
+    at = min(_alike(*ids), *(mask.index(True) for mask in masks))
+    scored = tuple(mask[at:] for mask in masks)
+    return Encoded(ids[0][:at], tuple(own[at:] for own in ids), scored)
+
+
+def _render_whole(
+    row: RawRow, tokenizer: Any, template: str, show: turns.Show
+) -> list[str]:
+    """Renders a chat of which everything counts."""
+    del tokenizer, template
+    _, whole = _whole_texts(row)
+    text = show(whole, tools=row.tools)
+    if fault := _lost(row, text, partial(show, whole)):
+        raise _refused(fault)
+    return [text, text]
+
+
+def _lost(row: RawRow, shown: str, without_tools: Callable[[], str]) -> str:
     """Says what the template leaves out of a prompt; '' if nothing."""
     prompt: Any = row.prompt
     for message in prompt:
         if message["role"] == "system" and message["content"].strip() not in shown:
             return "leaves out the system message"
-    if row.tools and shown == show(prompt, answer=True):
+    if row.tools and shown == without_tools():
         return "leaves out the column 'tools'"
     return ""
 
@@ -310,14 +308,20 @@ def _moved(row: RawRow, texts: Sequence[str], show: Callable[..., str]) -> str:
     )
 
 
-def _split(prompt: Ids, wholes: Sequence[Ids]) -> Encoded:
+def _split(prompt: Ids, *wholes: Ids) -> Encoded:
     """Cuts whole sequences at what they and the prompt all begin with."""
+    end = _alike(prompt, *wholes)
+    return Encoded(prompt[:end], tuple(whole[end:] for whole in wholes))
+
+
+def _alike(*texts: Ids) -> int:
+    """Counts the ids that all begin with."""
     end = 0
-    for ids in zip(prompt, *wholes, strict=False):
+    for ids in zip(*texts, strict=False):
         if len(set(ids)) > 1:
             break
         end += 1
-    return prompt[:end], tuple(whole[end:] for whole in wholes)
+    return end
 
 
 def _ended(ids: Ids, tokenizer: Any) -> Ids:
@@ -359,6 +363,11 @@ def check_eos(tokenizer: Any, path: str) -> None:
         )
 
 
+RENDERED = {  # which tokens count -> what a template makes of such a chat
+    "completion": _render_answered,
+    "assistant": _encode_turns,
+    "all": _render_whole,
+}
 JOINS: dict[str, Callable[[Sequence[RawRow], Any], Iterator[Encoded]]] = {
     "separate": _encode_separately,
     "joint": _encode_jointly,

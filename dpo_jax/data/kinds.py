@@ -27,6 +27,8 @@ class RawRow(NamedTuple):
       labels: of each response, 1 = desirable, −1 = undesirable; () = not judged so.
       ratings: the data's own score of each response; () = none.
       ranked: the responses are a ranking.
+      scored: which tokens count: `completion` = all behind the prompt, `assistant` = of
+        a chat, the assistant's behind the prompt; `all` = those of the prompt as well.
       tools: what a chat's template is told that the assistant can call.
       where: `file:line` or `source[index]`.
       index: position of the row in its source, bad rows counted too.
@@ -37,13 +39,19 @@ class RawRow(NamedTuple):
     labels: tuple[int, ...] = ()
     ratings: tuple[float, ...] = ()
     ranked: bool = False
+    scored: str = "completion"
     tools: tuple[dict[str, Any], ...] = ()
     where: str = ""
     index: int = 0
 
 
-def pair(fields: Fields) -> RawRow:
-    """Takes a prompt, a chosen and a rejected response out of a row."""
+def pair(fields: Fields, scored: str = "") -> RawRow:
+    """Takes a prompt, a chosen and a rejected response out of a row.
+
+    Args:
+      fields: the columns.
+      scored: which tokens count, as in `RawRow`; '' = what is usual for such a row.
+    """
     if "prompt" not in fields and isinstance(fields.get("chosen"), list):
         prompt, chosen, rejected = _shared_beginning(fields)
     else:
@@ -55,33 +63,77 @@ def pair(fields: Fields) -> RawRow:
     columns.check_not_empty("rejected", rejected)
     if chosen == rejected:
         raise BadRow("identical", "columns 'chosen' and 'rejected' are identical")
-    return RawRow(prompt, (chosen, rejected), ratings=_ratings(fields))
+    return RawRow(
+        prompt,
+        (chosen, rejected),
+        ratings=_ratings(fields),
+        scored=scored or "completion",
+    )
 
 
-def completion(fields: Fields) -> RawRow:
-    """Takes a prompt and one response; an empty prompt string is plain text."""
+def completion(fields: Fields, scored: str = "") -> RawRow:
+    """Takes a prompt and one response, a chat, or a text.
+
+    An empty prompt string is plain text. Arguments are those of `pair`.
+    """
     if _is_pair(fields, "completion"):
-        both = pair(fields)
-        return RawRow(both.prompt, both.responses[:1], ratings=both.ratings[:1])
+        both = pair(fields, scored)
+        return both._replace(responses=both.responses[:1], ratings=both.ratings[:1])
+    if alone := _alone(fields):
+        return ALONE[alone](fields, scored)
     prompt, response = _prompt_and_completion(fields)
     if not isinstance(prompt, str):
         columns.check_not_empty("prompt", prompt)
-    return RawRow(prompt, (response,))
+    return RawRow(prompt, (response,), scored=scored or "completion")
 
 
-def single(fields: Fields) -> RawRow:
+def _messages(fields: Fields, scored: str) -> RawRow:
+    """Takes a chat; without a word on it, the assistant's turns count."""
+    chat = columns.text("messages", columns.value_of(fields, "messages"))
+    if isinstance(chat, str):
+        raise BadRow(
+            "wrong type", "column 'messages' is str; a list of messages is due"
+        )
+    columns.check_not_empty("messages", chat)
+    roles = [message["role"] for message in chat]
+    if scored == "all":
+        first = int(roles[0] == "system")
+        return RawRow(chat[:first], (chat[first:],), scored=scored)
+    if "assistant" not in roles:
+        raise BadRow("no answer", "column 'messages' has no turn of the assistant")
+    first = roles.index("assistant")
+    if scored == "completion":
+        first = len(roles) - 1
+        columns.check_last("messages", chat)
+    return RawRow(chat[:first], (chat[first:],), scored="assistant")
+
+
+def _text(fields: Fields, scored: str) -> RawRow:
+    """Takes a text of which everything counts."""
+    text = columns.text("text", columns.value_of(fields, "text"))
+    if not isinstance(text, str):
+        raise BadRow("wrong type", "column 'text' is a list; a string is due")
+    columns.check_not_empty("text", text)
+    if scored not in ("", "all"):
+        detail = "column 'text' has neither turns nor a completion, but data.scored is"
+        raise BadRow("no answer", f"{detail} {scored!r}; set it to 'all'")
+    return RawRow("", (text,), scored="all")
+
+
+def single(fields: Fields, scored: str = "") -> RawRow:
     """Takes a response that was judged by itself, or both of a pair so."""
     if _is_pair(fields, "completion"):
-        return pair(fields)._replace(labels=(1, -1))
+        return pair(fields, scored)._replace(labels=(1, -1))
     prompt, response = _prompt_and_completion(fields)
     columns.check_not_empty("prompt", prompt)
-    return RawRow(prompt, (response,), labels=(columns.label(fields, "label"),))
+    label = columns.label(fields, "label")
+    return RawRow(prompt, (response,), labels=(label,), scored=scored or "completion")
 
 
-def ranking(fields: Fields) -> RawRow:
+def ranking(fields: Fields, scored: str = "") -> RawRow:
     """Takes responses in their order, best first; a pair is a ranking of two."""
     if _is_pair(fields, "responses"):
-        return pair(fields)._replace(ranked=True)
+        return pair(fields, scored)._replace(ranked=True)
     found = columns.text_list(fields, "responses")
     (prompt,) = columns.texts(fields, "prompt")
     columns.check_same_type({"prompt": prompt, **found})
@@ -103,11 +155,18 @@ def ranking(fields: Fields) -> RawRow:
         tuple(responses[i] for i in order),
         ratings=tuple(scores[i] for i in order if scores),
         ranked=True,
+        scored=scored or "completion",
     )
 
 
-def prompt(fields: Fields) -> RawRow:
-    """Takes the prompt out of a row, whatever stands beside it."""
+def prompt(fields: Fields, scored: str = "") -> RawRow:
+    """Takes the prompt out of a row, whatever stands beside it.
+
+    Args:
+      fields: the columns.
+      scored: not read: what will be scored is drawn by the policy.
+    """
+    del scored
     if "prompt" not in fields and "chosen" in fields:
         return pair(fields)._replace(responses=())
     (prompt,) = columns.texts(fields, "prompt")
@@ -127,10 +186,10 @@ def told(row: RawRow, fields: Fields) -> RawRow:
         raise BadRow(f"{name} beside a string", detail)
     prompt = row.prompt
     if system.strip():
-        message = {"role": "system", "content": system}
-        if prompt[0]["role"] != "system":
+        message, own = {"role": "system", "content": system}, prompt[:1]
+        if not own or own[0]["role"] != "system":
             prompt = [message, *prompt]
-        elif prompt[0]["content"] != system:
+        elif own[0]["content"] != system:
             detail = "column 'system' and the prompt's own system message differ"
             raise BadRow("two system prompts", detail)
     return row._replace(prompt=prompt, tools=tuple(tools))
@@ -154,6 +213,8 @@ def names_read(kind: str, fields: Fields, *, rated: bool) -> set[str]:
       rated: whether ratings are read.
     """
     own = OWN[kind]
+    if kind == "completions" and (alone := _alone(fields)):
+        return {*TOLD[1:], alone}
     if own and not _is_pair(fields, own[0]):
         return {*TOLD, *own}
     ratings = RATINGS[:2] if any(name in fields for name in SCORES) else RATINGS[2:]
@@ -162,6 +223,15 @@ def names_read(kind: str, fields: Fields, *, rated: bool) -> set[str]:
 
 def _is_pair(fields: Fields, own: str) -> bool:
     return own not in fields and "chosen" in fields
+
+
+def _alone(fields: Fields) -> str:
+    """Names the column that is a whole row of completions; '' where there is none."""
+    if "completion" in fields or "chosen" in fields:
+        return ""
+    if "messages" in fields:
+        return "messages"
+    return "text" if "text" in fields and "prompt" not in fields else ""
 
 
 def _prompt_and_completion(fields: Fields) -> tuple[Text, Text]:
@@ -185,8 +255,7 @@ def _shared_beginning(fields: Fields) -> tuple[Text, Text, Text]:
     for name, chat in (("chosen", chosen), ("rejected", rejected)):
         if not chat:
             raise BadRow("empty", f"column {name!r} is empty")
-        if chat[-1]["role"] != "assistant":  # pyright: ignore
-            raise BadRow("wrong role", f"column {name!r} does not end with 'assistant'")
+        columns.check_last(name, chat)
         prompts.append(chat[:-1])
         responses.append(chat[-1:])
     if prompts[0] != prompts[1]:
@@ -203,7 +272,11 @@ OWN = {  # the columns of rows that are no pairs; the first of them tells such a
     "rankings": ("responses", "ranking"),
     "prompts": ("prompt",),
 }
-KINDS: dict[str, Callable[[Fields], RawRow]] = {
+ALONE: dict[str, Callable[[Fields, str], RawRow]] = {
+    "messages": _messages,
+    "text": _text,
+}
+KINDS: dict[str, Callable[[Fields, str], RawRow]] = {
     "pairs": pair,
     "completions": completion,
     "singles": single,

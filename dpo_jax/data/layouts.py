@@ -11,7 +11,7 @@ import numpy as np
 
 from dpo_jax.data import planning
 from dpo_jax.data.planning import Plan, Table
-from dpo_jax.data.tokens import Records
+from dpo_jax.data.tokens import SCORED, Records
 from dpo_jax.types import Batch, Record
 
 
@@ -64,9 +64,16 @@ def measure(records: Sequence[Record]) -> Table:
         prompts=[len(record.prompt) for record in records],
         counts=[len(record.responses) for record in records],
         responses=[len(each) for record in records for each in record.responses],
+        scored=[int(mask.sum()) for record in records for mask in scored_of(record)],
         comparisons=[len(record.comparisons) for record in records],
         groups=[len(record.responses) * record.ranked for record in records],
     )
+
+
+def scored_of(record: Record) -> tuple[np.ndarray, ...]:
+    """Says which tokens of each response are scored, bool each; all, if it does not."""
+    every = (np.ones(len(response), bool) for response in record.responses)
+    return record.token.get(SCORED) or tuple(every)
 
 
 def rows_of(plan: Plan, microbatch: int = 0, start: int = 0) -> Rows:
@@ -167,10 +174,11 @@ def _write_response(
     batch.positions[row, at:end] = len(record.prompt) + np.arange(length)
     batch.docs[row, at:end] = doc
     batch.branches[row, at:end] = which + 1
-    entries = slice(cursor.entry, cursor.entry + length)
-    batch.parents[row, entries] = np.arange(at - 1, end - 1)
-    batch.parents[row, cursor.entry] = prompt_end - 1
-    batch.targets[row, entries] = response
+    parents, scored = np.arange(at - 1, end - 1), scored_of(record)[which]
+    parents[0] = prompt_end - 1
+    entries = slice(cursor.entry, cursor.entry + int(scored.sum()))
+    batch.parents[row, entries] = parents[scored]
+    batch.targets[row, entries] = response[scored]
     batch.slots[row, entries] = cursor.slot
     batch.ends[row, cursor.slot] = end - 1
     batch.ids[row, cursor.slot] = record.index
@@ -178,7 +186,7 @@ def _write_response(
         column[row, entries] = record.token[name][which]
     for name, column in batch.response.items():
         column[row, cursor.slot] = record.response[name][which]
-    return Cursor(end, cursor.entry + length, cursor.slot + 1)
+    return Cursor(end, entries.stop, cursor.slot + 1)
 
 
 def _flat_slots(rows: Rows, slots: int) -> dict[tuple[int, int], int]:

@@ -19,6 +19,7 @@ import numpy as np
 from dpo_jax.data import layouts, permutations, planning
 from dpo_jax.data.layouts import Shape
 from dpo_jax.data.planning import Documents, Plan, Table
+from dpo_jax.data.tokens import SCORED
 from dpo_jax.types import Batch, Record
 
 Join = Callable[[Sequence[Record]], Sequence[Record]]
@@ -221,7 +222,7 @@ class Loader:
         alike = records[0]  # they have the same columns
         self._largest = shape._replace(
             scored=round_up(shape.scored, SCORED_MULTIPLE),
-            token=tuple(alike.token),
+            token=tuple(name for name in alike.token if name != SCORED),
             response=tuple(alike.response),
         )
         # where each step begins, among all steps' records and among their documents
@@ -307,7 +308,7 @@ class Loader:
 
         Args:
           name: of the column.
-          values: record -> f32[tokens] of each response.
+          values: record -> f32[scored tokens] of each response.
         """
         more = copy.copy(self)
         more._columns = {**self._columns, name: values}
@@ -335,7 +336,7 @@ class Loader:
                 for document in documents:
                     record = records[document.record]
                     for which in document.responses:
-                        end = entry + len(record.responses[which])
+                        end = entry + int(layouts.scored_of(record)[which].sum())
                         yield record, which, (hand, row, slice(entry, end))
                         entry = end
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dpo_jax.data.layouts import scored_of
+from dpo_jax.data.tokens import SCORED
 from dpo_jax.types import Record
 
 
@@ -52,7 +54,9 @@ def _lenders(records: Sequence[Record]) -> list[int | None]:
 def _lend(record: Record, lender: Record, max_tokens: int) -> Record:
     room = max_tokens - len(record.prompt)
     assert room > 0 and "labels" in record.response, record.index
+    scored = (*scored_of(record), scored_of(lender)[0][:room])
     return record._replace(
         responses=(*record.responses, lender.responses[0][:room]),
+        token={SCORED: scored} if SCORED in record.token else {},
         response={name: (*each, 0.0) for name, each in record.response.items()},
     )

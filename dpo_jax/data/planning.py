@@ -19,12 +19,14 @@ class Table(NamedTuple):
     Attributes:
       prompts: i32[N].
       responses: i32[N, K] with K of the record that has most; 0 = it has no such.
+      scored: i32[N, K] how many tokens of each response are scored.
       comparisons: i32[N] how many each has.
       groups: i32[N] its responses, if they are a ranking; else 0.
     """
 
     prompts: np.ndarray
     responses: np.ndarray
+    scored: np.ndarray
     comparisons: np.ndarray
     groups: np.ndarray
 
@@ -37,7 +39,7 @@ class Documents(NamedTuple):
       firsts: i32[D] the first of the record's responses that grows here.
       slots: i32[D] how many grow here; they are neighbours.
       tokens: i32[D] of prompt and responses.
-      scored: i32[D] tokens of the responses.
+      scored: i32[D] tokens of the responses that are scored.
       comparisons: i32[D] of the record, if its first response is here; else 0.
       rankings: i32[D] likewise.
     """
@@ -70,6 +72,7 @@ def tabulate(
     prompts: Numbers,
     counts: Numbers,
     responses: Numbers,
+    scored: Numbers,
     comparisons: Numbers,
     groups: Numbers,
 ) -> Table:
@@ -79,15 +82,20 @@ def tabulate(
       prompts: N numbers of tokens.
       counts: N numbers of responses.
       responses: tokens of all responses, record after record.
+      scored: of these, the scored ones.
       comparisons: as in `Table`.
       groups: likewise.
     """
     many = np.asarray(counts, np.int32)
     held = np.arange(many.max(initial=0)) < many[:, None]
-    tokens = np.zeros(held.shape, np.int32)
-    tokens[held] = responses
+
+    def in_rows(values: Numbers) -> np.ndarray:
+        found = np.zeros(held.shape, np.int32)
+        found[held] = values
+        return found
+
     columns = (np.asarray(each, np.int32) for each in (prompts, comparisons, groups))
-    return Table(next(columns), tokens, *columns)
+    return Table(next(columns), in_rows(responses), in_rows(scored), *columns)
 
 
 def take(table: Table, order: np.ndarray | slice) -> Table:
@@ -99,16 +107,19 @@ def documents_of(
     table: Table, records: np.ndarray, firsts: np.ndarray, slots: np.ndarray
 ) -> Documents:
     """Measures documents; the arguments are fields of theirs."""
-    ends = np.cumsum(table.responses, axis=1, dtype=np.int32)
-    ends = np.pad(ends, ((0, 0), (1, 0)))  # [N, K + 1]
-    scored = ends[records, firsts + slots] - ends[records, firsts]
+
+    def grown(lengths: np.ndarray) -> np.ndarray:
+        ends = np.cumsum(lengths, axis=1, dtype=np.int32)
+        ends = np.pad(ends, ((0, 0), (1, 0)))  # [N, K + 1]
+        return ends[records, firsts + slots] - ends[records, firsts]
+
     here = (firsts == 0) & (slots > 0)
     return Documents(
         records=records,
         firsts=firsts,
         slots=slots,
-        tokens=table.prompts[records] + scored,
-        scored=scored,
+        tokens=table.prompts[records] + grown(table.responses),
+        scored=grown(table.scored),
         comparisons=np.where(here, table.comparisons[records], 0),
         rankings=(here & (table.groups[records] > 0)).astype(np.int32),
     )
@@ -213,7 +224,7 @@ def visible_pairs(table: Table, documents: Documents, window: int) -> int:
       documents: some of theirs.
       window: tokens that a query sees, itself included; 0 = all.
     """
-    prompts = (documents.tokens - documents.scored).astype(np.int64)
+    prompts = table.prompts[documents.records].astype(np.int64)
     places, firsts = np.arange(table.responses.shape[1]), documents.firsts[:, None]
     here = (places >= firsts) & (places < firsts + documents.slots[:, None])
     texts = prompts[:, None] + table.responses[documents.records]  # [D, K]

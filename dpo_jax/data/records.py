@@ -36,9 +36,15 @@ class RowCounts(NamedTuple):
 class Faults:
     """The bad rows of a reading: how many for which reason, and the first of them."""
 
-    def __init__(self) -> None:
-        """Starts without any."""
+    def __init__(self, drops: tuple[str, ...] = ()) -> None:
+        """Starts without any.
+
+        Args:
+          drops: how the reasons begin for which a row is always dropped, no error.
+        """
+        self._drops = drops
         self._counted: Counter[str] = Counter()
+        self.errors = 0
         self._first: list[str] = []
 
     def __len__(self) -> int:
@@ -47,6 +53,8 @@ class Faults:
     def add(self, where: str, fault: BadRow) -> None:
         """Counts the next bad row, at `file:line` or `source[index]`."""
         self._counted[fault.reason] += 1
+        if not fault.reason.startswith(self._drops or ("\0",)):
+            self.errors += 1
         if len(self._first) < SHOWN_ROWS:
             self._first.append(f"{where}: {fault.detail}"[:SHOWN_CHARACTERS])
 
@@ -63,7 +71,7 @@ class Faults:
         dropped, bad = dict(sorted(self._counted.items())), len(self)
         if read == 0:
             raise DataError("the data source has no rows")
-        if not bad or (on_bad_row == "drop" and bad < read):
+        if bad < read and (on_bad_row == "drop" or not self.errors):
             return dropped
         shown, more = self._first, bad - len(self._first)
         shown = [*shown, f"and {more} more"] if more else shown
@@ -106,6 +114,8 @@ class Reading:
         on_bad_row: str,
         reads_ratings: bool = True,
         rated: str = "",
+        drops: tuple[str, ...] = (),
+        scored: str = "",
     ):
         """Reads nothing yet.
 
@@ -113,7 +123,8 @@ class Reading:
           rows: (where, columns) as the sources yield them.
           kind: `pairs` keeps (chosen, rejected), with `score_chosen` and
             `score_rejected` or a `margin` where the rows have them: all rows or none;
-            `completions` keeps (completion,); `singles` a completion with its `label`,
+            `completions` keeps (completion,), or the one column `messages` or `text`;
+            `singles` a completion with its `label`,
             true or false; `rankings` keeps `responses` in the order of `ranking`, which
             lists their places from 0, best first. Rows of pairs pass as every kind, if
             they pass as pairs, so that all objectives see the same rows: the chosen
@@ -123,10 +134,15 @@ class Reading:
           on_bad_row: `error` or `drop`.
           reads_ratings: whether a loss does; if none does, rows may lack them.
           rated: a row with ratings, where one is known; see `RatedLater`.
+          drops: see `Faults`.
+          scored: which tokens count: `completion`, `assistant`, `all`, as in
+            `kinds.RawRow`; '' = what is usual for a row.
         """
         self._rows, self._on_bad_row, self._rated = rows, on_bad_row, rated
         self._take, self._split = KINDS[kind], FORMATS[format]
         self._kind, self._reads_ratings = kind, reads_ratings
+        self._drops = drops
+        self._scored = scored
         self._unrated = False
         self._columns: dict[tuple[str, ...], set[str]] = {}
         self.counts = RowCounts(0, 0, {})
@@ -138,14 +154,14 @@ class Reading:
           DataError: behind the last row, on bad rows under `error`; if none is good.
           RatedLater: where rows without ratings were handed on.
         """
-        faults, read = Faults(), 0
+        faults, read = Faults(self._drops), 0
         for read, (where, fields) in enumerate(self._rows, start=1):
             try:
                 row = self._checked(where, fields)
             except BadRow as bad:
                 faults.add(where, bad)
             else:
-                if not faults or self._on_bad_row == "drop":
+                if not faults.errors or self._on_bad_row == "drop":
                     yield row._replace(where=where, index=read - 1)
         dropped = faults.settle(read=read, on_bad_row=self._on_bad_row)
         self.counts = RowCounts(read, read - len(faults), dropped)
@@ -162,7 +178,8 @@ class Reading:
             read = kinds.names_read(self._kind, fields, rated=self._reads_ratings)
             self._columns[names] = set(fields) - read
         fields = self._split(fields)
-        row = self._take(fields if self._reads_ratings else kinds.readable(fields))
+        taken = fields if self._reads_ratings else kinds.readable(fields)
+        row = self._take(taken, self._scored)
         row = kinds.told(row, fields)
         if not self._reads_ratings:
             return row

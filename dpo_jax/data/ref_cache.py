@@ -9,7 +9,8 @@ A folder holds what one reference says, under a name made of its identity:
 
 A shard holds `keys` u8[N, 32], `lengths` i32[N], `logps` f32[sum of lengths], nats, and
 `checks` u8[N, 8], the start of a SHA-256 of each entry's key and log-probs. Keys are
-SHA-256s of the ids of prompt and response, so an entry says which tokens it is for,
+SHA-256s of the ids of prompt and response (and of which tokens count, where not all
+do; an entry is of those that count), so an entry says which tokens it is for,
 whatever row, step or run they lie in. An entry of another length than its response, one
 that is not finite, or one that is not what it was written as is not believed. Shards
 appear whole and never change: several runs may fill a folder at once, and a pass that
@@ -29,9 +30,10 @@ from safetensors import SafetensorError
 from safetensors import numpy as tensors
 
 from dpo_jax import files
+from dpo_jax.data.layouts import scored_of
 from dpo_jax.types import Record
 
-Entries = dict[bytes, np.ndarray]  # key -> f32[tokens of the response], nats
+Entries = dict[bytes, np.ndarray]  # key -> f32[scored tokens], nats
 Identity = Mapping[str, Any]
 
 FORMAT = 2
@@ -39,21 +41,33 @@ SHARD_TOKENS = 1 << 20  # 4 MiB of log-probs
 KEY, SHARD = "KEY.json", ".safetensors"
 
 
-def key_of(prompt: np.ndarray, response: np.ndarray) -> bytes:
-    """Returns the SHA-256 of a prompt's and a response's ids."""
+def key_of(
+    prompt: np.ndarray, response: np.ndarray, scored: np.ndarray | None = None
+) -> bytes:
+    """Returns the SHA-256 of a prompt's and a response's ids, and of which count.
+
+    Args:
+      prompt: i32[P] ids.
+      response: likewise.
+      scored: bool of each token of the response; None = all count, and the key is that
+        of the ids.
+    """
     digest = hashlib.sha256(np.array([len(prompt), len(response)], np.int64).tobytes())
     for ids in (prompt, response):
         digest.update(np.ascontiguousarray(ids, np.int32).tobytes())
+    if scored is not None and not scored.all():
+        digest.update(np.packbits(scored).tobytes())
     return digest.digest()
 
 
 def keys_of(record: Record) -> list[bytes]:
     """Returns the key of each response of a record."""
-    return [key_of(record.prompt, response) for response in record.responses]
+    both = zip(record.responses, scored_of(record), strict=True)
+    return [key_of(record.prompt, response, scored) for response, scored in both]
 
 
 def logps_of(record: Record, *, entries: Entries) -> tuple[np.ndarray, ...]:
-    """Returns what the reference says of a record's responses, nats of each token.
+    """Returns what the reference says of a record's scored tokens, nats each.
 
     Raises:
       KeyError: if an entry is missing.
@@ -135,7 +149,7 @@ class Store:
 
         Args:
           folder: from `newest_folder`; it need not exist.
-          wanted: keys to keep in memory, and how many tokens each entry has.
+          wanted: keys to keep in memory, and how many scored tokens each entry has.
         """
         self.folder, self.entries = folder, Entries()
         self._wanted, self._seen = wanted, set()

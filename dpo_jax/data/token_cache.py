@@ -155,6 +155,7 @@ def _packed(prepared: Prepared) -> bytes:
         "firsts": records.firsts,
         "indices": records.indices,
         **{f"response/{name}": each for name, each in records.response.items()},
+        **{f"token/{name}": each for name, each in records.token.items()},
     }
     about = {
         "report": json.dumps(prepared.report),
@@ -168,12 +169,13 @@ def _unpacked(data: bytes) -> Prepared:
     size = int.from_bytes(data[:8], "little")
     about = json.loads(data[8 : 8 + size])["__metadata__"]
     arrays = tensors.load(data)
-    prefix = "response/"
-    response = {
-        name.removeprefix(prefix): arrays.pop(name)
-        for name in sorted(arrays)
-        if name.startswith(prefix)
-    }
+    response, token = (_columns(arrays, of) for of in ("response/", "token/"))
     ranked = json.loads(about["ranked"])
-    records = Records(**arrays, response=response, ranked=ranked)
+    records = Records(**arrays, response=response, ranked=ranked, token=token)
     return Prepared(records, json.loads(about["report"]), about["fingerprint"])
+
+
+def _columns(arrays: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Takes the arrays out whose names begin with a prefix."""
+    names = sorted(name for name in arrays if name.startswith(prefix))
+    return {name.removeprefix(prefix): arrays.pop(name) for name in names}

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
-from dpo_jax.data.encode import CLOCK, Encoded, Ids, check_eos, encode_all
+from dpo_jax.data.encode import Encoded, Ids, check_eos, encode_all
 from dpo_jax.data.kinds import RawRow
 from dpo_jax.data.records import Faults
 from dpo_jax.data.sources.files import BadRow
+from dpo_jax.data.templates import CLOCK
 from dpo_jax.data.tokens import Gathered, Records
 from dpo_jax.errors import DataError, ModelError
 
@@ -41,12 +42,17 @@ class TokenCounts(NamedTuple):
     prompt_tokens_cut: int
     response_tokens_cut: int
     double_bos: int = 0  # rows whose prompt starts with BOS twice
+    other_turns_scored: int = 0  # rows with turns of others behind their prompt
 
     def render(self) -> str:
         """Returns `cut 2 of 9 rows (30 prompt, 5 response tokens)`."""
         tokens = f"{self.prompt_tokens_cut} prompt, {self.response_tokens_cut} response"
-        twice = f"; BOS twice before {self.double_bos} prompts" * bool(self.double_bos)
-        return f"cut {self.cut_rows} of {self.kept} rows ({tokens} tokens){twice}"
+        said = f"cut {self.cut_rows} of {self.kept} rows ({tokens} tokens)"
+        if self.double_bos:
+            said += f"; BOS twice before {self.double_bos} prompts"
+        if self.other_turns_scored:
+            said += f"; turns of others scored in {self.other_turns_scored} rows"
+        return said
 
 
 def load_tokenizer(path: str, revision: str = "") -> Any:
@@ -167,6 +173,7 @@ def tokenize(
     on_bad_row: str,
     truncate_response: str = "rest",
     now: str = "",
+    drops: tuple[str, ...] = (),
 ) -> tuple[Records, TokenCounts]:
     """Encodes and cuts all rows.
 
@@ -182,6 +189,7 @@ def tokenize(
       on_bad_row: `error` or `drop`.
       truncate_response: `rest` or `fixed`; see `room` of `truncate`.
       now: what a chat template takes for the present, ISO 8601; '' = the present.
+      drops: see `records.Faults`.
 
     Returns:
       Records in order, with the rows' `index`, and the counts.
@@ -197,22 +205,29 @@ def tokenize(
         side=truncate_prompt,
         room=truncate_response,
     )
-    gathered, faults, rows, cuts = Gathered(), Faults(), iter(rows), []
-    bos, twice = tokenizer.bos_token_id, list[str]()
+    gathered, faults, rows, cuts = Gathered(), Faults(drops), iter(rows), []
+    bos, twice, others = tokenizer.bos_token_id, list[str](), list[str]()
     while chunk := list(islice(rows, CHUNK)):
         rows_ids = encode_all(
             chunk, tokenizer, join=join, chat_template=chat_template, now=now
         )
         for row, encoded in zip(chunk, rows_ids, strict=True):
             try:
-                prompt, responses, cut = _cut(encoded, shorten)
+                (prompt, responses, scored), cut = _cut(encoded, shorten)
             except BadRow as bad:
                 faults.add(row.where, bad)
                 continue
+            others += [row.where] * _scores_others(row)
             twice += [row.where] * (bos is not None and prompt[:2] == [bos, bos])
             unrated = (math.nan,) * len(responses)  # where no loss reads ratings
             judged = {"labels": row.labels, "ratings": row.ratings or unrated}
-            gathered.add(row.index, (prompt, *responses), judged, ranked=row.ranked)
+            gathered.add(
+                row.index,
+                (prompt, *responses),
+                judged,
+                ranked=row.ranked,
+                scored=scored,
+            )
             cuts += [cut] if any(cut) else []
     kept = len(gathered)
     dropped = faults.settle(read=kept + len(faults), on_bad_row=on_bad_row)
@@ -224,23 +239,41 @@ def tokenize(
             len(twice),
             twice[0],
         )
-    counts = TokenCounts(kept, dropped, len(cuts), *lost, len(twice))
+    if others:
+        logging.warning(
+            "turns of others stand behind the prompts of %d rows, first of %s, and are "
+            "scored with the assistant's, as TRL does; data.scored='assistant' leaves "
+            "them out",
+            len(others),
+            others[0],
+        )
+    counts = TokenCounts(kept, dropped, len(cuts), *lost, len(twice), len(others))
     return gathered.records(), counts
 
 
 def _cut(
     encoded: Encoded | BadRow, shorten: Callable[..., tuple[Ids, tuple[Ids, ...], Cut]]
-) -> tuple[Ids, tuple[Ids, ...], Cut]:
+) -> tuple[Encoded, Cut]:
     if isinstance(encoded, BadRow):
         raise encoded
-    prompt, responses, cut = shorten(*encoded)
-    if not prompt or not all(responses):
+    prompt, responses, cut = shorten(encoded.prompt, encoded.responses)
+    both = zip(encoded.scored, responses, strict=False)
+    scored = tuple(mask[: len(response)] for mask, response in both)
+    if not prompt or not all(responses) or not all(map(any, scored)):
         detail = "data.max_tokens and data.max_prompt_tokens leave nothing of a part"
         raise BadRow("cut to nothing", detail)
     if len(set(map(tuple, responses))) < len(responses):
         when = "after cutting (data.max_tokens)" if cut.responses else "once tokenized"
         raise BadRow(f"identical {when}", f"two responses are identical {when}")
-    return prompt, responses, cut
+    return Encoded(prompt, responses, scored), cut
+
+
+def _scores_others(row: RawRow) -> bool:
+    """Says whether turns that are not the assistant's count beside its own."""
+    if isinstance(row.prompt, str) or row.scored != "completion":
+        return False
+    chats: Any = row.responses
+    return any(m["role"] != "assistant" for chat in chats for m in chat)
 
 
 def _refuse_remote_code(folder: Path) -> None:

@@ -7,7 +7,7 @@ neither text nor tokenizers, and no jax.
 import dataclasses
 import hashlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from dpo_jax.data.planning import Table, tabulate
 from dpo_jax.types import Record
 
+SCORED = "scored"  # the column of tokens that says which of them count
 PLAIN = [((), (), (), False), ((), (), ((0, 1),), False)]  # judged by order alone
 
 
@@ -31,6 +32,7 @@ class Records(Sequence[Record]):
         next record's are its responses. The last is P.
       indices: i64[N] `Record.index`.
       response: name -> f64[P − N] what is known of each response.
+      token: name -> of each of the ids, those of prompts included; see `Record`.
       ranked: whether the responses of a record are a ranking.
     """
 
@@ -41,6 +43,7 @@ class Records(Sequence[Record]):
     indices: np.ndarray
     response: dict[str, np.ndarray]
     ranked: bool = False
+    token: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -51,8 +54,9 @@ class Records(Sequence[Record]):
             return [self[n] for n in range(len(self))[at]]
         at = range(len(self))[at]
         first, end = int(self.firsts[at]), int(self.firsts[at + 1])
-        spans = zip(self.starts[first:end], self.lengths[first:end], strict=True)
-        prompt, *responses = (self.ids[start : start + size] for start, size in spans)
+        starts, lengths = self.starts[first:end], self.lengths[first:end]
+        spans = [slice(*both) for both in zip(starts, starts + lengths, strict=True)]
+        prompt, *responses = (self.ids[span] for span in spans)
         known = slice(first - at, end - at - 1)
         return Record(
             int(self.indices[at]),
@@ -60,16 +64,23 @@ class Records(Sequence[Record]):
             tuple(responses),
             comparisons=tuple(combinations(range(len(responses)), 2)),
             ranked=self.ranked,
+            token={n: tuple(c[s] for s in spans[1:]) for n, c in self.token.items()},
             response={n: tuple(c[known].tolist()) for n, c in self.response.items()},
         )
 
     def table(self) -> Table:
         """Returns the lengths, for planning."""
         counts = np.diff(self.firsts).astype(np.int32) - 1
+        responses = scored = np.delete(self.lengths, self.firsts[:-1])
+        if SCORED in self.token:
+            before = np.append(0, np.cumsum(self.token[SCORED]))
+            within = before[self.starts + self.lengths] - before[self.starts]
+            scored = np.delete(within, self.firsts[:-1])
         return tabulate(
             prompts=self.lengths[self.firsts[:-1]],
             counts=counts,
-            responses=np.delete(self.lengths, self.firsts[:-1]),
+            responses=responses,
+            scored=scored,
             comparisons=counts * (counts - 1) // 2,
             groups=counts * self.ranked,
         )
@@ -94,6 +105,7 @@ class Gathered:
 
     def __init__(self) -> None:
         self._ids, self._lengths = array("i"), array("i")
+        self._scored = bytearray()  # of each id; not grown where all count
         self._firsts, self._indices = array("q", [0]), array("q")
         self._columns: dict[str, array[float]] = {}
         self._ranked = False
@@ -108,6 +120,7 @@ class Gathered:
         judged: dict[str, Sequence[float]],
         *,
         ranked: bool,
+        scored: Sequence[Sequence[bool]] = (),
     ) -> None:
         """Adds a record.
 
@@ -116,10 +129,17 @@ class Gathered:
           parts: ids of the prompt, then of each response.
           judged: name -> of each response, or () of none; for all records alike.
           ranked: likewise.
+          scored: which tokens of each response count; () = all.
         """
+        if scored and not self._scored:
+            self._scored.extend(b"\1" * len(self._ids))
         for ids in parts:
             self._ids.extend(ids)
             self._lengths.append(len(ids))
+        if self._scored or scored:
+            masks = scored or [[True] * len(ids) for ids in parts[1:]]
+            for mask in ([False] * len(parts[0]), *masks):
+                self._scored.extend(mask)
         self._firsts.append(len(self._lengths))
         self._indices.append(index)
         for name, values in judged.items():
@@ -139,6 +159,7 @@ class Gathered:
             np.frombuffer(self._indices, np.int64),
             known,
             self._ranked,
+            {SCORED: np.frombuffer(self._scored, bool)} if self._scored else {},
         )
 
 
@@ -151,6 +172,8 @@ def fingerprint(records: Sequence[Record]) -> str:
         digest.update(np.array(sizes, np.int64).tobytes())
         for ids in parts:
             digest.update(np.asarray(ids, np.int32).tobytes())
+        for mask in record.token.get(SCORED, ()):
+            digest.update(np.packbits(mask).tobytes())
         labels = tuple(int(label) for label in record.response.get("labels", ()))
         ratings = record.response.get("ratings", ())
         judged = (labels, ratings, record.comparisons, record.ranked)

@@ -124,7 +124,8 @@ def of_samples(
     """Wires the turns of an on-policy run."""
     name, given = config.objective, config[config.objective]
     judges = judging.rewards_of(config.reward.name, config.reward.weights, rewards)
-    data, asked = prompts.load_prompts(config.data, config.seed, tokenizer)
+    how, _ = data_wiring.source(config, "train", tokenizer, reads_ratings=False)
+    data, asked = prompts.load_prompts(how, config.data.train, config.data, tokenizer)
     agreeing.agree_on_rows(data)
     width = max(len(record.prompt) for record in data.train)
     sizes = on_policy.in_microbatches(

@@ -12,6 +12,8 @@ from dpo_jax import config as config_lib
 from dpo_jax import schema
 from dpo_jax.config import Config
 from dpo_jax.data import layouts, sources
+from dpo_jax.data.sources import mapping
+from dpo_jax.data.sources.mapping import NO_COLUMNS, ColumnMap
 from dpo_jax.errors import ConfigError, DataError, DeviceError, collected, unknown
 from dpo_jax.losses import LOSSES, Bound, LossTable, find, pairwise
 from dpo_jax.losses.loss import default_of, options, pick, range_of
@@ -58,6 +60,7 @@ def check(config: Config, table: LossTable) -> Losses:
                 + reference_faults(losses, config.ref)
             )
         complaints += kind_faults(config.objective, config.ref, config.checkpoint)
+        complaints += scored_faults(config.objective, config.data.scored)
         complaints += optimizer_faults(config.optimizer) + source_faults(config.data)
         complaints += rollout_faults(config.eval, config.data.eval, config.ref.mode)
     return objective.losses_of(config.loss, table)
@@ -235,7 +238,7 @@ def on_policy_faults(config: Config) -> list[str]:
         return faults
     data, given = config.data, config[name]
     rows = {"layout", "row_tokens", "row_shapes", "cache_dir", "truncate_prompt"}
-    rows |= {"truncate_response"}
+    rows |= {"truncate_response", "scored"}
     used = set(schema.section("data")) - rows
     faults += config_lib.unused_options("data", data, used, by)
     if name != "online":
@@ -330,6 +333,21 @@ def drawn_reference_faults(name: str, given: Section, ref: Section) -> list[str]
     return faults
 
 
+def scored_faults(name: str, scored: str) -> list[str]:
+    """Complains of tokens that an objective does not score.
+
+    Args:
+      name: of the objective.
+      scored: `data.scored`.
+    """
+    kind, field = OBJECTIVES[name], f"data.scored={scored!r}"
+    if scored and kind.scalar:
+        return [f"{field} is not used by objective={name!r}, which scores no tokens"]
+    if scored == "all" and kind.rows != "completions":
+        return [f"{field} is for objective='sft': a comparison has a prompt of its own"]
+    return []
+
+
 def reads_ratings(losses: Losses, given: Section) -> bool:
     """Says whether the losses read the data's ratings; `given` is `config.loss`."""
     named = any("ratings" in bound.loss.columns for bound in losses)
@@ -403,20 +421,33 @@ def optimizer_faults(given: Section) -> list[str]:
 
 
 def source_faults(given: Section) -> list[str]:
-    """Complains of keys that neither of the two sources reads.
+    """Complains of keys that none of the sources reads, and of a mapping's words.
 
     Args:
       given: `config.data`.
     """
-    train, held_out = given["train"], given["eval"]
-    names = {train, held_out}
-    readers = {"path": sources.LOCAL_COPY, "labels": sources.GENERATED}
-    return [
-        f"data.{key}={given[key]!r} is not used by data.train={train!r} and "
-        f"data.eval={held_out!r}; only by {', '.join(sorted(known))}"
-        for key, known in readers.items()
-        if given[key] and not names & known
-    ] + clock_faults(given["now"])
+    said = {split: given[split] for split in ("train", "eval") if given[split]}
+    both = " and ".join(f"data.{split}={text!r}" for split, text in said.items())
+    names = [
+        part.source
+        for split, text in said.items()
+        for part in sources.parts_of(text, f"data.{split}")
+    ]
+    columns = ColumnMap(**given["columns"])
+    generated = [name for name in names if name in sources.GENERATED]
+    unused = {}
+    if given["path"] and not any(map(sources.name_of, names)):
+        unused["path"] = sources.PUBLISHED
+    if given["labels"] and not generated:
+        unused["labels"] = sources.GENERATED
+    if columns != NO_COLUMNS and generated == names:
+        unused["columns"] = ["files", "data sets"]
+    faults = [
+        f"data.{key}={str(given[key])!r} is not used by {both}; only by {', '.join(by)}"
+        for key, by in unused.items()
+    ]
+    faults += mapping.faults_of(columns, "data.columns")
+    return faults + clock_faults(given["now"])
 
 
 def clock_faults(now: str) -> list[str]:
@@ -444,7 +475,8 @@ def rollout_faults(given: Section, source: str, reference: str) -> list[str]:
                 "set it to 0, or sample"
             )
         return faults
-    if source not in sources.JUDGED:
+    parts = sources.parts_of(source, "data.eval") if source else []
+    if len(parts) != 1 or parts[0].source not in sources.JUDGED:
         known = ", ".join(sources.JUDGED)
         faults.append(
             f"eval.rollouts={count} needs a data.eval with a true "

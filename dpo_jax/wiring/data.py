@@ -15,6 +15,8 @@ from dpo_jax.data import loader as loader_lib
 from dpo_jax.data import prepare, records, sources, token_cache, tokenize
 from dpo_jax.data.loader import Loader
 from dpo_jax.data.prepare import Prepared, Source
+from dpo_jax.data.sources import Origin
+from dpo_jax.data.sources.mapping import ColumnMap
 from dpo_jax.errors import ConfigError, DataError, UserError
 from dpo_jax.files import AnyPath
 from dpo_jax.models import attention, files
@@ -60,8 +62,9 @@ def load_tokenizer(config: Config) -> Any:
     if config.model.path:
         folder = files.resolve(config.model.path, config.model.revision)
         return tokenize.load_tokenizer(str(folder))
-    if config.data.train in sources.TOKENIZERS:
-        return sources.TOKENIZERS[config.data.train]()
+    part = sources.parts_of(config.data.train, "data.train")[0]
+    if part.source in sources.TOKENIZERS:
+        return sources.TOKENIZERS[part.source]()
     raise ConfigError(
         f"model.preset={config.model.preset!r} has no tokenizer of its own; give "
         "tokenizer.path"
@@ -93,6 +96,32 @@ def clock_of(given: Mapping[str, Any], tokenizer: Any, seconds: float) -> str:
     return agree.of_first("clock", now, seconds=seconds)
 
 
+def origin_of(section: Config, split: str) -> Origin:
+    """Finds the source of a split.
+
+    Args:
+      section: `config.data`.
+      split: `train` or `eval`.
+    """
+    field = f"data.{split}"
+    part, *more = sources.parts_of(section[split], field)
+    if more:
+        raise ConfigError(f"{field}={section[split]!r} names several sources")
+    columns = ColumnMap(**section.columns.to_dict())
+    path = section.path if sources.name_of(part.source) else ""
+    return sources.find(part, split, path=path, columns=columns)
+
+
+def text_of(tokenizer: Any, ids: list[int]) -> str:
+    """Decodes token ids of GPT-2; DataError if the tokenizer is another."""
+    if tokenizer.convert_ids_to_tokens([262]) != ["Ġthe"]:
+        raise DataError(
+            "the data hold token ids of GPT-2, which this tokenizer cannot decode; use "
+            "a model with GPT-2's tokenizer"
+        )
+    return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+
 def source(
     config: Config,
     split: str,
@@ -110,21 +139,23 @@ def source(
     all runs are evaluated on the same.
     """
     section, kind = config.data, OBJECTIVES[config.objective].rows
-    name, on_bad_row = section[split], on_bad_row or section.on_bad_row
+    origin, on_bad_row = origin_of(section, split), on_bad_row or section.on_bad_row
+    generated = origin.part.source in sources.GENERATED
     seed = order_seed(config.seed, section.seed)
     reading = {
         "split": split,
-        "path": section.path if name in sources.LOCAL_COPY else "",
         "kind": kind,
         "seed": seed if split == "train" else EVAL_SEED,
         "rows": section.limit if split == "train" else config.eval.limit,
-        "labels": section.labels if name in sources.GENERATED else "",
+        "labels": section.labels if generated else "",
     }
     checking = {
         "kind": kind,
-        "format": "hh" if name in sources.TRANSCRIPTS else section.format,
+        "format": origin.published.format or section.format,
         "on_bad_row": on_bad_row,
+        "drops": origin.drops,
         "reads_ratings": reads_ratings,
+        "scored": section.scored,
     }
     tokenizing = {
         "join": section.join,
@@ -135,18 +166,24 @@ def source(
         "truncate_prompt": section.truncate_prompt,
         "truncate_response": section.truncate_response,
         "on_bad_row": on_bad_row,
+        "drops": origin.drops,
     }
+    read = functools.partial(
+        sources.read,
+        origin,
+        sources.Request(**reading),
+        functools.partial(text_of, tokenizer),
+    )
     made = Source(
-        functools.partial(sources.read, name, sources.Request(**reading)),
+        read,
         functools.partial(records.Reading, **checking),
         functools.partial(tokenize.tokenize, tokenizer=tokenizer, **tokenizing),
         apart=kind == "singles",
     )
-    return made, {**reading, **checking, **tokenizing}
+    return made, {"origin": origin, **reading, **checking, **tokenizing}
 
 
 def load_split(
-    name: str,
     how: Source,
     settings: dict[str, Any],
     tokenizer: Any,
@@ -155,7 +192,6 @@ def load_split(
     """Reads and tokenizes the rows of a split, or takes their tokens from the cache.
 
     Args:
-      name: of the source.
       how: from `source`.
       settings: likewise.
       tokenizer: that it was made with.
@@ -165,11 +201,15 @@ def load_split(
       DataError: if a source or row is bad.
     """
     make = functools.partial(prepare.prepare, how)
-    read = sources.files_of(name, path=settings.pop("path"))
+    origin: Origin = settings.pop("origin")
+    read = sources.files_of(origin)
     if folder is None or read is None:
         return make()
-    generated = name if name in sources.GENERATED else ""
-    kept = token_cache.name_of(settings | {"generated": generated}, read, tokenizer)
+    part = origin.part._replace(source=origin.name)  # files count by what they hold
+    if origin.part.source in sources.GENERATED:
+        part = origin.part
+    settings |= {"part": part, "words": origin.words, "columns": origin.columns}
+    kept = token_cache.name_of(settings, read, tokenizer)
     return make() if kept is None else token_cache.kept(folder, kept, make)
 
 
@@ -219,10 +259,8 @@ def load_data(
         raise ConfigError("data.eval is empty: there is nothing to evaluate")
     find = functools.partial(source, config, reads_ratings=reads_ratings)
     read = {
-        split: load_split(
-            name, *find(split=split, tokenizer=tokenizer), tokenizer, folder
-        )
-        for split, name in names.items()
+        split: load_split(*find(split=split, tokenizer=tokenizer), tokenizer, folder)
+        for split in names
     }
     kept = {split: each.records for split, each in read.items()}
     return Data(

@@ -150,7 +150,7 @@ def make_rollouts(parts: Parts, referred: Referred) -> Callable[[TrainState], Sa
     config, reference = parts.config, parts.reference
     assert reference is not None  # `checks.rollout_faults`
     policy, mesh, tokenizer = parts.model, parts.mesh, parts.data.tokenizer
-    source = sources.JUDGED[config.data.eval]
+    source = sources.JUDGED[sources.parts_of(config.data.eval, "data.eval")[0].source]
     texts = source.prompts(EVAL_SEED, config.eval.rollouts, split="eval")
     template = tokenize.read_chat_template(config.data.chat_template, tokenizer)
     prompts = [

@@ -15,9 +15,9 @@ from dpo_jax import config as config_lib
 from dpo_jax.config import Config
 from dpo_jax.data import sources, tokenize
 from dpo_jax.data.columns import Text
-from dpo_jax.data.encode import check_template, render, template_text
 from dpo_jax.data.encode import encode as encode_row
 from dpo_jax.data.kinds import RawRow
+from dpo_jax.data.templates import check_template, render, template_text
 from dpo_jax.errors import ConfigError, DataError, ModelError
 from dpo_jax.models import decode, files, hf
 from dpo_jax.models.decoder import Decoder
@@ -152,7 +152,9 @@ def read_prompts(request: SampleRequest, held_out: Source | None) -> list[Text]:
 def _prompts_of(file: str) -> list[Text]:
     """Reads the column `prompt` of a file, strings or chats."""
     prompts, faults = [], []
-    for where, fields in sources.read(file, sources.Request("eval")):
+    (part,) = sources.parts_of(file, "--prompts")
+    origin = sources.find(part, "eval")
+    for where, fields in sources.read(origin, sources.Request("eval")):
         prompt = fields.get("prompt") if isinstance(fields, dict) else None
         chat = isinstance(prompt, list) and all(
             isinstance(m, dict) and isinstance(m.get("content"), str) and m.get("role")
@@ -298,8 +300,8 @@ def encode(
     """
     if isinstance(prompt, str):
         row = RawRow(prompt, ("",), where=f"prompt {prompt[:40]!r}")
-        ids, _ = encode_row(row, tokenizer, join=join, chat_template=template)
-        return np.asarray(ids, np.int32)
+        encoded = encode_row(row, tokenizer, join=join, chat_template=template)
+        return np.asarray(encoded.prompt, np.int32)
     if not template:
         check_template(tokenizer, "a prompt")
     try:

@@ -3,14 +3,15 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dpo_jax.data import records, sources, tokenize
+from dpo_jax.data import records, tokenize
 from dpo_jax.data.columns import Text
+from dpo_jax.data.prepare import Source
 from dpo_jax.data.records import Faults, Located
 from dpo_jax.data.sources.files import BadRow
 from dpo_jax.data.tokens import fingerprint
 from dpo_jax.types import Record
 from dpo_jax.wiring import generation
-from dpo_jax.wiring.data import Data, order_seed
+from dpo_jax.wiring.data import Data
 
 
 class Asked(NamedTuple):
@@ -26,7 +27,7 @@ class Asked(NamedTuple):
 
 
 def load_prompts(
-    section: Mapping[str, Any], seed: int, tokenizer: Any
+    how: Source, name: str, section: Mapping[str, Any], tokenizer: Any
 ) -> tuple[Data, Asked]:
     """Reads and tokenizes the prompts of data.train.
 
@@ -34,27 +35,16 @@ def load_prompts(
     the policy than for the reward.
 
     Args:
+      how: rows are read and checked.
+      name: of the source.
       section: `config.data`.
-      seed: of the run.
       tokenizer: of the policy.
 
     Raises:
       DataError: if the source or a row is bad (under data.on_bad_row='error').
     """
-    fields, name = list[dict[str, Any]](), section["train"]
-    request = sources.Request(
-        "train",
-        path=section["path"] if name in sources.LOCAL_COPY else "",
-        seed=order_seed(seed, section["seed"]),
-        rows=section["limit"],
-        labels=section["labels"] if name in sources.GENERATED else "",
-    )
-    reading = records.Reading(
-        _kept(sources.read(name, request), fields),
-        kind="prompts",
-        format="hh" if name in sources.TRANSCRIPTS else section["format"],
-        on_bad_row=section["on_bad_row"],
-    )
+    fields = list[dict[str, Any]]()
+    reading = how.check(_kept(how.read(), fields))
     template = tokenize.read_chat_template(section["chat_template"], tokenizer)
     found, texts, kept, faults = list[Record](), list[Text](), list[int](), Faults()
     for row in reading:

@@ -18,7 +18,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from dpo_jax.data import ref_cache
+from dpo_jax.data import layouts, ref_cache
 from dpo_jax.data.loader import Loader
 from dpo_jax.data.ref_cache import Entries, Store
 from dpo_jax.errors import ModelError
@@ -180,11 +180,11 @@ class CacheFiller:
         self._place = arrays.row_sharding(mesh, leading=1)
         self._tolerance = TOLERANCES[identity["dtype"]]
         self._wanted = {
-            key: len(response)
+            key: int(scored.sum())
             for loads, number, _ in steps
             for record in loads.records_at(number)
-            for key, response in zip(
-                ref_cache.keys_of(record), record.responses, strict=True
+            for key, scored in zip(
+                ref_cache.keys_of(record), layouts.scored_of(record), strict=True
             )
         }
         mine = np.frombuffer(ref_cache.name_of(identity).encode(), np.uint8)
@@ -283,7 +283,7 @@ class CacheFiller:
         batch = arrays.to_global(step.loads.batch_at(step.number), self._place)
         column = arrays.to_every_host(self._ask(batch)["ref_logps"])
         return {
-            ref_cache.key_of(record.prompt, record.responses[which]): column[at].copy()
+            ref_cache.keys_of(record)[which]: column[at].copy()
             for record, which, at in step.loads.responses_at(step.number)
         }
 

@@ -1,10 +1,12 @@
 """Records in flat arrays are those that were gathered, in little room."""
 
+import functools
+
 import numpy as np
 import pytest
 
 from dpo_jax.data.layouts import measure
-from dpo_jax.data.tokens import Gathered
+from dpo_jax.data.tokens import Gathered, fingerprint
 
 PAIRS = [  # index, prompt, responses, ratings
     (3, [1, 2], ([4, 5, 6], [7]), (0.1, -2.0)),
@@ -71,6 +73,25 @@ def test_pairs_are_taken_apart():
         {"labels": (-1,), "ratings": (3.0,)},
     ]
     assert all(r.comparisons == () for r in records)
+
+
+def test_masks_lie_beside_the_ids():
+    """Of records with one and without; apart, measured and in the fingerprint."""
+    gathered = Gathered()
+    nothing = {"labels": (), "ratings": ()}
+    add = functools.partial(gathered.add, judged=nothing, ranked=False)
+    add(0, ([1, 2], [4, 5], [6]))
+    add(1, ([3], [7, 8, 9], [1]), scored=([True, False, True], [True]))
+    records = gathered.records()
+    masks = [[m.tolist() for m in r.token["scored"]] for r in records]
+    assert masks == [[[True] * 2, [True]], [[True, False, True], [True]]]
+    assert [len(r.token["scored"]) for r in records.apart()] == [1] * 4
+    assert records.apart()[2].token["scored"][0].tolist() == [True, False, True]
+    for column, other in zip(records.table(), measure(list(records)), strict=True):
+        np.testing.assert_array_equal(column, other)
+    assert records.table().scored.tolist() == [[2, 1], [2, 1]]
+    plain = [r._replace(token={}) for r in records]
+    assert fingerprint(list(records)) != fingerprint(plain)
 
 
 def test_a_record_takes_little_more_than_its_ids():

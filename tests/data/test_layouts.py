@@ -43,6 +43,31 @@ def test_prefix_shared_row_by_hand():
     np.testing.assert_array_equal(batch.pairs, [[[0, 1]]])
 
 
+def masked(record, *masks):
+    """Says which tokens of each response count."""
+    return record._replace(token={"scored": tuple(np.array(m) > 0 for m in masks)})
+
+
+@pytest.mark.parametrize("layout", sorted(planning.LAYOUTS))
+def test_tokens_that_do_not_count_are_seen_and_not_listed(layout):
+    """A prompt of 2; of the responses 102…105 and 106…107, only 102, 105 and 107."""
+    plain = record(0, 2, 4, 2)
+    one = masked(plain, [1, 0, 0, 1], [0, 1])
+    with_column = one._replace(
+        token={**one.token, "ref_logps": (np.float32([1, 2]), np.float32([3]))}
+    )
+    _, shape, batch = rows_of(layout, [with_column], token=("ref_logps",))
+    _, _, whole = rows_of(layout, [plain])
+    for name in ("tokens", "positions", "docs", "branches", "ends", "pairs"):
+        np.testing.assert_array_equal(getattr(batch, name), getattr(whole, name))
+    listed = batch.slots < shape.slots
+    assert batch.targets[listed].tolist() == [102, 105, 107]
+    parents = np.take_along_axis(batch.tokens, batch.parents, axis=1)
+    assert parents[listed].tolist() == [101, 104, 106]
+    assert batch.token["ref_logps"][listed].tolist() == [1, 2, 3]
+    assert shape.scored == {"prefix_shared": 3}.get(layout, 2)
+
+
 def test_padded_pair_lies_in_two_rows():
     """One response a row, one slot a row, so slots 0 and 1 are rows 0 and 1."""
     _, shape, batch = rows_of("padded", [record(0, 2, 2, 1)], 4)

@@ -40,6 +40,19 @@ def test_what_is_borrowed_is_cut_to_fit_the_prompt():
     assert plain(joined) == [[[10], [20]], [[20, 21], [10]]]
 
 
+def test_what_is_borrowed_counts_as_where_it_comes_from():
+    """Two tokens of which the second counts, cut to one; and one that counts."""
+    steps = [single(0, 2, [10]), single(1, 1, [20, 21])]
+    masks = ([True], [False, True])
+    steps = [
+        row._replace(token={"scored": (np.array(mask),)})
+        for row, mask in zip(steps, masks, strict=True)
+    ]
+    joined = mismatch(steps, max_tokens=3)
+    found = [[mask.tolist() for mask in row.token["scored"]] for row in joined]
+    assert found == [[[True], [False]], [[False, True], [True]]]
+
+
 @pytest.mark.parametrize(
     "prompts, lenders",
     [

@@ -72,6 +72,7 @@ def test_documents_by_hand():
         prompts=[4, 2],
         counts=[3, 1],
         responses=[1, 2, 3, 5],
+        scored=[1, 2, 3, 5],
         comparisons=[3, 0],
         groups=[3, 0],
     )

@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 import pytest
+from row_cases import located
 
-from dpo_jax.data import sources, tokenize
+from dpo_jax.data import tokenize
 from dpo_jax.data.loader import Loader, Settings
 from dpo_jax.data.mismatch import mismatch
 from dpo_jax.data.prepare import Source, prepare
@@ -79,7 +80,7 @@ def read(tmp_path, tokenizer):
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
         bad = {"on_bad_row": on_bad_row}
         source = Source(
-            functools.partial(sources.read, str(path), sources.Request("train")),
+            functools.partial(located, str(path)),
             functools.partial(
                 Reading, kind=kind, format="", reads_ratings=reads_ratings, **bad
             ),

@@ -72,6 +72,9 @@ def test_key_says_where_the_prompt_ends():
         ref_cache.key_of(np.array([0]), np.array([2, 3])),
     }
     assert len(keys) == 5 and all(len(key) == 32 for key in keys)
+    masks = ([True, True], [True, False], [False, True])
+    scored = [ref_cache.key_of(one, np.array([2, 3]), np.array(m)) for m in masks]
+    assert scored[0] in keys and len({*keys, *scored}) == 7
     same = ref_cache.key_of(one.astype(np.int32), np.array([2, 3], np.int32)[::1])
     assert same in keys
 

@@ -6,10 +6,16 @@ import os
 from pathlib import Path
 
 import pytest
-from row_cases import validate
+from row_cases import located, validate
 
-from dpo_jax.data.sources import JUDGED, SOURCES, TOKENIZERS, files, hub, read
-from dpo_jax.data.sources.files import BadRow, Request
+from dpo_jax.data.sources import (
+    GENERATED,
+    JUDGED,
+    TOKENIZERS,
+    hub,
+    json_rows,
+)
+from dpo_jax.data.sources.files import BadRow
 from dpo_jax.errors import ConfigError, DataError
 
 ROW = {"prompt": "p", "chosen": " a", "rejected": " b"}
@@ -29,7 +35,7 @@ def write(path, *lines):
 
 
 def found(name, **options):
-    return list(read(name, Request("train")._replace(**options)))
+    return list(located(name, **options))
 
 
 def test_jsonl_lines_are_numbered_with_blank_lines_skipped(tmp_path):
@@ -74,9 +80,9 @@ def test_a_broken_line_is_named_and_the_others_are_read(tmp_path, line, reason, 
     assert isinstance(bad, BadRow) and bad.reason == reason
     options = {"kind": "pairs", "format": ""}
     with pytest.raises(DataError) as error:
-        validate(read(path, Request("train")), on_bad_row="error", **options)
+        validate(located(path), on_bad_row="error", **options)
     assert f"{path}:5: " in str(error.value) and said in str(error.value)
-    _, counts = validate(read(path, Request("train")), on_bad_row="drop", **options)
+    _, counts = validate(located(path), on_bad_row="drop", **options)
     assert counts.dropped == {reason: 1} and counts.kept == 5
 
 
@@ -87,7 +93,7 @@ def test_a_far_line_has_its_number(tmp_path):
 
 def test_an_absurdly_long_line_is_refused_and_stepped_over(tmp_path, monkeypatch):
     """The limit is lowered: a line of 70 bytes passes, 71 and 1000 do not."""
-    monkeypatch.setattr(files, "MAX_LINE_BYTES", 70)
+    monkeypatch.setattr(json_rows, "MAX_LINE_BYTES", 70)
     fit, long = (b'{"a": "' + b"x" * (n - 9) + b'"}' for n in (70, 71))
     assert len(fit) == 70
     path = write(tmp_path / "a.jsonl", fit, long, b"x" * 1000, fit)
@@ -123,7 +129,7 @@ def test_parquet_rows_and_nulls(tmp_path):
     assert found(path)[0] == (f"{path}[0]", ROW)
     options = {"kind": "pairs", "format": "", "on_bad_row": "error"}
     with pytest.raises(DataError, match=r"a.parquet\[1\]: column 'chosen' is null"):
-        validate(read(path, Request("train")), **options)
+        validate(located(path), **options)
     parquet.write_table(table.slice(0, 0), path)
     with pytest.raises(DataError, match="has no rows"):
         found(path)
@@ -140,7 +146,7 @@ def test_missing_and_unknown_names_are_told_apart(tmp_path):
     with pytest.raises(DataError, match="'sentimnt' .*did you mean 'sentiment'"):
         found("sentimnt")
     with pytest.raises(DataError, match=r"the ending is not known; use .jsonl"):
-        found(write(tmp_path / "a.csv", b"x"))
+        found(write(tmp_path / "a.txt", b"x"))
 
 
 def test_options_that_a_source_does_not_use_are_refused(tmp_path):
@@ -163,7 +169,7 @@ def test_the_embedded_source_gives_both_kinds():
 
 
 def test_tables_name_known_sources_only():
-    assert set(TOKENIZERS) | set(JUDGED) <= set(SOURCES)
+    assert set(TOKENIZERS) | set(JUDGED) <= set(GENERATED)
     assert JUDGED["sentiment"].reward(["very"], ["superb"]) > 0.95  # sigmoid(3)
 
 
@@ -175,16 +181,16 @@ def test_hh_is_read_from_a_file_or_a_folder(tmp_path):
     assert found("hh", path=train)[1][1].reason == "malformed"
     assert found("hh", path=str(tmp_path), split="eval") == [(f"{test}:1", HH)]
     assert [w for w, _ in found("hh", path=str(tmp_path))][0] == f"{train}:1"
-    with pytest.raises(DataError, match="data.path='/no/where' is neither"):
+    with pytest.raises(DataError, match="data.path='/no/where': there is no such"):
         found("hh", path="/no/where")
     options = {"kind": "pairs", "format": "hh", "on_bad_row": "error"}
-    rows, _ = validate(read("hh", Request("train", test)), **options)
+    rows, _ = validate(located("hh", path=test), **options)
     assert rows[0].responses == (" a", " b")
 
 
 def test_a_folder_without_the_split_is_refused(tmp_path):
     write(tmp_path / "test.jsonl", GOOD)
-    with pytest.raises(DataError, match="no JSONL file with train in its name"):
+    with pytest.raises(DataError, match="no data file with train in its name"):
         found(str(tmp_path))
     assert len(found(str(tmp_path), split="eval")) == 1
 
@@ -204,9 +210,9 @@ def test_the_hub_is_asked_for_the_right_split(monkeypatch):
     datasets = pytest.importorskip("datasets")
     asked = []
 
-    def load(name, split):
+    def load(name, config, split):
         asked.append((name, split))
-        return [ROW]
+        return datasets.Dataset.from_list([ROW])
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     assert found("owner/name:train_prefs") == [("owner/name:train_prefs[0]", ROW)]
@@ -222,19 +228,19 @@ def test_the_hub_is_asked_for_the_right_split(monkeypatch):
 def test_an_unreachable_hub_is_one_error_with_a_way_out(monkeypatch):
     datasets = pytest.importorskip("datasets")
 
-    def load(name, split):
+    def load(name, config, split):
         raise ConnectionError("offline")
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    with pytest.raises(DataError, match="data.train='a/b' .*offline.*local .jsonl"):
-        hub.read_hub("a/b", "train", "data.train")
+    with pytest.raises(DataError, match="data.train='a/b' .*offline.*local copy"):
+        next(hub.read_hub("a/b", "train", "data.train"))
 
 
 @pytest.mark.skipif(not SHARED, reason="needs DPO_JAX_SHARED")
 def test_the_real_dialogues_drop_eight_rows():
     """Counted beforehand: 4 rejected do not start with the prompt, 4 chosen empty."""
     rows, counts = validate(
-        read(f"{SHARED}/data/hh-harmless-test.jsonl.gz", Request("train")),
+        located(f"{SHARED}/data/hh-harmless-test.jsonl.gz"),
         kind="pairs",
         format="hh",
         on_bad_row="drop",

@@ -14,11 +14,12 @@ from dpo_jax.data.tokens import Gathered, fingerprint
 SETTINGS = {"kind": "pairs", "max_tokens": 8, "chat_template": None}
 
 
-def prepared(label=1):
+def prepared(label=1, scored=()):
     gathered = Gathered()
     for index, ids in enumerate(([1], [2, 3], [4])):
         judged = {"labels": (label, -1), "ratings": (0.1, 1e-30)}
-        gathered.add(index, (ids, [5, 6], [7]), judged, ranked=True)
+        parts = (ids, [5, 6], [7])
+        gathered.add(index, parts, judged, ranked=True, scored=scored)
     records = gathered.records()
     return Prepared(records, {"kept": 3, "dropped": {}}, fingerprint(records))
 
@@ -27,15 +28,17 @@ def refuse():
     raise AssertionError("made once more")
 
 
-def test_tokens_are_made_once_and_come_back_as_they_were(tmp_path):
-    made = prepared()
+@pytest.mark.parametrize("scored", [(), ([True, False], [True])])
+def test_tokens_are_made_once_and_come_back_as_they_were(tmp_path, scored):
+    made = prepared(scored=scored)
     assert token_cache.kept(tmp_path / "cache", "a" * 32, lambda: made) is made
     back = token_cache.kept(tmp_path / "cache", "a" * 32, refuse)
     assert (back.report, back.fingerprint) == (made.report, made.fingerprint)
     assert fingerprint(back.records) == made.fingerprint
     for one, other in zip(back.records, made.records, strict=True):
         np.testing.assert_array_equal(one.prompt, other.prompt)
-        assert one[3:] == other[3:]
+        assert one[3:5] == other[3:5] and one.response == other.response
+        assert [m.tolist() for m in one.token.get("scored", ())] == [*map(list, scored)]
     other = prepared(label=-1)
     assert token_cache.kept(tmp_path / "cache", "b" * 32, lambda: other) is other
 

@@ -4,12 +4,11 @@ import json
 import os
 
 import pytest
-from row_cases import validate
+from row_cases import located, validate
 
-from dpo_jax.data.encode import encode, render, template_text
+from dpo_jax.data.encode import encode
 from dpo_jax.data.kinds import RawRow
-from dpo_jax.data.sources import read
-from dpo_jax.data.sources.files import Request
+from dpo_jax.data.templates import render, template_text
 from dpo_jax.data.tokenize import (
     Cut,
     check_ids,
@@ -69,8 +68,8 @@ def row(prompt, *responses, index=0):
 
 
 def one(raw, tokenizer, join="separate", template=None):
-    prompt, responses = encode(raw, tokenizer, join=join, chat_template=template)
-    return [prompt, *responses]
+    encoded = encode(raw, tokenizer, join=join, chat_template=template)
+    return [encoded.prompt, *encoded.responses]
 
 
 def cut(rows, tokenizer, **changes):
@@ -227,6 +226,7 @@ def test_cuts_are_counted():
         "prompt_tokens_cut": 4,
         "response_tokens_cut": 1,
         "double_bos": 0,
+        "other_turns_scored": 0,
     }
     assert counts.render() == "cut 1 of 2 rows (4 prompt, 1 response tokens)"
 
@@ -408,7 +408,7 @@ def test_the_clock_of_a_template_is_the_given_one():
     template = "{{ 'c' * (strftime_now('%d') | int) }}" + TEMPLATE
     raw = row(chat("c"), chat("c", "d")[1:])
     options = {"join": "separate", "chat_template": template}
-    (prompt, _) = encode(raw, build(), **options, now="2026-07-08T10:00:00")
+    prompt = encode(raw, build(), **options, now="2026-07-08T10:00:00").prompt
     assert prompt[:8] == ids("c" * 8) and prompt[8:] == [BOS, 3, *ids("c"), 4]
     text = "\n  {% if x %}{% endif %}{{ strftime_now('%-d %b %Y at %H:%M, 9%%') }}"
     found = template_text(build(), text, "2026-07-08T10:09:00")
@@ -448,7 +448,7 @@ def test_golden_reference_repository():
 def golden_records(folder):
     tokenizer = load_tokenizer(f"{SHARED}/goldens/{folder}/model")
     rows, _ = validate(
-        read(f"{SHARED}/goldens/{folder}/train.jsonl", Request("train")),
+        located(f"{SHARED}/goldens/{folder}/train.jsonl"),
         kind="pairs",
         format="",
         on_bad_row="error",

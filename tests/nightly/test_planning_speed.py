@@ -10,11 +10,10 @@ import time
 
 import numpy as np
 import pytest
-from row_cases import validate
+from row_cases import located, validate
 
 from dpo_jax.data import loader
 from dpo_jax.data.loader import Loader, Settings
-from dpo_jax.data.sources import read
 from dpo_jax.data.tokenize import tokenize
 from dpo_jax.types import Record
 
@@ -46,7 +45,7 @@ def dialogues():
     if not folder:
         pytest.skip("DPO_JAX_SHARED is not set")
     pytest.importorskip("transformers")
-    found = read(f"{folder}/data/hh-harmless-test.jsonl.gz", split="train")
+    found = located(f"{folder}/data/hh-harmless-test.jsonl.gz")
     rows, _ = validate(found, kind="pairs", format="hh", on_bad_row="drop")
     texts = [row.prompt + response for row in rows for response in row.responses]
     records, _ = tokenize(

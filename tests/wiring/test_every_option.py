@@ -76,10 +76,29 @@ OTHERS = {  # key -> another value
     "data.train": "nowhere.jsonl",
     "data.eval": "",
     "data.path": "nowhere",
+    "data.columns.prompt": "the {prompt}",
+    "data.columns.chosen": "the {chosen}",
+    "data.columns.rejected": "the {rejected}",
+    "data.columns.completion": "chosen",
+    "data.columns.label": "score_rejected",
+    "data.columns.responses": "chosen,rejected",
+    "data.columns.ranking": "prompt",
+    "data.columns.scores": "score_chosen,score_rejected",
+    "data.columns.score_chosen": "nowhere",
+    "data.columns.score_rejected": "nowhere",
+    "data.columns.margin": "score_chosen",
+    "data.columns.system": "prompt",
+    "data.columns.tools": "prompt",
+    "data.columns.pair": "sign:score_chosen",
+    "data.columns.chat": "wrap",
+    "data.columns.keep": "score_chosen>=0.9",
+    "data.columns.drop": "nothing",
+    "data.columns.pairs_per_prompt": 1,
     "data.limit": 18,
     "data.format": "hh",
     "data.chat_template": "nowhere",
     "data.now": "2026-07-26",
+    "data.scored": "all",
     "data.join": "joint",
     "data.max_tokens": 14,
     "data.max_prompt_tokens": 3,
@@ -123,6 +142,7 @@ OTHERS = {  # key -> another value
 REFUSING = (
     *("data.format", "data.now", "data.on_bad_row", "mesh.data"),
     *("model.ignore_attributes", "losses"),
+    *("data.columns.drop", "data.columns.tools"),
 )
 NO_EVAL = {"data.eval": "", "eval.rollouts": 0}
 MOVING = {
@@ -131,17 +151,18 @@ MOVING = {
     "ref.sync_every_steps": 2,
     "eval.every_steps": 10,
 }
+TEMPLATED = {"data.train": "{chats}", "data.chat_template": "{quiet}", **NO_EVAL}
+RATED = {"loss.name": "mmpo", "loss.mmpo_gamma": 1.0}
+SFT = {
+    "objective": "sft",
+    "loss.name": "sft",
+    "loss.beta": 0.1,
+    "ref.mode": "none",
+    "eval.rollouts": 0,
+}
 ADMITTED = {  # key -> another value, and what a run needs to take it
-    "objective": (
-        "preference",
-        {
-            "objective": "sft",
-            "loss.name": "sft",
-            "loss.beta": 0.1,
-            "ref.mode": "none",
-            "eval.rollouts": 0,
-        },
-    ),
+    "objective": ("preference", SFT),
+    "data.scored": ("all", SFT),
     "model.path": ("{two}", {"model.preset": "", "model.path": "{one}"}),
     "model.revision": ("new", {"model.preset": "", "model.path": "hub/id"}),
     "model.attention": ("dense", {"data.row_tokens": 256}),
@@ -157,10 +178,15 @@ ADMITTED = {  # key -> another value, and what a run needs to take it
     "data.train": ("{fewer}", {"data.train": "{hh}", "data.format": "hh", **NO_EVAL}),
     "data.eval": ("", {"eval.rollouts": 0}),
     "data.path": ("{fewer}", {"data.train": "hh", "data.path": "{hh}", **NO_EVAL}),
-    "data.chat_template": (
-        "{loud}",
-        {"data.train": "{chats}", "data.chat_template": "{quiet}", **NO_EVAL},
+    "data.columns.score_chosen": ("score_rejected", RATED),
+    "data.columns.score_rejected": ("score_chosen", RATED),
+    "data.columns.system": ("prompt[0].content", TEMPLATED),
+    "data.columns.pair": (
+        "sign:score_chosen",
+        {"data.columns.responses": "chosen,rejected"},
     ),
+    "data.columns.chat": ("wrap", {"data.chat_template": "{quiet}"}),
+    "data.chat_template": ("{loud}", TEMPLATED),
     "data.labels": ("bradley_terry", {"data.train": "sentiment", "data.limit": 16}),
     "optimizer.b1": (0.5, MOVING),
     "optimizer.b2": (0.5, MOVING),

@@ -1,18 +1,17 @@
-"""Reads rows from files, one at a time, each with the place it came from.
+"""What readers of rows share: rows, bad rows, requests, and opened files.
 
 What a reader yields is a pair (where, fields): `where` is `file:line` or
 `file[row]`, `fields` a dict of columns, or a `BadRow` that says why there is none.
 A fault of one row never ends the reading; a fault of the whole file is a `DataError`.
-JSON is read by the standard library, so that line numbers are exact and nothing is
-filled in. This room knows no column names, no tokenizer and no jax.
+The readers are in `json_rows` and `tables`, all endings in `formats`. This room knows
+no column names, no tokenizer and no jax.
 """
 
 import gzip
+import io
 import json
-import re
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 from dpo_jax.errors import DataError
@@ -20,6 +19,8 @@ from dpo_jax.files import is_local
 
 MAX_LINE_BYTES = 16 * 2**20
 SPLIT_WORDS = {"train": ("train",), "eval": ("eval", "test", "validation")}
+LITERALS = {"True": "true", "False": "false"}  # of a `Cell`, as pandas writes them
+READ_ERRORS = (OSError, EOFError, zlib.error)  # of a file that breaks off
 
 
 class BadRow(Exception):
@@ -36,12 +37,22 @@ class BadRow(Exception):
         self.detail = detail
 
 
+class Cell(str):
+    """A string that may stand for a number or a list where one is due, as in CSV."""
+
+    def meant(self) -> Any:
+        """Returns what it stands for: a number, a truth value, a list; '' is null."""
+        try:
+            return json.loads(LITERALS.get(self, self)) if self else None
+        except (ValueError, RecursionError):
+            return str(self)
+
+
 class Request(NamedTuple):
     """What a source is asked for.
 
     Attributes:
       split: `train` or `eval`; it also names the config key in messages.
-      path: a local copy, for the sources of `LOCAL_COPY`; '' = none.
       kind: of `kinds.KINDS`; a generated source makes completions, or pairs for all
         other kinds.
       seed: of a generated source.
@@ -50,7 +61,6 @@ class Request(NamedTuple):
     """
 
     split: str
-    path: str = ""
     kind: str = "pairs"
     seed: int = 0
     rows: int = 0
@@ -89,159 +99,15 @@ def open_binary(path: str, field: str) -> IO[bytes]:
         raise DataError(f"{field}={path!r} cannot be opened: {error}") from error
 
 
-def read_jsonl(path: str, field: str) -> Rows:
-    """Reads a JSONL file; `where` is `file:line`, lines from 1, blank ones skipped."""
-    return _json_rows(open_binary(path, field), path)
+def open_rows(path: str, field: str) -> IO[bytes]:
+    """Opens a file as `open_binary` does and takes `.gz` and `.zst` off it."""
+    stream = open_binary(path, field)
+    if path.endswith(".gz"):
+        return cast(IO[bytes], gzip.GzipFile(fileobj=stream))
+    if path.endswith(".zst"):
+        import pyarrow
 
-
-def read_jsonl_gz(path: str, field: str) -> Rows:
-    """Reads a gzipped JSONL file as `read_jsonl` does."""
-    stream = gzip.GzipFile(fileobj=open_binary(path, field))
-    return _json_rows(cast(IO[bytes], stream), path)
-
-
-def read_parquet(path: str, field: str) -> Rows:
-    """Reads a Parquet file; `where` is `file[row]`, rows from 0.
-
-    Raises:
-      DataError: if it is no Parquet file, is empty or has two columns of one name.
-    """
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.ParquetFile(open_binary(path, field))
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{field}={path!r} is no Parquet file: {error}") from error
-    names = table.schema_arrow.names
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(f"{field}={path!r} has columns twice: {', '.join(twice)}")
-    if table.metadata.num_rows == 0:
-        raise DataError(f"{field}={path!r}: the file has no rows")
-    return _parquet_rows(table, path)
-
-
-def reader_of(path: str) -> Reader | None:
-    """Returns the reader for the ending of a path, or None."""
-    endings = [ending for ending in READERS if path.endswith(ending)]
-    return READERS[endings[0]] if endings else None
-
-
-def read_folder(folder: str, split: str, field: str) -> Rows | None:
-    """Reads the JSONL files of a folder whose names hold the word of a split.
-
-    Args:
-      folder: searched with its subfolders, in order of the paths.
-      split: `train` takes names with the word train; `eval` the first of eval,
-        test, validation that any name has.
-      field: the config key that named it, for the message.
-
-    Returns:
-      The rows, or None where the folder holds no JSONL at all.
-
-    Raises:
-      DataError: if it holds JSONL files, but none of this split.
-    """
-    files = sorted(str(path) for path in Path(folder).rglob("*.jsonl*"))
-    paths = [path for path in files if path.endswith((".jsonl", ".jsonl.gz"))]
-    if not paths:
-        return None
-    for word in SPLIT_WORDS[split]:
-        chosen = [path for path in paths if word in _words(path, folder)]
-        if chosen:
-            return (row for path in chosen for row in _reader(path)(path, field))
-    raise DataError(
-        f"{field}={folder!r}: no JSONL file with {' or '.join(SPLIT_WORDS[split])} in "
-        f"its name; found {', '.join(paths[:5])}; name one file instead"
-    )
-
-
-def _reader(path: str) -> Reader:
-    reader = reader_of(path)
-    assert reader is not None, path
-    return reader
-
-
-def _words(path: str, folder: str) -> list[str]:
-    return re.split(r"[^a-z]+", str(Path(path).relative_to(folder)).lower())
-
-
-def _json_rows(stream: IO[bytes], path: str) -> Rows:
-    number, empty = 0, True
-    try:
-        with stream:
-            for number, line in _lines(stream):
-                if line is not None and not line.strip():
-                    continue
-                empty = False
-                yield f"{path}:{number}", _parse(line)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}:{number + 1}: reading failed: {error}") from error
-    if empty:
-        raise DataError(f"{path}:1: the file is empty; a row is a line of JSON")
-
-
-def _lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
-    """Yields (number, line) without ever holding more than the longest legal line."""
-    number = 0
-    while line := stream.readline(MAX_LINE_BYTES + 1):
-        number += 1
-        if line.endswith(b"\n") or len(line) <= MAX_LINE_BYTES:
-            yield number, line
-            continue
-        while (rest := stream.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
-            pass
-        yield number, None
-
-
-def _parse(line: bytes | None) -> Fields | BadRow:
-    if line is None:
-        limit = MAX_LINE_BYTES // 2**20
-        return BadRow("line too long", f"the line is longer than {limit} MiB")
-    try:
-        fields = _DECODER.decode(line.decode())
-    except BadRow as bad:
-        return bad
-    except UnicodeDecodeError as error:
-        return BadRow("invalid UTF-8", f"invalid UTF-8 at byte {error.start + 1}")
-    except json.JSONDecodeError as error:
-        detail = f"malformed JSON: {error.msg} at character {error.pos + 1}"
-        return BadRow("malformed", detail)
-    except (RecursionError, ValueError) as error:
-        return BadRow("malformed", f"malformed JSON: {error}")
-    if not isinstance(fields, dict):
-        kind = type(fields).__name__
-        return BadRow("malformed", f"malformed row: a JSON object is due, not {kind}")
-    return fields
-
-
-def _unique(items: list[tuple[str, Any]]) -> Fields:
-    fields = dict(items)
-    if len(fields) < len(items):
-        names = [name for name, _ in items]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise BadRow("duplicate key", f"duplicate key {', '.join(map(repr, twice))}")
-    return fields
-
-
-def _parquet_rows(table: Any, path: str) -> Rows:
-    import pyarrow
-
-    index = 0
-    try:
-        for batch in table.iter_batches(batch_size=1024):
-            for fields in batch.to_pylist():
-                yield f"{path}[{index}]", fields
-                index += 1
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}[{index}]: reading failed: {error}") from error
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
-
-READERS: dict[str, Reader] = {
-    ".jsonl": read_jsonl,
-    ".jsonl.gz": read_jsonl_gz,
-    ".parquet": read_parquet,
-}
+        file = pyarrow.PythonFile(stream, mode="r")
+        plain = pyarrow.CompressedInputStream(file, "zstd")
+        return cast(IO[bytes], io.BufferedReader(plain))
+    return stream

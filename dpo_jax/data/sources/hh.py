@@ -1,16 +1,11 @@
-"""Anthropic's helpful and harmless dialogues, and the format they are written in.
+"""The format of Anthropic's helpful and harmless dialogues.
 
 A row has two whole transcripts, `chosen` and `rejected`, that share their beginning.
 Source: arXiv:2204.05862; the rule for the prompt is that of the DPO paper's code.
 """
 
-from pathlib import Path
+from dpo_jax.data.sources.files import BadRow, Fields
 
-from dpo_jax.data.sources.files import BadRow, Fields, Request, Rows, reader_of
-from dpo_jax.data.sources.hub import read_data_folder, read_hub
-from dpo_jax.errors import DataError
-
-REPOSITORY = "Anthropic/hh-rlhf"
 ASSISTANT = "\n\nAssistant:"
 
 
@@ -56,26 +51,3 @@ def split_transcripts(fields: Fields) -> Fields:
         "chosen": chosen[end:],
         "rejected": rejected[end:],
     }
-
-
-def read(request: Request) -> Rows:
-    """Reads the dialogues.
-
-    Args:
-      request: with `path` '' for the hub, else a file or a folder that holds the
-        files of the repository (`…/train.jsonl.gz`, `…/test.jsonl.gz`).
-
-    Raises:
-      DataError: if they cannot be had.
-    """
-    field, path = f"data.{request.split}", request.path
-    if not path:
-        return read_hub(REPOSITORY, request.split, field)
-    if reader := reader_of(path):
-        return reader(path, "data.path")
-    if Path(path).is_dir():
-        return read_data_folder(path, request.split, "data.path")
-    raise DataError(
-        f"data.path={path!r} is neither a folder nor a .jsonl, .jsonl.gz or "
-        f".parquet file; '' reads {REPOSITORY} from the hub"
-    )

@@ -4,23 +4,28 @@ Whatever goes wrong inside that library becomes one `DataError` with a way out. 
 that it fills in are left in the rows; the check of rows refuses them.
 """
 
-from collections.abc import Callable
-from pathlib import Path
+import os
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from dpo_jax.data.sources.files import SPLIT_WORDS, Rows, read_folder
+from dpo_jax.data.sources.files import Rows
+from dpo_jax.data.sources.places import SAVED
+from dpo_jax.data.sources.tables import arrow_rows
 from dpo_jax.errors import DataError
 
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 HUB_SPLITS = {"train": "train", "eval": "test"}
 
 
-def read_hub(name: str, split: str, field: str) -> Rows:
-    """Reads `owner/name` or `owner/name:split` from the hub or its local cache.
+def read_hub(name: str, split: str, field: str, config: str = "") -> Rows:
+    """Reads a data set of the hub, or of its local cache.
 
     Args:
-      name: the hub id; what follows a colon is the hub's own split.
-      split: `train` or `eval`; without a colon they mean the hub's train and test.
+      name: the hub id, `owner/name`.
+      split: the hub's own.
       field: the config key that named it, for the message.
+      config: the hub's own; '' = its default.
 
     Returns:
       Rows with `where` = `owner/name[index]`.
@@ -30,48 +35,49 @@ def read_hub(name: str, split: str, field: str) -> Rows:
     """
     import datasets
 
-    repository, _, wanted = name.partition(":")
     data = _attempt(
-        lambda: datasets.load_dataset(repository, split=wanted or HUB_SPLITS[split]),
-        f"{field}={name!r} cannot be read from the hub",
-        "check the name and the network, or give a local .jsonl or .parquet file",
+        lambda: datasets.load_dataset(name, config or None, split=split),
+        f"{field}={name!r} (split {split!r}) cannot be read from the hub",
+        "check the name and the network, or give a local copy: a file or a folder",
     )
-    return _numbered(data, name)
+    return _numbered(data, f"{name}:{split}")
 
 
-def read_data_folder(folder: str, split: str, field: str) -> Rows:
-    """Reads a local folder: JSONL files, `save_to_disk`, or what `datasets` can load.
+def read_data_folder(
+    folder: str, words: Sequence[str], field: str, config: str = ""
+) -> Rows:
+    """Reads a local folder that `save_to_disk` made or that `datasets` can load.
 
     Args:
       folder: an existing folder.
-      split: `train` or `eval`; the latter takes eval, test or validation, the first
-        that is there.
+      words: names of the split, of which the first that is there is read.
       field: the config key that named it, for the message.
+      config: of a folder that was downloaded from the hub; '' = its default.
 
     Raises:
       DataError: if nothing in it can be read or the split is missing.
     """
     import datasets
 
-    root = Path(folder)
-    saved = any((root / name).exists() for name in ("state.json", "dataset_dict.json"))
-    if not saved and (rows := read_folder(folder, split, field)) is not None:
-        return rows
-    load = datasets.load_from_disk if saved else datasets.load_dataset
+    saved = any(os.path.exists(os.path.join(folder, name)) for name in SAVED)
     data = _attempt(
-        lambda: load(folder),
+        lambda: (
+            datasets.load_from_disk(folder)
+            if saved
+            else datasets.load_dataset(folder, config or None)
+        ),
         f"{field}={folder!r} is no folder that `datasets` can load",
-        "give a .jsonl, .jsonl.gz or .parquet file",
+        "give a file, or a glob of files",
     )
     if not isinstance(data, dict):
         return _numbered(data, folder)
-    words = [word for word in SPLIT_WORDS[split] if word in data]
-    if not words:
+    found = [word for word in words if word in data]
+    if not found:
         raise DataError(
-            f"{field}={folder!r} has no split {' or '.join(SPLIT_WORDS[split])}; "
-            f"found {', '.join(data)}"
+            f"{field}={folder!r} has no split {' or '.join(words)}; "
+            f"found {', '.join(map(str, data))}"
         )
-    return _numbered(data[words[0]], folder)
+    return _numbered(data[found[0]], folder)
 
 
 def _attempt(load: Callable[[], Any], what: str, way_out: str) -> Any:
@@ -85,4 +91,5 @@ def _attempt(load: Callable[[], Any], what: str, way_out: str) -> Any:
 def _numbered(data: Any, name: str) -> Rows:
     if len(data) == 0:
         raise DataError(f"{name}: the data set has no rows")
-    return ((f"{name}[{index}]", dict(row)) for index, row in enumerate(data))
+    tables = data.with_format("arrow").iter(batch_size=1024)
+    return arrow_rows((b for table in tables for b in table.to_batches()), name)

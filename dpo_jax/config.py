@@ -9,7 +9,7 @@ import difflib
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from absl import logging
@@ -18,6 +18,9 @@ from ml_collections import ConfigDict
 from dpo_jax import schema, trl
 from dpo_jax.errors import ConfigError, collected, unknown
 from dpo_jax.schema import KEYS, RELAUNCH, UP_TO_ONE, Config, Range, base
+
+LARGEST_WHOLE = 2**31 - 1  # steps and seeds travel as int32
+LARGEST_REAL = 3.4e38  # float32 holds no more
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
@@ -45,8 +48,8 @@ def literal(text: str) -> Any:
     """Reads a Python literal; any other text is a string."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return text  # the last two: of thousands of brackets
 
 
 def _typed(name: str, text: str, default: Any) -> Any:
@@ -156,18 +159,39 @@ def from_json(saved: Mapping[str, Any]) -> Config:
 
     Args:
       saved: what the file holds.
+
+    Raises:
+      ConfigError: if a value is of another type than the key's.
     """
     given = flat(saved)
     config = base()
-    config.losses = given.get("losses", "")
+    config.losses = str(given.get("losses", ""))
     schema.with_room(config, given).lock()
     known = flat(config)
+    faults = [
+        f"config.json: {key} is a section, and cannot be {str(given[key])[:80]!r}"
+        for key in config
+        if isinstance(config[key], ConfigDict) and given.get(key, {}) != {}
+    ]
     for key in sorted(given.keys() - known.keys()):
         logging.warning("config.json: %s=%r is not known here", key, given[key])
     values = {key: given[key] for key in given.keys() & known.keys()}
+    faults += [
+        f"config.json: {key}={str(value)[:80]!r} is not of type {type(kept).__name__}"
+        for key, value in sorted(values.items())
+        if not _fits(value, kept := known[key])
+    ]
+    with collected(ConfigError) as complaints:
+        complaints += faults
     lists = {key: tuple(v) for key, v in values.items() if isinstance(v, list)}
     config.update_from_flattened_dict(values | lists)
     return config
+
+
+def _fits(value: Any, kept: Any) -> bool:
+    """Says whether a value may take the place of another in a configuration."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return type(value) is type(kept) or (whole and isinstance(kept, float))
 
 
 def unused_options(
@@ -197,25 +221,43 @@ def check_values(config: Config) -> list[str]:
         row = schema.row(key)
         if row is None:
             continue
-        if row.choices and value not in row.choices:
+        if isinstance(value, str) and "\0" in value:
+            faults.append(f"{key}={value[:80]!r} holds a NUL character")
+        if isinstance(row.default, tuple):
+            faults += _item_faults(key, value, row.items)
+        elif row.choices and value not in row.choices:
             faults.append(unknown(key, value, row.choices))
-        if row.range is not None and not isinstance(value, int | float):
-            faults.append(f"{key}={value!r} is not a number")
-        elif row.range is not None:
+        elif row.range is not None and isinstance(value, int | float):
             faults += out_of_range(key, value, row.range)
+        elif row.range is not None:
+            faults.append(f"{key}={value!r} is not a number")
     return faults
+
+
+def _item_faults(key: str, values: Sequence[Any], items: type) -> list[str]:
+    """Complains of what a tuple may not hold."""
+    if items is str:
+        wrong = [value for value in values if not isinstance(value, str)]
+        return [f"{key} holds {str(value)[:80]}, which is no word" for value in wrong]
+    plain = [value for value in values if type(value) in (int, float)]
+    if len(plain) < len(values):
+        return [f"{key}={str(tuple(values))[:80]} must hold numbers alone"]
+    return [fault for value in plain for fault in out_of_range(key, value, schema.ANY)]
 
 
 def out_of_range(key: str, value: float, bounds: Range) -> list[str]:
     """Complains of a number that lies out of its range."""
     low, high, closed = bounds
     above = value >= low if closed else value > low
-    if above and value < high:
+    most = LARGEST_WHOLE if isinstance(value, int) else LARGEST_REAL
+    if above and (abs(value) <= most if high == math.inf else value < high):
         return []
     sign = "≤" if closed else "<"
     top = " ≤ 1" if high == UP_TO_ONE else f" < {high:g}"
-    top = ", finite" if high == math.inf else top
-    return [f"{key}={value!r} is out of range: {low:g} {sign} {key}{top}"]
+    top = f" ≤ {most:.10g}, finite" if high == math.inf else top
+    huge = isinstance(value, int) and abs(value) > 10**30
+    given = f"about 1e{int(math.log10(abs(value)))}" if huge else repr(value)
+    return [f"{key}={given} is out of range: {low:g} {sign} {key}{top}"]
 
 
 def check_combinations(config: Config) -> list[str]:

@@ -6,11 +6,14 @@ nothing of what the files hold.
 
 import errno
 import hashlib
+import json
+import math
 import os
 import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from absl import logging
 from etils import epath
@@ -18,6 +21,9 @@ from etils import epath
 from dpo_jax.errors import WriteError
 
 AnyPath = os.PathLike | str
+
+DEPTH = 100  # levels of JSON
+SMALL = 64 * 2**20  # bytes of a file that is read whole: what describes, not what holds
 
 
 def is_local(path: AnyPath) -> bool:
@@ -28,13 +34,96 @@ def is_local(path: AnyPath) -> bool:
 def no_file(path: AnyPath) -> str:
     """Says what stands in the place of a file of a disk; '' if a file or nothing."""
     try:
-        mode = os.lstat(path).st_mode
+        return _other(os.lstat(path).st_mode)
     except OSError:
         return ""
+
+
+def _other(mode: int) -> str:
+    """Says what has a mode; '' of a file."""
     if stat.S_ISREG(mode):
         return ""
     named = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe"}
     return named.get(stat.S_IFMT(mode), "a device")
+
+
+def read_small(path: AnyPath) -> bytes:
+    """Reads a file whole; waits for no pipe, and takes no gigabytes.
+
+    Raises:
+      OSError: if it cannot be read, is none, or has more than `SMALL` bytes.
+    """
+    if not is_local(path):
+        return epath.Path(path).read_bytes()
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except ValueError as error:  # a NUL in its name
+        raise OSError(errno.EINVAL, str(error)) from error
+    try:
+        if why := _unfit(os.fstat(handle), SMALL):
+            raise OSError(errno.EINVAL, f"it {why}")
+        with open(handle, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(handle)
+
+
+def unfit(path: AnyPath, most: float = math.inf) -> str:
+    """Says why a file should not be read; '' of a file, or of nothing.
+
+    Args:
+      path: links are followed.
+      most: bytes, where it is read whole.
+    """
+    try:
+        return _unfit(os.stat(path), most)
+    except (OSError, ValueError):
+        return ""
+
+
+def _unfit(found: os.stat_result, most: float) -> str:
+    if kind := _other(found.st_mode):
+        return f"is {kind}, not a file"
+    big = found.st_size > most
+    return f"has {found.st_size} bytes, more than {most / 2**20:.0f} MiB" if big else ""
+
+
+def read_json(path: AnyPath) -> Any:
+    """Reads a small JSON file.
+
+    Raises:
+      OSError: as `read_small`.
+      ValueError: as `parse_json`.
+    """
+    return parse_json(read_small(path))
+
+
+def parse_json(text: bytes | str) -> Any:
+    """Parses JSON.
+
+    Raises:
+      ValueError: if it is none, nests too deeply, or says two things of one key.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_agreeing)
+    except RecursionError as error:
+        raise ValueError("it nests too deeply") from error
+    level = [value]
+    for _ in range(DEPTH):
+        inner = [list(v.values()) if isinstance(v, dict) else v for v in level]
+        level = [child for v in inner if isinstance(v, list) for child in v]
+        if not level:
+            return value
+    raise ValueError(f"it nests more than {DEPTH} levels")
+
+
+def _agreeing(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(items)
+    if len(found) < len(items):
+        for key, value in items:
+            if repr(value) != repr(found[key]):
+                raise ValueError(f"the key {key[:80]!r} stands twice and differs")
+    return found
 
 
 def write_whole(path: AnyPath, data: bytes | str) -> None:

@@ -20,7 +20,7 @@ from dpo_jax.data.loader import Loader, Settings
 from dpo_jax.errors import ConfigError
 from dpo_jax.losses import LOSSES
 from dpo_jax.objectives import OBJECTIVES, terms
-from dpo_jax.objectives.algorithms import Sampled
+from dpo_jax.objectives.algorithms import SampleKind
 from dpo_jax.precision import in_products_of
 from dpo_jax.sharding import arrays
 from dpo_jax.sharding import mesh as mesh_lib
@@ -162,7 +162,7 @@ def explain(
       ConfigError: if the objective scores no tokens.
     """
     kind, losses = OBJECTIVES[config.objective], checks.check(config, LOSSES)
-    if kind.scalar or isinstance(kind, Sampled):
+    if kind.scalar or isinstance(kind, SampleKind):
         raise ConfigError(
             "--explain shows the log-probs of tokens; "
             f"objective={config.objective!r} has none in its data"

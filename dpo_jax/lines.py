@@ -16,6 +16,7 @@ from etils import epath
 
 METRICS = "metrics.jsonl"
 PARTS = "metrics"
+LARGE = 2**28  # bytes
 
 
 class Seal(NamedTuple):
@@ -79,8 +80,21 @@ def merged(folder: epath.Path) -> list[str]:
 
 
 def text_of(path: epath.Path) -> str:
-    """Reads a text; bytes that are not UTF-8 are marked, no file is ''."""
-    return path.read_bytes().decode(errors="replace") if path.exists() else ""
+    """Reads a text; bytes that are not UTF-8 are marked, no file is ''.
+
+    Nor is one of gigabytes that begins with zeros: a disk gave it its size alone.
+    """
+    if not path.exists() or is_hollow(path):
+        return ""
+    return path.read_bytes().decode(errors="replace")
+
+
+def is_hollow(path: epath.Path) -> bool:
+    """Says whether a file is large, and holds no text."""
+    if path.stat().length < LARGE:
+        return False
+    with path.open("rb") as file:
+        return b"\0" in file.read(2**20)
 
 
 def read(folder: epath.Path) -> list[str]:

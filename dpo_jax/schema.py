@@ -33,12 +33,14 @@ class Key(NamedTuple):
       meaning: what it does.
       range: of a number; None = not looked at.
       choices: of a word; () = not looked at here.
+      items: what a tuple holds: words (`str`) or finite numbers (`float`).
     """
 
     default: Any
     meaning: str
     range: Range | None = None
     choices: Sequence[str] = ()
+    items: type = str
 
 
 KEYS: dict[str, Key] = {
@@ -48,6 +50,7 @@ KEYS: dict[str, Key] = {
         (0, 2**32, True),
     ),
     "losses": Key("", "digest of the file of --losses, which sets it"),
+    "rewards": Key("", "digest of the file of --rewards, which sets it"),
     "objective": Key(
         "preference",
         "what is trained",
@@ -122,13 +125,14 @@ KEYS: dict[str, Key] = {
     "data.columns.prompt": Key(
         "",
         "the column of the prompt, a path in it (info.post), a template "
-        "('Q: {question}'), 'implicit' (all but the last message) or 'empty' (plain "
-        "text); '' = prompt",
+        "('Q: {question}'), or 'implicit' (all but the last message); '' = prompt",
     ),
     "data.columns.chosen": Key("", "likewise a column, a path or a template"),
     "data.columns.rejected": Key("", "likewise"),
     "data.columns.completion": Key("", "likewise"),
     "data.columns.label": Key("", "likewise"),
+    "data.columns.messages": Key("", "likewise"),
+    "data.columns.text": Key("", "likewise"),
     "data.columns.responses": Key(
         "", "likewise, of all responses: 'a,b' or 'answers[].answer'"
     ),
@@ -209,7 +213,9 @@ KEYS: dict[str, Key] = {
         NOT_NEGATIVE,
     ),
     "loss.name": Key("dpo", "or several: 'dpo+sft'"),
-    "loss.weights": Key((), "of a sum of losses, one number each; () = 1.0"),
+    "loss.weights": Key(
+        (), "of a sum of losses, one number each; () = 1.0", items=float
+    ),
     "loss.beta": Key(
         0.1, "β, strength of the KL penalty; also of `rewards/*`", POSITIVE
     ),
@@ -283,6 +289,12 @@ KEYS: dict[str, Key] = {
     ),
     "loss.chi_clip": Key(10.0, "chi_po: half of the largest logit", POSITIVE),
     "loss.shift_lambda": Key(0.75, "dpo_shift: weight of the rejected response", SHARE),
+    "loss.shift_end": Key(
+        -1.0,
+        "dpo_shift: the weight that is reached along a line after the last step; < 0 = "
+        "it stays",
+        (-1.0, UP_TO_ONE, True),
+    ),
     "loss.decay": Key(
         0.98, "d2po: weight of a token relative to the one before", POSITIVE_SHARE
     ),
@@ -313,10 +325,12 @@ KEYS: dict[str, Key] = {
         "bradley_terry: or 'data', the ratings' difference",
         choices=("none", "data"),
     ),
-    "reward.name": Key("", "of on-policy samples: a name of rewards/, or several: a+b"),
-    "reward.weights": Key((), "of their sum, one number each; () = 1.0"),
+    "reward.name": Key(
+        "", "who judges samples: a row of rewards/, or several: 'length+sentiment'"
+    ),
+    "reward.weights": Key((), "of a sum of rewards, one number each; () = 1.0"),
     "reward.timeout_seconds": Key(
-        600.0, "for the rewards of a turn to come back", POSITIVE
+        600.0, "for all rewards together, each time they are asked", POSITIVE
     ),
     "rollout.prompts": Key(64, "of a turn, over the whole mesh", COUNT),
     "rollout.samples": Key(4, "of each prompt", COUNT),
@@ -431,7 +445,15 @@ KEYS: dict[str, Key] = {
     "eval.limit": Key(0, "rows of data.eval, from the first; 0 = all", NOT_NEGATIVE),
     "eval.at_start": Key(True, "or False: not before the first step"),
     "eval.rollouts": Key(
-        0, "prompts to sample; needs a source with a true reward", NOT_NEGATIVE
+        0,
+        "prompts of data.eval to sample; needs a source with a true reward, or "
+        "reward.name",
+        NOT_NEGATIVE,
+    ),
+    "eval.best_of": Key(
+        1,
+        "samples of each of these prompts; > 1: also what the best of 2, 4, … is worth",
+        COUNT,
     ),
     "eval.rollouts_every_steps": Key(
         0, "steps between two samplings; 0 = eval.every_steps", NOT_NEGATIVE

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 
@@ -217,3 +218,40 @@ def test_options_of_one_loss_are_kept_by_config_json_and_guarded():
     shared = config_lib.changes(dpo.get_config(), config)
     assert shared == ["loss.options.simpo.beta: None → 2.0"]
     assert config_lib.fingerprint(config) != config_lib.fingerprint(dpo.get_config())
+
+
+@pytest.mark.parametrize(
+    "key, value, said",
+    [
+        ("seed", "0", "seed='0' is not of type int"),
+        ("mesh", {"tensor": [1]}, "mesh.tensor='[1]' is not of type int"),
+        ("data", {"train": 7}, "data.train='7' is not of type str"),
+        ("loss", 5, "loss is a section, and cannot be '5'"),
+        ("optimizer", {"lr": True}, "optimizer.lr='True' is not of type float"),
+    ],
+)
+def test_a_saved_value_of_another_type_is_named(key, value, said):
+    saved = configured().to_dict() | {key: value}
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        config_lib.from_json(saved)
+
+
+@pytest.mark.parametrize(
+    "key, value, said",
+    [
+        ("train.steps", 10**23, "train.steps=100000000000000000000000 is out of range"),
+        ("train.steps", 10**400, "train.steps=about 1e400 is out of range"),
+        ("optimizer.lr", 1e39, "≤ 3.4e+38, finite"),
+        ("loss.weights", ("a", "b"), "must hold numbers alone"),
+        ("loss.weights", (1.0, math.inf), "loss.weights=inf is out of range"),
+        ("model.ignore_attributes", (1,), "holds 1, which is no word"),
+        ("data.train", "a\0b", "holds a NUL"),
+    ],
+)
+def test_numbers_have_bounds_and_tuples_have_types(key, value, said):
+    config = config_lib.stated(configured(), {key: value})
+    assert any(said in told for told in config_lib.check_values(config))
+
+
+def test_brackets_without_end_are_text():
+    assert config_lib.literal("-" * 9000 + "1") == "-" * 9000 + "1"

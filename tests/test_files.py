@@ -85,3 +85,37 @@ def test_what_is_no_file(tmp_path):
 
 def test_folders_of_an_object_store_are_not_local():
     assert files.is_local("/tmp/x") and not files.is_local("gs://bucket/x")
+
+
+ODD = {
+    "it is a pipe": lambda path: os.mkfifo(path),
+    "it is a folder": lambda path: path.mkdir(),
+    "it is a device": lambda path: path.symlink_to("/dev/zero"),
+    "more than 64 MiB": lambda path: path.write_bytes(b"") or os.truncate(path, 2**33),
+    "symbolic links": lambda path: path.symlink_to(path),
+}
+
+
+@pytest.mark.parametrize("said", ODD)
+def test_what_would_wait_or_fill_the_memory_is_not_read(said, tmp_path):
+    ODD[said](path := tmp_path / "config.json")
+    with pytest.raises(OSError, match=said):
+        files.read_json(path)
+    with pytest.raises(OSError, match="null byte"):
+        files.read_small("a\0b")
+
+
+def test_json_is_bounded_and_says_one_thing_of_a_key():
+    assert files.parse_json('{"a": [1, {"a": 1}], "b": 2, "b": 2}') == {
+        "a": [1, {"a": 1}],
+        "b": 2,
+    }
+    for text, said in (
+        ('{"a": 1, "a": 1.0}', "'a' stands twice"),
+        ("[" * 101 + "]" * 101, "more than 100 levels"),
+        ("[" * 10**5, "too deeply"),
+        ('{"a": ' + "9" * 5000 + "}", "digits"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            files.parse_json(text)
+    assert files.parse_json("[" * 100 + "]" * 100)

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from dpo_jax.cli import VERBS
+from dpo_jax.data.sources import published
 from dpo_jax.losses import LOSSES, as_markdown
 
 ROOT = Path(__file__).parent.parent
@@ -12,6 +13,10 @@ TEXT = (ROOT / "README.md").read_text()
 
 def test_loss_table_is_the_one_in_the_code():
     assert as_markdown(LOSSES) in TEXT
+
+
+def test_table_of_data_sets_is_the_one_in_the_code():
+    assert published.as_markdown() in TEXT
 
 
 def test_every_verb_and_target_exists():

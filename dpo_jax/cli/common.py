@@ -18,6 +18,7 @@ from dpo_jax.cli import HELP, parent, value_of
 from dpo_jax.cli.peers import Place, free_port, place_of
 from dpo_jax.config import Config, flat, from_json, literal, unknown_keys
 from dpo_jax.errors import ConfigError, DeviceError, UserError, collected, unknown
+from dpo_jax.files import read_small
 from dpo_jax.train import runfolder
 
 Flags = Any  # absl FlagValues: `values[name].value`
@@ -56,13 +57,15 @@ def parse(arguments: Sequence[str], *, config: bool, define: Define) -> Flags:
     if config:
         named, argv = _split_config(argv)
         loaded = load_config(named) if named else saved_config(argv)
-        if "losses" in values and (file := value_of(argv, "--losses")):
-            loaded.losses = digest_of(file)
+        for own in ("losses", "rewards"):
+            if own in values and (file := value_of(argv, f"--{own}")):
+                loaded[own] = digest_of(own, file)
         _check_keys(loaded, argv)
-        config_flags.DEFINE_config_dict(
-            "config", loaded, lock_config=True, flag_values=values, sys_argv=argv
-        )
     try:
+        if config:  # reads the flags as well: a --flagfile, for one
+            config_flags.DEFINE_config_dict(
+                "config", loaded, lock_config=True, flag_values=values, sys_argv=argv
+            )
         left = values(argv)
     except flags.UnrecognizedFlagError as error:
         raise ConfigError(_unknown_flag(error.flagname, values)) from error
@@ -129,7 +132,7 @@ def load_config(named: str) -> Config:
         loaded = module.get_config(argument) if argument else module.get_config()
     except UserError:
         raise
-    except Exception as error:  # whatever a user's file may raise
+    except (Exception, SystemExit) as error:  # whatever a user's file may raise
         what = f"{type(error).__name__}: {error}"
         raise ConfigError(f"--config={named} cannot be loaded ({what})") from error
     if not isinstance(loaded, ConfigDict):
@@ -186,22 +189,23 @@ def _check_keys(config: Config, argv: Sequence[str]) -> None:
         complaints += unknown_keys(config, keys)
 
 
-def digest_of(file: str) -> str:
-    """Returns 16 hex digits that change with a file.
+def digest_of(flag: str, file: str) -> str:
+    """Returns 16 hex digits that change with the file of a flag.
 
     Raises:
       ConfigError: if it cannot be read.
     """
     try:
-        return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+        return hashlib.sha256(read_small(file)).hexdigest()[:16]
     except OSError as error:
-        raise ConfigError(f"--losses={file} cannot be read: {error}") from error
+        raise ConfigError(f"--{flag}={file} cannot be read: {error}") from error
 
 
-def define_losses(values: flags.FlagValues) -> None:
-    """Adds `--losses` to the flags of a verb."""
-    what = "a Python file: its public functions are losses, by their names"
-    flags.DEFINE_string("losses", "", what, flag_values=values)
+def define_own(values: flags.FlagValues, *own: str) -> None:
+    """Adds `--losses` and `--rewards`, or one of them, to the flags of a verb."""
+    for name in own:
+        what = f"a Python file: its public functions are {name}, by their names"
+        flags.DEFINE_string(name, "", what, flag_values=values)
 
 
 def _explain(error: flags.Error, values: flags.FlagValues) -> str:

@@ -16,7 +16,7 @@ def main(arguments: Sequence[str]) -> int:
 
     def define(values: flags.FlagValues) -> None:
         flags.DEFINE_string("workdir", "", "the run folder", flag_values=values)
-        common.define_losses(values)
+        common.define_own(values, "losses", "rewards")
         flags.DEFINE_string("out", "", "a JSON file to write", flag_values=values)
 
     values = common.parse(arguments, config=True, define=define)
@@ -25,10 +25,11 @@ def main(arguments: Sequence[str]) -> int:
     common.setup_logging()
     common.setup_jax(config, debug=values["debug"].value)
     from dpo_jax import build
-    from dpo_jax.cli.own_losses import table_of
+    from dpo_jax.cli.own_functions import losses_of, rewards_of
 
-    losses = table_of(values["losses"].value)
-    summary = build.evaluate(config, workdir, losses=losses)
+    losses = losses_of(values["losses"].value)
+    rewards = rewards_of(values["rewards"].value)
+    summary = build.evaluate(config, workdir, losses=losses, rewards=rewards)
     if not common.is_first():
         return 0
     lines = [f"step {summary.step} of {workdir}", *values_text(summary.values)]

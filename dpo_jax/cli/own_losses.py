@@ -6,9 +6,13 @@ A `Loss` says more than a bare function: what it is a function of, what it is di
 by. Options with a default belong to this loss alone: `loss.options.focal.focal_gamma`.
 """
 
+import functools
 import importlib.util
 import inspect
 from pathlib import Path
+from typing import Any
+
+import jax
 
 from dpo_jax.errors import ConfigError, UserError
 from dpo_jax.losses import LOSSES, Loss, LossTable
@@ -34,11 +38,11 @@ def table_of(file: str) -> LossTable:
         spec.loader.exec_module(module)
     except UserError:
         raise
-    except Exception as error:  # whatever a user's file may raise
+    except (Exception, SystemExit) as error:  # whatever a user's file may raise
         what = f"{type(error).__name__}: {error}"
         raise ConfigError(f"--losses={file} cannot be loaded ({what})") from error
     own = {
-        name: value
+        name: _guarded(name, value, file)
         for name, value in vars(module).items()
         if not name.startswith("_")
         and (
@@ -49,3 +53,29 @@ def table_of(file: str) -> LossTable:
     if not own:
         raise ConfigError(f"--losses={file} has no public function")
     return {**LOSSES, **own}
+
+
+def _guarded(name: str, loss: Any, file: str) -> Any:
+    """Returns a loss whose faults name the file that it stands in."""
+    if isinstance(loss, Loss):
+        return loss._replace(fn=_guarded(name, loss.fn, file))
+
+    @functools.wraps(loss)  # options are read off its signature
+    def call(*records: Any, **options: Any) -> Any:
+        try:
+            value = loss(*records, **options)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a user's function may raise
+            what = f"{type(error).__name__}: {error}"
+            raise ConfigError(f"--losses={file}: {name} raises {what}") from error
+        shape = value.shape if isinstance(value, jax.Array) else None
+        if shape is None or len(shape) != 1:
+            found = type(value).__name__ if shape is None else f"an array {shape}"
+            raise ConfigError(
+                f"--losses={file}: {name} returns {found}; f32[N] is due, one value "
+                "for each pair of the batch"
+            )
+        return value
+
+    return call

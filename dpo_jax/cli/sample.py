@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from absl import flags
@@ -27,7 +28,7 @@ def define(values: flags.FlagValues) -> None:
     text("workdir", "", "run folders, separated by commas")
     text("model", "", "HF folders or hub ids, separated by commas")
     text("prompts", "", "a JSONL file of rows with `prompt`; default: data.eval")
-    text("out", "", "a JSONL file to write: prompt, text, tokens, logps")
+    text("out", "", "a JSONL file to write: a line a continuation, its ids and logps")
     whole("limit", 0, "prompts to take, from the first; 0 = all")
     whole("n", 1, "continuations of each prompt")
     whole("max_new_tokens", 128, "tokens of a continuation, at most")
@@ -37,6 +38,9 @@ def define(values: flags.FlagValues) -> None:
     number("min_p", 0.0, "keep tokens this times as likely as the likeliest; 0 = all")
     whole("seed", 0, "of the noise")
     whole("batch", 32, "rows that run together, at most; at least one a shard")
+    what = "keep the continuation that reward.name likes best, of each prompt"
+    flags.DEFINE_bool("best", False, what, flag_values=values)
+    common.define_own(values, "rewards")
     flags.DEFINE_multi_string(
         "stop", [], "ends a continuation; may be repeated", flag_values=values
     )
@@ -62,15 +66,18 @@ def main(arguments: Sequence[str]) -> int:
         **{name: values[name].value for name in generation.SampleRequest._fields}
     )
     check(request)
+    asker = _asker(config, values) if values["best"].value else None
     policies = [generation.Policy(name, run_config(name), name) for name in runs]
     for name in folders:
         own = stated(config, {"model.path": name, "model.preset": ""})
         policies.append(generation.Policy(name, own, None))
     common.setup_jax(config, debug=values["debug"].value)
     held_out = source(config, "eval", None)[0] if config.data.eval else None
-    prompts = generation.read_prompts(request, held_out)
+    asked = generation.read_prompts(request, held_out)
     mesh = make_mesh(**config.mesh)
-    answers = generation.sample(prompts, request, policies, mesh)
+    answers = generation.sample(asked.prompts, request, policies, mesh)
+    if asker is not None:
+        answers = generation.best(answers, asked.columns, asker)
     import jax
 
     if jax.process_index() == 0:
@@ -102,6 +109,27 @@ def check(request: Any) -> None:
         complaints += [f"--{fault}" for fault in pick.faults(*warps)]
 
 
+def _asker(config: Any, values: common.Flags) -> Any:
+    """Builds what judges the continuations of `--best`.
+
+    Raises:
+      ConfigError: if there is nothing to choose from, or by.
+    """
+    from dpo_jax.cli.own_functions import rewards_of
+    from dpo_jax.wiring import rewarding
+
+    table = rewards_of(values["rewards"].value)
+    with collected(ConfigError) as complaints:
+        complaints += rewarding.faults(config.reward, table)
+        if not config.reward.name:
+            complaints.append("--best needs a reward; set --config.reward.name")
+        if values["n"].value < 2:
+            complaints.append("--best chooses among several; set --n > 1")
+    rewards = rewarding.chosen(config.reward, table)
+    seconds = config.reward.timeout_seconds
+    return rewarding.make_asker(rewards, name="best", seconds=seconds)
+
+
 def _names(listed: str) -> list[str]:
     return [name for name in listed.split(",") if name]
 
@@ -110,13 +138,16 @@ def rows(answers: Any) -> Iterator[dict[str, Any]]:
     """Yields what the JSONL file holds: one object a continuation."""
     for index, prompt in enumerate(answers.prompts):
         for name, completions in answers.completions.items():
-            for number, completion in enumerate(completions[index]):
+            for completion in completions[index]:
+                said = completion._asdict()
+                if completion.reward is None:
+                    del said["reward"]
                 yield {
                     "policy": name,
                     "index": index,
-                    "sample": number,
                     "prompt": prompt,
-                    **completion._asdict(),
+                    "prompt_ids": answers.prompt_ids[name][index],
+                    **said,
                 }
 
 
@@ -137,13 +168,19 @@ def write_rows(path: str, objects: Iterator[dict[str, Any]]) -> None:
 def side_by_side(answers: Any) -> str:
     """Renders each prompt with what every policy made of it, for a terminal."""
     width = max(map(len, answers.completions))
-    lines = []
+    lines, judged = [], False
     for index, prompt in enumerate(answers.prompts):
         shown = prompt if isinstance(prompt, str) else prompt[-1]["content"]
         lines.append(f"[{index}] {shown!r}")
         samples = [of[index] for of in answers.completions.values()]
-        for together in zip(*samples, strict=True):
+        for together in zip_longest(*samples):
             for name, one in zip(answers.completions, together, strict=True):
-                lines.append(f"  {name:<{width}}  {sum(one.logps):9.2f}  {one.text!r}")
-    head = f"  {'policy':<{width}}  {'log-prob':>9}  continuation"
+                if one is None:
+                    continue
+                judged = judged or one.reward is not None
+                reward = "" if one.reward is None else f"{one.reward:9.3f}  "
+                logp = f"{sum(one.logps):9.2f}"
+                lines.append(f"  {name:<{width}}  {logp}  {reward}{one.text!r}")
+    reward = f"{'reward':>9}  " * judged
+    head = f"  {'policy':<{width}}  {'log-prob':>9}  {reward}continuation"
     return "\n".join([head, *lines]) + "\n"

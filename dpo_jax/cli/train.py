@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
             flag_values=values,
         )
         what = f"trace {TRACED_STEPS} steps behind the first, under RUN/profile"
-        common.define_losses(values)
+        common.define_own(values, "losses", "rewards")
         flags.DEFINE_bool("profile", False, what, flag_values=values)
 
     values = common.parse(arguments, config=True, define=define)
@@ -38,9 +38,10 @@ def main(arguments: Sequence[str]) -> int:
     common.setup_logging()
     common.setup_jax(config, debug=values["debug"].value)
     from dpo_jax import build
-    from dpo_jax.cli.own_losses import table_of
+    from dpo_jax.cli.own_functions import losses_of, rewards_of
 
-    losses = table_of(values["losses"].value)
+    losses = losses_of(values["losses"].value)
+    rewards = rewards_of(values["rewards"].value)
     traced = f"{workdir}/profile" if values["profile"].value else ""
     link = parent.link()
     with Progress() as progress, Trace(traced) as trace:
@@ -55,6 +56,7 @@ def main(arguments: Sequence[str]) -> int:
             config,
             workdir,
             losses=losses,
+            rewards=rewards,
             fork=values["fork"].value,
             progress=tell,
         )

@@ -17,6 +17,13 @@ from dpo_jax.configs._preset import (
 )
 
 ALPHA_DPO = {**ULTRAFEEDBACK, "loss.name": "alpha_dpo"}
+DPO_SHIFT = {
+    **COMMON,
+    "loss.name": "dpo_shift",
+    "loss.beta": 0.01,
+    "optimizer.lr": 5e-7,
+    **within(2048, 1792),
+}
 DPO_NORM = {  # of Tülu 3 and OLMo 3
     **COMMON,
     "loss.name": "dpo",
@@ -84,14 +91,17 @@ RELEASED: dict[str, Preset] = {
     ),
     "dpo_shift": Preset(
         "arXiv:2502.07599, released models: λ .95; the yaml has .7",
-        {
-            **COMMON,
-            "loss.name": "dpo_shift",
-            "loss.beta": 0.01,
-            "loss.shift_lambda": 0.95,
-            "optimizer.lr": 5e-7,
-            **within(2048, 1792),
-        },
+        {**DPO_SHIFT, "loss.shift_lambda": 0.95},
+    ),
+    "dpo_shift_rising": Preset(
+        "arXiv:2502.07599, official `run.sh`, `increase_linear`: λ from .95, or from "
+        ".75 or .85, to 1",
+        {**DPO_SHIFT, "loss.shift_lambda": 0.95, "loss.shift_end": 1.0},
+    ),
+    "dpo_shift_falling": Preset(
+        "arXiv:2502.07599, official `run.sh`, `decrease_linear`: λ from 1 to .95, or "
+        "to .75 or .85",
+        {**DPO_SHIFT, "loss.shift_lambda": 1.0, "loss.shift_end": 0.95},
     ),
     "dr_dpo": Preset(
         "arXiv:2407.07880, official code, a fork of DPO's; its log-mean-exp is over 8 "

@@ -5,7 +5,7 @@
         --config.reward.name=length
 
 Each turn samples prompts from the policy, asks the reward, and takes the algorithm's
-updates. Rows need a `prompt`; their other columns are handed to the reward. This
+updates: what arXiv:2305.18290 §6 compares DPO with. Rows need a `prompt`; their other columns are handed to the reward. This
 project has not been timed on an accelerator; hours will stand here once measured.
 """
 

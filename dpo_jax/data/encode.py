@@ -213,8 +213,8 @@ def _tried(
         return make(row, tokenizer, template, partial(render, tokenizer, template))
     except jinja2.TemplateSyntaxError as error:
         raise ModelError(f"the chat template cannot be read: {error}") from error
-    except UserError:
-        raise
+    except UserError as error:  # of `bounds`: the next row would take as much
+        raise type(error)(f"{row.where}: {error}") from error
     except BadRow as bad:
         return bad
     except Exception as error:  # whatever a template may raise

@@ -1,6 +1,6 @@
 """From the rows of a source to tokenized records, with an account of every row."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ from absl import logging
 from dpo_jax.data.columns import Text
 from dpo_jax.data.kinds import RawRow
 from dpo_jax.data.records import Located, RatedLater, Reading, RowCounts
+from dpo_jax.data.sources.files import BadRow
 from dpo_jax.data.tokenize import TokenCounts
 from dpo_jax.data.tokens import Records, fingerprint
 from dpo_jax.errors import DataError
@@ -22,6 +23,30 @@ class Prepared(NamedTuple):
     records: Records
     report: dict[str, Any]
     fingerprint: str
+
+
+class Questions(NamedTuple):
+    """Prompts that are to be continued, and what else their rows say.
+
+    Attributes:
+      prompts: N texts or chats.
+      columns: N values of each other column, None where a row does not have it.
+    """
+
+    prompts: list[Text]
+    columns: dict[str, list[Any]]
+
+    def first(self, count: int) -> "Questions":
+        """Returns the first of them."""
+        columns = {name: values[:count] for name, values in self.columns.items()}
+        return Questions(self.prompts[:count], columns)
+
+
+def questions_of(rows: Sequence[tuple[Text, Mapping[str, Any]]]) -> Questions:
+    """Makes questions of prompts and the columns of their rows."""
+    names = dict.fromkeys(name for _, fields in rows for name in fields)
+    columns = {n: [fields.get(n) for _, fields in rows] for n in names if n != "prompt"}
+    return Questions([prompt for prompt, _ in rows], columns)
 
 
 class Source(NamedTuple):
@@ -39,13 +64,15 @@ class Source(NamedTuple):
     tokenize: Callable[[Iterable[RawRow]], tuple[Records, TokenCounts]]
     apart: bool
 
-    def prompts(self) -> list[Text]:
+    def questions(self) -> Questions:
         """Reads the prompts of all good rows."""
         rows = list(self.read())
         try:
-            return [row.prompt for row in self.check(rows)]
+            good = list(self.check(rows))
         except RatedLater as later:
-            return [row.prompt for row in self.check(rows, rated=later.where)]
+            good = list(self.check(rows, rated=later.where))
+        at = [(row.prompt, rows[row.index][1]) for row in good]
+        return questions_of([(p, f) for p, f in at if not isinstance(f, BadRow)])
 
 
 def prepare(source: Source) -> Prepared:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from dpo_jax.data import bounds
 from dpo_jax.data.columns import Message
 from dpo_jax.errors import ModelError
 
@@ -83,10 +84,12 @@ def render(
       tools: what the assistant can call.
       answer: whether the assistant is asked to speak next.
     """
-    return tokenizer.apply_chat_template(
-        list(chat),
-        chat_template=text,
-        tokenize=False,
-        add_generation_prompt=answer,
-        tools=list(tools) or None,
-    )
+    with bounds.bounded():
+        shown = tokenizer.apply_chat_template(
+            list(chat),
+            chat_template=text,
+            tokenize=False,
+            add_generation_prompt=answer,
+            tools=list(tools) or None,
+        )
+    return bounds.check_size(shown, given=len(str([*chat, *tools])))

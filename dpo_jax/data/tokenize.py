@@ -4,8 +4,8 @@ Masks follow from the lengths made here, never from ids. Knows tokenizers, but n
 of a batch and no jax.
 """
 
-import json
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import islice
@@ -21,9 +21,13 @@ from dpo_jax.data.sources.files import BadRow
 from dpo_jax.data.templates import CLOCK
 from dpo_jax.data.tokens import Gathered, Records
 from dpo_jax.errors import DataError, ModelError
+from dpo_jax.files import read_json, read_small, unfit
 
 CHUNK = 1024  # rows encoded at once; their text is forgotten before the next are read
 CONFIGS = ("config.json", "tokenizer_config.json", "processor_config.json")
+
+LARGEST = 256 * 2**20  # bytes of a file of a tokenizer
+ENDINGS = (".json", ".jinja", ".txt", ".model", ".tiktoken")  # of such files
 
 
 class Cut(NamedTuple):
@@ -67,7 +71,8 @@ def load_tokenizer(path: str, revision: str = "") -> Any:
     """
     folder = Path(path)
     _refuse_remote_code(folder)
-    if not folder.is_dir() and (path.startswith((".", "/", "~")) or folder.exists()):
+    _check_files(path)
+    if not os.path.isdir(path) and (path[:1] in "./~" or os.path.exists(path)):
         raise ModelError(f"tokenizer.path={path!r} is no folder with a tokenizer")
     from transformers import AutoTokenizer
 
@@ -97,7 +102,7 @@ def read_chat_template(path: str, tokenizer: Any) -> str | None:
     if isinstance(tokenizer.chat_template, dict) and path in tokenizer.chat_template:
         return tokenizer.chat_template[path]
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return read_small(path).decode()
     except (OSError, ValueError) as error:
         what = f"data.chat_template={path!r} cannot be read"
         raise DataError(f"{what}: {error}") from error
@@ -276,13 +281,22 @@ def _scores_others(row: RawRow) -> bool:
     return any(m["role"] != "assistant" for chat in chats for m in chat)
 
 
+def _check_files(folder: str) -> None:
+    """Refuses what a tokenizer would wait for, or fill the memory with."""
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    read = [name for name in sorted(names) if name.endswith(ENDINGS)]
+    wrong = {name: unfit(os.path.join(folder, name), LARGEST) for name in read}
+    if wrong := [f"{name} {why}" for name, why in wrong.items() if why]:
+        raise ModelError(f"tokenizer.path={folder!r}: {', '.join(wrong)}")
+
+
 def _refuse_remote_code(folder: Path) -> None:
     for path in (folder / name for name in CONFIGS):
         try:
-            config = json.loads(path.read_bytes())
-        except OSError:
+            config = read_json(path)
+        except (FileNotFoundError, NotADirectoryError):
             continue
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise ModelError(f"{path} is no JSON: {error}") from error
         if isinstance(config, dict) and "auto_map" in config:
             raise ModelError(

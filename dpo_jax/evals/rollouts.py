@@ -12,29 +12,57 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpo_jax import logps
+from dpo_jax.evals import best_of
 from dpo_jax.types import ApplyFn, Array, Batch, Params, Samples
 
-Reward = Callable[[int, str], float]  # (index of the prompt, completion) -> reward
+
+class Judged(NamedTuple):
+    """What is said of n samples of N prompts; NaN = nothing.
+
+    Attributes:
+      rewards: f64[N, n], what they are worth.
+      scores: f64[N, n], by which the best of several is chosen.
+      by_name: f64[N, n] of each reward that was asked.
+    """
+
+    rewards: np.ndarray
+    scores: np.ndarray
+    by_name: dict[str, np.ndarray]
+
+
+# texts and token ids of n samples of N prompts -> what is said of them
+Judge = Callable[[list[list[str]], list[list[list[int]]]], Judged]
 
 
 class Rollout(NamedTuple):
-    """One continuation per prompt.
+    """Samples of N prompts, as means over those of each; NaN = no verdict.
 
     Attributes:
-      texts: completions, decoded.
+      texts: the first sample of each, decoded.
       rewards: f64[N].
       kls: f64[N] nats, summed over tokens.
       lengths: f64[N] tokens.
+      best: m -> f64[N], what the best of m samples is worth.
+      by_name: f64[N] of each reward that was asked.
+      absent: samples without a verdict.
     """
 
     texts: list[str]
     rewards: np.ndarray
     kls: np.ndarray
     lengths: np.ndarray
+    best: dict[int, np.ndarray]
+    by_name: dict[str, np.ndarray]
+    absent: int
 
 
 def mean_se(values: np.ndarray) -> tuple[float, float | None]:
-    """Returns the mean and its standard error, which one value alone does not have."""
+    """Returns the mean and its standard error, which one value alone does not have.
+
+    Args:
+      values: f[N]; NaN = there is none.
+    """
+    values = values[~np.isnan(values)]
     if len(values) < 2:
         return float(values.mean()), None
     return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
@@ -78,21 +106,39 @@ def judged(
     kls: np.ndarray,
     *,
     decode: Callable[[Sequence[int]], str],
-    reward: Reward,
+    judge: Judge,
 ) -> Rollout:
-    """Judges one continuation per prompt.
+    """Judges n samples of each prompt.
 
     Args:
-      samples: [N, 1, G] of the host.
-      kls: f32[N, 1] nats.
+      samples: [N, n, G] of the host.
+      kls: f32[N, n] nats.
       decode: ids -> text, special tokens left out.
-      reward: the true reward.
+      judge: of all samples together.
     """
-    rows = zip(samples.tokens[:, 0], samples.mask[:, 0], strict=True)
-    texts = [decode(tokens[mask].tolist()) for tokens, mask in rows]
+    ids = [
+        [tokens[mask].tolist() for tokens, mask in zip(*of_prompt, strict=True)]
+        for of_prompt in zip(samples.tokens, samples.mask, strict=True)
+    ]
+    texts = [[decode(sample) for sample in of_prompt] for of_prompt in ids]
+    said = judge(texts, ids)
+    scores, rewards = said.scores, said.rewards
     return Rollout(
-        texts=texts,
-        rewards=np.array([reward(i, text) for i, text in enumerate(texts)]),
-        kls=kls[:, 0].astype(np.float64),
-        lengths=samples.mask.sum((1, 2)).astype(np.float64),
+        texts=[of_prompt[0] for of_prompt in texts],
+        rewards=_means(rewards),
+        kls=_means(kls),
+        lengths=_means(samples.mask.sum(2)),
+        best={
+            m: best_of.expected_best(scores, rewards, m)
+            for m in best_of.sizes(samples.mask.shape[1])
+        },
+        by_name={name: _means(values) for name, values in said.by_name.items()},
+        absent=int(np.isnan(scores).sum()),
     )
+
+
+def _means(values: np.ndarray) -> np.ndarray:
+    """Averages f[N, n] over the samples of each prompt that have a value."""
+    there = ~np.isnan(values)
+    total = np.where(there, values, 0.0).sum(1, dtype=np.float64)
+    return np.where(there.any(1), total / np.maximum(there.sum(1), 1), np.nan)

@@ -212,7 +212,7 @@ LOSSES: dict[str, Loss | LossFn] = {
     ),
     "dpo_shift": Loss(
         ratios.dpo_shift,
-        "−log σ(β(a − λb))",
+        "−log σ(β(a − λb)), λ fixed or along a line to `shift_end`",
         "DPO-Shift, arXiv:2502.07599",
         usual={"beta": 0.01, "shift_lambda": 0.95},
         of="ratios",

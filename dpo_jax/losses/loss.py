@@ -12,6 +12,7 @@ from dpo_jax.types import Array, Counts, Hyper, Stats
 LossFn = Callable[..., Array]
 FIXED = ("divergence_alpha",)  # floats that choose a formula
 PER_PAIR = {"tokens_per_pair": "chosen_tokens", "whole_per_pair": "whole_tokens"}
+FACTS = (*PER_PAIR, "progress")  # keywords that are no options; `progress`: of the run
 
 
 class Of(NamedTuple):
@@ -249,4 +250,4 @@ def options(loss: Loss) -> tuple[str, ...]:
         names += keywords(running.update)
     if loss.token_weights:
         names += keywords(tokens.WEIGHTS[loss.token_weights])
-    return tuple(name for name in dict.fromkeys(names) if name not in PER_PAIR)
+    return tuple(name for name in dict.fromkeys(names) if name not in FACTS)

@@ -245,10 +245,21 @@ def chi_po(chosen: Array, rejected: Array, *, beta: Array, chi_clip: Array) -> A
 
 
 def dpo_shift(
-    chosen: Array, rejected: Array, *, beta: Array, shift_lambda: Array
+    chosen: Array,
+    rejected: Array,
+    *,
+    beta: Array,
+    shift_lambda: Array,
+    shift_end: Array,
+    progress: Array | float = 0.0,
 ) -> Array:
     """Computes −log σ(β(a − λb)); λ = 1 is DPO.
 
-    Source: arXiv:2502.07599 (DPO-Shift).
+    λ moves from `shift_lambda` along a line to `shift_end`, which it would have after
+    the last step; where that is negative, it stays.
+
+    Source: arXiv:2502.07599 (DPO-Shift); the line is that of the official code.
     """
-    return -jax.nn.log_sigmoid(beta * (chosen - shift_lambda * rejected))
+    end = jnp.where(shift_end < 0, shift_lambda, shift_end)
+    moved = shift_lambda + (end - shift_lambda) * progress
+    return -jax.nn.log_sigmoid(beta * (chosen - moved * rejected))

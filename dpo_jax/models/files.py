@@ -5,7 +5,7 @@ and headers, not what the tensors mean.
 """
 
 import contextlib
-import json
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import safetensors
 
 from dpo_jax import errors
+from dpo_jax.files import parse_json, read_json
 
 Dims = tuple[int, ...]
 
@@ -36,6 +37,7 @@ TOKENIZER_FILES = (
 )
 ADAPTER = "adapter_config.json"
 WANTED = ("config.json", ADAPTER, "*.safetensors", INDEX, *TOKENIZER_FILES)
+LONGEST_HEADER = 10**8  # bytes; what safetensors takes
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -59,13 +61,14 @@ def resolve(path: str, revision: str = "", *, wanted: Iterable[str] = WANTED) ->
       ModelError: if the folder does not exist or the hub does not give it.
       ConfigError: if a folder is asked for a revision.
     """
-    if Path(path).expanduser().is_dir():
+    folder = os.path.expanduser(path)
+    if os.path.isdir(folder):
         if revision:
             raise errors.ConfigError(
                 f"revision={revision!r} is of a hub id; {path!r} is a folder, leave "
                 "model.revision (or ref.revision) at ''"
             )
-        return Path(path).expanduser()
+        return Path(folder)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) or path.startswith("."):
         raise errors.ModelError(
             f"model.path={path!r} is neither a folder nor a hub id like 'owner/name'"
@@ -73,7 +76,7 @@ def resolve(path: str, revision: str = "", *, wanted: Iterable[str] = WANTED) ->
     import huggingface_hub  # slow to import, and needed for hub ids only
 
     try:
-        folder = huggingface_hub.snapshot_download(
+        held = huggingface_hub.snapshot_download(
             path, revision=revision or None, allow_patterns=list(wanted)
         )
     except (OSError, ValueError) as error:
@@ -83,7 +86,7 @@ def resolve(path: str, revision: str = "", *, wanted: Iterable[str] = WANTED) ->
             f"the hub does not give it ({type(error).__name__}: {reason}); go online, "
             "log in if it is gated, or set model.path to a downloaded folder"
         ) from error
-    return Path(folder)
+    return Path(held)
 
 
 def read_config(path: str | Path, revision: str = "") -> dict[str, Any]:
@@ -97,7 +100,7 @@ def read_config(path: str | Path, revision: str = "") -> dict[str, Any]:
     check_no_adapter(folder)
     file = folder / "config.json"
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = read_json(file)
     except FileNotFoundError:
         raise errors.ModelError(f"{file} does not exist; is it a HF folder?") from None
     except (OSError, ValueError) as error:
@@ -113,7 +116,7 @@ def check_no_adapter(folder: Path) -> None:
     if not (folder / ADAPTER).is_file():
         return
     try:
-        base = json.loads((folder / ADAPTER).read_bytes())["base_model_name_or_path"]
+        base = read_json(folder / ADAPTER)["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError):
         base = "its base"
     raise errors.ModelError(
@@ -125,26 +128,36 @@ def check_no_adapter(folder: Path) -> None:
 
 def cause(file: Path) -> str:
     """Says why a file is not what its name says; '' if that is not clear."""
-    size = file.stat().st_size if file.is_file() else 0
-    head = file.read_bytes()[:1024] if size < 2**20 else b""
+    if not file.is_file():
+        return ""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        head = stream.read(1024)
     if head.startswith(b"version https://git-lfs"):
         return "is a git-LFS pointer; run `git lfs pull` where it came from"
     if re.match(rb"\s*<(!doctype|html|\?xml)", head, re.IGNORECASE):
         return "is a web page saved under that name; download the file itself"
     if file.suffix != ".safetensors":
         return ""
-    with file.open("rb") as stream:
-        header = int.from_bytes(stream.read(8), "little")
-        text = stream.read(header) if 8 + header <= size else b""
     again = "download or copy it again"
-    if size < 8 or (not text and header < 10**8):
+    length, text = header_of(file)
+    if size < 8 or (not text and length < LONGEST_HEADER):
         return f"is truncated: {size} bytes, its header is longer; {again}"
     try:
-        ends = [t["data_offsets"][1] for t in json.loads(text).values() if "dtype" in t]
-    except (ValueError, KeyError, TypeError):
-        return f"is not a safetensors file; {again}"
-    needed = 8 + header + max(ends, default=0)
-    return f"is truncated: {size} of {needed} bytes; {again}" if size < needed else ""
+        tensors = [t for t in parse_json(text).values() if "dtype" in t]
+        needed = 8 + length + max([0, *(t["data_offsets"][1] for t in tensors)])
+        short = size < needed
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        return f"is not a safetensors file ({str(error)[:200]}); {again}"
+    return f"is truncated: {size} of {needed} bytes; {again}" if short else ""
+
+
+def header_of(file: Path) -> tuple[int, bytes]:
+    """Reads the header of a safetensors file: its length, and its text; b'' if cut."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        whole = length < LONGEST_HEADER and 8 + length <= file.stat().st_size
+        return length, stream.read(length) if whole else b""
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -157,12 +170,14 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / SINGLE]
     if (folder / INDEX).is_file():
         try:
-            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+            index = read_json(folder / INDEX)
             names = sorted({Path(name).name for name in index["weight_map"].values()})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            why = cause(folder / INDEX) or "is not an index of weights"
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            why = cause(folder / INDEX) or f"is not an index of weights: {error}"
             raise errors.ModelError(f"{folder / INDEX} {why}") from error
-        absent = [name for name in names if not (folder / name).is_file()]
+        absent = [name for name in names if not os.path.isfile(folder / name)]
+        if not names:
+            raise errors.ModelError(f"{folder / INDEX} names no file of weights")
         if absent:
             raise errors.ModelError(
                 f"{folder}: {INDEX} names files that are not there: {', '.join(absent)}"
@@ -189,16 +204,19 @@ def open_weights(folder: Path, stack: contextlib.ExitStack) -> dict[str, Stored]
     Raises:
       ModelError: naming every file that cannot be read and its cause.
     """
-    tensors = {}
+    tensors: dict[str, Stored] = {}
     with errors.collected(errors.ModelError) as complaints:
         for file in weight_files(folder):
             try:
                 opened = stack.enter_context(safetensors.safe_open(file, "np"))
-            except (safetensors.SafetensorError, OSError) as error:
+                parse_json(header_of(file)[1])  # a name twice: safetensors takes one
+            except (safetensors.SafetensorError, OSError, ValueError) as error:
                 complaints.append(f"{file} {cause(file) or f'is unreadable: {error}'}")
                 continue
             for name in opened.keys():  # noqa: SIM118 (not a dict)
                 tensor = opened.get_slice(name)
                 shape = tuple(tensor.get_shape())
+                if name in tensors:
+                    complaints.append(f"{file} holds {name}, as a file before it does")
                 tensors[name] = Stored(opened, shape, tensor.get_dtype())
     return tensors

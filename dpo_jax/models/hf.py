@@ -27,7 +27,15 @@ from dpo_jax.models import decoder, files, scalar
 from dpo_jax.models.families import FAMILIES, spec_of
 from dpo_jax.models.files import Stored, read_config
 from dpo_jax.models.spec import DecoderSpec, Row
-from dpo_jax.models.tensors import OPS, Index, folded, names_of, part_shapes, rows_of
+from dpo_jax.models.tensors import (
+    OPS,
+    Index,
+    check_finite,
+    folded,
+    names_of,
+    part_shapes,
+    rows_of,
+)
 from dpo_jax.sharding.arrays import to_every_host
 from dpo_jax.types import Array, Params
 
@@ -152,7 +160,7 @@ def load_params(folder: str | Path, spec: DecoderSpec, shardings: Any = None) ->
 
     Raises:
       ModelError: if a file cannot be read, or tensors are missing, unknown or
-        mis-shaped (one error names all).
+        mis-shaped (one error names all), or hold numbers that are not finite.
     """
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     places: Any = traverse_util.flatten_dict(shardings or {}, sep="/")
@@ -180,9 +188,11 @@ def _reader(
     stacked, seen = "{i}" in row.name, {}
 
     def one(name: str, index: Index) -> np.ndarray:
-        return read(
-            stored[name].file.get_slice(name), index, part, shapes, spec.head_dim
-        )
+        tensor = stored[name].file.get_slice(name)
+        with np.errstate(over="ignore"):  # told below
+            held = read(tensor, index, part, shapes, spec.head_dim).astype(np.float32)
+        check_finite(name, held)
+        return held
 
     def at(index: Index) -> np.ndarray:
         shape = ((spec.layers,) if stacked else ()) + shapes[part]
@@ -196,7 +206,7 @@ def _reader(
                     held[layer] = one(name, inner)
             else:
                 inner = tuple(slice(*b) for b in bounds)
-                held = one(names[0], inner).astype(np.float32)
+                held = one(names[0], inner)
             seen[bounds] = held
         return seen[bounds]
 

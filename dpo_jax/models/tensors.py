@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dpo_jax.errors import ModelError
 from dpo_jax.models import decoder
 from dpo_jax.models.families import FAMILIES
 from dpo_jax.models.files import Dims
@@ -73,6 +74,22 @@ def part_shapes(row: Row, spec: DecoderSpec) -> list[Dims]:
     """Returns the shapes of a row's parts, without the axis of layers."""
     ours = decoder.leaves(spec)
     return [ours[path].shape["{i}" in row.name :] for path in row.paths]
+
+
+def check_finite(name: str, held: np.ndarray) -> None:
+    """Refuses a weight that is no number, or that float32 cannot hold.
+
+    Raises:
+      ModelError: naming the tensor.
+    """
+    wrong = np.count_nonzero(~np.isfinite(held))
+    if wrong:
+        first = held[~np.isfinite(held)].flat[0]
+        raise ModelError(
+            f"{name} of the weights holds {wrong} numbers that are not finite in "
+            f"float32, of {held.size} read (the first is {first}); download or copy "
+            "the file again, or save the model before its training diverged"
+        )
 
 
 def folded(names: Iterable[str]) -> str:

@@ -13,10 +13,10 @@ from dpo_jax.objectives import (
     sft,
     unpaired,
 )
-from dpo_jax.objectives.algorithms import Sampled
+from dpo_jax.objectives.algorithms import SampleKind
 from dpo_jax.objectives.judged import Kind
 
-OBJECTIVES: dict[str, Kind | Sampled] = {
+OBJECTIVES: dict[str, Kind | SampleKind] = {
     "preference": preference.PAIRS,
     "sft": sft.COMPLETIONS,
     "unpaired": unpaired.SINGLES,

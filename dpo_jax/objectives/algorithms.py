@@ -161,7 +161,7 @@ def awr_loss(columns: Columns, hyper: Hyper, counts: Counts) -> tuple[Array, Sum
     return share, terms.masked_means(means, mask)
 
 
-class Sampled(NamedTuple):
+class SampleKind(NamedTuple):
     """What is learned from samples of the policy, as `judged.Kind` says it of rows.
 
     Attributes:
@@ -221,4 +221,4 @@ def make_awr(given: Mapping[str, Any]) -> Algorithm:
     )
 
 
-PPO, RLOO, AWR = Sampled(make_ppo), Sampled(make_rloo), Sampled(make_awr)
+PPO, RLOO, AWR = SampleKind(make_ppo), SampleKind(make_rloo), SampleKind(make_awr)

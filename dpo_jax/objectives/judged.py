@@ -121,7 +121,7 @@ class Judged:
         del reports  # no trunk of today's families reports anything
         record, mask = self.kind.take(columns)
         whole = jnp.zeros((), jnp.float32)
-        known = stats | per_pair(counts)
+        known = stats | per_pair(counts) | {"progress": hyper.get("progress", 0.0)}
         for bound in self.losses:
             losses = bound.loss(record, bound.options(hyper) | known)
             if self.weigh is not None:

@@ -117,7 +117,7 @@ def rewards(chosen: Array, rejected: Array) -> dict[str, Array]:
         "rewards/chosen": chosen,
         "rewards/rejected": rejected,
         "rewards/margins": chosen - rejected,
-        "rewards/accuracies": (chosen > rejected).astype(jnp.float32),
+        "rewards/accuracies": terms.wins(chosen, rejected),
     }
 
 

@@ -68,7 +68,7 @@ def metrics(columns: Columns, record: PairScores, hyper: Hyper) -> Sums:
         "scores/chosen": chosen,
         "scores/rejected": rejected,
         "scores/margins": chosen - rejected,
-        "scores/accuracies": (chosen > rejected).astype(jnp.float32),
+        "scores/accuracies": terms.wins(chosen, rejected),
         "scores/brier": jnp.square(jax.nn.sigmoid(rejected - chosen)),
         "lengths/chosen": chosen_lengths,
         "lengths/rejected": rejected_lengths,
@@ -93,10 +93,9 @@ def calibration_error(columns: Columns) -> Array:
     """
     chosen, rejected = sides(columns, columns.response["scores"])
     mask = columns.pairs.reshape(-1, 2)[:, 0] >= 0
-    margins = chosen - rejected
-    predicted = jax.nn.sigmoid(jnp.abs(margins))
+    predicted = jax.nn.sigmoid(jnp.abs(chosen - rejected))
     bins = jnp.clip(((predicted - 0.5) * 2 * BINS).astype(jnp.int32), 0, BINS - 1)
-    gaps = jnp.where(mask, predicted - (margins > 0), 0.0)
+    gaps = jnp.where(mask, predicted - terms.wins(chosen, rejected), 0.0)
     gap = jax.ops.segment_sum(gaps, bins, num_segments=BINS)
     return jnp.abs(gap).sum() / jnp.maximum(mask.sum(), 1)
 

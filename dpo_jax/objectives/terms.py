@@ -217,6 +217,15 @@ def masked_means(means: dict[str, Array], mask: Array) -> Sums:
     return {name: masked_mean(values, mask) for name, values in means.items()}
 
 
+def wins(chosen: Array, rejected: Array) -> Array:
+    """Says of pairs who is ahead: 1 the chosen, 0 the rejected, ½ nobody.
+
+    A tie is a coin's throw, so that the accuracy of a policy that is its own reference
+    is ½. TRL counts it as lost.
+    """
+    return jnp.heaviside(chosen - rejected, 0.5)
+
+
 def token_metrics(columns: Columns) -> Sums:
     """Averages entropy and accuracy over all response tokens."""
     tokens = columns.lengths.sum()

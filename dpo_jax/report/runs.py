@@ -1,6 +1,5 @@
 """Reads run folders. Knows the files of a run and nothing of how they are shown."""
 
-import json
 import os
 import unicodedata
 from collections.abc import Sequence
@@ -134,8 +133,8 @@ def _json(path: epath.Path, default: Any) -> Any:
     if not path.exists():
         return default
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        value = files.read_json(path)
+    except (OSError, ValueError) as error:
         raise DataError(
             f"{path}: not JSON ({error}); restore or remove it, then report again"
         ) from error
@@ -152,6 +151,10 @@ def _check(path: epath.Path) -> None:
     kind = files.no_file(path)
     if kind and not path.is_file():
         raise DataError(f"{path} is {kind}, not a file; remove it, then report again")
+    if path.exists() and lines.is_hollow(path):
+        raise DataError(
+            f"{path} is large and holds zeros; remove it, then report again"
+        )
 
 
 def _samples(path: epath.Path) -> list[dict[str, Any]]:
@@ -173,15 +176,27 @@ def _samples(path: epath.Path) -> list[dict[str, Any]]:
 def _results(path: epath.Path) -> dict[str, Any]:
     """Reads the table of results and checks its cells."""
     results = _json(path, {})
-    for number, row in enumerate(results.get("rows", [])):
-        values = row.get("values") if isinstance(row, dict) else None
-        good = isinstance(values, dict) and isinstance(row.get("name"), str)
-        if not good or not all(map(_is_cell, dict(values or {}).values())):
-            raise DataError(
-                f"{path}: row {number} must hold a name and values that are numbers or "
-                "[mean, standard error]; write it again or remove the file"
-            )
+    if fault := results_fault(results):
+        raise DataError(f"{path}: {fault}; write it again or remove the file")
     return results
+
+
+def results_fault(results: dict[str, Any]) -> str:
+    """Says what in a `results.json` cannot be shown; '' if all can."""
+    values, rows = results.get("values", {}), results.get("rows", [])
+    if not isinstance(values, dict) or not all(map(_is_number, values.values())):
+        return "values must be numbers by name"
+    if not isinstance(rows, list) or not isinstance(results.get("title", ""), str):
+        return "it must hold a text as title, and a list of rows"
+    for number, row in enumerate(rows):
+        cells = row.get("values") if isinstance(row, dict) else None
+        good = isinstance(cells, dict) and isinstance(row.get("name"), str)
+        if not good or not all(map(_is_cell, dict(cells or {}).values())):
+            return (
+                f"row {number} must hold a name and values that are numbers or "
+                "[mean, standard error]"
+            )
+    return ""
 
 
 def _is_cell(value: object) -> bool:

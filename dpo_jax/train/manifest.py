@@ -25,7 +25,7 @@ HASHERS = 4  # files hashed at the same time; hashlib frees the interpreter lock
 
 def step_folders(folder: epath.Path) -> dict[int, epath.Path]:
     """Maps step numbers to their folders, committed or not; links are none."""
-    if not folder.exists():
+    if not folder.is_dir():
         return {}
     names = [p for p in folder.iterdir() if p.name.isdecimal() and p.is_dir()]
     names = [p for p in names if not os.path.islink(p)]
@@ -34,7 +34,7 @@ def step_folders(folder: epath.Path) -> dict[int, epath.Path]:
 
 def _links(folder: epath.Path) -> list[str]:
     """Names the links that stand for step folders."""
-    names = [p.name for p in folder.iterdir()] if folder.exists() else []
+    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
     return sorted(n for n in names if n.isdecimal() and os.path.islink(folder / n))
 
 
@@ -93,7 +93,7 @@ def newest_verified(folder: epath.Path, *, rename: bool = True) -> int | None:
             return step
         if is_committed(path):  # else a living run has just deleted it
             failed[step] = complaint
-    aside = [p.name for p in folder.iterdir()] if folder.exists() else []
+    aside = [p.name for p in folder.iterdir()] if folder.is_dir() else []
     aside = sorted(name for name in aside if name.endswith(".corrupt"))
     if failed or aside or foreign:
         told = [f"{step} ({why})" for step, why in failed.items()]
@@ -113,8 +113,8 @@ def verify(path: epath.Path) -> str:
         return f"sha256 mismatch in {MANIFEST}"
     for name, entry in listed.items():
         file = path / name
-        if not file.exists():
-            return f"missing {name}"
+        if not file.is_file():
+            return f"missing {name}"  # or a folder, a pipe: nothing to wait for
         if file.stat().length != entry["bytes"]:
             return f"{name} has {file.stat().length} of {entry['bytes']} bytes"
     try:
@@ -160,20 +160,20 @@ def write_manifest(path: epath.Path, body: dict) -> None:
 def read_manifest(path: epath.Path) -> dict:
     """Reads the manifest of a step and checks its own digest."""
     try:
-        whole = json.loads((path / MANIFEST).read_bytes())
+        whole = files.read_json(path / MANIFEST)
         if whole["sha256"] == _digest(whole["manifest"]):
             return whole["manifest"]
         why = "its sha256 does not match"
     except FileNotFoundError:
         why = "it is missing: the step was never committed"
-    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         why = f"it cannot be read ({type(error).__name__})"
     raise ModelError(f"{path / MANIFEST}: {why}; use another step")
 
 
 def clear_leftovers(folder: epath.Path) -> None:
     """Removes the temporary folders and files of saves that did not end."""
-    if not folder.exists():
+    if not folder.is_dir():
         return
     for child in folder.iterdir():
         head, dot, tail = child.name.partition(".")

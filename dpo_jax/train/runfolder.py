@@ -82,10 +82,10 @@ def read_json(folder: AnyPath, name: str) -> dict[str, Any] | None:
     """
     path = epath.Path(folder) / name
     try:
-        value = json.loads(path.read_bytes())
+        value = files.read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         value = error
     if isinstance(value, dict):
         return value

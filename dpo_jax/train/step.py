@@ -217,6 +217,7 @@ def train_step(
       clipping), `lr` and `ok`. Where `ok` is False, only the step number moved on.
     """
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    hyper = at_step(hyper, state.step)
     grads, (loss, sums, stats) = accumulate(
         objective, state.params, frozen, state.stats, batch, key, hyper
     )
@@ -238,6 +239,18 @@ def train_step(
     metrics |= {"loss": loss, "grad_norm": norm, "lr": lr, "ok": ok}
     params, opt_state, stats, ref = kept
     return TrainState(state.step + 1, params, opt_state, stats, state.key, ref), metrics
+
+
+def at_step(hyper: Hyper, step: Array) -> Hyper:
+    """Adds `progress`, the share of the run's steps that are taken, if it is known.
+
+    Args:
+      hyper: with `step_share`, 1/T of T steps, where the length of the run is known.
+      step: i32[] updates taken.
+    """
+    if "step_share" not in hyper:
+        return hyper
+    return hyper | {"progress": step * hyper["step_share"]}
 
 
 def follow(

@@ -20,10 +20,10 @@ from dpo_jax.wiring import (
     agreeing,
     checks,
     generation,
-    judging,
     objective,
     on_policy,
     prompts,
+    rewarding,
     training,
 )
 from dpo_jax.wiring import data as data_wiring
@@ -110,6 +110,7 @@ def make_parts(
         train,
         held_out,
         config.ref,
+        rewarding.chosen(config.reward, rewards),
     )
 
 
@@ -123,7 +124,7 @@ def of_samples(
 ) -> Parts:
     """Wires the turns of an on-policy run."""
     name, given = config.objective, config[config.objective]
-    judges = judging.rewards_of(config.reward.name, config.reward.weights, rewards)
+    judges = rewarding.chosen(config.reward, rewards)
     how, _ = data_wiring.source(config, "train", tokenizer, reads_ratings=False)
     data, asked = prompts.load_prompts(how, config.data.train, config.data, tokenizer)
     agreeing.agree_on_rows(data)
@@ -159,6 +160,9 @@ def of_samples(
     by_ref = name == "awr" and given["sampler"] == "ref"
     drawer = ref_model if by_ref else model
     assert drawer is not None, "`checks.on_policy_faults`"
+    asker = rewarding.make_asker(
+        judges, name="turns", seconds=config.reward.timeout_seconds
+    )
     turns = Turns(
         data.train,
         loader.train_steps(
@@ -177,7 +181,7 @@ def of_samples(
             mesh=mesh,
         ),
         drawing=ref_params if by_ref else trained_params,
-        judge=judging.Judging(judges, asked, seconds=config.reward.timeout_seconds),
+        judge=functools.partial(rewarding.of_samples, asker, asked),
         decode=functools.partial(tokenizer.decode, skip_special_tokens=True),
         mesh=mesh,
         seed=config.seed,
@@ -199,6 +203,7 @@ def of_samples(
         None,
         None,
         ref,
+        judges,
         turns,
     )
 

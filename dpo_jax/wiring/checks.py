@@ -18,19 +18,20 @@ from dpo_jax.errors import ConfigError, DataError, DeviceError, collected, unkno
 from dpo_jax.losses import LOSSES, Bound, LossTable, find, pairwise
 from dpo_jax.losses.loss import default_of, options, pick, range_of
 from dpo_jax.objectives import OBJECTIVES, ON_POLICY
-from dpo_jax.objectives.algorithms import Sampled
+from dpo_jax.objectives.algorithms import SampleKind
 from dpo_jax.objectives.judged import Kind
+from dpo_jax.rewards import REWARDS, RewardTable
 from dpo_jax.sampling import compare
 from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.train import optimizer
-from dpo_jax.wiring import objective
+from dpo_jax.wiring import objective, rewarding
 from dpo_jax.wiring.data import Data
 from dpo_jax.wiring.objective import Losses
 
 Section = Mapping[str, Any]  # values of a section of the configuration
 
 
-def check(config: Config, table: LossTable) -> Losses:
+def check(config: Config, table: LossTable, rewards: RewardTable = REWARDS) -> Losses:
     """Checks a configuration on its own and looks up its losses.
 
     Raises:
@@ -42,12 +43,17 @@ def check(config: Config, table: LossTable) -> Losses:
             f"losses={config.losses!r}: this run has losses of its own, from a file of "
             "this digest; give --losses=FILE"
         )
+    if config.rewards and rewards is REWARDS:
+        raise ConfigError(
+            f"rewards={config.rewards!r}: this run has rewards of its own, from a file "
+            "of this digest; give --rewards=FILE"
+        )
     names, kind = config.loss.name.split("+"), OBJECTIVES[config.objective]
     with collected(ConfigError) as complaints:
         missing = [name for name in names if name not in table]
         complaints += [unknown("loss.name", name, table) for name in missing]
         complaints += on_policy_faults(config)
-        if isinstance(kind, Sampled):
+        if isinstance(kind, SampleKind):
             by = f"objective={config.objective!r}"
             complaints += config_lib.unused_options("loss", config.loss, (), by)
         elif not missing:
@@ -62,7 +68,7 @@ def check(config: Config, table: LossTable) -> Losses:
         complaints += kind_faults(config.objective, config.ref, config.checkpoint)
         complaints += scored_faults(config.objective, config.data.scored)
         complaints += optimizer_faults(config.optimizer) + source_faults(config.data)
-        complaints += rollout_faults(config.eval, config.data.eval, config.ref.mode)
+        complaints += rewarding.config_faults(config, rewards) + rollout_faults(config)
     return objective.losses_of(config.loss, table)
 
 
@@ -220,14 +226,14 @@ def kind_faults(name: str, ref: Section, checkpoint: Section) -> list[str]:
     return faults
 
 
-OF_SAMPLES = ("rollout", "reward", *ON_POLICY)  # sections that on-policy runs read
+OF_SAMPLES = ("rollout", *ON_POLICY)  # sections that on-policy runs read
 
 
 def on_policy_faults(config: Config) -> list[str]:
     """Complains of keys of samples where none are drawn, and of what samples refuse."""
     name = config.objective
     by = f"objective={name!r}"
-    used = {"rollout", "reward", name} if name in ON_POLICY else set()
+    used = {"rollout", name} if name in ON_POLICY else set()
     faults = [
         fault
         for section in OF_SAMPLES
@@ -459,28 +465,22 @@ def clock_faults(now: str) -> list[str]:
     return []
 
 
-def rollout_faults(given: Section, source: str, reference: str) -> list[str]:
-    """Complains of rollouts without a true reward or without a reference.
-
-    Args:
-      given: `config.eval`.
-      source: `data.eval`.
-      reference: `ref.mode`.
-    """
-    count, every, faults = given["rollouts"], given["rollouts_every_steps"], []
+def rollout_faults(config: Config) -> list[str]:
+    """Complains of rollouts without a reward or without a reference."""
+    given, source, reference = config.eval, config.data.eval, config.ref.mode
+    count, faults = given.rollouts, []
     if not count:
-        if every:
-            faults.append(
-                f"eval.rollouts_every_steps={every} is not used by eval.rollouts=0; "
-                "set it to 0, or sample"
-            )
-        return faults
-    parts = sources.parts_of(source, "data.eval") if source else []
-    if len(parts) != 1 or parts[0].source not in sources.JUDGED:
+        return [
+            f"eval.{name}={given[name]} is not used by eval.rollouts=0; set it to "
+            f"{schema.KEYS[f'eval.{name}'].default}, or sample"
+            for name in ("rollouts_every_steps", "best_of")
+            if given[name] != schema.KEYS[f"eval.{name}"].default
+        ]
+    if sources.truth_of(source) is None and not (source and config.reward.name):
         known = ", ".join(sources.JUDGED)
         faults.append(
             f"eval.rollouts={count} needs a data.eval with a true "
-            f"reward ({known}), not {source!r}"
+            f"reward ({known}), not {source!r}, or a reward.name"
         )
     if reference == "none":
         faults.append("eval.rollouts needs a reference; set ref.mode='live' or 0")

@@ -30,6 +30,8 @@ from dpo_jax.wiring import microbatches
 
 FOLDER = "token_cache"  # beside the run folder, so that the runs of a sweep share it
 EVAL_SEED = 0
+MOST_PLANNED = 2**26  # rows of all steps, repeated ones counted again
+MOST_EPOCHS = 100_000
 
 
 class Data(NamedTuple):
@@ -287,9 +289,16 @@ def total_steps(records: int, *, steps: int, epochs: float, pairs: int) -> int:
       pairs: records of a step.
 
     Raises:
-      ConfigError: if they fill no step.
+      ConfigError: if they fill no step, or more than can be planned.
     """
     whole = steps or int(epochs * records / pairs)
+    planned, passes = whole * pairs, whole * pairs / max(records, 1)
+    if planned > MOST_PLANNED or passes > MOST_EPOCHS:
+        raise ConfigError(
+            f"train.steps={steps}, train.epochs={epochs:g}, batch.pairs={pairs} make "
+            f"{whole:.4g} steps, {passes:.4g} passes over {records} rows; at most "
+            f"{MOST_PLANNED} rows and {MOST_EPOCHS} passes are planned: lower one"
+        )
     if whole < 1:
         raise ConfigError(
             f"train.epochs={epochs} of {records} rows fill no batch of "

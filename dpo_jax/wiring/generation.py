@@ -2,13 +2,15 @@
 
 import functools
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 
 from dpo_jax import config as config_lib
@@ -17,6 +19,7 @@ from dpo_jax.data import sources, tokenize
 from dpo_jax.data.columns import Text
 from dpo_jax.data.encode import encode as encode_row
 from dpo_jax.data.kinds import RawRow
+from dpo_jax.data.prepare import Questions, Source, questions_of
 from dpo_jax.data.templates import check_template, render, template_text
 from dpo_jax.errors import ConfigError, DataError, ModelError
 from dpo_jax.models import decode, files, hf
@@ -29,7 +32,9 @@ from dpo_jax.types import Params
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring import restoring
-from dpo_jax.wiring.data import Source
+from dpo_jax.wiring.rewarding import Asker
+
+LONGEST = 16_384  # tokens of a prompt, for models that name fewer positions
 
 
 class SampleRequest(NamedTuple):
@@ -85,12 +90,16 @@ class Completion(NamedTuple):
       logps: nats, of each token under the distribution that it was drawn from; greedy
         ones under the model itself.
       ended: by a stop token or string, not by the limit.
+      sample: its number among the continuations of its prompt.
+      reward: None where none was asked for.
     """
 
     text: str
     tokens: list[int]
     logps: list[float]
     ended: bool
+    sample: int = 0
+    reward: float | None = None
 
 
 class Answers(NamedTuple):
@@ -98,10 +107,12 @@ class Answers(NamedTuple):
 
     Attributes:
       prompts: texts or chats.
-      completions: by name, n completions of each prompt.
+      prompt_ids: of each of them, by name of the policy.
+      completions: by name, n completions of each prompt, or the best alone.
     """
 
     prompts: list[Text]
+    prompt_ids: dict[str, list[list[int]]]
     completions: dict[str, list[list[Completion]]]
 
 
@@ -123,13 +134,50 @@ def sample(
       UserError: what a user can mend, before anything compiles.
     """
     with jax.set_mesh(mesh):
-        completions = {
+        each = {
             policy.name: _answers(policy, prompts, request, mesh) for policy in policies
         }
-    return Answers(list(prompts), completions)
+    ids = {name: [i.tolist() for i in encoded] for name, (encoded, _) in each.items()}
+    return Answers(list(prompts), ids, {name: of for name, (_, of) in each.items()})
 
 
-def read_prompts(request: SampleRequest, held_out: Source | None) -> list[Text]:
+def best(answers: Answers, columns: Mapping[str, list[Any]], asker: Asker) -> Answers:
+    """Keeps the continuation of the highest reward of each prompt, the first of equals.
+
+    Args:
+      answers: n continuations of each prompt.
+      columns: of the data, a value a prompt.
+      asker: of `rewarding.make_asker`.
+
+    Returns:
+      The same with one continuation of each prompt; none where none has a verdict.
+
+    Raises:
+      DataError: if a reward gives no verdicts.
+    """
+    kept = {}
+    for name, of_policy in answers.completions.items():
+        rows = [(i, one) for i, of in enumerate(of_policy) for one in of]
+        verdicts = asker(
+            prompts=[answers.prompts[i] for i, _ in rows],
+            completions=[one.text for _, one in rows],
+            completion_ids=[one.tokens for _, one in rows],
+            ids=[(i, one.sample) for i, one in rows],
+            columns={n: [values[i] for i, _ in rows] for n, values in columns.items()},
+        )
+        judged = [[] for _ in of_policy]
+        for (i, one), reward in zip(rows, verdicts.total.tolist(), strict=True):
+            if not math.isnan(reward):
+                judged[i].append(one._replace(reward=reward))
+        kept[name] = [
+            [max(of, key=lambda one: one.reward)] if of else [] for of in judged
+        ]
+        if absent := sum(not of for of in judged):
+            logging.warning("%s: %d prompts have no verdict, and no best", name, absent)
+    return answers._replace(completions=kept)
+
+
+def read_prompts(request: SampleRequest, held_out: Source | None) -> Questions:
     """Reads prompts of a file, or those of data.eval.
 
     Args:
@@ -141,17 +189,17 @@ def read_prompts(request: SampleRequest, held_out: Source | None) -> list[Text]:
       ConfigError: if there is neither.
     """
     if request.prompts:
-        prompts = _prompts_of(request.prompts)
+        asked = _prompts_of(request.prompts)
     elif held_out is not None:
-        prompts = held_out.prompts()
+        asked = held_out.questions()
     else:
         raise ConfigError("nothing to continue: give --prompts=FILE.jsonl or data.eval")
-    return prompts[: request.limit or None]
+    return asked.first(request.limit or len(asked.prompts))
 
 
-def _prompts_of(file: str) -> list[Text]:
+def _prompts_of(file: str) -> Questions:
     """Reads the column `prompt` of a file, strings or chats."""
-    prompts, faults = [], []
+    rows, faults = [], []
     (part,) = sources.parts_of(file, "--prompts")
     origin = sources.find(part, "eval")
     for where, fields in sources.read(origin, sources.Request("eval")):
@@ -161,20 +209,20 @@ def _prompts_of(file: str) -> list[Text]:
             for m in prompt
         )
         if prompt and (isinstance(prompt, str) or chat):
-            prompts.append(prompt)
+            rows.append((prompt, fields))
         else:
             faults.append(f"{where}: `prompt` must be a string or a list of messages")
-    if faults or not prompts:
+    if faults or not rows:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         what = " · ".join(faults[:3]) + more or "the file has no rows"
         raise DataError(f"the prompts of {file!r}: {what}")
-    return prompts
+    return questions_of(rows)
 
 
 def _answers(
     policy: Policy, prompts: Sequence[Text], request: SampleRequest, mesh: Mesh
-) -> list[list[Completion]]:
-    """Loads a policy and continues the prompts."""
+) -> tuple[list[np.ndarray], list[list[Completion]]]:
+    """Loads a policy; returns the ids of the prompts, and what it continues them by."""
     config = policy.config
     tokenizer = data_wiring.load_tokenizer(config)
     seconds = config.distributed.timeout_seconds
@@ -216,7 +264,7 @@ def _answers(
         max_new_tokens=request.max_new_tokens,
         mesh=mesh,
     )
-    return complete(params, encoded, sampler, tokenizer, request)
+    return encoded, complete(params, encoded, sampler, tokenizer, request)
 
 
 def check_texts(name: str, spec: DecoderSpec, longest: int, new: int) -> None:
@@ -231,6 +279,7 @@ def check_texts(name: str, spec: DecoderSpec, longest: int, new: int) -> None:
     Raises:
       ModelError: if it is a reward model.
       ConfigError: if there are too few learned positions.
+      DataError: if a prompt is absurdly long.
     """
     if spec.scalar:
         raise ModelError(
@@ -241,6 +290,11 @@ def check_texts(name: str, spec: DecoderSpec, longest: int, new: int) -> None:
         raise ConfigError(
             f"max_new_tokens={new} after a prompt of {longest} tokens exceeds the "
             f"{spec.max_positions} learned positions of {name}"
+        )
+    if longest > (most := max(spec.max_positions, LONGEST)):
+        raise DataError(
+            f"a prompt of {longest} tokens is longer than the {most} that {name} "
+            "continues; shorten it"
         )
 
 
@@ -271,13 +325,15 @@ def complete(
     on_host = ((part, sampler.read(samples)) for part, _, samples in parts)
     samples = batches.gather(on_host, len(prompts), request.n)
 
-    def completion(tokens: Any, mask: Any, logps: Any, ended: Any) -> Completion:
+    def completion(
+        number: int, tokens: Any, mask: Any, logps: Any, ended: Any
+    ) -> Completion:
         ids = tokens[mask].tolist()
         text = stops.cut(ids, decode_ids, strings).text
-        return Completion(text, ids, logps[mask].tolist(), bool(ended))
+        return Completion(text, ids, logps[mask].tolist(), bool(ended), number)
 
     return [
-        [completion(*of_sample) for of_sample in zip(*of_prompt, strict=True)]
+        [completion(j, *one) for j, one in enumerate(zip(*of_prompt, strict=True))]
         for of_prompt in zip(*samples, strict=True)
     ]
 

@@ -14,7 +14,7 @@ from dpo_jax.errors import ConfigError, DeviceError
 from dpo_jax.models.memory import activation_bytes, state_bytes
 from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.objectives import OBJECTIVES
-from dpo_jax.objectives.algorithms import Sampled
+from dpo_jax.objectives.algorithms import SampleKind
 from dpo_jax.objectives.on_policy import OnPolicy, SampleScorer, rollout_of, settled
 from dpo_jax.sampling import compare
 from dpo_jax.sharding import arrays
@@ -191,7 +191,7 @@ class Learning:
     def objective(self) -> OnPolicy:
         """What is minimised; of `online` a preference loss is, instead."""
         kind = OBJECTIVES[self.name]
-        assert isinstance(kind, Sampled)
+        assert isinstance(kind, SampleKind)
         algorithm = kind.make(self.given)
         scorer = SampleScorer(
             self.apply, self.chunk, self.temperature, critic=algorithm.critic

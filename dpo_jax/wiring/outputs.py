@@ -24,17 +24,18 @@ from dpo_jax.losses import LossTable
 from dpo_jax.models import hf
 from dpo_jax.models.files import WANTED
 from dpo_jax.objectives import OBJECTIVES
-from dpo_jax.objectives.algorithms import Sampled
+from dpo_jax.objectives.algorithms import SampleKind
 from dpo_jax.objectives.judged import Kind
 from dpo_jax.report import html
+from dpo_jax.report.runs import results_fault
 from dpo_jax.train import manifest, runfolder
 from dpo_jax.train.metrics import MetricsLog
 from dpo_jax.train.throughput import Peak
 from dpo_jax.types import Params
-from dpo_jax.wiring import evaluation
 from dpo_jax.wiring.data import rows_kept
 from dpo_jax.wiring.model import Model
 from dpo_jax.wiring.objective import losses_of, used_options
+from dpo_jax.wiring.sampled import Sampled, side_by_side
 
 SHOWN_SAMPLES = 12
 WRITTEN = "dpo_jax.json"  # in an export: which files it wrote
@@ -77,10 +78,25 @@ def finished(workdir: AnyPath, last: Callable[[int], int]) -> Summary | None:
     except RunFolderError as error:
         logging.warning("%s; the end of the run is repeated", error)
         return None
-    if "train" not in report or step != last(rows_kept(report["train"])):
+    if "train" not in report or not all(map(_is_account, report.values())):
+        return None
+    if step != last(rows_kept(report["train"])):
         return None
     done = runfolder.read_json(workdir, "results.json") or {}
+    if fault := results_fault(done):
+        logging.warning("results.json: %s; the end of the run is repeated", fault)
+        return None
     return Summary(step, step, True, done.get("values", {}), done, report)
+
+
+def _is_account(account: Any) -> bool:
+    """Says whether a value of data.json tells of a split what `Summary` shows."""
+    if not isinstance(account, dict) or not isinstance(account.get("summary"), str):
+        return False
+    labels = account.get("labels", {})
+    counts = [account.get("kept"), account.get("read")]
+    counts += labels.values() if isinstance(labels, dict) else [None]
+    return all(type(count) is int and 0 <= count < 2**63 for count in counts)
 
 
 def write_timing(workdir: AnyPath, ended: Summary) -> None:
@@ -333,11 +349,11 @@ def leave_behind(
     step: int,
     values: dict[str, float],
     results: dict[str, Any],
-    sampled: evaluation.Sampled | None,
+    sampled: Sampled | None,
 ) -> None:
     """Writes samples.json, results.json and, last, report.html: the run is whole."""
     if sampled is not None:
-        shown = evaluation.side_by_side(sampled, SHOWN_SAMPLES)
+        shown = side_by_side(sampled, SHOWN_SAMPLES)
         write_json(workdir, "samples.json", shown)
     write_json(workdir, "results.json", {**results, "step": step, "values": values})
     if files.is_local(workdir):
@@ -375,8 +391,8 @@ def model_card(config: Config, step: int, losses: LossTable) -> str:
         start += f", moved by {ref.sync_mix:g} to the policy every {every} steps"
     share, warmup = opt.warmup_share, f"{opt.warmup_steps} steps"
     kind = OBJECTIVES[config.objective]
-    options = config[config.objective] if isinstance(kind, Sampled) else {}
-    if isinstance(kind, Sampled):
+    options = config[config.objective] if isinstance(kind, SampleKind) else {}
+    if isinstance(kind, SampleKind):
         learned = config.objective
         settings = [f"{name} {value}" for name, value in options.items()]
         settings += [f"reward {config.reward.name}"]
@@ -385,7 +401,7 @@ def model_card(config: Config, step: int, losses: LossTable) -> str:
         settings = [f"{n} {loss[n]}" for n in options_of(kind, loss, losses)]
         settings += [f"{name} {value}" for name, value in flat(loss.options).items()]
     rows = f"{config.batch.pairs} rows"
-    if isinstance(kind, Sampled):
+    if isinstance(kind, SampleKind):
         minibatch = config.rollout.prompts // options["minibatches"]
         rows = f"{minibatch * config.rollout.samples} samples"
     said = {

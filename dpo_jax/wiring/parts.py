@@ -8,12 +8,9 @@ from jax.sharding import Mesh
 
 from dpo_jax.config import Config
 from dpo_jax.data.loader import Loader
+from dpo_jax.rewards.ask import Reward
 from dpo_jax.train import throughput
-from dpo_jax.wiring import (
-    feeds,
-    reference,
-    training,
-)
+from dpo_jax.wiring import feeds, reference, training
 from dpo_jax.wiring.data import Data
 from dpo_jax.wiring.feeds import Feed
 from dpo_jax.wiring.model import Ask, Model
@@ -43,6 +40,7 @@ class Parts(NamedTuple):
     train: Loader | None
     eval: Loader | None
     ref: Mapping[str, Any]
+    rewards: tuple[Reward, ...] = ()
     turns: Turns | None = None
 
     def refer(

@@ -1,11 +1,11 @@
 """The prompts that an on-policy run samples, and what the data say beside them."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from dpo_jax.data import records, tokenize
 from dpo_jax.data.columns import Text
-from dpo_jax.data.prepare import Source
+from dpo_jax.data.prepare import Questions, Source, questions_of
 from dpo_jax.data.records import Faults, Located
 from dpo_jax.data.sources.files import BadRow
 from dpo_jax.data.tokens import fingerprint
@@ -14,21 +14,9 @@ from dpo_jax.wiring import generation
 from dpo_jax.wiring.data import Data
 
 
-class Asked(NamedTuple):
-    """The prompts of a run.
-
-    Attributes:
-      texts: strings or chats.
-      columns: name -> of each prompt, what its row says beside it; for rewards.
-    """
-
-    texts: list[Text]
-    columns: dict[str, list[Any]]
-
-
 def load_prompts(
     how: Source, name: str, section: Mapping[str, Any], tokenizer: Any
-) -> tuple[Data, Asked]:
+) -> tuple[Data, Questions]:
     """Reads and tokenizes the prompts of data.train.
 
     A prompt beyond data.max_prompt_tokens is a bad row: cut, it would be another for
@@ -71,7 +59,8 @@ def load_prompts(
     total = records.RowCounts(reading.counts.read, len(found), dropped)
     report = {"source": name, **total._asdict(), "summary": total.render()}
     data = Data(tokenizer, found, [], {"train": report}, fingerprint(found))
-    return data, Asked(texts, _columns(fields, kept))
+    told = [fields[at] for at in kept]
+    return data, questions_of(list(zip(texts, told, strict=True)))
 
 
 def _kept(rows: Located, fields: list[dict[str, Any]]) -> Iterator[Any]:
@@ -79,12 +68,3 @@ def _kept(rows: Located, fields: list[dict[str, Any]]) -> Iterator[Any]:
     for where, said in rows:
         fields.append(said if isinstance(said, dict) else {})
         yield where, said
-
-
-def _columns(
-    fields: Sequence[dict[str, Any]], kept: Sequence[int]
-) -> dict[str, list[Any]]:
-    """Lays what the kept rows say out by column; None where a row lacks one."""
-    names = dict.fromkeys(name for at in kept for name in fields[at])
-    names.pop("prompt", None)
-    return {name: [fields[at].get(name) for at in kept] for name in names}

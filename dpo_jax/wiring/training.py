@@ -140,6 +140,7 @@ def make_trainer(
         **{key: values[key] for key in ("lr", "eps")},
         **{key: values[key] for key in ("clip", "weight_decay") if values[key]},
         **optimizer.pace(warmup_steps=warmup, total_steps=steps),
+        "step_share": 1 / max(steps, 1),
         "sync_mix": ref["sync_mix"],
     }
     if learning is not None:

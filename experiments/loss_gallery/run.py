@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import jax
 
-from dpo_jax.cli.own_losses import table_of
+from dpo_jax.cli.own_functions import losses_of
 from dpo_jax.losses import LOSSES, LossTable, find
 from experiments.loss_gallery import curves, page
 
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--losses", default="", help="a file, as `train` takes it")
     jax.config.update("jax_platforms", "cpu")  # takes no accelerator for curves
     given = parser.parse_args(arguments)
-    page.write_explorer(loss_entries(table_of(given.losses)), given.out)
+    page.write_explorer(loss_entries(losses_of(given.losses)), given.out)
     print(given.out)
 
 

@@ -2,21 +2,25 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 import dpo_jax
 from dpo_jax import build, cli, schema, trl
 from dpo_jax.cli import common
 from dpo_jax.cli import train as train_verb
+from dpo_jax.cli.own_losses import table_of
 from dpo_jax.errors import ConfigError, DataError
 from dpo_jax.losses import LOSSES
 from dpo_jax.train import optimizer, runfolder
 from dpo_jax.train.throughput import Peak
+from dpo_jax.types import PairLogps
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = "--config=configs/quickstart.py"
@@ -318,6 +322,62 @@ def test_sample_takes_prompts_of_a_file(capsys, trained, tmp_path):
     assert code == DataError.code and f"{file}:1: `prompt` must be" in err
 
 
+OWN_REWARD = """
+import json
+
+
+def shortest(completion_ids, answer, **columns):
+    assert answer == ["a"] * 4 + ["b"] * 4
+    return [-float(len(ids)) for ids in completion_ids]
+
+
+def never(prompts, completions, **columns):
+    return [None if "loved" in prompt else 1.0 for prompt in prompts]
+
+
+def bad(prompts, completions, **columns):
+    return [float("nan")] * len(prompts)
+"""
+
+
+def test_sample_keeps_the_best_by_a_reward_of_ones_own(capsys, trained, tmp_path):
+    """What is kept is among all that is drawn without it, and none is better."""
+    own, out = tmp_path / "own.py", tmp_path / "out.jsonl"
+    own.write_text(OWN_REWARD)
+    file = tmp_path / "prompts.jsonl"
+    rows = [{"prompt": "the movie was", "answer": "a"}]
+    rows += [{"prompt": "i loved", "answer": "b"}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = [f"--workdir={trained[2]}", f"--prompts={file}", "--n=4", f"--out={out}"]
+    flags += ["--max_new_tokens=12", "--batch=8"]
+    code, _, err = call(capsys, "sample", CONFIG, *flags)
+    assert code == 0, err
+    drawn = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(drawn) == 8 and "reward" not in drawn[0]
+    assert all(row["ended"] == (row["tokens"][-1] == 2) for row in drawn)
+    assert drawn[0]["prompt_ids"][0] == 1 and len(drawn[0]["prompt_ids"]) == 4
+    flags += ["--best", f"--rewards={own}"]
+    name = "--config.reward.name=shortest"
+    code, printed, err = call(capsys, "sample", CONFIG, name, *flags)
+    assert code == 0, err
+    kept = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["index"] for row in kept] == [0, 1] and "reward" in printed
+    for row in kept:
+        mine = drawn[4 * row["index"] :][:4]
+        assert row["reward"] == -min(len(other["tokens"]) for other in mine)
+        assert row.pop("reward") == -len(row["tokens"])
+        assert row == mine[row["sample"]]
+    code, printed, err = call(
+        capsys, "sample", CONFIG, "--config.reward.name=never", *flags
+    )
+    assert code == 0 and "1 prompts have no verdict" in err
+    assert len(out.read_text().splitlines()) == 1
+    code, _, err = call(capsys, "sample", CONFIG, "--config.reward.name=bad", *flags)
+    assert code == 3 and "reward 'bad' returned nan, at prompt 0 ('the movie" in err
+    code, _, err = call(capsys, "sample", CONFIG, *flags[:2], "--best")
+    assert code == 2 and "set --config.reward.name" in err and "set --n > 1" in err
+
+
 def test_sample_refuses_what_makes_no_sense(capsys, trained, tmp_path):
     code, _, err = call(capsys, "sample", CONFIG)
     assert code == 2 and "give --workdir=RUN or --model=FOLDER" in err
@@ -497,3 +557,27 @@ def test_a_file_without_losses_is_refused(capsys, tmp_path):
     flags = [CONFIG, f"--losses={tmp_path}/none.py", f"--workdir={tmp_path}/run"]
     code, _, err = call(capsys, "train", *flags)
     assert code == 2 and "none.py cannot be read" in err
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("raise SystemExit(3)", "cannot be loaded (SystemExit: 3)"),
+        ("def own(pairs):\n  return 1 / 0", "own raises ZeroDivisionError"),
+        ("def own(pairs):\n  return pairs.chosen.sum()", "own returns an array ()"),
+        ("def own(pairs):\n  return 'x'", "own returns str"),
+    ],
+)
+def test_faults_of_a_file_of_losses_name_it(text, said, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    pairs = PairLogps(*[jnp.zeros(2)] * 6)
+    with pytest.raises(ConfigError, match=re.escape(f"--losses={file}")) as raised:
+        table_of(str(file))["own"](pairs)
+    assert said in str(raised.value)
+
+
+def test_a_flag_file_that_is_not_there(capsys, tmp_path):
+    flags = [CONFIG, "--flagfile=/nope", f"--workdir={tmp_path}/run"]
+    code, _, err = call(capsys, "train", *flags)
+    assert code == 2 and "flagfile" in err

@@ -4,13 +4,14 @@ import csv
 import gzip
 import io
 import json
+import os
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 from row_cases import located, validate
 
-from dpo_jax.data.sources import formats, json_rows, tables
+from dpo_jax.data.sources import files, formats, json_rows, tables
 from dpo_jax.data.sources.files import BadRow
 from dpo_jax.errors import ConfigError, DataError
 
@@ -213,6 +214,25 @@ def test_a_broken_zst_stream_is_refused(tmp_path):
     path.write_bytes(pyarrow.compress(LINES.encode(), "zstd", asbytes=True)[:-5])
     with pytest.raises(DataError, match="a.jsonl.zst:.*reading failed"):
         rows_of(str(path))
+
+
+@pytest.mark.parametrize("ending", [".jsonl.gz", ".json.zst", ".csv.gz"])
+def test_a_file_that_unpacks_without_end_is_refused(tmp_path, ending, monkeypatch):
+    """Of what is small nobody minds: 256 KiB of blanks are a file without rows."""
+    monkeypatch.setattr(files, "LITTLE", 2**18)
+    path = save(tmp_path / f"a{ending}", b"\n" * 2**24)
+    with pytest.raises(DataError, match="unpacks to more than 300 times its size"):
+        rows_of(path)
+    path = save(tmp_path / f"b{ending}", b"\n" * 2**18)
+    with pytest.raises(DataError, match="b.*: the file is empty|malformed|empty"):
+        rows_of(path)
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".csv.gz", ".parquet"])
+def test_a_pipe_is_not_waited_for(tmp_path, ending):
+    os.mkfifo(tmp_path / f"a{ending}")
+    with pytest.raises(DataError, match="is a pipe, not a file; give a file"):
+        rows_of(str(tmp_path / f"a{ending}"))
 
 
 def test_a_date_beyond_pythons_spoils_its_column_alone(tmp_path):

@@ -149,12 +149,38 @@ def test_rewards_belong_to_prompts_and_texts():
         samples,
         np.array([[0.5], [0.25], [0.0]], np.float32),
         decode=lambda ids: " ".join(map(str, ids)),
-        reward=lambda index, text: 10.0 * index + text.count("1"),
+        judge=by_index,
     )
     assert found.texts == ["0 1 2", "1 2", "2"]
     assert found.rewards.tolist() == [1.0, 11.0, 20.0]
     assert found.kls.tolist() == [0.5, 0.25, 0.0]
     assert found.lengths.tolist() == [3.0, 2.0, 1.0]
+    assert found.best == {} and found.absent == 0
+
+
+def by_index(texts, ids):
+    """10 a prompt, 1 for each token 1; the score is the length, and 3 has none."""
+    rewards = [[10.0 * i + of.count("1") for of in row] for i, row in enumerate(texts)]
+    scores = [[len(of) if len(of) < 3 else np.nan for of in row] for row in ids]
+    rewards, scores = np.array(rewards), np.array(scores, float)
+    if rewards.shape[1] == 1:
+        scores = rewards
+    return rollouts.Judged(rewards, scores, {"short": scores})
+
+
+def test_several_samples_are_averaged_and_the_best_is_that_of_the_score():
+    """Of lengths 1, 2, 3: 3 has no verdict and 2 is the best of the others."""
+    tokens = np.array([[[1, 0, 0], [1, 1, 0], [0, 0, 1]]])
+    mask = np.arange(3) < np.array([[1, 2, 3]])[..., None]
+    samples = Samples(tokens, mask, np.zeros(mask.shape), np.ones((1, 3), bool))
+    kls = np.array([[0.5, 0.25, 0.75]], np.float32)
+    found = rollouts.judged(
+        samples, kls, decode=lambda ids: " ".join(map(str, ids)), judge=by_index
+    )
+    assert found.texts == ["1"] and found.absent == 1
+    assert found.rewards.tolist() == [4 / 3] and found.kls.tolist() == [0.5]
+    assert found.lengths.tolist() == [2.0] and found.by_name["short"].tolist() == [1.5]
+    assert found.best[2].tolist() == [2.0] and np.isnan(found.best[3]).all()
 
 
 def test_mean_and_standard_error_by_hand():
@@ -162,3 +188,4 @@ def test_mean_and_standard_error_by_hand():
     mean, error = rollouts.mean_se(np.array([1.0, 2.0, 3.0]))
     assert mean == 2.0 and error == pytest.approx(1 / np.sqrt(3))
     assert rollouts.mean_se(np.array([4.0])) == (4.0, None)
+    assert rollouts.mean_se(np.array([np.nan, 1.0, 2.0, 3.0])) == (mean, error)

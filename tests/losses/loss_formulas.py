@@ -178,6 +178,7 @@ def chi_po(r, s, o):
 
 def dpo_shift(r, s, o):
     a, b = ratios(r)
+    assert o.shift_end < 0  # λ stays
     return -log_sigma(o.beta * (a - o.shift_lambda * b))
 
 

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from loss_cases import PAIRS, SCORES, SINGLES, value, value_and_grads
 
+from dpo_jax.losses import LOSSES, find
+from dpo_jax.losses.loss import options
 from dpo_jax.types import ListLogps
 
 OFF = [
@@ -27,6 +29,17 @@ def test_is_dpo_with_its_option_off(name, off):
     np.testing.assert_allclose(got, want, rtol=1e-12)
     for field in ("chosen", "rejected"):
         np.testing.assert_allclose(grads[field], slopes[field], rtol=1e-12)
+
+
+@pytest.mark.parametrize("progress, moved", [(0.0, 0.75), (0.4, 0.85), (1.0, 1.0)])
+def test_dpo_shift_moves_its_weight_along_a_line(progress, moved):
+    """From .75 to 1: .75 + .25·progress, the weight of a run that keeps it."""
+    given = {"beta": 0.7, "shift_lambda": 0.75, "shift_end": 1.0}
+    loss = find("dpo_shift", LOSSES)
+    got = loss(PAIRS, given | {"progress": progress})
+    stays = loss(PAIRS, given | {"shift_lambda": moved, "shift_end": -1.0})
+    np.testing.assert_allclose(got, stays, rtol=1e-6)
+    assert "progress" not in options(loss)
 
 
 def test_a_ranking_of_two_is_dpo():

@@ -3,9 +3,11 @@
 Parity with transformers is tested in `test_parity.py`.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
+import math
 import shutil
 
 import jax
@@ -457,3 +459,76 @@ def test_export_refuses_what_does_not_fit(folder, drawn, tmp_path):
     blocked.write_text("")
     with pytest.raises(errors.WriteError, match="cannot be written"):
         hf.save_params(drawn, SPEC, blocked)
+
+
+BEYOND = {
+    "num_hidden_layers": (10**12, 10**400, 10_001, -1, "2", True, 2.0),
+    "hidden_size": (2**31, 10**23),
+    "rms_norm_eps": (math.inf, math.nan, 1e39, 1.0, 1e-320),
+    "rope_theta": (math.inf, math.nan, 1e-9, 0),
+}
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_numbers_without_bound_are_refused_before_anything_is_made(name):
+    for value in BEYOND[name]:
+        with pytest.raises(errors.ModelError, match=rf"{name}=.* must be a positive"):
+            hf.spec_of(CONFIGS["llama"] | {name: value})
+
+
+@pytest.mark.parametrize("factor", [math.inf, math.nan, 1e-320, 0, 1e39])
+def test_rope_factors_without_bound_are_refused(factor):
+    for scaling in (
+        {"rope_type": "linear", "factor": factor},
+        {"rope_type": "longrope", "long_factor": [factor] * 4, "short_factor": [1] * 4},
+    ):
+        with pytest.raises(errors.ModelError, match="factor=.* positive"):
+            hf.spec_of(CONFIGS["llama"] | {"rope_scaling": scaling})
+    with pytest.raises(errors.ModelError, match="turns none"):
+        hf.spec_of(CONFIGS["phi3"] | {"partial_rotary_factor": 1e-9})
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf, 1e300])
+def test_a_weight_that_is_no_number_names_its_tensor(folder, tmp_path, number):
+    """1e300 is finite in float64, and infinite in the float32 that is trained in."""
+    shutil.copytree(folder, tmp_path / "m")
+    spec = hf.spec_of(files.read_config(tmp_path / "m"))
+    file = files.weight_files(tmp_path / "m")[0]
+    tensors = load_file(file)
+    name = sorted(tensors)[-1]
+    tensors[name] = tensors[name].astype(np.float64)
+    tensors[name].flat[1] = number
+    save_file(tensors, file)
+    with pytest.raises(errors.ModelError, match=f"{name} of the weights holds 1 numb"):
+        hf.load_params(tmp_path / "m", spec)
+
+
+HEADERS = {
+    "null": "not a safetensors file",
+    "[]": "not a safetensors file",
+    '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, "4"]}}': "not a safetens",
+    '{"a": {"dtype": "F32", "shape": [1], "data_offsets": 4}}': "not a safetensors fil",
+    '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, '
+    '"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}': "'a' stands twice",
+}
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_a_header_that_is_none_is_refused(tmp_path, header):
+    text = header.encode()
+    data = len(text).to_bytes(8, "little") + text + b"\0" * 8
+    (tmp_path / "model.safetensors").write_bytes(data)
+    with contextlib.ExitStack() as stack:
+        with pytest.raises(errors.ModelError, match=HEADERS[header]):
+            files.open_weights(tmp_path, stack)
+
+
+def test_a_tensor_in_two_files_is_refused(tmp_path):
+    names = ["a.safetensors", "b.safetensors"]
+    for name in names:
+        save_file({"w": np.zeros(1, np.float32)}, tmp_path / name)
+    index = {"weight_map": {"w": names[0], "v": names[1]}}
+    (tmp_path / files.INDEX).write_text(json.dumps(index))
+    with contextlib.ExitStack() as stack:
+        with pytest.raises(errors.ModelError, match="b.safetensors holds w, as a file"):
+            files.open_weights(tmp_path, stack)

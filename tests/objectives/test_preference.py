@@ -143,6 +143,14 @@ def test_metrics_by_hand():
         np.testing.assert_allclose(got[name], value, rtol=1e-6, err_msg=name)
 
 
+def test_a_tie_is_half_a_win():
+    """Of a policy that is its own reference nobody is ahead: accuracy ½, not 0."""
+    equal = with_column(COLUMNS, "ref_logps", COLUMNS.response["logps"])
+    assert valued("dpo", equal)[1]["rewards/accuracies"] == 0.5
+    one = jnp.array([1.0, 2.0, 1.0]), jnp.array([1.0, 1.0, 2.0])
+    np.testing.assert_array_equal(terms.wins(*one), [0.5, 1.0, 0.0])
+
+
 def test_without_a_reference_its_metrics_are_missing():
     """Rewards are then β × log-prob; the reference counts as 0."""
     _, got = valued("sft", with_column(COLUMNS, "ref_logps", None))

@@ -201,12 +201,18 @@ def test_the_table(authors):
             value, slope = (max(column) for column in zip(*errors, strict=True))
             name, given = options_of(golden, cases[0]["options"])
             usual = {**OPTIONS, **find(name, LOSSES).usual}
-            off = [k for k, v in given.items() if usual[k] != v]
-            defaults = ", ".join(f"{k}={given[k]}" for k in off) or "equal"
+            off = {k: v for k, v in given.items() if usual[k] != v}
+            shown = [
+                f"{k}={v:.2e}" if isinstance(v, float) and v < 1e-3 else f"{k}={v}"
+                for k, v in off.items()
+            ]
             source = cases[0]["source"].split(" ")[0]
-            lines.append((golden, name, value, slope, defaults, source))
-    for golden, name, value, slope, defaults, source in lines:
-        print(f"{golden:18}{name:18}{value:9.1e}{slope:9.1e}  {defaults:44}{source}")
+            lines.append((golden, name, value, slope, ", ".join(shown), source))
+    print(
+        "\ngolden             loss                  value gradient  not as usual here"
+    )
+    for golden, name, value, slope, unusual, source in lines:
+        print(f"{golden:18} {name:18} {value:8.1e} {slope:8.1e}  {unusual:46} {source}")
     apart = {line[0] for line in lines if max(line[2:4]) > 1e-6}
     assert apart == {"dpop", "exo_pref"}
 

@@ -29,6 +29,7 @@ def test_no_official_config_is_left_out(official):
 @pytest.mark.parametrize("preset", OFFICIAL)
 def test_preset_has_every_key_of_the_official_config(official, preset):
     config = config_lib.flat(papers.get_config(f"preset={preset}"))
+    print(f"\n{preset:26} {'key':28} {'official':12} ours")
     for key, value in official[preset]["official"].items():
         if value == NO_LIMIT:
             value = config["data.max_tokens"] - 1

@@ -1,6 +1,7 @@
 """Reports: what is read, what is shown, and that nothing from a run is trusted."""
 
 import json
+import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -333,3 +334,26 @@ def test_importing_the_report_imports_neither_jax_nor_matplotlib():
         "sys.exit(bool({'jax', 'matplotlib', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "results, told",
+    [
+        ({"values": {"loss": [{}]}}, "values must be numbers"),
+        ({"values": [1]}, "values must be numbers"),
+        ({"rows": 5}, "a list of rows"),
+        ({"title": 5}, "a text as title"),
+    ],
+)
+def test_results_that_cannot_be_shown(tmp_path, results, told):
+    assert told in runs.results_fault(results)
+    with pytest.raises(DataError, match=told):
+        runs.load(write_run(tmp_path / "a", results=results))
+
+
+def test_gigabytes_of_zeros_are_no_metrics(tmp_path):
+    folder = write_run(tmp_path / "a")
+    (folder / "metrics.jsonl").write_text("")
+    os.truncate(folder / "metrics.jsonl", 2**33)
+    with pytest.raises(DataError, match="is large and holds zeros"):
+        runs.load(folder)

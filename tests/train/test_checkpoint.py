@@ -455,3 +455,17 @@ def test_manifest_lists_every_file_with_its_size(tmp_path):
     }
     assert {name: entry["bytes"] for name, entry in files.items()} == found
     assert whole["manifest"]["step"] == 1
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path, lines):
+    saved(tmp_path, 1, 2).wait()
+    path = largest_file(tmp_path / "2")
+    path.unlink()
+    os.mkfifo(path)
+    assert Checkpoints(tmp_path, every_steps=0, keep=9).newest_verified() == 1
+
+
+def test_a_file_in_the_place_of_all_steps_is_no_checkpoint(tmp_path):
+    (tmp_path / "checkpoints").write_text("")
+    held = Checkpoints(tmp_path / "checkpoints", every_steps=0, keep=9)
+    assert held.newest_verified() is None and held.committed_steps() == []

@@ -48,6 +48,14 @@ class Fit:
         return error.sum() / jnp.maximum(counts["scored"], 1.0), sums
 
 
+class Timed(Fit):
+    """Tells how far the run is."""
+
+    def loss(self, columns, reports, stats, hyper, counts):
+        loss, sums = super().loss(columns, reports, stats, hyper, counts)
+        return loss, sums | {"progress": (hyper["progress"], jnp.float32(1))}
+
+
 class Spread(Fit):
     """The variance of the predictions, which no part can tell alone, and a count."""
 
@@ -110,7 +118,7 @@ def batch_of(tokens, docs):
     return Batch(tokens, tokens, docs, docs, none, none, none, none, ids, pairs=pairs)
 
 
-FIT, SPREAD = Fit(), Spread()
+FIT, SPREAD, TIMED = Fit(), Spread(), Timed()
 
 
 def sgd(hyper):
@@ -178,6 +186,15 @@ def test_the_schedule_scales_the_rate_and_is_logged():
     np.testing.assert_allclose(half.params["w"], 1 - 0.05 * 8, rtol=1e-6)
     _, metrics = take(half, ONE, lr_factor=falling)
     np.testing.assert_allclose(metrics["lr"], 0.025)
+
+
+def test_losses_are_told_how_much_of_the_run_is_done():
+    """Of a run of 4 steps: nothing at the first, a quarter at the second."""
+    state, hyper = state_of(), HYPER | {"step_share": jnp.float32(0.25)}
+    for done in (0.0, 0.25, 0.5):
+        state, metrics = take(state, ONE, hyper, objective=TIMED)
+        assert metrics["progress"] == done
+    assert step.at_step(HYPER, state.step) == HYPER
 
 
 def test_clipping_by_hand():

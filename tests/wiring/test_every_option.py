@@ -42,7 +42,15 @@ from dpo_jax.sampling.rollout import Prompts
 from dpo_jax.sharding import mesh
 from dpo_jax.train import checkpoint, loop, watchdog
 from dpo_jax.types import Columns, Samples, TokenPlaces, TrainState
-from dpo_jax.wiring import agreeing, checks, evaluation, outputs, reference, restoring
+from dpo_jax.wiring import (
+    agreeing,
+    checks,
+    outputs,
+    reference,
+    restoring,
+    rewarding,
+    sampled,
+)
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring import objective as wiring
@@ -54,6 +62,7 @@ ROOT = Path(__file__).parents[2]
 OTHERS = {  # key -> another value
     "seed": 3,
     "losses": "0123",
+    "rewards": "0123",
     "objective": "sft",
     "train.steps": 5,
     "train.epochs": 3.0,
@@ -83,6 +92,8 @@ OTHERS = {  # key -> another value
     "data.columns.rejected": "the {rejected}",
     "data.columns.completion": "chosen",
     "data.columns.label": "score_rejected",
+    "data.columns.messages": "prompt",
+    "data.columns.text": "prompt",
     "data.columns.responses": "chosen,rejected",
     "data.columns.ranking": "prompt",
     "data.columns.scores": "score_chosen,score_rejected",
@@ -127,6 +138,9 @@ OTHERS = {  # key -> another value
     "optimizer.b2": 0.5,
     "optimizer.decay": 0.5,
     "optimizer.eps": 1e-3,
+    "reward.name": "length",
+    "reward.weights": (2.0,),
+    "reward.timeout_seconds": 7.0,
     "mesh.data": 4,
     "mesh.fsdp": 2,
     "mesh.tensor": 2,
@@ -135,13 +149,11 @@ OTHERS = {  # key -> another value
     "eval.at_start": False,
     "eval.rollouts": 5,
     "eval.rollouts_every_steps": 2,
+    "eval.best_of": 3,
     "checkpoint.every_steps": 1,
     "checkpoint.keep": 7,
     "checkpoint.keep_best": "rewards/margins",
     "log.every_steps": 2,
-    "reward.name": "length",
-    "reward.weights": (2.0,),
-    "reward.timeout_seconds": 7.0,
     "rollout.prompts": 32,
     "rollout.samples": 3,
     "rollout.max_new_tokens": 3,
@@ -184,7 +196,7 @@ OTHERS = {  # key -> another value
 }
 REFUSING = (
     *("data.format", "data.now", "data.on_bad_row", "mesh.data"),
-    *("model.ignore_attributes", "losses"),
+    *("model.ignore_attributes", "losses", "rewards"),
     *("data.columns.drop", "data.columns.tools"),
 )
 NO_EVAL = {"data.eval": "", "eval.rollouts": 0}
@@ -217,7 +229,7 @@ SAMPLED = {
 OF_SAMPLES = {
     f"{name}.": {**SAMPLED, "objective": name} for name in ("ppo", "rloo", "awr")
 }
-OF_SAMPLES["rollout."] = OF_SAMPLES["reward."] = OF_SAMPLES["ppo."]
+OF_SAMPLES["rollout."] = OF_SAMPLES["ppo."]
 OF_SAMPLES["online."] = {**SAMPLED, "objective": "online", "batch.pairs": 16}
 ADMITTED = {  # key -> another value, and what a run needs to take it
     "objective": ("preference", SFT),
@@ -257,6 +269,8 @@ ADMITTED = {  # key -> another value, and what a run needs to take it
         for section, base in OF_SAMPLES.items()
         if key.startswith(section)
     },
+    "reward.weights": ((2.0,), {"reward.name": "length"}),
+    "reward.timeout_seconds": (7.0, {"reward.name": "length"}),
 }
 ADMITTED["ppo.kl_horizon"] = (100.0, {**OF_SAMPLES["ppo."], "ppo.kl_target": 6.0})
 
@@ -414,7 +428,17 @@ def observe(config, workdir, monkeypatch):
         seen["ref_cache"] = os.path.relpath(folder, workdir)
         raise Written
 
-    encode = evaluation.generation.encode
+    asker, sampler = rewarding.make_asker, sampled.batches.rollouts
+
+    def make_asker(rewards, **how):
+        seen.setdefault("asked", []).append(([reward[::2] for reward in rewards], how))
+        return asker(rewards, **how)
+
+    def rollouts(*args, n, **keys):
+        seen.setdefault("samples", []).append(n)
+        return sampler(*args, n=n, **keys)
+
+    encode = sampled.generation.encode
 
     def encode_prompt(tokenizer, text, **options):
         seen.setdefault("prompts", []).append(text)
@@ -432,7 +456,9 @@ def observe(config, workdir, monkeypatch):
         patch.setattr(loop, "run", run)
         patch.setattr(watchdog, "Watchdog", beats)
         patch.setattr(reference.CacheFiller, "complete", complete)
-        patch.setattr(evaluation.generation, "encode", encode_prompt)
+        patch.setattr(sampled.generation, "encode", encode_prompt)
+        patch.setattr(rewarding, "make_asker", make_asker)
+        patch.setattr(sampled.batches, "rollouts", rollouts)
         patch.setattr(outputs, "export", None)
         with pytest.raises(Written):
             build.run(config, workdir)
@@ -464,8 +490,7 @@ def turns_of(parts):
     """Writes down what the turns of an on-policy run would do."""
     turns, seen = parts.turns, {}
     told = {k: v for k, v in vars(turns).items() if k not in ("_mesh", "_lay")}
-    told |= vars(told.pop("_judge"))
-    told["_rewards"] = [(r.name, r.weight) for r in told["_rewards"]]
+    told["_rewards"] = [(r.name, r.weight) for r in parts.rewards]
     told["_sampler"] = turns._sampler.max_new_tokens
     seen["turns"] = {
         name: re.sub(r"0x[0-9a-f]+", "", str(v)) for name, v in told.items()
@@ -638,7 +663,7 @@ def valued(config):
     losses = wiring.losses_of(config.loss, LOSSES)
     kind = OBJECTIVES[config.objective]
     objective = wiring.make_objective(kind, losses, config.loss, None, chunk=0)
-    hyper = wiring.hyper(losses, config.loss)
+    hyper = wiring.hyper(losses, config.loss, progress=0.5)
     start = {name: value + 0.5 for name, value in wiring.start_stats(losses).items()}
     stats = objective.update(COLUMNS, start, hyper)
     loss, sums = objective.loss(COLUMNS, {}, stats, hyper, COUNTS)
@@ -655,7 +680,8 @@ def another(name, value):
         return next(choice for choice in option.choices if choice != value)
     if name == "weights":
         return (0.7, 0.3)
-    return {"label_smoothing": 0.3, "chi_clip": 0.01}.get(name, value * 0.5 + 0.01)
+    values = {"label_smoothing": 0.3, "chi_clip": 0.01, "shift_end": 0.2}
+    return values.get(name, value * 0.5 + 0.01)
 
 
 @pytest.mark.parametrize("name", [*sorted(LOSSES), "dpo+sft"])

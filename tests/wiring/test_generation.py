@@ -10,22 +10,25 @@ import pytest
 from dpo_jax import logps
 from dpo_jax.configs import quickstart
 from dpo_jax.data.sources import sentiment
-from dpo_jax.errors import ConfigError, ModelError
+from dpo_jax.errors import ConfigError, DataError, ModelError
 from dpo_jax.evals.rollouts import Rollout
 from dpo_jax.models import hf
 from dpo_jax.models.decoder import init_params
 from dpo_jax.models.scalar import scalar_spec
 from dpo_jax.models.spec import preset
+from dpo_jax.rewards.ask import Reward
 from dpo_jax.sampling import batches, rollout
 from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.types import Samples
-from dpo_jax.wiring import evaluation, generation
+from dpo_jax.wiring import generation
 from dpo_jax.wiring import model as model_wiring
+from dpo_jax.wiring import sampled as sampled_lib
 from dpo_jax.wiring.data import source
 from dpo_jax.wiring.generation import SampleRequest
 from dpo_jax.wiring.reference import Referred
 
 REQUEST = SampleRequest("", 0, 1, 8, 1.0, 0, 1.0, 0.0, (), 0, 8)
+WORDS = ("film", "plot", "hero", "scene", "music")
 PAIR = {"chosen": " fine", "rejected": " bad"}
 SINGLE = {"completion": " fine", "label": True}
 LIST = {"responses": [" fine", " bad", " so"], "ranking": [0, 2, 1]}
@@ -54,9 +57,13 @@ def test_the_data_of_every_objective_give_prompts(objective, tmp_path):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     asked = config(objective=objective, data__eval=str(file))
     held_out, _ = source(asked, "eval", None)
-    prompts = generation.read_prompts(REQUEST, held_out)
-    assert prompts == [row["prompt"] for row in rows]
-    assert generation.read_prompts(REQUEST._replace(limit=1), held_out) == prompts[:1]
+    asked = generation.read_prompts(REQUEST, held_out)
+    assert asked.prompts == [row["prompt"] for row in rows]
+    for name in {name for row in rows for name in row} - {"prompt"}:
+        assert asked.columns[name] == [row.get(name) for row in rows]
+    first = generation.read_prompts(REQUEST._replace(limit=1), held_out)
+    assert first.prompts == asked.prompts[:1]
+    assert all(len(values) == 1 for values in first.columns.values())
 
 
 def test_what_continues_no_text_is_refused_in_words():
@@ -73,7 +80,7 @@ def test_a_reward_run_is_refused_before_anything_is_loaded(tmp_path):
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "the film"}\n')
     policy = generation.Policy("runs/rm", config(objective="reward"), "runs/rm")
-    prompts = generation.read_prompts(REQUEST._replace(prompts=str(file)), None)
+    prompts = generation.read_prompts(REQUEST._replace(prompts=str(file)), None).prompts
     with pytest.raises(ModelError, match="runs/rm is a reward model"):
         generation.sample(prompts, REQUEST, [policy], mesh_lib.make_mesh(8, 1, 1))
 
@@ -108,7 +115,7 @@ def test_one_rope_length_a_run(stretched):
     request = REQUEST._replace(limit=4, n=2)
     policy = generation.Policy(str(stretched), asked, None)
     mesh = mesh_lib.make_mesh(1, 8, 1)
-    prompts = generation.read_prompts(request, source(asked, "eval", None)[0])
+    prompts = generation.read_prompts(request, source(asked, "eval", None)[0]).prompts
     answers = generation.sample(prompts, request, [policy], mesh)
     completions = answers.completions[str(stretched)]
     tokenizer = sentiment.tokenizer()
@@ -133,6 +140,57 @@ def test_one_rope_length_a_run(stretched):
     assert (drawn < -1).any()
 
 
+def parts_of(asked, rewards=()):
+    """What rollouts need of a run of a tiny model; its policy and reference alike."""
+    tokenizer, mesh = sentiment.tokenizer(), mesh_lib.make_mesh(4, 2, 1)
+    spec = preset("tiny", vocab=len(tokenizer), max_positions=32)
+    with jax.set_mesh(mesh):
+        policy = model_wiring.make_model(asked, None, spec)
+        ref = model_wiring.reference_model(policy, asked.ref, mesh)
+    return SimpleNamespace(
+        config=asked,
+        model=policy,
+        reference=ref,
+        mesh=mesh,
+        data=SimpleNamespace(tokenizer=tokenizer),
+        rewards=rewards,
+    )
+
+
+def test_prompts_of_ones_own_are_judged_by_a_reward_of_ones_own(tmp_path):
+    """Three samples each; the reward sees the columns and is nearer to `answer`."""
+    file = tmp_path / "rows.jsonl"
+    rows = [{"prompt": f"the {w}", "answer": i, **PAIR} for i, w in enumerate(WORDS)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def near(completion_ids, answer, **columns):
+        pairs = zip(completion_ids, answer, strict=True)
+        return [None if a == 1 else -abs(len(ids) - a) for ids, a in pairs]
+
+    asked = config(eval__rollouts=4, eval__best_of=3, data__eval=str(file))
+    parts = parts_of(asked, (Reward("near", near),))
+    with jax.set_mesh(parts.mesh):
+        params = model_wiring.load_params(parts.reference, parts.mesh, seed=0)
+        roll = sampled_lib.make_rollouts(parts, Referred({"ref": params}, *[None] * 3))
+        sampled = roll(SimpleNamespace(params=params, ref=None))
+    assert sampled.prompts == [row["prompt"] for row in rows[:4]]
+    metrics = sampled_lib.rollout_metrics(sampled)
+    assert metrics["rollouts/absent_rewards"] == 3
+    mean = metrics["rollouts/reward"]
+    assert metrics["rollouts/rewards/near/mean"] == mean < 0
+    assert mean < metrics["rollouts/best_of_2"] < metrics["rollouts/best_of_3"]
+    results = sampled_lib.before_and_after(sampled)
+    assert results["title"] == "Reward of 4 sampled continuations"
+    last = results["rows"][-1]
+    assert last["name"] == "best of 3 of the reference"
+    bound = last["values"]["KL to reference at most (nats)"]
+    assert bound == pytest.approx(np.log(3) - 2 / 3)
+    json.dumps([metrics, results, sampled_lib.side_by_side(sampled, 4)])
+    asked.data.max_prompt_tokens = 2
+    with pytest.raises(DataError, match="4 of 4 prompts of eval.rollouts have more th"):
+        sampled_lib.make_rollouts(parts, Referred({"ref": params}, *[None] * 3))
+
+
 @pytest.mark.parametrize("ref_dtype", ["", "bfloat16"])
 def test_one_sampler_serves_a_policy_and_a_reference_like_it(ref_dtype, monkeypatch):
     """A reference that computes in another dtype has one of its own."""
@@ -143,24 +201,15 @@ def test_one_sampler_serves_a_policy_and_a_reference_like_it(ref_dtype, monkeypa
         "make_sampler",
         lambda *args, **keys: made.append(make_sampler(*args, **keys)) or made[-1],
     )
-    asked = config(eval__rollouts=9, ref__dtype=ref_dtype)
-    tokenizer, mesh = sentiment.tokenizer(), mesh_lib.make_mesh(4, 2, 1)
-    spec = preset("tiny", vocab=len(tokenizer), max_positions=32)
-    with jax.set_mesh(mesh):
-        policy = model_wiring.make_model(asked, None, spec)
-        ref = model_wiring.reference_model(policy, asked.ref, mesh)
+    parts = parts_of(config(eval__rollouts=9, ref__dtype=ref_dtype))
+    with jax.set_mesh(parts.mesh):
         params, other = (
-            jax.tree.map(lambda x: 4 * x, model_wiring.load_params(model, mesh, seed=i))
-            for i, model in enumerate([ref, policy])
+            jax.tree.map(
+                lambda x: 4 * x, model_wiring.load_params(model, parts.mesh, seed=i)
+            )
+            for i, model in enumerate([parts.reference, parts.model])
         )
-        parts = SimpleNamespace(
-            config=asked,
-            model=policy,
-            reference=ref,
-            mesh=mesh,
-            data=SimpleNamespace(tokenizer=tokenizer),
-        )
-        roll = evaluation.make_rollouts(parts, Referred({"ref": params}, *[None] * 3))
+        roll = sampled_lib.make_rollouts(parts, Referred({"ref": params}, *[None] * 3))
         state = lambda policy: SimpleNamespace(params=policy, ref=None)  # noqa: E731
         sampled = roll(state(other))
         assert len(made) == 1 + bool(ref_dtype)
@@ -175,13 +224,13 @@ def test_one_sampler_serves_a_policy_and_a_reference_like_it(ref_dtype, monkeypa
 
 def test_a_single_rollout_is_valid_json():
     """One value has no standard error: it is left out, not NaN."""
-    one = Rollout(["good"], np.ones(1), np.ones(1), np.ones(1))
-    sampled = evaluation.Sampled(["the film"], one, one)
-    metrics = evaluation.rollout_metrics(sampled)
+    one = Rollout(["good"], np.ones(1), np.ones(1), np.ones(1), {}, {}, 0)
+    sampled = sampled_lib.Sampled(["the film"], one, one)
+    metrics = sampled_lib.rollout_metrics(sampled)
     assert sorted(metrics) == ["rollouts/kl", "rollouts/length", "rollouts/reward"]
-    results = evaluation.before_and_after(sampled)
+    results = sampled_lib.before_and_after(sampled)
     json.dumps([metrics, results], allow_nan=False)
     assert results["rows"][0]["values"]["true reward"] == 1.0
-    many = Rollout(["good"] * 2, *np.arange(6.0).reshape(3, 2))
-    results = evaluation.before_and_after(evaluation.Sampled(["a"] * 2, many, many))
+    many = Rollout(["good"] * 2, *np.arange(6.0).reshape(3, 2), {}, {}, 0)
+    results = sampled_lib.before_and_after(sampled_lib.Sampled(["a"] * 2, many, many))
     assert results["rows"][0]["values"]["true reward"] == (0.5, 0.5)

@@ -159,7 +159,7 @@ def read(origin: Origin, request: Request, decode: Decode = no_ids) -> Rows:
       ConfigError: if an option is given that the source does not use.
     """
     part, holds = origin.part, origin.published.holds
-    said = f"{origin.field}={part.source!r}"
+    said = f"data.{request.split}={part.source!r}"
     if request.labels and part.source not in GENERATED:
         raise ConfigError(f"data.labels={request.labels!r} is not used by {said}")
     if holds not in ("pairs", request.kind):
@@ -228,6 +228,16 @@ def _files(origin: Origin) -> list[str] | None:
         what = "the ending is not known" if path.exists() else "there is no such file"
         raise DataError(f"{field}={place!r}: {what}; use {ENDINGS}")
     return [place]
+
+
+def truth_of(listed: str) -> Truth | None:
+    """Returns the true reward of `data.eval`; None where it has none.
+
+    Args:
+      listed: see `parts_of`; '' = nothing.
+    """
+    parts = parts_of(listed, "data.eval") if listed else []
+    return JUDGED.get(parts[0].source) if len(parts) == 1 else None
 
 
 HELD = {  # kinds of rows that serve but one objective

@@ -15,11 +15,14 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any, NamedTuple, cast
 
 from dpo_jax.errors import DataError
-from dpo_jax.files import is_local
+from dpo_jax.files import is_local, unfit
 
 MAX_LINE_BYTES = 16 * 2**20
 SPLIT_WORDS = {"train": ("train",), "eval": ("eval", "test", "validation")}
 LITERALS = {"True": "true", "False": "false"}  # of a `Cell`, as pandas writes them
+MOST_TIMES = 300  # that a file may unpack to; text takes 20 at most
+LITTLE = 64 * 2**20  # bytes that nobody minds
+UNPACKED = 1 << 18  # bytes unpacked at once
 READ_ERRORS = (OSError, EOFError, zlib.error)  # of a file that breaks off
 
 
@@ -87,6 +90,8 @@ def open_binary(path: str, field: str) -> IO[bytes]:
             import fsspec
 
             return fsspec.open(path, "rb").open()  # pyright: ignore
+        if what := unfit(path):  # a pipe may wait for ever, a device never end
+            raise DataError(f"{field}={path!r} {what}; give a file")
         return open(path, "rb")
     except FileNotFoundError as error:
         raise DataError(f"{field}={path!r}: there is no such file") from error
@@ -103,11 +108,33 @@ def open_rows(path: str, field: str) -> IO[bytes]:
     """Opens a file as `open_binary` does and takes `.gz` and `.zst` off it."""
     stream = open_binary(path, field)
     if path.endswith(".gz"):
-        return cast(IO[bytes], gzip.GzipFile(fileobj=stream))
+        return _bounded(gzip.GzipFile(fileobj=stream), stream)
     if path.endswith(".zst"):
         import pyarrow
 
         file = pyarrow.PythonFile(stream, mode="r")
-        plain = pyarrow.CompressedInputStream(file, "zstd")
-        return cast(IO[bytes], io.BufferedReader(plain))
+        return _bounded(pyarrow.CompressedInputStream(file, "zstd"), stream)
     return stream
+
+
+def _bounded(plain: Any, packed: IO[bytes]) -> IO[bytes]:
+    return cast(IO[bytes], io.BufferedReader(_Unpacked(plain, packed), UNPACKED))
+
+
+class _Unpacked(io.RawIOBase):
+    """What is taken off a packed file; ends with one that was made to fill memories."""
+
+    def __init__(self, plain: Any, packed: IO[bytes]):
+        self._plain, self._packed, self._given = plain, packed, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._plain.read(len(buffer))
+        buffer[: len(data)] = data
+        self._given += len(data)
+        held = max(self._packed.tell(), 1)
+        if self._given > LITTLE and self._given > MOST_TIMES * held:
+            raise OSError(f"it unpacks to more than {MOST_TIMES} times its size")
+        return len(data)

@@ -23,9 +23,9 @@ class ColumnMap(NamedTuple):
 
     Attributes:
       prompt: a value as `values.py` has it; `implicit` = all but the last message of
-        the chats; `empty` = plain text.
-      chosen: a value, as are `rejected`, `completion`, `label`, `ranking`,
-        `score_chosen`, `score_rejected`, `margin`, `system` and `tools`.
+        the chats.
+      chosen: a value, as are `rejected`, `completion`, `label`, `messages`, `text`,
+        `ranking`, `score_chosen`, `score_rejected`, `margin`, `system` and `tools`.
       responses: a value that lists all responses, or several joined by commas.
       scores: likewise, of `responses`.
       pair: how `responses` make pairs. `sign:C`: a number below 0 prefers the first of
@@ -44,6 +44,8 @@ class ColumnMap(NamedTuple):
     rejected: str = ""
     completion: str = ""
     label: str = ""
+    messages: str = ""
+    text: str = ""
     responses: str = ""
     ranking: str = ""
     scores: str = ""
@@ -67,12 +69,12 @@ NO_COLUMNS = ColumnMap()
 FILTERED, BEYOND = "filtered", "beyond"  # how the reasons of `keep` and of many begin
 DROPS = ("tie", "identical", "null", "empty", "mismatched", "wrong role", "cut")
 VALUES = (
-    *("chosen", "rejected", "completion", "label", "ranking", "score_chosen"),
-    *("score_rejected", "margin", "system", "tools"),
+    *("chosen", "rejected", "completion", "label", "messages", "text", "ranking"),
+    *("score_chosen", "score_rejected", "margin", "system", "tools"),
 )
 LISTS = ("responses", "scores")
 OPTIONAL = ("system", "tools")
-PROMPTS = ("implicit", "empty")
+IMPLICIT = "implicit"
 CONDITION = re.compile(r"\s*([^<>=!]+?)\s*(>=|<=|!=|==|=|<|>)\s*(.*?)\s*")
 TIMES = re.compile(r"([\d.]+)\*(.+)")
 
@@ -150,10 +152,9 @@ class _Reader:
           ValueError: naming the field that cannot be understood.
         """
         self._columns, self._kind = columns, kind
-        self._used = _columns_used(columns)
         given = columns._asdict()
         find = partial(_understood, owner, decode)
-        named = bool(columns.prompt) and columns.prompt not in PROMPTS
+        named = bool(columns.prompt) and columns.prompt != IMPLICIT
         self._prompt = find("prompt", columns.prompt) if named else None
         self._values = {n: find(n, given[n]) for n in VALUES if given[n]}
         self._lists = {n: find(n, given[n]) for n in LISTS if given[n]}
@@ -168,6 +169,7 @@ class _Reader:
         self._keep = [
             _condition(text, f"{owner}.keep") for text in _split(columns.keep)
         ]
+        self._used = _columns_used(columns)
 
     def made(self, fields: Fields) -> Iterator[tuple[str, Fields | BadRow]]:
         """Yields (suffix of the place, columns or why there are none)."""
@@ -240,10 +242,8 @@ class _Reader:
 
     def _shaped(self, row: Fields) -> Fields:
         """Finds the prompt of chats, and makes messages of strings beside chats."""
-        if self._columns.prompt == "implicit":
+        if self._columns.prompt == IMPLICIT:
             row = _implicit(row)
-        elif self._columns.prompt == "empty":
-            row = row | {"prompt": ""}
         prompt = row.get("prompt")
         if isinstance(prompt, str) and self._columns.chat:
             prompt = [{"role": "user", "content": str(prompt)}]
@@ -283,7 +283,7 @@ def _columns_used(columns: ColumnMap) -> set[str]:
     specs = [given[name] for name in VALUES]
     specs += [part for name in LISTS for part in given[name].split(",")]
     specs += [columns.pair.partition(":")[2]]
-    specs += [columns.prompt] * (columns.prompt not in PROMPTS)
+    specs += [columns.prompt] * (columns.prompt != IMPLICIT)
     used = {name for spec in specs if spec for name in roots(spec)}
     conditions = [CONDITION.fullmatch(text) for text in _split(columns.keep)]
     used |= {m[1] for m in conditions if m}

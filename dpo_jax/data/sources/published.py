@@ -93,7 +93,7 @@ PUBLISHED: dict[str, Published] = {
         "film reviews, plain text for SFT; breaks are blanks, as arXiv:2305.18290's "
         "replications have them",
         "stanfordnlp/imdb",
-        ColumnMap(prompt="empty", completion="text:breaks", drop=USUAL),
+        ColumnMap(text="text:breaks", drop=USUAL),
         holds="completions",
     ),
     "ultrafeedback": Published(
@@ -247,3 +247,17 @@ def name_of(source: str) -> str:
         return ALIKE.get(source, source)
     named = (name for name, row in PUBLISHED.items() if row.hub and row.hub == source)
     return next(named, "")
+
+
+def as_markdown() -> str:
+    """Writes the table as the README has it."""
+    lines = ["| name | on the hub | what it holds |", "|---|---|---|"]
+    for name, row in PUBLISHED.items():
+        hub = (
+            f"`{row.hub}`"
+            if row.hub
+            else f"[{row.file.rpartition('/')[2]}]({row.file})"
+        )
+        alike = [f"`{other}`" for other, its in ALIKE.items() if its == name]
+        lines.append(f"| `{name}` | {', '.join([hub, *alike])} | {row.about} |")
+    return "\n".join(lines) + "\n"

@@ -40,15 +40,29 @@ INERT = frozenset(
 
 # The same, with a folder that carries each; a leading underscore says as much itself.
 LEFT = {
-    "gradient_checkpointing": "openai-community/gpt2-medium's children",
-    "keys_to_ignore_at_inference": "what trainers save",
-    "max_sequence_length": "lmsys/vicuna-7b-v1.5",
+    "gradient_checkpointing": "EleutherAI/gpt-j-6b",
+    "max_sequence_length": "lmsys/vicuna-7b-v1.5-16k",
     "neftune_noise_alpha": "what TRL saves of a run with NEFTune",
-    "num_labels": "old GPT-2 folders",
-    "output_past": "old GPT-2 folders",
-    "torchscript": "old GPT-2 folders",
-    "transformers.js_config": "HuggingFaceTB/SmolLM2-135M-Instruct",
-    "use_bfloat16": "old GPT-2 folders",
+    "num_labels": "thu-coai/CDial-GPT_LCCC-large",
+    "output_past": "ai-forever/rugpt3large_based_on_gpt2",
+    "torchscript": "thu-coai/CDial-GPT_LCCC-large",
+    "transformers.js_config": "HuggingFaceTB/SmolLM2-1.7B-Instruct",
+    "use_bfloat16": "thu-coai/CDial-GPT_LCCC-large",
+}
+
+# The smallest and largest that an attribute may be: what lies beyond makes numbers that
+# are none, or an allocation that never ends, before the weights could contradict it.
+WHOLE = (1, 2**31 - 1)
+REAL = (1e-12, 1e12)
+BOUNDS: dict[str, tuple[float, float]] = {
+    "num_hidden_layers": (1, 10_000),
+    "n_layer": (1, 10_000),
+    "layer_norm_eps": (1e-12, 0.1),
+    "layer_norm_epsilon": (1e-12, 0.1),
+    "rms_norm_eps": (1e-12, 0.1),
+    **dict.fromkeys(
+        ("rope_theta", "rotary_emb_base", "rope_local_base_freq"), (1, 1e12)
+    ),
 }
 
 OFF = (None, False, {}, [], "")  # an unknown attribute with such a value is harmless
@@ -83,7 +97,7 @@ class Given(NamedTuple):
     harmless: Collection[str]
 
     def number(self, name: str, kind: type, default: float | None = None) -> Any:
-        """Reads a positive number; complains and returns `kind(1)` without one.
+        """Reads a number within bounds; complains and returns `kind(1)` without one.
 
         Args:
           name: of the attribute.
@@ -93,9 +107,13 @@ class Given(NamedTuple):
         value: Any = self.config.get(name)
         value = default if value is None else value
         right = isinstance(value, int) or (kind is float and isinstance(value, float))
-        if right and not isinstance(value, bool) and value > 0:
+        low, high = BOUNDS.get(name.rpartition(".")[2], WHOLE if kind is int else REAL)
+        if right and not isinstance(value, bool) and low <= value <= high:
             return kind(value)
-        self.complaints.append(f"{name}={value!r} must be a positive {kind.__name__}")
+        self.complaints.append(
+            f"{name}={str(value)[:80]} must be a positive {kind.__name__}, "
+            f"{low:g} to {high:g}"
+        )
         return kind(1)
 
     def size(self, name: str, default: int | None = None) -> int:

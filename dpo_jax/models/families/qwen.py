@@ -75,4 +75,6 @@ QWEN3 = Family(
     to_hf_3,
     llama_like.table(*llama_like.LAYER, *llama_like.QK_NORMS),
     ignored=llama_like.IGNORED,
+    # llama.cpp's word; transformers reads attention_factor
+    left={"attn_factor": "deepseek-ai/DeepSeek-R1-0528-Qwen3-8B"},
 )

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpo_jax import errors
-from dpo_jax.models.families.common import Config, Given
+from dpo_jax.models.families.common import REAL, Config, Given
 from dpo_jax.models.spec import RopeScaling
 
 ORIGINAL = "original_max_position_embeddings"
@@ -110,10 +110,15 @@ def read(
         given.complaints.append(
             f"partial_rotary_factor={turning} is not supported: all of a head turns"
         )
+    turned = int(head_dim * turning)
+    if not turned:
+        given.complaints.append(
+            f"partial_rotary_factor={turning} of {head_dim} features turns none"
+        )
     return {
         "rope_theta": base,
         "rope_scaling": scaling_of(settings, max_positions),
-        "rope_dim": 0 if turning == 1 else int(head_dim * turning),
+        "rope_dim": 0 if turning == 1 else turned,
     }
 
 
@@ -196,7 +201,10 @@ def _factors(given: Given, name: str) -> tuple[float, ...]:
     """Reads a list of positive numbers."""
     values = given.config.get(name)
     if isinstance(values, list) and all(
-        isinstance(x, int | float) and not isinstance(x, bool) and x > 0 for x in values
+        isinstance(x, int | float)
+        and not isinstance(x, bool)
+        and REAL[0] <= x <= REAL[1]
+        for x in values
     ):
         return tuple(float(x) for x in values)
     given.complaints.append(f"{name}={values!r} must be a list of positive numbers")

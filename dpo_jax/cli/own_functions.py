@@ -1,0 +1,88 @@
+"""Functions of a user's file, each by its name: losses, or rewards.
+
+    def focal(delta, *, beta, focal_gamma: Annotated[float, NOT_NEGATIVE] = 2.0): …
+
+    def polite(prompts, completions, **columns): …
+
+A `Loss` says more than a bare function: what it is a function of, what it is divided
+by. Options with a default belong to this loss alone: `loss.options.focal.focal_gamma`.
+"""
+
+import importlib.util
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from dpo_jax.errors import ConfigError, UserError
+from dpo_jax.losses import LOSSES, Loss, LossTable
+from dpo_jax.rewards import REWARDS, RewardTable
+
+
+def losses_of(file: str) -> LossTable:
+    """Returns the table of losses with those of a file, which may replace others.
+
+    Args:
+      file: a Python file: its public functions and `Loss`es; '' = none.
+
+    Raises:
+      ConfigError: if it cannot be loaded, or has none.
+    """
+    own = _public("losses", file, lambda value: isinstance(value, Loss))
+    return {**LOSSES, **own} if file else LOSSES
+
+
+def rewards_of(file: str) -> RewardTable:
+    """Returns the table of rewards with those of a file, which may replace others.
+
+    Args:
+      file: a Python file: its public functions, and objects of its own or of a library
+        that can be called; '' = none.
+
+    Raises:
+      ConfigError: if it cannot be loaded, or has none.
+    """
+
+    def called(value: Any) -> bool:
+        return callable(value) and not (
+            inspect.isclass(value) or inspect.isroutine(value)
+        )
+
+    own = _public("rewards", file, called)
+    return {**REWARDS, **own} if file else REWARDS
+
+
+def _public(flag: str, file: str, more: Callable[[Any], bool]) -> dict[str, Any]:
+    """Loads a file; returns its own public functions, and what else counts."""
+    if not file:
+        return {}
+    module = _load(flag, file)
+    own = {
+        name: value
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and (
+            more(value)
+            or (inspect.isfunction(value) and value.__module__ == module.__name__)
+        )
+    }
+    if not own:
+        raise ConfigError(f"--{flag}={file} has no public function")
+    return own
+
+
+def _load(flag: str, file: str) -> ModuleType:
+    if not Path(file).is_file():
+        raise ConfigError(f"--{flag}={file}: there is no such Python file")
+    spec = importlib.util.spec_from_file_location(f"own_{flag}", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a user's file may raise
+        what = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"--{flag}={file} cannot be loaded ({what})") from error
+    return module

@@ -1,0 +1,301 @@
+"""What a run samples as it goes: prompts of data.eval, beside the reference."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dpo_jax import exact
+from dpo_jax.config import Config
+from dpo_jax.data import sources, tokenize
+from dpo_jax.data.columns import Text
+from dpo_jax.data.prepare import Questions
+from dpo_jax.errors import DataError
+from dpo_jax.evals import rollouts
+from dpo_jax.evals.rollouts import Rollout
+from dpo_jax.precision import in_products_of
+from dpo_jax.rewards.simple import of_words
+from dpo_jax.sampling import batches, pick
+from dpo_jax.sampling.batches import Sampler
+from dpo_jax.sampling.rollout import Prompts, rows_of
+from dpo_jax.sharding import mesh as mesh_lib
+from dpo_jax.types import Array, Params, Samples, TrainState
+from dpo_jax.wiring import data as data_wiring
+from dpo_jax.wiring import generation, rewarding
+from dpo_jax.wiring.data import EVAL_SEED
+from dpo_jax.wiring.model import Model, load_params
+from dpo_jax.wiring.parts import Parts
+from dpo_jax.wiring.reference import Referred
+
+ROLLOUT_SEED = 99  # one key for all policies: common random numbers
+ROLLOUT_ROWS = 128  # of a shard that are sampled together, at most
+
+
+class Sampled(NamedTuple):
+    """Prompts and what the policy and the reference made of them.
+
+    Attributes:
+      prompts: texts or chats.
+      policy: its rollout.
+      reference: its rollout.
+      measure: what rewards are called.
+    """
+
+    prompts: list[Text]
+    policy: Rollout
+    reference: Rollout
+    measure: str = "true reward"
+
+
+class Rollouts:
+    """Samples continuations of a state, and keeps the last for the report."""
+
+    def __init__(self, sample: Callable[[TrainState], Sampled]):
+        self._sample = sample
+        self.last: Sampled | None = None
+
+    def __call__(self, state: TrainState) -> Iterator[tuple[str, float]]:
+        """Yields means and standard errors of what was sampled."""
+        self.last = self._sample(state)
+        yield from rollout_metrics(self.last).items()
+
+
+def make_rollouts(parts: Parts, referred: Referred) -> Callable[[TrainState], Sampled]:
+    """Builds `state -> Sampled` on prompts of data.eval.
+
+    They are judged by its true reward where it has one, else by reward.name. The KL is
+    that to the reference of the state where it moves.
+    """
+    config, reference = parts.config, parts.reference
+    assert reference is not None  # `checks.rollout_faults`
+    policy, mesh, tokenizer = parts.model, parts.mesh, parts.data.tokenizer
+    asked, true = rollout_questions(config, tokenizer)
+    prompts = rollout_prompts(config, tokenizer, asked, any_length=true)
+    judge = make_judge(parts, asked)
+    key, chunk = jax.random.key(ROLLOUT_SEED), config.model.logits_chunk
+    n = config.eval.best_of
+
+    def sampler_of(model: Model) -> Sampler:
+        return batches.make_sampler(
+            generation.make_decoding(model.decoder),
+            pick=pick.sampler(temperature=1.0),
+            stops=generation.stop_ids(tokenizer, model.folder, ()),
+            max_new_tokens=config.data.max_tokens - config.data.max_prompt_tokens,
+            mesh=mesh,
+        )
+
+    def kl(params: Params, ref: Params, rows: Prompts, samples: Samples) -> Array:
+        return rollouts.sequence_kl(
+            params,
+            ref,
+            rows_of(rows, samples),
+            apply=policy.apply,
+            ref_apply=reference.apply,
+            chunk=chunk,
+        )
+
+    def play(
+        sampler: Sampler, params: Params, ref: Params, kl: Callable[..., Array]
+    ) -> Rollout:
+        rows = ROLLOUT_ROWS * mesh_lib.row_shards(mesh)
+        sampled = (
+            (part, sampler.read((samples, kl(params, ref, at, samples))))
+            for part, at, samples in batches.rollouts(
+                params, prompts, key, sampler=sampler, n=n, batch=rows
+            )
+        )
+        return rollouts.judged(
+            *batches.gather(sampled, len(prompts), n),
+            decode=functools.partial(tokenizer.decode, skip_special_tokens=True),
+            judge=judge,
+        )
+
+    def none(params: Params, ref: Params, rows: Prompts, samples: Samples) -> Array:
+        return np.zeros(samples.ended.shape, np.float32)  # the reference to itself
+
+    start = referred.frozen.get("ref")
+    if start is None:  # it moves: its start is not held beside the train state
+        start = load_params(reference, mesh, seed=config.seed)
+    ours, theirs = policy.decoder, reference.decoder
+    sampler = sampler_of(policy)  # one where both compute the same
+    of_ref = sampler if theirs == ours else sampler_of(reference)
+    before = play(of_ref, start, start, none)
+    widest = jnp.promote_types(ours.dtype, theirs.dtype).name
+    compiled = jax.jit(in_products_of(widest, kl))
+
+    def sample(state: TrainState) -> Sampled:
+        ref = referred.frozen.get("ref", state.ref)
+        after = play(sampler, state.params, ref, compiled)
+        measure = Sampled._field_defaults["measure"] if true else "reward"
+        return Sampled(asked.prompts, after, before, measure)
+
+    return sample
+
+
+def rollout_questions(config: Config, tokenizer: Any) -> tuple[Questions, bool]:
+    """Returns the prompts that are sampled, and whether they have a true reward."""
+    count, truth = config.eval.rollouts, sources.truth_of(config.data.eval)
+    if truth is not None:
+        return Questions([*truth.prompts(EVAL_SEED, count, split="eval")], {}), True
+    held_out, _ = data_wiring.source(config, "eval", tokenizer, reads_ratings=False)
+    return held_out.questions().first(count), False
+
+
+def rollout_prompts(
+    config: Config, tokenizer: Any, asked: Questions, *, any_length: bool
+) -> list[np.ndarray]:
+    """Encodes the prompts that are sampled.
+
+    Args:
+      config: of the run.
+      tokenizer: of the policy.
+      asked: the prompts.
+      any_length: whether they may exceed data.max_prompt_tokens.
+
+    Raises:
+      DataError: if one does and may not: a reward would read what the policy does not.
+    """
+    template = tokenize.read_chat_template(config.data.chat_template, tokenizer)
+    prompts = [
+        generation.encode(
+            tokenizer,
+            prompt,
+            join=config.data.join,
+            template=template,
+            now=config.data.now,
+        )
+        for prompt in asked.prompts
+    ]
+    most = config.data.max_prompt_tokens
+    long = [i for i, prompt in enumerate(prompts) if len(prompt) > most]
+    if long and not any_length:
+        raise DataError(
+            f"{len(long)} of {len(prompts)} prompts of eval.rollouts have more than "
+            f"data.max_prompt_tokens={most} tokens, first number {long[0]} with "
+            f"{len(prompts[long[0]])}; raise it, or give shorter prompts"
+        )
+    return prompts
+
+
+def make_judge(parts: Parts, asked: Questions) -> rollouts.Judge:
+    """Builds what judges n samples of each prompt: the truth, and reward.name."""
+    truth = sources.truth_of(parts.config.data.eval)
+    seconds = parts.config.reward.timeout_seconds
+    asker = rewarding.make_asker(parts.rewards, name="rollouts", seconds=seconds)
+
+    def judge(texts: list[list[str]], ids: list[list[list[int]]]) -> rollouts.Judged:
+        shape = (len(texts), len(texts[0]))
+        scores, by_name = np.empty(shape), {}
+        if parts.rewards:
+            places = range(len(texts))
+            verdicts = rewarding.of_samples(asker, asked, places, texts, ids)
+            scores = verdicts.total.reshape(shape)
+            named = verdicts.by_name.items()
+            by_name = {name: values.reshape(shape) for name, values in named}
+        if truth is None:
+            return rollouts.Judged(scores, scores, by_name)
+        prompts = [prompt for prompt in asked.prompts for _ in range(shape[1])]
+        answers = [text for row in texts for text in row]
+        known = of_words(truth.reward)(prompts=prompts, completions=answers)
+        true = np.reshape(known, shape)
+        return rollouts.Judged(true, scores if parts.rewards else true, by_name)
+
+    return judge
+
+
+def rollout_metrics(sampled: Sampled) -> dict[str, float]:
+    """Means and standard errors of a policy's rollouts, as metrics.
+
+    What has no verdict at all is left out.
+    """
+    policy, means = sampled.policy, {}
+    columns = {"reward": policy.rewards, "kl": policy.kls}
+    columns |= {f"best_of_{m}": values for m, values in policy.best.items()}
+    for name, values in columns.items():
+        if not _known(values):
+            continue
+        mean, error = rollouts.mean_se(values)
+        means[f"rollouts/{name}"] = mean
+        if error is not None:
+            means[f"rollouts/{name}_se"] = error
+    for name, values in policy.by_name.items():
+        if _known(values):
+            means[f"rollouts/rewards/{name}/mean"] = rollouts.mean_se(values)[0]
+    if policy.by_name:
+        means["rollouts/absent_rewards"] = float(policy.absent)
+    return means | {"rollouts/length": float(policy.lengths.mean())}
+
+
+def before_and_after(sampled: Sampled) -> dict[str, Any]:
+    """Lays reference and policy side by side, as results.json has them.
+
+    The row `difference` pairs the prompts, so its error is that of the mean difference.
+    Of the best of m samples of the reference only a bound of its KL is known.
+    """
+    reward, before = sampled.measure, sampled.reference
+    both = {"before (reference)": before, "after (policy)": sampled.policy}
+    rows = [
+        (
+            name,
+            {
+                reward: rollout.rewards,
+                "KL to reference (nats)": rollout.kls,
+                "length (tokens)": rollout.lengths,
+            },
+        )
+        for name, rollout in both.items()
+    ]
+    gain = sampled.policy.rewards - before.rewards
+    rows.append(("difference", {reward: gain}))
+    for m, values in before.best.items():
+        bound = np.array([float(exact.best_of_n_kl_bound(m))])
+        name = f"best of {m} of the reference"
+        rows.append((name, {reward: values, "KL to reference at most (nats)": bound}))
+    count = len(sampled.prompts)
+    return {
+        "title": f"{reward.capitalize()} of {count} sampled continuations",
+        "rows": [
+            {
+                "name": name,
+                "values": {n: _cell(v) for n, v in cells.items() if _known(v)},
+            }
+            for name, cells in rows
+        ],
+    }
+
+
+def _known(values: np.ndarray) -> bool:
+    return not np.isnan(values).all()
+
+
+def _cell(values: np.ndarray) -> float | tuple[float, float]:
+    """Gives a mean with its standard error, where there is one."""
+    mean, error = rollouts.mean_se(values)
+    return mean if error is None else (mean, error)
+
+
+def side_by_side(sampled: Sampled, count: int) -> list[dict[str, Any]]:
+    """Picks the first few prompts with both continuations, as samples.json has them."""
+    before, after = sampled.reference, sampled.policy
+    return [
+        {
+            "prompt": _shown(sampled.prompts[i]),
+            "before": before.texts[i],
+            "after": after.texts[i],
+            "reward_before": _number(before.rewards[i]),
+            "reward_after": _number(after.rewards[i]),
+        }
+        for i in range(min(count, len(sampled.prompts)))
+    ]
+
+
+def _shown(prompt: Text) -> str:
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+
+
+def _number(value: float) -> float | None:
+    """Gives a number to JSON, which has no NaN."""
+    return None if np.isnan(value) else float(value)

@@ -8,12 +8,15 @@ A `Loss` says more than a bare function: what it is a function of, what it is di
 by. Options with a default belong to this loss alone: `loss.options.focal.focal_gamma`.
 """
 
+import functools
 import importlib.util
 import inspect
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import jax
 
 from dpo_jax.errors import ConfigError, UserError
 from dpo_jax.losses import LOSSES, Loss, LossTable
@@ -29,8 +32,10 @@ def losses_of(file: str) -> LossTable:
     Raises:
       ConfigError: if it cannot be loaded, or has none.
     """
+    if not file:
+        return LOSSES
     own = _public("losses", file, lambda value: isinstance(value, Loss))
-    return {**LOSSES, **own} if file else LOSSES
+    return {**LOSSES, **{name: _guarded(name, own[name], file) for name in own}}
 
 
 def rewards_of(file: str) -> RewardTable:
@@ -49,14 +54,13 @@ def rewards_of(file: str) -> RewardTable:
             inspect.isclass(value) or inspect.isroutine(value)
         )
 
-    own = _public("rewards", file, called)
-    return {**REWARDS, **own} if file else REWARDS
+    if not file:
+        return REWARDS
+    return {**REWARDS, **_public("rewards", file, called)}
 
 
 def _public(flag: str, file: str, more: Callable[[Any], bool]) -> dict[str, Any]:
     """Loads a file; returns its own public functions, and what else counts."""
-    if not file:
-        return {}
     module = _load(flag, file)
     own = {
         name: value
@@ -82,7 +86,33 @@ def _load(flag: str, file: str) -> ModuleType:
         spec.loader.exec_module(module)
     except UserError:
         raise
-    except Exception as error:  # whatever a user's file may raise
+    except (Exception, SystemExit) as error:  # whatever a user's file may raise
         what = f"{type(error).__name__}: {error}"
         raise ConfigError(f"--{flag}={file} cannot be loaded ({what})") from error
     return module
+
+
+def _guarded(name: str, loss: Any, file: str) -> Any:
+    """Returns a loss whose faults name the file that it stands in."""
+    if isinstance(loss, Loss):
+        return loss._replace(fn=_guarded(name, loss.fn, file))
+
+    @functools.wraps(loss)  # options are read off its signature
+    def call(*records: Any, **options: Any) -> Any:
+        try:
+            value = loss(*records, **options)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a user's function may raise
+            what = f"{type(error).__name__}: {error}"
+            raise ConfigError(f"--losses={file}: {name} raises {what}") from error
+        shape = value.shape if isinstance(value, jax.Array) else None
+        if shape is None or len(shape) != 1:
+            found = type(value).__name__ if shape is None else f"an array {shape}"
+            raise ConfigError(
+                f"--losses={file}: {name} returns {found}; f32[N] is due, one value "
+                "for each pair of the batch"
+            )
+        return value
+
+    return call

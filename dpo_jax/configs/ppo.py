@@ -5,8 +5,9 @@
         --config.reward.name=length
 
 Each turn samples prompts from the policy, asks the reward, and takes the algorithm's
-updates: what arXiv:2305.18290 §6 compares DPO with. Rows need a `prompt`; their other columns are handed to the reward. This
-project has not been timed on an accelerator; hours will stand here once measured.
+updates: what arXiv:2305.18290 §6 compares DPO with. Rows need a `prompt`; their other
+columns are handed to the reward. This project has not been timed on an accelerator;
+hours will stand here once measured.
 """
 
 from dpo_jax import schema

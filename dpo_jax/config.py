@@ -48,7 +48,7 @@ def literal(text: str) -> Any:
     """Reads a Python literal; any other text is a string."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         return text  # the last two: of thousands of brackets
 
 

@@ -255,3 +255,4 @@ def test_numbers_have_bounds_and_tuples_have_types(key, value, said):
 
 def test_brackets_without_end_are_text():
     assert config_lib.literal("-" * 9000 + "1") == "-" * 9000 + "1"
+    assert config_lib.literal("{{}}") == "{{}}"

@@ -148,6 +148,7 @@ def rows(answers: Any) -> Iterator[dict[str, Any]]:
                     "prompt": prompt,
                     "prompt_ids": answers.prompt_ids[name][index],
                     **said,
+                    "completion_ids": completion.tokens,  # a row of data, too
                 }
 
 

@@ -5,6 +5,7 @@ ever or from filling the memory.
 """
 
 import contextlib
+import gc
 import resource
 import signal
 import threading
@@ -70,13 +71,16 @@ def _clock() -> Iterator[None]:
     def stop(number: int, frame: object) -> None:
         raise _Late
 
-    before = signal.signal(signal.SIGALRM, stop)
+    before, collects = signal.signal(signal.SIGALRM, stop), gc.isenabled()
+    gc.disable()  # its callbacks would swallow what `stop` raises
     signal.setitimer(signal.ITIMER_REAL, SECONDS, 0.5)  # again, if it was swallowed
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        if collects:
+            gc.enable()
 
 
 @contextlib.contextmanager

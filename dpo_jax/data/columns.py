@@ -21,8 +21,10 @@ Text = str | list[Message]
 KNOWN = {  # columns that mean something, and so are no misspelling of another
     *("prompt", "chosen", "rejected", "score_chosen", "score_rejected", "margin"),
     *("completion", "label", "responses", "ranking", "system", "tools"),
-    *("messages", "text"),
+    *("messages", "text", "prompt_ids", "chosen_ids", "rejected_ids"),
+    *("completion_ids", "ended", "chosen_ended", "rejected_ended"),
 }
+REPEATED = "if the chats hold the prompt as well, set data.columns.prompt=implicit"
 LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -115,11 +117,29 @@ def label(fields: Fields, name: str) -> int:
     return 1 if value else -1
 
 
+def ids(fields: Fields, name: str) -> list[int]:
+    """Reads a column of token ids, at least one."""
+    values = _list(fields, name, "token ids")
+    if wrong := [v for v in values if isinstance(v, bool) or not isinstance(v, int)]:
+        raise BadRow("wrong type", f"column {name!r} holds {_type(wrong[0])}, no id")
+    if not values or min(values) < 0:
+        state = f"holds {min(values)}; ids are ≥ 0" if values else "is empty"
+        raise BadRow("wrong ids" if values else "empty", f"column {name!r} {state}")
+    return values
+
+
+def ended(fields: Fields, name: str) -> bool:
+    """Reads whether a response ended by itself; where nothing is said, it did."""
+    return fields.get(name) is None or label(fields, name) == 1
+
+
 def check_same_type(named: dict[str, Text]) -> None:
     """Refuses strings beside chats."""
     if len({type(value) for value in named.values()}) > 1:
         said = ", ".join(f"{name!r} is {_type(v)}" for name, v in named.items())
-        raise BadRow("wrong type", f"all must be strings or all messages, but {said}")
+        hint = f"; {REPEATED}" * isinstance(named.get("prompt"), str)
+        what = "all must be strings or all messages"
+        raise BadRow("wrong type", f"{what}, but {said}{hint}")
 
 
 def check_not_empty(name: str, value: Text) -> None:
@@ -136,7 +156,7 @@ def check_role(name: str, chat: Text) -> None:
         raise BadRow(
             "wrong role",
             f"column {name!r} starts with role {chat[0]['role']!r}, not "
-            "'assistant'; whole chats are given without column 'prompt'",
+            f"'assistant'; {REPEATED}",
         )
 
 

@@ -69,19 +69,39 @@ def encode_all(
       chat_template: likewise.
       now: likewise.
     """
-    chats = [row for row in rows if not isinstance(row.prompt, str)]
-    strings = [row for row in rows if isinstance(row.prompt, str)]
+    chats = [row for row in rows if _form(row) == "chat"]
+    strings = [row for row in rows if _form(row) == "string"]
     if strings:
         check_eos(tokenizer, tokenizer.name_or_path)
-    of_chats = iter(_encode_chats(chats, tokenizer, chat_template, now))
-    of_strings = iter(JOINS[join](strings, tokenizer))
-    encoded = (
-        next(of_strings if isinstance(row.prompt, str) else of_chats) for row in rows
-    )
+    ways = {
+        "chat": iter(_encode_chats(chats, tokenizer, chat_template, now)),
+        "string": iter(JOINS[join](strings, tokenizer)),
+        "ids": iter(_take_ids([row for row in rows if row.ids], tokenizer)),
+    }
+    encoded = (next(ways[_form(row)]) for row in rows)
     return [
         _check_tokens(_opened(each) if row.scored == "all" else each)
         for row, each in zip(rows, encoded, strict=True)
     ]
+
+
+def _form(row: RawRow) -> str:
+    """Says what a row is made of."""
+    if row.ids:
+        return "ids"
+    return "string" if isinstance(row.prompt, str) else "chat"
+
+
+def _take_ids(rows: Sequence[RawRow], tokenizer: Any) -> Iterator[Encoded | BadRow]:
+    """Takes ids as they are: what was sampled is what is trained on."""
+    most = max(tokenizer.get_vocab().values()) if rows else 0
+    for row in rows:
+        largest = max(map(max, row.ids))
+        if largest > most:
+            detail = f"holds id {largest}, but the tokenizer's largest is {most}"
+            yield BadRow("wrong ids", detail)
+        else:
+            yield Encoded(row.ids[0], row.ids[1:])
 
 
 def _opened(encoded: Encoded | BadRow) -> Encoded | BadRow:
@@ -107,10 +127,10 @@ def _check_tokens(encoded: Encoded | BadRow) -> Encoded | BadRow:
 def _encode_separately(rows: Sequence[RawRow], tokenizer: Any) -> Iterator[Encoded]:
     prompts = _ids(tokenizer, [row.prompt for row in rows], special=True)
     texts = [text for row in rows for text in row.responses]
-    responses = iter(_ids(tokenizer, texts, special=False))
+    ids = iter(_ids(tokenizer, texts, special=False))
     for row, prompt in zip(rows, prompts, strict=True):
-        endings = tuple(_ended(next(responses), tokenizer) for _ in row.responses)
-        yield Encoded(_without_end(prompt, tokenizer), endings)
+        responses = tuple(_endings(row, ids, tokenizer))
+        yield Encoded(_without_end(prompt, tokenizer), responses)
 
 
 def _encode_jointly(rows: Sequence[RawRow], tokenizer: Any) -> Iterator[Encoded]:
@@ -118,8 +138,7 @@ def _encode_jointly(rows: Sequence[RawRow], tokenizer: Any) -> Iterator[Encoded]
     ids = iter(_ids(tokenizer, list(chain.from_iterable(texts)), special=True))
     for row in rows:
         prompt = _without_end(next(ids), tokenizer)
-        wholes = [_ended(next(ids), tokenizer) for _ in row.responses]
-        yield _split(prompt, *wholes)
+        yield _split(prompt, *_endings(row, ids, tokenizer))
 
 
 def _whole_texts(row: RawRow) -> list[Any]:
@@ -322,6 +341,12 @@ def _alike(*texts: Ids) -> int:
             break
         end += 1
     return end
+
+
+def _endings(row: RawRow, ids: Iterator[Ids], tokenizer: Any) -> list[Ids]:
+    """Takes the next ids of each response, with EOS behind those that ended."""
+    ended = row.ended or (True,) * len(row.responses)
+    return [_ended(next(ids), tokenizer) if end else next(ids) for end in ended]
 
 
 def _ended(ids: Ids, tokenizer: Any) -> Ids:

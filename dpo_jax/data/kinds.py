@@ -4,7 +4,7 @@ A function for each kind makes a `RawRow` of a row's columns, or raises `BadRow`
 of pairs serve every kind, so that all objectives can be run on the same rows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -30,6 +30,9 @@ class RawRow(NamedTuple):
       scored: which tokens count: `completion` = all behind the prompt, `assistant` = of
         a chat, the assistant's behind the prompt; `all` = those of the prompt as well.
       tools: what a chat's template is told that the assistant can call.
+      ended: of each response, whether it ended by itself; () = all. One that was cut
+        short gets no EOS.
+      ids: of the prompt and of each response, taken as they are; () = texts count.
       where: `file:line` or `source[index]`.
       index: position of the row in its source, bad rows counted too.
     """
@@ -41,6 +44,8 @@ class RawRow(NamedTuple):
     ranked: bool = False
     scored: str = "completion"
     tools: tuple[dict[str, Any], ...] = ()
+    ended: tuple[bool, ...] = ()
+    ids: tuple[list[int], ...] = ()
     where: str = ""
     index: int = 0
 
@@ -52,6 +57,8 @@ def pair(fields: Fields, scored: str = "") -> RawRow:
       fields: the columns.
       scored: which tokens count, as in `RawRow`; '' = what is usual for such a row.
     """
+    if _by_ids(fields, *PAIR):
+        return _of_ids(fields, PAIR, scored)
     if "prompt" not in fields and isinstance(fields.get("chosen"), list):
         prompt, chosen, rejected = _shared_beginning(fields)
     else:
@@ -68,6 +75,7 @@ def pair(fields: Fields, scored: str = "") -> RawRow:
         (chosen, rejected),
         ratings=_ratings(fields),
         scored=scored or "completion",
+        ended=_ended(fields, prompt, "chosen_ended", "rejected_ended"),
     )
 
 
@@ -78,13 +86,26 @@ def completion(fields: Fields, scored: str = "") -> RawRow:
     """
     if _is_pair(fields, "completion"):
         both = pair(fields, scored)
-        return both._replace(responses=both.responses[:1], ratings=both.ratings[:1])
+        return _first(both)
+    if _by_ids(fields, "completion"):
+        return _of_ids(fields, ("completion",), scored)
     if alone := _alone(fields):
         return ALONE[alone](fields, scored)
     prompt, response = _prompt_and_completion(fields)
     if not isinstance(prompt, str):
         columns.check_not_empty("prompt", prompt)
-    return RawRow(prompt, (response,), scored=scored or "completion")
+    ended = _ended(fields, prompt, "ended")
+    return RawRow(prompt, (response,), scored=scored or "completion", ended=ended)
+
+
+def _first(both: RawRow) -> RawRow:
+    """Leaves out the rejected response of a pair."""
+    return both._replace(
+        responses=both.responses[:1],
+        ratings=both.ratings[:1],
+        ended=both.ended[:1],
+        ids=both.ids[:2],
+    )
 
 
 def _messages(fields: Fields, scored: str) -> RawRow:
@@ -124,10 +145,14 @@ def single(fields: Fields, scored: str = "") -> RawRow:
     """Takes a response that was judged by itself, or both of a pair so."""
     if _is_pair(fields, "completion"):
         return pair(fields, scored)._replace(labels=(1, -1))
-    prompt, response = _prompt_and_completion(fields)
-    columns.check_not_empty("prompt", prompt)
-    label = columns.label(fields, "label")
-    return RawRow(prompt, (response,), labels=(label,), scored=scored or "completion")
+    if _by_ids(fields, "completion"):
+        row = _of_ids(fields, ("completion",), scored)
+    else:
+        prompt, response = _prompt_and_completion(fields)
+        columns.check_not_empty("prompt", prompt)
+        ended = _ended(fields, prompt, "ended")
+        row = RawRow(prompt, (response,), scored=scored or "completion", ended=ended)
+    return row._replace(labels=(columns.label(fields, "label"),))
 
 
 def ranking(fields: Fields, scored: str = "") -> RawRow:
@@ -201,13 +226,50 @@ def names_read(kind: str, fields: Fields, *, rated: bool) -> set[str]:
     if kind == "completions" and (alone := _alone(fields)):
         return {*TOLD[1:], alone}
     if own and not _is_pair(fields, own[0]):
-        return {*TOLD, *own}
+        return {*TOLD, *own, PROMPT_IDS, f"{own[0]}_ids", "ended"}
     ratings = RATINGS[:2] if any(name in fields for name in SCORES) else RATINGS[2:]
-    return {*TOLD, "chosen", "rejected", *(ratings if rated else ())}
+    both = [f"{name}{end}" for name in PAIR for end in ("", "_ids", "_ended")]
+    return {*TOLD, PROMPT_IDS, *both, *(ratings if rated else ())}
 
 
 def _is_pair(fields: Fields, own: str) -> bool:
-    return own not in fields and "chosen" in fields
+    if _by_ids(fields, own):
+        return False
+    return own not in fields and ("chosen" in fields or _by_ids(fields, "chosen"))
+
+
+def _by_ids(fields: Fields, *responses: str) -> bool:
+    """Says whether a row is made of ids: of its prompt and of responses."""
+    return PROMPT_IDS in fields and any(f"{name}_ids" in fields for name in responses)
+
+
+def _of_ids(fields: Fields, names: Sequence[str], scored: str) -> RawRow:
+    """Takes token ids out of a row, which may give the prompt as text beside them."""
+    ids = tuple(columns.ids(fields, f"{n}_ids") for n in ("prompt", *names))
+    if len(set(map(tuple, ids[1:]))) < len(names):
+        raise BadRow("identical", "'chosen_ids' and 'rejected_ids' are identical")
+    prompt = columns.text("prompt", fields["prompt"]) if fields.get("prompt") else ""
+    return RawRow(
+        prompt,
+        ("",) * len(names),
+        ratings=_ratings(fields) if len(names) > 1 else (),
+        scored=scored or "completion",
+        ids=ids,
+    )
+
+
+def _ended(fields: Fields, prompt: Text, *names: str) -> tuple[bool, ...]:
+    """Reads whether responses ended by themselves; () = all did."""
+    ended = tuple(columns.ended(fields, name) for name in names)
+    if all(ended):
+        return ()
+    if not isinstance(prompt, str):
+        raise BadRow(
+            "cut chat",
+            f"column {names[ended.index(False)]!r} is false, but a chat template ends "
+            "every answer; give a response that was cut short as ids",
+        )
+    return ended
 
 
 def _alone(fields: Fields) -> str:
@@ -250,6 +312,8 @@ def _shared_beginning(fields: Fields) -> tuple[Text, Text, Text]:
     return prompts[0], responses[0], responses[1]
 
 
+PAIR = ("chosen", "rejected")
+PROMPT_IDS = "prompt_ids"
 OWN = {  # the columns of rows that are no pairs; the first of them tells such a row
     "pairs": (),
     "completions": ("completion",),

@@ -18,6 +18,7 @@ from dpo_jax.models.files import Dims
 from dpo_jax.models.spec import DecoderSpec, Row
 
 Index = tuple[slice, ...]
+LARGEST = 1e8  # of a weight
 
 
 class Op(NamedTuple):
@@ -77,19 +78,20 @@ def part_shapes(row: Row, spec: DecoderSpec) -> list[Dims]:
 
 
 def check_finite(name: str, held: np.ndarray) -> None:
-    """Refuses a weight that is no number, or that float32 cannot hold.
+    """Refuses weights that are no numbers, or larger than any that was ever trained.
 
     Raises:
       ModelError: naming the tensor.
     """
-    wrong = np.count_nonzero(~np.isfinite(held))
-    if wrong:
-        first = held[~np.isfinite(held)].flat[0]
-        raise ModelError(
-            f"{name} of the weights holds {wrong} numbers that are not finite in "
-            f"float32, of {held.size} read (the first is {first}); download or copy "
-            "the file again, or save the model before its training diverged"
-        )
+    wrong = ~(np.abs(held) <= LARGEST)
+    if not wrong.any():
+        return
+    raise ModelError(
+        f"{name} of the weights holds {np.count_nonzero(wrong)} numbers that are not "
+        f"finite or beyond ±{LARGEST:g}, of {held.size} read (the first is "
+        f"{held[wrong].flat[0]}); download or copy the file again, or take the model "
+        "from before its training diverged"
+    )
 
 
 def folded(names: Iterable[str]) -> str:

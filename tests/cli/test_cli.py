@@ -16,6 +16,7 @@ from dpo_jax import build, cli, schema, trl
 from dpo_jax.cli import common
 from dpo_jax.cli import train as train_verb
 from dpo_jax.cli.own_functions import losses_of
+from dpo_jax.data.kinds import KINDS
 from dpo_jax.errors import ConfigError, DataError
 from dpo_jax.losses import LOSSES
 from dpo_jax.train import optimizer, runfolder
@@ -356,6 +357,8 @@ def test_sample_keeps_the_best_by_a_reward_of_ones_own(capsys, trained, tmp_path
     assert len(drawn) == 8 and "reward" not in drawn[0]
     assert all(row["ended"] == (row["tokens"][-1] == 2) for row in drawn)
     assert drawn[0]["prompt_ids"][0] == 1 and len(drawn[0]["prompt_ids"]) == 4
+    raw = KINDS["completions"](drawn[0])
+    assert raw.ids == (drawn[0]["prompt_ids"], drawn[0]["tokens"])
     flags += ["--best", f"--rewards={own}"]
     name = "--config.reward.name=shortest"
     code, printed, err = call(capsys, "sample", CONFIG, name, *flags)

@@ -248,6 +248,19 @@ def test_a_date_beyond_pythons_spoils_its_column_alone(tmp_path):
     assert isinstance(tables._fields_at(batch, 0)["when"], pyarrow.DataType)
 
 
+@pytest.mark.parametrize("place", [4, 30, 200, -20])
+def test_a_damaged_parquet_file_is_one_error_or_other_rows(tmp_path, place):
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+    data = bytearray(path.read_bytes())
+    data[place] ^= 0xFF
+    path.write_bytes(data)
+    try:
+        assert len(rows_of(str(path))) == 2
+    except DataError as error:
+        assert "a.parquet" in str(error)
+
+
 @pytest.fixture
 def folder(tmp_path):
     for number in range(3):

@@ -86,6 +86,13 @@ def test_a_null_is_a_null():
     assert both["prompt"] == "g"
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 10**400])
+def test_a_number_without_bounds_prefers_nothing(number):
+    row = {"a": "x", "b": "y", "p": number}
+    assert one(row, responses="a,b", pair="sign:p").reason == "not finite"
+    assert one(row, keep="a=x,p>=2*p").reason == "not finite"
+
+
 @pytest.mark.parametrize("preference, winner", [(-3, "x"), (-1, "x"), (2, "y")])
 def test_the_sign_of_a_number_prefers(preference, winner):
     row = {"a": "x", "b": "y", "p": preference}

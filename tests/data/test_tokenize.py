@@ -7,7 +7,8 @@ import pytest
 from row_cases import located, validate
 
 from dpo_jax.data.encode import encode
-from dpo_jax.data.kinds import RawRow
+from dpo_jax.data.kinds import KINDS, RawRow
+from dpo_jax.data.sources.files import BadRow
 from dpo_jax.data.templates import render, template_text
 from dpo_jax.data.tokenize import (
     Cut,
@@ -89,6 +90,74 @@ def test_bos_and_eos_stand_where_they_should():
     found = one(row("cd", " e", " f<eos>"), build())
     assert found == [[BOS, *ids("cd")], [*ids(" e"), EOS], [*ids(" f"), EOS]]
     assert one(row("cd", " e"), build(single="$A"))[0] == ids("cd")
+
+
+@pytest.mark.parametrize("join", ["separate", "joint"])
+def test_a_response_that_was_cut_short_gets_no_eos(join):
+    """Of a pair each says so by itself; a text that holds EOS keeps it."""
+    pair = {"prompt": "cd", "chosen": " e", "rejected": " f"}
+    for cut, ends in (("chosen", ([], [EOS])), ("rejected", ([EOS], []))):
+        raw = KINDS["pairs"](pair | {f"{cut}_ended": False})
+        found = one(raw, build(), join)[1:]
+        assert found == [[*ids(" e"), *ends[0]], [*ids(" f"), *ends[1]]]
+    for said, end in ((False, []), (True, [EOS]), (None, [EOS])):
+        fields = {"prompt": "cd", "completion": " e", "ended": said, "label": True}
+        for kind in ("completions", "singles"):
+            raw = KINDS[kind](fields)
+            assert one(raw, build(), join)[1:] == [[*ids(" e"), *end]]
+    raw = KINDS["completions"](pair | {"chosen_ended": False})
+    assert one(raw, build(), join)[1:] == [ids(" e")]
+
+
+def test_ids_are_taken_as_they_are():
+    """Nothing is encoded, appended or taken off; also beside texts and chats."""
+    tokenizer = build()
+    pair = {"prompt_ids": [5], "chosen_ids": [6, EOS], "rejected_ids": [EOS, 7]}
+    more = {"prompt": [{"role": "user", "content": "c"}], "chosen_ended": True}
+    for fields in (pair, pair | more):
+        raw = KINDS["pairs"](fields)
+        assert one(raw, tokenizer) == [[5], [6, EOS], [EOS, 7]]
+    assert raw.prompt == more["prompt"]
+    assert one(KINDS["completions"](pair), tokenizer) == [[5], [6, EOS]]
+    assert one(KINDS["singles"](pair), tokenizer) == [[5], [6, EOS], [EOS, 7]]
+    sampled = {"prompt": "cd", "prompt_ids": [5], "completion_ids": [7], "text": "x"}
+    raw = KINDS["completions"](sampled | {"ended": False})
+    assert one(raw, tokenizer) == [[5], [7]]
+    assert one(KINDS["singles"](sampled | {"label": 0}), tokenizer) == [[5], [7]]
+    rows = [row("c", "d"), raw, row("d", "c")]
+    records, _ = cut([r._replace(index=i) for i, r in enumerate(rows)], tokenizer)
+    assert [record.responses[0].tolist() for record in records] == [
+        [*ids("d"), EOS],
+        [7],
+        [*ids("c"), EOS],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"chosen_ids": [6, 10_000]}, "id 10000, but the tokenizer's largest is"),
+        ({"chosen_ids": [-1]}, "holds -1; ids are ≥ 0"),
+        ({"chosen_ids": []}, "'chosen_ids' is empty"),
+        ({"chosen_ids": [1.5]}, "'chosen_ids' holds float, no id"),
+        ({"chosen_ids": "6 7"}, "'chosen_ids' is str"),
+        ({"chosen_ids": [7]}, "'chosen_ids' and 'rejected_ids' are identical"),
+        ({"chosen_ids": None}, "'chosen_ids' is null"),
+    ],
+)
+def test_faulty_ids_are_bad_rows(change, said):
+    good = {"prompt_ids": [5], "chosen_ids": [6], "rejected_ids": [7]}
+    with pytest.raises((BadRow, DataError)) as raised:
+        cut([KINDS["pairs"](good | change)], build())
+    assert said in getattr(raised.value, "detail", str(raised.value))
+
+
+def test_an_answer_of_a_chat_that_was_cut_short_is_given_as_ids():
+    chat = {"prompt": [{"role": "user", "content": "c"}], "ended": False}
+    answer = [{"role": "assistant", "content": "d"}]
+    with pytest.raises(BadRow) as raised:
+        KINDS["completions"](chat | {"completion": answer})
+    assert raised.value.reason == "cut chat" and "as ids" in raised.value.detail
 
 
 def test_an_eos_that_the_tokenizer_puts_is_no_part_of_the_prompt():

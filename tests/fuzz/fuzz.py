@@ -25,7 +25,9 @@ def main() -> int:
         "HF_DATASETS_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "JAX_PLATFORMS": "cpu",
-        "DPO_JAX_COMPILE_CACHE": str(ROOT / ".cache" / "fuzz"),
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "fuzz"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
     import fuzz_run
 

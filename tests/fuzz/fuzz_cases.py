@@ -9,6 +9,14 @@ from typing import NamedTuple
 ROOT = Path(__file__).parent.parent.parent
 TIMES = ("seconds", "per_second", "mfu", "memory", "peak", "wait")  # in names of values
 
+WRITTEN = (  # values as a command line has them
+    *("0", "-1", "1", "2", "3", "1e9", "1e23", "1e400", "-1e400", "nan", "inf", "-inf"),
+    *("1000000000", str(10**12), str(10**23), "9" * 5000, "0x10", "1_0", "True"),
+    *("", " ", "()", "(1,)", "('a','b')", "((1,),(2,))", "[]", "{}", "None", "a,b"),
+    *("x" * 300, "y" * 10_000, "../../x", "/dev/zero", "\0", "a\nb", "\u202e", "é"),
+    *("(" * 200, "[" * 5000, "-" * 3000 + "1", "1+1j", "b'x'", "1e-400", "~", "/"),
+)
+
 
 class Case(NamedTuple):
     """A verb on a mutated input.

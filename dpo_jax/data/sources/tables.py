@@ -42,12 +42,12 @@ def read_parquet(path: str, field: str) -> Rows:
     Raises:
       DataError: if it is no Parquet file, is empty or has two columns of one name.
     """
-    import pyarrow
     import pyarrow.parquet
 
+    stream = open_binary(path, field)
     try:
-        table = pyarrow.parquet.ParquetFile(open_binary(path, field))
-    except (pyarrow.ArrowException, OSError) as error:
+        table = pyarrow.parquet.ParquetFile(stream)
+    except Exception as error:  # another library's: whatever damage can do
         raise DataError(f"{field}={path!r} is no Parquet file: {error}") from error
     check_columns(table.schema_arrow.names, f"{field}={path!r}")
     if table.metadata.num_rows == 0:
@@ -63,15 +63,13 @@ def check_columns(names: list[str], what: str) -> None:
 
 def arrow_rows(batches: Iterator[Any], name: str) -> Rows:
     """Yields the rows of Arrow's record batches; `where` is `name[row]`."""
-    import pyarrow
-
     index = 0
     try:
         for batch in batches:
             for fields in _fields_of(batch):
                 yield f"{name}[{index}]", fields
                 index += 1
-    except (pyarrow.ArrowException, OSError) as error:
+    except Exception as error:  # another library's: whatever damage can do
         raise DataError(f"{name}[{index}]: reading failed: {error}") from error
 
 

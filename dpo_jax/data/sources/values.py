@@ -20,6 +20,8 @@ Decode = Callable[[list[int]], str]
 
 STEP = re.compile(r"([^.\[\]]+)|\[(\d*)\]")
 WORD = re.compile(r":([a-z]+)$")
+GPT2_IDS = 50257
+LARGEST = 1e300
 ABSENT = ("missing column", "null")
 
 
@@ -165,9 +167,9 @@ def _of_numbers(pick: Callable[[Any], Any], value: Any, said: str) -> float:
 
 
 def _decoded(decode: Decode, value: Any, said: str) -> str:
-    whole = isinstance(value, list) and all(type(each) is int for each in value)
-    if not whole:
-        raise BadRow("wrong type", f"{said}: token ids are due")
+    ids = value if isinstance(value, list) else [None]
+    if not all(type(each) is int and 0 <= each < GPT2_IDS for each in ids):
+        raise BadRow("wrong type", f"{said}: ids of GPT-2, 0…{GPT2_IDS - 1}, are due")
     return decode(value)
 
 
@@ -177,11 +179,13 @@ def no_ids(ids: list[int]) -> str:
 
 
 def number(value: Any, said: str) -> float:
-    """Reads a number, or what stands for one in a CSV file."""
+    """Reads a finite number, or what stands for one in a CSV file."""
     value = value.meant() if isinstance(value, Cell) else value
     if isinstance(value, bool) or not isinstance(value, int | float):
         kind = type(value).__name__
         raise BadRow("wrong type", f"{said}: a number is due, not {kind}")
+    if not abs(value) <= LARGEST:
+        raise BadRow("not finite", f"{said}: a number is beyond all bounds, or none")
     return value
 
 

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+import sys
 
 import pyarrow
 import pyarrow.parquet
@@ -278,8 +279,22 @@ def test_globs_and_folders_of_shards_are_one_source(folder):
     assert prompts(folder) == prompts(folder, split="eval") == every
     assert prompts(f"{folder}/part-*.jsonl") == every
     assert prompts(f"{folder}/part-[01].jsonl") == every[:8]
+    assert prompts(f"file://{folder}/part-[01].jsonl") == every[:8]
     with pytest.raises(DataError, match="no data file has such a name"):
         prompts(f"{folder}/*.parquet")
+
+
+@pytest.mark.parametrize(
+    "pattern, said",
+    [
+        ("gs://b/*.jsonl", "install the extra `gcs`"),
+        ("odd://b/*.csv", "cannot be list"),
+    ],
+)
+def test_remote_globs_that_cannot_be_listed_are_one_error(pattern, said, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)  # as where it is not installed
+    with pytest.raises(DataError, match=said):
+        rows_of(pattern)
 
 
 def test_folders_are_read_by_splits_and_one_format(folder):

@@ -56,6 +56,19 @@ def test_a_prompt_is_a_column_a_path_or_a_template(spec, value):
     assert one(ROW, prompt=spec)["prompt"] == value
 
 
+def test_of_two_templates_the_one_whose_columns_hold_something_is_taken():
+    """Else the first; what is null is never taken."""
+    both = "T {title} P {post}||A {article}"
+    rows = {
+        "A a": {"title": "t", "post": "", "article": "a"},
+        "T t P p": {"title": "t", "post": "p", "article": "a"},
+        "T  P p": {"title": "", "post": "p", "article": None},
+    }
+    for prompt, row in rows.items():
+        assert one(row, prompt=both)["prompt"] == prompt
+    assert one({"title": "t", "post": None}, prompt=both).reason == "missing column"
+
+
 def test_a_column_whose_name_has_dots_is_that_column():
     assert one({"a.b": "x", "a": {"b": "y"}}, prompt="a.b")["prompt"] == "x"
 

@@ -96,12 +96,17 @@ def open_binary(path: str, field: str) -> IO[bytes]:
     except FileNotFoundError as error:
         raise DataError(f"{field}={path!r}: there is no such file") from error
     except ImportError as error:
-        raise DataError(
-            f"{field}={path!r} needs a missing package ({error}); install the extra "
-            "`gcs` or copy the file to a local disk"
-        ) from error
+        raise missing_package(path, field, error) from error
     except (OSError, ValueError) as error:
         raise DataError(f"{field}={path!r} cannot be opened: {error}") from error
+
+
+def missing_package(path: str, field: str, error: ImportError) -> DataError:
+    """Says how a remote path can be read."""
+    return DataError(
+        f"{field}={path!r} needs a missing package ({error}); install the extra "
+        "`gcs` or copy the file to a local disk"
+    )
 
 
 def open_rows(path: str, field: str) -> IO[bytes]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpo_jax.data.sources.files import SPLIT_WORDS
+from dpo_jax.data.sources.files import SPLIT_WORDS, missing_package
 from dpo_jax.data.sources.formats import ending_of
 from dpo_jax.errors import DataError
 from dpo_jax.files import is_local
@@ -37,7 +37,14 @@ def matching(pattern: str, field: str) -> list[str]:
     else:
         import fsspec
 
-        found = [file.full_name for file in fsspec.open_files(pattern)]
+        try:
+            system, path = fsspec.url_to_fs(pattern)
+            found = [system.unstrip_protocol(file) for file in system.glob(path)]
+        except ImportError as error:
+            raise missing_package(pattern, field, error) from error
+        except (OSError, ValueError) as error:
+            what = f"{field}={pattern!r} cannot be listed"
+            raise DataError(f"{what}: {error}") from error
     files = sorted(path for path in found if ending_of(path))
     if not files:
         raise DataError(f"{field}={pattern!r}: no data file has such a name")

@@ -4,7 +4,7 @@ r"""Finds values in a row by what a mapping says: a column, a path, a template.
   lies in it; `[]` takes a list of all;
 * `summaries[].text:spaced`: changed by a function of the tables below, or `ids`;
 * `Q: {question}\n\nA:`: a template, with any of the above between braces;
-* `A || B`: the first of them that the row has.
+* `A || B`: the first of them of which the row has all, and nothing empty if it can be.
 """
 
 import difflib
@@ -37,16 +37,19 @@ def getter(spec: str, said: str, decode: Decode) -> Getter:
       ValueError: saying what is wrong with the spec; the getter raises BadRow.
     """
     ways = [_one(part, said, decode) for part in spec.split("||")]
+    parts = [_parts(part, said, decode) for part in spec.split("||")]
     if len(ways) == 1:
         return ways[0]
 
     def first(fields: Fields) -> Any:
-        for way in ways[:-1]:
-            try:
-                return way(fields)
-            except BadRow as bad:
-                if bad.reason not in ABSENT:
-                    raise
+        for empty in (False, True):
+            for way, finds in zip(ways, parts, strict=True):
+                try:
+                    if empty or all(find(fields) != "" for find in finds):
+                        return way(fields)
+                except BadRow as bad:
+                    if bad.reason not in ABSENT:
+                        raise
         return ways[-1](fields)
 
     return first
@@ -63,13 +66,20 @@ def roots(spec: str) -> set[str]:
 
 
 def _one(spec: str, said: str, decode: Decode) -> Getter:
-    return (_template if "{" in spec else _changed)(spec, said, decode)
+    return (
+        _template(spec, said, decode) if "{" in spec else _parts(spec, said, decode)[0]
+    )
 
 
-def _changed(spec: str, said: str, decode: Decode) -> Getter:
-    match = WORD.search(spec.strip())
-    path = spec.strip()[: match.start()] if match else spec.strip()
-    return _with(path, match[1] if match else "", said, decode)
+def _parts(spec: str, said: str, decode: Decode) -> list[Getter]:
+    """Returns the getters of a spec's columns: one, or those of its template."""
+    if "{" in spec:
+        named = [(f, n or "") for _, f, n, _ in string.Formatter().parse(spec) if f]
+    else:
+        match = WORD.search(spec.strip())
+        path = spec.strip()[: match.start()] if match else spec.strip()
+        named = [(path, match[1] if match else "")]
+    return [_with(path, name, said, decode) for path, name in named]
 
 
 def _with(path: str, name: str, said: str, decode: Decode) -> Getter:

@@ -13,7 +13,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dpo_jax import config as config_lib
 from dpo_jax.config import Config
 from dpo_jax.data import layouts, prepare
 from dpo_jax.data.loader import Loader, Settings
@@ -101,9 +100,7 @@ def tokenized(config: Config, index: int) -> Shown:
     """
     rated = checks.reads_ratings(checks.check(config, LOSSES), config.loss)
     tokenizer = data_wiring.load_tokenizer(config)
-    seconds = config.distributed.timeout_seconds
-    now = data_wiring.clock_of(config.data, tokenizer, seconds)
-    config = config_lib.stated(config, {"data.now": now})
+    config = data_wiring.with_clock(config, tokenizer)
     source, _ = data_wiring.source(
         config, "train", tokenizer, on_bad_row="error", reads_ratings=rated
     )

@@ -70,9 +70,7 @@ def make_parts(
         logging.warning("%s", text)
     checks.check_batch(mesh, config.batch.pairs, config.batch.microbatches)
     tokenizer = data_wiring.load_tokenizer(config)
-    seconds = config.distributed.timeout_seconds
-    now = data_wiring.clock_of(config.data, tokenizer, seconds)
-    config = config_lib.stated(config, {"data.now": now})
+    config = data_wiring.with_clock(config, tokenizer)
     folder, spec = model_wiring.find_model(config, tokenizer)
     model = model_wiring.make_model(config, folder, spec)
     model_wiring.check_loadable(model, mesh)

@@ -12,7 +12,6 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from dpo_jax import config as config_lib
 from dpo_jax.config import Config
 from dpo_jax.data import sources, tokenize
 from dpo_jax.data.columns import Text
@@ -223,11 +222,8 @@ def _answers(
     policy: Policy, prompts: Sequence[Text], request: SampleRequest, mesh: Mesh
 ) -> tuple[list[np.ndarray], list[list[Completion]]]:
     """Loads a policy; returns the ids of the prompts, and what it continues them by."""
-    config = policy.config
-    tokenizer = data_wiring.load_tokenizer(config)
-    seconds = config.distributed.timeout_seconds
-    now = data_wiring.clock_of(config.data, tokenizer, seconds)
-    config = config_lib.stated(config, {"data.now": now})
+    tokenizer = data_wiring.load_tokenizer(policy.config)
+    config = data_wiring.with_clock(policy.config, tokenizer, policy.name)
     template = tokenize.read_chat_template(config.data.chat_template, tokenizer)
     encoded = [
         encode(

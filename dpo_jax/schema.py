@@ -18,6 +18,7 @@ UP_TO_ONE = math.nextafter(1.0, 2.0)  # the highest, never allowed, where 1 is
 ANY: Range = (-math.inf, math.inf, False)
 POSITIVE: Range = (0.0, math.inf, False)
 NOT_NEGATIVE: Range = (0.0, math.inf, True)
+SAMPLED: Range = (0, 1_000_000, True)  # prompts
 COUNT: Range = (1, math.inf, True)
 SHARE: Range = (0.0, UP_TO_ONE, True)
 POSITIVE_SHARE: Range = (0.0, UP_TO_ONE, False)
@@ -448,7 +449,7 @@ KEYS: dict[str, Key] = {
         0,
         "prompts of data.eval to sample; needs a source with a true reward, or "
         "reward.name",
-        NOT_NEGATIVE,
+        SAMPLED,
     ),
     "eval.best_of": Key(
         1,

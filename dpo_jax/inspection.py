@@ -19,6 +19,7 @@ from dpo_jax.data.loader import Loader, Settings
 from dpo_jax.errors import ConfigError
 from dpo_jax.losses import LOSSES
 from dpo_jax.objectives import OBJECTIVES, terms
+from dpo_jax.objectives.algorithms import SampleKind
 from dpo_jax.precision import in_products_of
 from dpo_jax.sharding import arrays
 from dpo_jax.sharding import mesh as mesh_lib
@@ -158,10 +159,10 @@ def explain(
       ConfigError: if the objective scores no tokens.
     """
     kind, losses = OBJECTIVES[config.objective], checks.check(config, LOSSES)
-    if kind.scalar:
+    if kind.scalar or isinstance(kind, SampleKind):
         raise ConfigError(
             "--explain shows the log-probs of tokens; "
-            f"objective={config.objective!r} has none"
+            f"objective={config.objective!r} has none in its data"
         )
     mesh = mesh_lib.make_mesh(**config.mesh)
     chunk, seed = config.model.logits_chunk, config.seed

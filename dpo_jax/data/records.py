@@ -169,6 +169,8 @@ class Reading:
                 row = self._checked(where, fields)
             except BadRow as bad:
                 faults.add(where, bad)
+            except RecursionError:
+                faults.add(where, BadRow("malformed", "the row nests too deeply"))
             else:
                 if not faults.errors or self._on_bad_row == "drop":
                     yield row._replace(where=where, index=read - 1)

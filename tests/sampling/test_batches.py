@@ -88,8 +88,12 @@ def test_neither_batch_size_nor_company_matters():
 def test_eight_devices_say_what_one_says(shape):
     """Rows over data and fsdp, heads over tensor; 5 prompts on 8 or 4 shards."""
     built = mesh.make_mesh(*shape)
-    places = rules.shardings(abstract_params(SPEC), built, rules.PARAM_RULES)
-    equal(run(on=built, params=lambda: jax.device_put(params(), places)), run())
+    equal(run(on=built, params=lambda: placed(built)), run())
+
+
+def placed(on):
+    places = rules.shardings(abstract_params(SPEC), on, rules.PARAM_RULES)
+    return jax.device_put(params(), places)
 
 
 def ends_at(string):
@@ -133,3 +137,27 @@ def test_the_loop_ends_when_all_rows_have(watch):
     """Every token is a stop: one token each, whatever the chunk."""
     found = run(watch=watch, n=1, ends=tuple(range(32)))
     assert (found.mask.sum(-1) == 1).all() and found.ended.all()
+
+
+@pytest.mark.parametrize("watch", [None, ends_at("h")], ids=["alone", "watched"])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 1, 2)], ids=["one", "four"])
+def test_rows_that_have_ended_are_left_behind(shape, watch, monkeypatch):
+    """64 rows shrink to 32 and 16; every sample is what it is with nobody left."""
+    on = mesh.make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
+    how = {"n": 16, "batch": 64, "ends": (2, 5, 7), "new": 64, "watch": watch, "on": on}
+    how["params"] = lambda: placed(on)
+    how["prompts"] = [np.arange(3, 3 + size) for size in (3, 7, 1, 5)]
+    monkeypatch.setattr(batches, "LEAST_ROWS", 65)
+    want, seen, only = run(**how), [], batches._only
+    monkeypatch.setattr(batches, "LEAST_ROWS", 16)
+
+    def record(state, at):
+        seen.append((len(state.lengths), len(at)))
+        return only(state, at)
+
+    monkeypatch.setattr(batches, "_only", record)
+    found = run(**how)
+    assert seen and {after for _, after in seen} <= {16, 32}
+    equal(found, want)
+    lengths = want.mask.sum(-1)
+    assert lengths.max() > 17 > lengths.min() and want.ended.any()

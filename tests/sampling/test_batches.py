@@ -161,3 +161,18 @@ def test_rows_that_have_ended_are_left_behind(shape, watch, monkeypatch):
     equal(found, want)
     lengths = want.mask.sum(-1)
     assert lengths.max() > 17 > lengths.min() and want.ended.any()
+
+
+def test_any_of_several_ids_ends_a_sample_and_one_token_is_one():
+    """The last token alone is one of them, exactly where a sample has ended."""
+    ends = (2, 5, 7)
+    found = run(ends=ends, n=6)
+    for at in np.ndindex(found.ended.shape):
+        ids = kept(found, *at)
+        assert found.ended[at] == (ids[-1] in ends)
+        assert not set(ids[:-1]) & set(ends)
+        assert found.ended[at] or len(ids) == NEW
+    assert {kept(found, *at)[-1] for at in np.ndindex(found.ended.shape)} >= {5, 7}
+    alone = run(ends=ends, n=6, new=1)
+    assert alone.tokens.shape[-1] == 1 and alone.mask.all()
+    np.testing.assert_array_equal(alone.tokens[..., 0], found.tokens[..., 0])

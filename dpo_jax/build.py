@@ -4,7 +4,6 @@ The parts come from `wiring/`; this file says which is needed when. All that can
 refused is refused before the run folder is touched or anything compiles.
 """
 
-import functools
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from etils import epath
 from dpo_jax import __version__
 from dpo_jax.config import Config, flat, to_json
 from dpo_jax.losses import LOSSES
+from dpo_jax.models.scalar import policy_of
 from dpo_jax.rewards import REWARDS, RewardTable
 from dpo_jax.sharding.mesh import make_mesh
 from dpo_jax.train import compile_cache, loop, runfolder, signals, throughput, watchdog
@@ -23,14 +23,16 @@ from dpo_jax.train.checkpoint import Checkpoints
 from dpo_jax.train.clock import Clock
 from dpo_jax.train.metrics import MetricsLog
 from dpo_jax.train.step import Metrics, without_transfers
-from dpo_jax.types import Batch, TrainState
-from dpo_jax.wiring import agreeing, checks, evaluation, outputs, restoring, training
+from dpo_jax.types import TrainState
+from dpo_jax.wiring import agreeing, checks, evaluation, outputs, restoring
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
+from dpo_jax.wiring.assembling import make_parts, total_steps
 from dpo_jax.wiring.outputs import Summary
-from dpo_jax.wiring.parts import Parts, make_parts
+from dpo_jax.wiring.parts import Parts
 from dpo_jax.wiring.reference import Referred
 from dpo_jax.wiring.sampled import before_and_after
+from dpo_jax.wiring.turns import Turn
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -68,13 +70,7 @@ def run(
     mesh = make_mesh(**config.mesh)
     outputs.check_own_target(workdir)
     config, forks = restoring.relaunched(config, workdir, fork=fork)
-    last = functools.partial(
-        data_wiring.total_steps,
-        steps=config.train.steps,
-        epochs=config.train.epochs,
-        pairs=config.batch.pairs,
-    )
-    ended = outputs.finished(workdir, last)
+    ended = outputs.finished(workdir, total_steps(config))
     if ended is not None and not forks:
         return ended
     with clock, jax.set_mesh(mesh), signals.stop_requests() as stop:
@@ -130,8 +126,6 @@ def _train(launch: Launch) -> Summary:
         log = outputs.begin(workdir, text, report, first, start.seal)
         for split, account in report.items():
             logging.info("data.%s: %s", split, account["summary"])
-        shapes = dict(parts.train.compiled_shapes())
-        logging.info("compiles %d step shapes {rows: steps}: %s", len(shapes), shapes)
         logging.info("mfu is a share of %.4g FLOP/s: %s", *peak)
         with watchdog.Watchdog(config.train.watchdog_seconds, workdir):
             state, values = _loop(launch, checkpoints, referred, measures, start, log)
@@ -140,7 +134,7 @@ def _train(launch: Launch) -> Summary:
     with clock.bucket("export"):
         outputs.export(
             parts.model,
-            state.params,
+            policy_of(state.params),
             parts.data.tokenizer,
             epath.Path(workdir) / "export",
             card=outputs.model_card(config, parts.steps, launch.losses),
@@ -178,21 +172,14 @@ def _loop(
         }
         checkpoints.save(step, state, meta, values)
 
-    timed, train = launch.clock.timed, referred.train
-    assert train is not None
-    batches = data_wiring.global_batches(train, parts.mesh, start.first)
-    runs = parts.reference is not None and config.ref.mode == "live"
+    timed, clock = launch.clock.timed, launch.clock.working
+    feed = parts.feed(referred, start.first, clock)
     functions = loop.Functions(
-        next_batch=timed("data", lambda state: next(batches)),
+        next_batch=timed("data", feed.next_batch),
         step=timed("step", _step(parts, referred)),
-        facts=training.make_facts(
-            train,
-            parts.model.spec,
-            parts.reference.spec if parts.reference is not None and runs else None,
-            throughput.peak(config.model.dtype).flops_per_second,
-        ),
-        compiles=train.new_shapes(start.first).__contains__,
-        now=launch.clock.working,
+        facts=feed.facts,
+        compiles=feed.compiles,
+        now=clock,
         evaluators={
             name: each._replace(measure=timed("eval", _whole(each.measure)))
             for name, each in measures.evaluators.items()
@@ -201,7 +188,7 @@ def _loop(
         wait=timed("checkpoint", checkpoints.wait),
         log=_nowhere if log is None else log.write,
         progress=lambda step, values: launch.progress(step, parts.steps, values),
-        on_bad=lambda n: outputs.bad_batch(workdir, n, parts.train.ids_at(n - 1)),
+        on_bad=lambda n: outputs.bad_batch(workdir, n, feed.ids_at(n - 1)),
         to_host=timed("step", jax.device_get),
         stop=launch.stop,
     )
@@ -211,7 +198,9 @@ def _loop(
             functions,
             first=start.first,
             last=parts.steps,
-            cadence=loop.Cadence(config.log.every_steps, config.checkpoint.every_steps),
+            cadence=loop.Cadence(
+                config.log.every_steps, config.checkpoint.every_steps, feed.updates
+            ),
             skip_nonfinite=config.train.on_nonfinite == "skip",
             measured=start.measured,
             at_start=config.eval.at_start,
@@ -227,8 +216,10 @@ def _step(
     """Builds the loop's step: the reference's columns, then the update."""
     frozen, hyper = referred.frozen, parts.trainer.hyper()
 
-    def take(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        batch = referred.annotate(state, frozen, batch, state.key, hyper)
+    def take(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        rows = batch.rollout if isinstance(batch, Turn) else batch
+        rows = referred.annotate(state, frozen, rows, state.key, hyper)
+        batch = batch._replace(rollout=rows) if isinstance(batch, Turn) else rows
         return parts.trainer.step(state, frozen, batch, hyper)
 
     return without_transfers(take)

@@ -225,6 +225,8 @@ def read_named(path: epath.Path, digest: str, whose: str, without: str) -> bytes
     Raises:
       OSError: if it cannot be read.
     """
+    if is_local(path) and (why := unfit(path)):
+        raise OSError(errno.EINVAL, f"it {why}")
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest().startswith(digest):
         return data

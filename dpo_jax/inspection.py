@@ -13,13 +13,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dpo_jax import config as config_lib
 from dpo_jax.config import Config
 from dpo_jax.data import layouts, prepare
 from dpo_jax.data.loader import Loader, Settings
 from dpo_jax.errors import ConfigError
 from dpo_jax.losses import LOSSES
 from dpo_jax.objectives import OBJECTIVES, terms
+from dpo_jax.objectives.algorithms import SampleKind
 from dpo_jax.precision import in_products_of
 from dpo_jax.sharding import arrays
 from dpo_jax.sharding import mesh as mesh_lib
@@ -100,9 +100,7 @@ def tokenized(config: Config, index: int) -> Shown:
     """
     rated = checks.reads_ratings(checks.check(config, LOSSES), config.loss)
     tokenizer = data_wiring.load_tokenizer(config)
-    seconds = config.distributed.timeout_seconds
-    now = data_wiring.clock_of(config.data, tokenizer, seconds)
-    config = config_lib.stated(config, {"data.now": now})
+    config = data_wiring.with_clock(config, tokenizer)
     source, _ = data_wiring.source(
         config, "train", tokenizer, on_bad_row="error", reads_ratings=rated
     )
@@ -161,10 +159,10 @@ def explain(
       ConfigError: if the objective scores no tokens.
     """
     kind, losses = OBJECTIVES[config.objective], checks.check(config, LOSSES)
-    if kind.scalar:
+    if kind.scalar or isinstance(kind, SampleKind):
         raise ConfigError(
             "--explain shows the log-probs of tokens; "
-            f"objective={config.objective!r} has none"
+            f"objective={config.objective!r} has none in its data"
         )
     mesh = mesh_lib.make_mesh(**config.mesh)
     chunk, seed = config.model.logits_chunk, config.seed

@@ -110,6 +110,11 @@ def ref_logits(
     return logits(picked_rows(flat(listed.ref_states), at), Head(*linear, softcap))
 
 
+def tempered(values: Array, temperature: float) -> Array:
+    """Divides logits, or what comes back to them, by the temperature."""
+    return values if temperature == 1.0 else values / temperature
+
+
 class Options(NamedTuple):
     """Static facts of a scoring.
 
@@ -117,11 +122,13 @@ class Options(NamedTuple):
       chunk: entries per row whose logits are held at a time, at most.
       softcap: of the head.
       ref_softcap: of the reference's.
+      temperature: that logits are divided by, behind the softcap.
     """
 
     chunk: int
     softcap: float
     ref_softcap: float
+    temperature: float = 1.0
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -152,6 +159,7 @@ def scored_forward(
         def measure(i: Array) -> tuple[TokenStats, Array]:
             states = picked_rows(rows, every.parents[i])
             values = logits(states, Head(*linear, options.softcap))  # [size, V]
+            values = tempered(values, options.temperature)
             others = ref_logits(listed, every.entries[i], options.ref_softcap, ref)
             return measured(values, every.targets[i], others)
 
@@ -205,8 +213,13 @@ def scored_backward(options: Options, saved: tuple, slopes: TokenStats) -> tuple
             others = ref_logits(listed, at, options.ref_softcap, ref)
             normalizer, slopes = jax.tree.map(lambda x: picked_rows(x, at), given)
             d_values = logit_gradient(
-                values, normalizer, every.targets[i], slopes, others
+                tempered(values, options.temperature),
+                normalizer,
+                every.targets[i],
+                slopes,
+                others,
             )
+            d_values = tempered(d_values, options.temperature)
             if options.softcap:
                 d_values = d_values * (1 - jnp.square(values / options.softcap))
             bias = None if total.bias is None else total.bias + d_values.sum(0)
@@ -243,6 +256,7 @@ def token_logps(
     chunk: int,
     scored_mask: Array | None = None,
     ref: tuple[Array, Head] | None = None,
+    temperature: float = 1.0,
 ) -> TokenStats:
     """Scores listed tokens, never holding more than one chunk of logits.
 
@@ -257,7 +271,8 @@ def token_logps(
       chunk: list entries per row whose logits are held at a time at most; at least 1.
       scored_mask: bool[B, C] which entries count; None = all.
       ref: ([B, C, D] the reference's hidden states at `parents`, its head); what comes
-        from it carries no gradient back.
+        from it carries no gradient back. It is not tempered.
+      temperature: > 0, of the distribution that is scored.
 
     Returns:
       f32[B, C] each, 0 where the mask is False. `logps` and `kl` carry gradients to
@@ -276,7 +291,7 @@ def token_logps(
         listed = listed._replace(ref_states=ref_states)
         ref_linear = Linear(ref_head.kernel, ref_head.bias)
         ref_softcap = ref_head.softcap
-    options = Options(chunk, head.softcap, ref_softcap)
+    options = Options(chunk, head.softcap, ref_softcap, temperature)
     return scored(options, hidden, linear, listed, ref_linear)
 
 
@@ -287,6 +302,7 @@ def list_stats(
     *,
     chunk: int,
     ref: tuple[Array, Head] | None = None,
+    temperature: float = 1.0,
 ) -> TokenStats:
     """Scores the list of a microbatch; as `token_logps` else."""
     return token_logps(
@@ -297,6 +313,7 @@ def list_stats(
         chunk=chunk,
         scored_mask=scored_places(batch.slots, batch.ends.shape[-1]),
         ref=ref,
+        temperature=temperature,
     )
 
 

@@ -120,7 +120,7 @@ def test_unknown_keys_name_the_nearest_in_or_out_of_their_section():
     assert told[0].startswith(
         "config.bta is not known; did you mean 'config.loss.beta'"
     )
-    assert "Known: batch, checkpoint, data" in told[0]
+    assert "Known: awr, batch, checkpoint, data" in told[0]
     assert told[1].startswith(
         "config.loss.bta is not known; did you mean 'config.loss.b"
     )

@@ -1,13 +1,15 @@
 """Flags, jax settings and logging that the verbs share."""
 
+import contextlib
 import hashlib
 import importlib.util
 import math
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from absl import flags, logging
@@ -110,6 +112,45 @@ def names_config(arguments: Sequence[str]) -> bool:
     return bool(_split_config(arguments)[0])
 
 
+@contextlib.contextmanager
+def loading(named: str) -> Iterator[None]:
+    """Says of whatever a user's file may raise that it cannot be loaded.
+
+    Args:
+      named: the flag and its value.
+
+    Raises:
+      ConfigError: if the body raises anything but a `UserError`.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{named} cannot be loaded ({what})") from error
+
+
+def module_of(file: str, flag: str) -> ModuleType:
+    """Runs a Python file of the user's.
+
+    Args:
+      file: its path.
+      flag: that names it.
+
+    Raises:
+      ConfigError: if there is no such file, or it raises something.
+    """
+    if not Path(file).is_file():
+        raise ConfigError(f"{flag}={file}: there is no such Python file")
+    spec = importlib.util.spec_from_file_location(f"file_of_{flag.strip('-')}", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with loading(f"{flag}={file}"):
+        spec.loader.exec_module(module)
+    return module
+
+
 def load_config(named: str) -> Config:
     """Runs `get_config` of a Python file.
 
@@ -122,19 +163,9 @@ def load_config(named: str) -> Config:
     file, _, argument = named.partition(":")
     if not file.endswith(".py"):
         file = shipped_config(file)
-    if not Path(file).is_file():
-        raise ConfigError(f"--config={file}: there is no such Python file")
-    spec = importlib.util.spec_from_file_location("config_file", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
+    module = module_of(file, "--config")
+    with loading(f"--config={named}"):
         loaded = module.get_config(argument) if argument else module.get_config()
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:  # whatever a user's file may raise
-        what = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"--config={named} cannot be loaded ({what})") from error
     if not isinstance(loaded, ConfigDict):
         kind = type(loaded).__name__
         raise ConfigError(f"--config={named} gives a {kind}; return a ConfigDict")

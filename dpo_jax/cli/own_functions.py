@@ -9,15 +9,13 @@ by. Options with a default belong to this loss alone: `loss.options.focal.focal_
 """
 
 import functools
-import importlib.util
 import inspect
 from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
 
+from dpo_jax.cli.common import module_of
 from dpo_jax.errors import ConfigError, UserError
 from dpo_jax.losses import LOSSES, Loss, LossTable
 from dpo_jax.rewards import REWARDS, RewardTable
@@ -61,7 +59,7 @@ def rewards_of(file: str) -> RewardTable:
 
 def _public(flag: str, file: str, more: Callable[[Any], bool]) -> dict[str, Any]:
     """Loads a file; returns its own public functions, and what else counts."""
-    module = _load(flag, file)
+    module = module_of(file, f"--{flag}")
     own = {
         name: value
         for name, value in vars(module).items()
@@ -74,22 +72,6 @@ def _public(flag: str, file: str, more: Callable[[Any], bool]) -> dict[str, Any]
     if not own:
         raise ConfigError(f"--{flag}={file} has no public function")
     return own
-
-
-def _load(flag: str, file: str) -> ModuleType:
-    if not Path(file).is_file():
-        raise ConfigError(f"--{flag}={file}: there is no such Python file")
-    spec = importlib.util.spec_from_file_location(f"own_{flag}", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:  # whatever a user's file may raise
-        what = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"--{flag}={file} cannot be loaded ({what})") from error
-    return module
 
 
 def _guarded(name: str, loss: Any, file: str) -> Any:

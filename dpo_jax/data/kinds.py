@@ -184,6 +184,21 @@ def ranking(fields: Fields, scored: str = "") -> RawRow:
     )
 
 
+def prompt(fields: Fields, scored: str = "") -> RawRow:
+    """Takes the prompt out of a row, whatever stands beside it.
+
+    Args:
+      fields: the columns.
+      scored: not read: what will be scored is drawn by the policy.
+    """
+    del scored
+    if "prompt" not in fields and "chosen" in fields:
+        return pair(fields)._replace(responses=())
+    (prompt,) = columns.texts(fields, "prompt")
+    columns.check_not_empty("prompt", prompt)
+    return RawRow(prompt, ())
+
+
 def told(row: RawRow, fields: Fields) -> RawRow:
     """Adds the columns `system` and `tools`, which only a chat has a place for."""
     system, tools = columns.system(fields), columns.tools(fields)
@@ -319,6 +334,7 @@ OWN = {  # the columns of rows that are no pairs; the first of them tells such a
     "completions": ("completion",),
     "singles": ("completion", "label"),
     "rankings": ("responses", "ranking"),
+    "prompts": ("prompt",),
 }
 ALONE: dict[str, Callable[[Fields, str], RawRow]] = {
     "messages": _messages,
@@ -329,4 +345,5 @@ KINDS: dict[str, Callable[[Fields, str], RawRow]] = {
     "completions": completion,
     "singles": single,
     "rankings": ranking,
+    "prompts": prompt,
 }

@@ -9,7 +9,7 @@ from absl import logging
 
 from dpo_jax.data.columns import Text
 from dpo_jax.data.kinds import RawRow
-from dpo_jax.data.records import Located, RatedLater, Reading, RowCounts
+from dpo_jax.data.records import AllDropped, Located, RatedLater, Reading, RowCounts
 from dpo_jax.data.sources.files import BadRow
 from dpo_jax.data.tokenize import TokenCounts
 from dpo_jax.data.tokens import Records, fingerprint
@@ -115,7 +115,8 @@ def prepare_one(
     Args:
       source: with bad rows as errors.
       index: position of the row in its source.
-      drop: takes the next good row in the place of a bad one, and says so.
+      drop: takes the next good row in the place of a bad one, and says so; always in
+        the place of one whose faults its source drops.
 
     Raises:
       DataError: if there is no such row, or it is bad.
@@ -125,7 +126,7 @@ def prepare_one(
         try:
             kept, cut = source.tokenize(source.check([row]))
         except DataError as error:
-            if not drop:
+            if not drop and not isinstance(error, AllDropped):
                 raise DataError(f"--index={index}: {error}") from error
             logging.warning("row %d is dropped, and the next is shown: %s", at, error)
         else:

@@ -33,6 +33,10 @@ class RowCounts(NamedTuple):
         return f"dropped {self.read - self.kept}{_reasons(self.dropped)}"
 
 
+class AllDropped(DataError):
+    """Of the rows that were looked at, all have faults that are dropped, no errors."""
+
+
 class Faults:
     """The bad rows of a reading: how many for which reason, and the first of them."""
 
@@ -45,7 +49,8 @@ class Faults:
         self._drops = drops
         self._counted: Counter[str] = Counter()
         self.errors = 0
-        self._first: list[str] = []
+        self._first: list[str] = []  # of the errors
+        self._first_dropped: list[str] = []
 
     def __len__(self) -> int:
         return self._counted.total()
@@ -53,10 +58,12 @@ class Faults:
     def add(self, where: str, fault: BadRow) -> None:
         """Counts the next bad row, at `file:line` or `source[index]`."""
         self._counted[fault.reason] += 1
-        if not fault.reason.startswith(self._drops or ("\0",)):
+        first = self._first_dropped
+        if not any(map(fault.reason.startswith, self._drops)):
             self.errors += 1
-        if len(self._first) < SHOWN_ROWS:
-            self._first.append(f"{where}: {fault.detail}"[:SHOWN_CHARACTERS])
+            first = self._first
+        if len(first) < SHOWN_ROWS:
+            first.append(f"{where}: {fault.detail}"[:SHOWN_CHARACTERS])
 
     def settle(self, *, read: int, on_bad_row: str) -> dict[str, int]:
         """Returns the number of bad rows by reason, or refuses them in one message.
@@ -73,14 +80,16 @@ class Faults:
             raise DataError("the data source has no rows")
         if bad < read and (on_bad_row == "drop" or not self.errors):
             return dropped
-        shown, more = self._first, bad - len(self._first)
+        shown = self._first or self._first_dropped
+        more = (self.errors or bad) - len(shown)
         shown = [*shown, f"and {more} more"] if more else shown
         if bad == read:
             head, tail = "no row can be used: ", ""
         else:
             head, tail = "", "; mend them or set data.on_bad_row='drop'"
         total = f"bad rows: {bad} of {read}{_reasons(dropped)}: "
-        raise DataError(head + total + " · ".join(shown) + tail)
+        kind = DataError if self.errors else AllDropped
+        raise kind(head + total + " · ".join(shown) + tail)
 
 
 class RatedLater(Exception):
@@ -160,6 +169,8 @@ class Reading:
                 row = self._checked(where, fields)
             except BadRow as bad:
                 faults.add(where, bad)
+            except RecursionError:
+                faults.add(where, BadRow("malformed", "the row nests too deeply"))
             else:
                 if not faults.errors or self._on_bad_row == "drop":
                     yield row._replace(where=where, index=read - 1)

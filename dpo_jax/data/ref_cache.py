@@ -128,8 +128,10 @@ def differences(cache: epath.Path, identity: Identity) -> list[str]:
     for folder in cache.iterdir() if cache.is_dir() else ():
         file = folder / KEY
         try:
-            other = json.loads(file.read_text()) if file.exists() else dict(identity)
-        except ValueError:
+            other = files.read_json(file) if file.exists() else dict(identity)
+        except (OSError, ValueError):
+            continue
+        if not isinstance(other, dict):
             continue
         names = sorted({*identity, *other})
         differing.add(", ".join(n for n in names if other.get(n) != identity.get(n)))

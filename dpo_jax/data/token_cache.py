@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from absl import logging
 from etils import epath
+from safetensors import SafetensorError
 from safetensors import numpy as tensors
 
 from dpo_jax import files
@@ -129,9 +130,16 @@ def _read(folder: epath.Path, name: str) -> Prepared | None:
         except OSError as error:
             logging.error("token cache: %s cannot be read: %s", path, error)
             continue
-        if data is not None:
+        try:
+            prepared = None if data is None else _unpacked(data)
+        except (ValueError, KeyError, TypeError, SafetensorError) as error:
+            logging.error(
+                "token cache: %s holds no tokens (%s); %s", path, error, again
+            )
+            continue
+        if prepared is not None:
             logging.info("tokens were read from %s", path)
-            return _unpacked(data)
+            return prepared
     return None
 
 

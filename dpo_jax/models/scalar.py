@@ -46,6 +46,20 @@ def from_policy(params: Params, spec: DecoderSpec, key: Array) -> Params:
     return trunk | {"score": {"kernel": kernel}}
 
 
+def value_head(spec: DecoderSpec) -> Params:
+    """Makes a critic on the policy's own trunk, which says 0 of everything.
+
+    Returns:
+      What is trained beside the policy: `value/kernel` f32[D, 1].
+    """
+    return {"value": {"kernel": jnp.zeros((spec.width, 1), jnp.float32)}}
+
+
+def policy_of(params: Params) -> Params:
+    """Leaves the value head out."""
+    return {name: tree for name, tree in params.items() if name != "value"}
+
+
 def token_scores(hidden: Array, head: Head) -> Array:
     """Applies a scalar head to every token: [B, T, D] -> f32[B, T]."""
     chex.assert_rank([hidden, head.kernel], [3, 2])

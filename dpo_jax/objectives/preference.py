@@ -133,4 +133,14 @@ def reference_metrics(pairs: PairLogps) -> Sums:
     return terms.masked_means(means, pairs.mask)
 
 
+def metrics_of_samples(columns: Columns, pairs: PairLogps, hyper: Hyper) -> Sums:
+    """Averages the same, and the KL to the reference over all samples."""
+    sums = metrics(columns, pairs, hyper)
+    if "ref_logps" not in columns.response:
+        return sums
+    ratio = columns.response["logps"] - columns.response["ref_logps"]
+    return sums | {"kl": terms.masked_mean(ratio, columns.lengths > 0)}
+
+
 PAIRS = Kind("pairs", "pairs", take_pairs, metrics)
+SAMPLED_PAIRS = PAIRS._replace(rows="prompts", metrics=metrics_of_samples)

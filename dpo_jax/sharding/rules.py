@@ -30,7 +30,7 @@ PARAM_RULES: Rules = (
     (r"norm\w*/(scale|bias)$", P()),
     (r"head/kernel$", P("fsdp", "tensor")),
     (r"head/bias$", P("tensor")),
-    (r"score/kernel$", P("fsdp", None)),
+    (r"(score|value)/kernel$", P("fsdp", None)),
 )
 STATE_RULES: Rules = (
     *PARAM_RULES,

@@ -17,7 +17,12 @@ Annotate = Callable[[TrainState, Frozen, Batch, Array, Hyper], Batch]
 
 
 def ref_logps(
-    params: Params, batch: Batch, *, apply: ApplyFn, chunk: int
+    params: Params,
+    batch: Batch,
+    *,
+    apply: ApplyFn,
+    chunk: int,
+    temperature: float = 1.0,
 ) -> TokenColumns:
     """Scores each microbatch under the reference.
 
@@ -26,6 +31,7 @@ def ref_logps(
       batch: with a leading axis of microbatches.
       apply: the reference model.
       chunk: scored tokens per row whose logits are held at a time.
+      temperature: of the distribution that is scored.
 
     Returns:
       `ref_logps` f32[microbatches, B, C] nats.
@@ -33,7 +39,10 @@ def ref_logps(
 
     def one(rows: Batch) -> TokenColumns:
         hidden, head, _ = apply(params, rows)
-        return {"ref_logps": logps.list_stats(hidden, head, rows, chunk=chunk).logps}
+        said = logps.list_stats(
+            hidden, head, rows, chunk=chunk, temperature=temperature
+        )
+        return {"ref_logps": said.logps}
 
     return jax.lax.map(one, batch)
 

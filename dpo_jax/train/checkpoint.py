@@ -54,6 +54,7 @@ from dpo_jax.types import Params, TrainState
 
 EXIT_SECONDS = 10.0  # for a save in flight, where one of several processes fails
 HASHING_SECONDS = 1800.0  # that the slowest process may take to read what it wrote
+CRITIC = "params/value/"  # what is trained beside the policy
 MAX_STEP = 2**31 - 1  # steps travel between processes as int32
 
 
@@ -249,7 +250,11 @@ class Checkpoints:
         """
         path = self._folder / str(step)
         arrays = read_manifest(path)["arrays"]
-        params = {k: v for k, v in arrays.items() if k.split("/")[0] == "params"}
+        params = {
+            key: array
+            for key, array in arrays.items()
+            if key.startswith("params/") and not key.startswith(CRITIC)
+        }
         return _load(path, arrays, {"params": abstract_params}, params)["params"]
 
     def _check_metrics(self, metrics: dict[str, float] | None) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from etils import epath
 from jax.sharding import Mesh
 
+from dpo_jax import config as config_lib
 from dpo_jax.config import Config
 from dpo_jax.data import loader as loader_lib
 from dpo_jax.data import prepare, records, sources, token_cache, tokenize
@@ -73,19 +74,23 @@ def load_tokenizer(config: Config) -> Any:
     )
 
 
-def clock_of(given: Mapping[str, Any], tokenizer: Any, seconds: float) -> str:
-    """Returns the time of this launch, if a chat template asks for it and none is set.
+def with_clock(config: Config, tokenizer: Any, whose: str = "run") -> Config:
+    """States the time of this launch, if a chat template asks for it and none is set.
 
     Args:
-      given: `config.data`.
-      tokenizer: of the run.
-      seconds: to wait for the first process, whose time all take.
+      config: of the run or policy.
+      tokenizer: of it.
+      whose: names it among those of this launch; all processes take the time of the
+        first.
 
     Returns:
-      `data.now`; '' where no template asks for it.
+      The configuration with `data.now`; '' there where no template asks for it.
+
+    Raises:
+      ConfigError: if it is set and nobody asks.
     """
-    now = given["now"]
-    template = tokenize.read_chat_template(given["chat_template"], tokenizer)
+    now = config.data.now
+    template = tokenize.read_chat_template(config.data.chat_template, tokenizer)
     asks = tokenize.is_dated(template, tokenizer)
     if now and not asks:
         raise ConfigError(
@@ -93,9 +98,11 @@ def clock_of(given: Mapping[str, Any], tokenizer: Any, seconds: float) -> str:
             "it at ''"
         )
     if now or not asks:
-        return now
+        return config
     now = datetime.datetime.now().isoformat(timespec="seconds")
-    return agree.of_first("clock", now, seconds=seconds)
+    seconds = config.distributed.timeout_seconds
+    now = agree.of_first(f"clock of {whose}", now, seconds=seconds)
+    return config_lib.stated(config, {"data.now": now})
 
 
 def origin_of(section: Config, split: str) -> Origin:

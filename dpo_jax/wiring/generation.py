@@ -1,7 +1,6 @@
 """Whose policies continue which prompts, and what each of them says."""
 
 import functools
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,6 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from dpo_jax import config as config_lib
 from dpo_jax.config import Config
 from dpo_jax.data import sources, tokenize
 from dpo_jax.data.columns import Text
@@ -22,6 +20,7 @@ from dpo_jax.data.kinds import RawRow
 from dpo_jax.data.prepare import Questions, Source, questions_of
 from dpo_jax.data.templates import check_template, render, template_text
 from dpo_jax.errors import ConfigError, DataError, ModelError
+from dpo_jax.files import read_json
 from dpo_jax.models import decode, files, hf
 from dpo_jax.models.decoder import Decoder
 from dpo_jax.models.spec import DecoderSpec
@@ -223,11 +222,8 @@ def _answers(
     policy: Policy, prompts: Sequence[Text], request: SampleRequest, mesh: Mesh
 ) -> tuple[list[np.ndarray], list[list[Completion]]]:
     """Loads a policy; returns the ids of the prompts, and what it continues them by."""
-    config = policy.config
-    tokenizer = data_wiring.load_tokenizer(config)
-    seconds = config.distributed.timeout_seconds
-    now = data_wiring.clock_of(config.data, tokenizer, seconds)
-    config = config_lib.stated(config, {"data.now": now})
+    tokenizer = data_wiring.load_tokenizer(policy.config)
+    config = data_wiring.with_clock(policy.config, tokenizer, policy.name)
     template = tokenize.read_chat_template(config.data.chat_template, tokenizer)
     encoded = [
         encode(
@@ -390,11 +386,31 @@ def stop_ids(tokenizer: Any, folder: Path | None, words: Sequence[str]) -> list[
     for name in ("generation_config.json", "config.json"):
         file = None if folder is None else folder / name
         if file is not None and file.is_file():
-            declared = json.loads(file.read_bytes()).get("eos_token_id")
-            ids |= set(declared if isinstance(declared, list) else [declared])
+            ids |= set(_declared(file))
     special = _special(tokenizer)
     ids |= {special[word] for word in words if word in special}
-    return sorted(token for token in ids if token is not None)
+    return sorted(ids - {None})
+
+
+def _declared(file: Path) -> list[int]:
+    """Reads the ids that a file of a model declares to end a text.
+
+    Raises:
+      ModelError: if it says something else.
+    """
+    try:
+        found = read_json(file)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{file} must hold a JSON object")
+    declared = found.get("eos_token_id")
+    listed = declared if isinstance(declared, list) else [declared]
+    if not all(token is None or type(token) is int for token in listed):
+        raise ModelError(
+            f"{file}: eos_token_id={str(declared)[:80]} must be a token id, or a list"
+        )
+    return [token for token in listed if token is not None]
 
 
 def stop_strings(tokenizer: Any, words: Sequence[str]) -> list[str]:

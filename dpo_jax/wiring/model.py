@@ -257,7 +257,9 @@ def reference_model(
     return model
 
 
-def compile_ask(model: Model, mesh: Mesh, *, chunk: int, whole: bool) -> Ask:
+def compile_ask(
+    model: Model, mesh: Mesh, *, chunk: int, whole: bool, temperature: float = 1.0
+) -> Ask:
     """Jits what a reference is asked for.
 
     Args:
@@ -265,11 +267,14 @@ def compile_ask(model: Model, mesh: Mesh, *, chunk: int, whole: bool) -> Ask:
       mesh: of the run.
       chunk: scored tokens per row whose logits are held at a time.
       whole: whether a loss needs its whole distribution.
+      temperature: that its log-probs are taken at; 1 of the whole distribution.
     """
+    tempered = {} if whole else {"temperature": temperature}
     score = functools.partial(
         annotate.ref_logps_and_states if whole else annotate.ref_logps,
         apply=model.apply,
         chunk=chunk,
+        **tempered,
     )
     return jax.jit(
         in_products_of(model.decoder.dtype.name, score),

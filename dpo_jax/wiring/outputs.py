@@ -24,6 +24,7 @@ from dpo_jax.losses import LossTable
 from dpo_jax.models import hf
 from dpo_jax.models.files import WANTED
 from dpo_jax.objectives import OBJECTIVES
+from dpo_jax.objectives.algorithms import SampleKind
 from dpo_jax.objectives.judged import Kind
 from dpo_jax.report import html
 from dpo_jax.report.runs import results_fault
@@ -294,7 +295,7 @@ def foreign_files(target: AnyPath) -> list[str]:
     patterns = (*WANTED, "README.md")
     names = [n for n in names if any(fnmatch.fnmatch(n, p) for p in patterns)]
     try:
-        written = json.loads((path / WRITTEN).read_bytes())["files"]
+        written = files.read_json(path / WRITTEN)["files"]
         hashes = manifest.hash_files(path, [name for name in names if name in written])
         return sorted(n for n in names if n not in hashes or hashes[n] != written[n])
     except (OSError, ValueError, KeyError, TypeError):
@@ -389,27 +390,38 @@ def model_card(config: Config, step: int, losses: LossTable) -> str:
         every = ref.sync_every_steps
         start += f", moved by {ref.sync_mix:g} to the policy every {every} steps"
     share, warmup = opt.warmup_share, f"{opt.warmup_steps} steps"
-    names = options_of(OBJECTIVES[config.objective], loss, losses)
-    settings = [f"{name} {loss[name]}" for name in names]
-    settings += [f"{name} {value}" for name, value in flat(loss.options).items()]
-    rows = {
+    kind = OBJECTIVES[config.objective]
+    options = config[config.objective] if isinstance(kind, SampleKind) else {}
+    if isinstance(kind, SampleKind):
+        learned = config.objective
+        settings = [f"{name} {value}" for name, value in options.items()]
+        settings += [f"reward {config.reward.name}"]
+    else:
+        learned = loss.name
+        settings = [f"{n} {loss[n]}" for n in options_of(kind, loss, losses)]
+        settings += [f"{name} {value}" for name, value in flat(loss.options).items()]
+    rows = f"{config.batch.pairs} rows"
+    if isinstance(kind, SampleKind):
+        minibatch = config.rollout.prompts // options["minibatches"]
+        rows = f"{minibatch * config.rollout.samples} samples"
+    said = {
         "base model": model.path or f"none (preset `{model.preset}`, from scratch)",
         "reference": "none" if ref.mode == "none" else start,
         "training data": config.data.train,
         "objective": config.objective,
-        "loss": loss.name + (f" ({', '.join(settings)})" if settings else ""),
-        "steps": f"{step} of {config.batch.pairs} rows each",
+        "loss": learned + (f" ({', '.join(settings)})" if settings else ""),
+        "steps": f"{step} of {rows} each",
         "optimizer": (
             f"{opt.name}, lr {opt.lr:g}, schedule {opt.schedule} after "
             f"{f'{share:.3g} of the steps' if share else warmup}"
         ),
         "code": f"dpo_jax, {commit()}, configuration {fingerprint(config)}",
     }
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    table = "\n".join(f"| {name} | {value} |" for name, value in said.items())
     table = re.sub(r"://[^/@\s]*@", "://***@", table)  # no password of an address
     return (
         "---\nlibrary_name: transformers\ntags:\n- dpo_jax\n"
-        f"- {loss.name}\n---\n\n# Policy trained with dpo_jax\n\n"
+        f"- {learned}\n---\n\n# Policy trained with dpo_jax\n\n"
         f"| | |\n|---|---|\n{table}\n"
     )
 

@@ -1,31 +1,31 @@
-"""All that a run is made of, in the order in which it can be refused."""
+"""All that a run is made of."""
 
 import os
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
-from absl import logging
 from jax.sharding import Mesh
 
-from dpo_jax import config as config_lib
 from dpo_jax.config import Config
 from dpo_jax.data.loader import Loader
-from dpo_jax.rewards import REWARDS, RewardTable
 from dpo_jax.rewards.ask import Reward
-from dpo_jax.wiring import agreeing, checks, objective, reference, rewarding, training
-from dpo_jax.wiring import data as data_wiring
-from dpo_jax.wiring import model as model_wiring
+from dpo_jax.train import throughput
+from dpo_jax.wiring import feeds, reference, training
 from dpo_jax.wiring.data import Data
+from dpo_jax.wiring.feeds import Feed
 from dpo_jax.wiring.model import Ask, Model
-from dpo_jax.wiring.objective import Losses, needs_whole_reference
+from dpo_jax.wiring.objective import Losses
 from dpo_jax.wiring.reference import Referred
 from dpo_jax.wiring.training import Trainer
+from dpo_jax.wiring.turns import Turns
 
 
 class Parts(NamedTuple):
     """All that a run is made of, checked, nothing compiled yet.
 
-    In `config`, what it left open is stated; `ask` scores a batch under the reference.
+    In `config`, what it left open is stated; `ask` scores a batch under the reference;
+    `ref` says how this moves. There are `turns` of an on-policy run, else batches to
+    `train` on.
     """
 
     config: Config
@@ -37,9 +37,11 @@ class Parts(NamedTuple):
     reference: Model | None
     ask: Ask | None
     trainer: Trainer
-    train: Loader
+    train: Loader | None
     eval: Loader | None
-    rewards: tuple[Reward, ...]
+    ref: Mapping[str, Any]
+    rewards: tuple[Reward, ...] = ()
+    turns: Turns | None = None
 
     def refer(
         self, workdir: os.PathLike | str, *, evaluation_only: bool = False
@@ -53,7 +55,7 @@ class Parts(NamedTuple):
         return reference.refer(
             self.reference,
             self.mesh,
-            ref=self.config.ref,
+            ref=self.ref,
             seed=self.config.seed,
             score=self.ask,
             train=None if evaluation_only else self.train,
@@ -61,62 +63,14 @@ class Parts(NamedTuple):
             workdir=workdir,
         )
 
-
-def make_parts(
-    config: Config,
-    losses: Losses,
-    mesh: Mesh,
-    workdir: os.PathLike | str | None = None,
-    splits: Sequence[str] = ("train", "eval"),
-    *,
-    rewards: RewardTable = REWARDS,
-) -> Parts:
-    """Reads the data and the model's description, and wires the step."""
-    for text in checks.unusual(losses):
-        logging.warning("%s", text)
-    checks.check_batch(mesh, config.batch.pairs, config.batch.microbatches)
-    tokenizer = data_wiring.load_tokenizer(config)
-    seconds = config.distributed.timeout_seconds
-    now = data_wiring.clock_of(config.data, tokenizer, seconds)
-    config = config_lib.stated(config, {"data.now": now})
-    folder, spec = model_wiring.find_model(config, tokenizer)
-    model = model_wiring.make_model(config, folder, spec)
-    model_wiring.check_loadable(model, mesh)
-    ignored = config.model.ignore_attributes
-    ref_model = model_wiring.reference_model(model, config.ref, mesh, ignored)
-    rated = checks.reads_ratings(losses, config.loss)
-    data = data_wiring.load_data(  # the slowest
-        config, tokenizer, workdir, splits, reads_ratings=rated
-    )
-    agreeing.agree_on_rows(data)
-    checks.check_data(losses, config.loss, data)
-    steps = 1
-    if data.train:
-        steps = data_wiring.total_steps(
-            len(data.train),
-            steps=config.train.steps,
-            epochs=config.train.epochs,
-            pairs=config.batch.pairs,
-        )
-    join = objective.join_of(losses, config.data.max_tokens)
-    train, held_out = data_wiring.make_loaders(config, data, spec, mesh, steps, join)
-    config = config_lib.stated(config, {"batch.microbatches": train.microbatches})
-    trainer = training.make_trainer(config, losses, model, ref_model, mesh, steps)
-    ask = None
-    if ref_model is not None:
-        chunk, whole = config.model.logits_chunk, needs_whole_reference(losses)
-        ask = model_wiring.compile_ask(ref_model, mesh, chunk=chunk, whole=whole)
-    return Parts(
-        config,
-        mesh,
-        data,
-        steps,
-        losses,
-        model,
-        ref_model,
-        ask,
-        trainer,
-        train,
-        held_out,
-        rewarding.chosen(config.reward, rewards),
-    )
+    def feed(self, referred: Referred, first: int, now: Callable[[], float]) -> Feed:
+        """Feeds the loop from update `first` on; `now` tells the time in seconds."""
+        peak = throughput.peak(self.config.model.dtype).flops_per_second
+        spec = self.model.spec
+        if self.turns is not None:
+            return feeds.of_turns(self.turns, referred.frozen, spec, first, peak, now)
+        assert referred.train is not None
+        runs = self.reference is not None and self.ref["mode"] == "live"
+        other = self.reference.spec if self.reference is not None and runs else None
+        facts = training.make_facts(referred.train, spec, other, peak)
+        return feeds.of_steps(referred.train, self.mesh, first, facts)

@@ -1,8 +1,8 @@
 """What a run folder holds already: its configuration, its state, its parameters."""
 
 import json
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 from absl import logging
@@ -78,6 +78,17 @@ def first_step(
     return newest
 
 
+def _same_clock(config: Config, old: Mapping[str, Any]) -> Config:
+    """Keeps the clock of the first launch, if no other is asked for.
+
+    Args:
+      config: of this launch.
+      old: the flat one of the first.
+    """
+    now = config.data.now or old.get("data.now", "")
+    return config_lib.stated(config, {"data.now": now})
+
+
 def relaunched(config: Config, workdir: AnyPath, *, fork: bool) -> tuple[Config, bool]:
     """Keeps what the folder's first launch chose where a key leaves it open.
 
@@ -89,9 +100,7 @@ def relaunched(config: Config, workdir: AnyPath, *, fork: bool) -> tuple[Config,
     """
     runfolder.check_files(workdir)
     old = config_lib.flat(runfolder.read_json(workdir, "config.json") or {})
-    # the clock of the first launch, if no other is asked for
-    now = config.data.now or old.get("data.now", "")
-    config = config_lib.stated(config, {"data.now": now})
+    config = _same_clock(config, old)
     runfolder.check_same(workdir, json.loads(config_lib.to_json(config)), fork=fork)
     forks = bool(old) and bool(config_lib.changes(old, config.to_dict()))
     key = "batch.microbatches"
@@ -155,8 +164,7 @@ def measured_config(given: Config, workdir: AnyPath) -> Config:
     """
     own = run_config(workdir)
     old = config_lib.flat(own)
-    now = given.data.now or own.data.now
-    given = config_lib.stated(given, {"data.now": now})
+    given = _same_clock(given, old)
     new = config_lib.flat(given)
     free = {key: value for key, value in new.items() if key.startswith(MEASURING)}
     differing = config_lib.changes({**old, **free}, new)

@@ -10,7 +10,9 @@ import numpy as np
 
 from dpo_jax import config as config_lib
 from dpo_jax.config import Config
+from dpo_jax.data.prepare import Questions
 from dpo_jax.errors import DataError, unknown
+from dpo_jax.objectives import ON_POLICY
 from dpo_jax.rewards import RewardTable
 from dpo_jax.rewards.ask import Reward, Verdicts, ask
 from dpo_jax.sharding import agree
@@ -63,11 +65,12 @@ def faults(given: Mapping[str, Any], table: RewardTable) -> list[str]:
 
 def config_faults(config: Config, table: RewardTable) -> list[str]:
     """Complains of rewards that nobody asks, or that do not fit together."""
-    given, sampled = config.reward, config.eval.rollouts
+    given = config.reward
+    sampled = config.eval.rollouts or config.objective in ON_POLICY
     if not given.name and config.rewards:
         return ["--rewards is not used by reward.name=''; name one of them"]
     if not given.name or not sampled:
-        by = "a run without eval.rollouts" if given.name else "reward.name=''"
+        by = "a run that samples nothing" if given.name else "reward.name=''"
         used = () if given.name else ("name",)
         return config_lib.unused_options("reward", given, used, by)
     found, limit = faults(given, table), config.train.watchdog_seconds
@@ -106,6 +109,35 @@ def make_asker(rewards: Sequence[Reward], *, name: str, seconds: float) -> Asker
         return verdicts
 
     return asker
+
+
+def of_samples(
+    asker: Asker,
+    questions: Questions,
+    places: Sequence[int],
+    texts: list[list[str]],
+    ids: list[list[list[int]]],
+) -> Verdicts:
+    """Asks about n samples of each of N prompts; the verdicts are prompt by prompt.
+
+    Args:
+      asker: of `make_asker`.
+      questions: prompts, and what their rows say.
+      places: which of them were sampled.
+      texts: N lists of n samples.
+      ids: N lists of n lists of token ids.
+    """
+    rows = [(i, j) for i, row in enumerate(texts) for j in range(len(row))]
+    return asker(
+        prompts=[questions.prompts[places[i]] for i, _ in rows],
+        completions=[texts[i][j] for i, j in rows],
+        completion_ids=[ids[i][j] for i, j in rows],
+        ids=rows,
+        columns={
+            name: [values[places[i]] for i, _ in rows]
+            for name, values in questions.columns.items()
+        },
+    )
 
 
 def _heard(told: str) -> Verdicts:

@@ -188,28 +188,19 @@ def make_judge(parts: Parts, asked: Questions) -> rollouts.Judge:
 
     def judge(texts: list[list[str]], ids: list[list[list[int]]]) -> rollouts.Judged:
         shape = (len(texts), len(texts[0]))
-        rows = [(i, j) for i in range(shape[0]) for j in range(shape[1])]
-        given = {
-            "prompts": [asked.prompts[i] for i, _ in rows],
-            "completions": [texts[i][j] for i, j in rows],
-        }
         scores, by_name = np.empty(shape), {}
         if parts.rewards:
-            verdicts = asker(
-                **given,
-                completion_ids=[ids[i][j] for i, j in rows],
-                ids=rows,
-                columns={
-                    name: [values[i] for i, _ in rows]
-                    for name, values in asked.columns.items()
-                },
-            )
+            places = range(len(texts))
+            verdicts = rewarding.of_samples(asker, asked, places, texts, ids)
             scores = verdicts.total.reshape(shape)
             named = verdicts.by_name.items()
             by_name = {name: values.reshape(shape) for name, values in named}
         if truth is None:
             return rollouts.Judged(scores, scores, by_name)
-        true = np.reshape(of_words(truth.reward)(**given), shape)
+        prompts = [prompt for prompt in asked.prompts for _ in range(shape[1])]
+        answers = [text for row in texts for text in row]
+        known = of_words(truth.reward)(prompts=prompts, completions=answers)
+        true = np.reshape(known, shape)
         return rollouts.Judged(true, scores if parts.rewards else true, by_name)
 
     return judge

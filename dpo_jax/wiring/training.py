@@ -14,9 +14,11 @@ from jax.sharding import Mesh
 
 from dpo_jax.config import Config
 from dpo_jax.data.loader import Loader
+from dpo_jax.models import scalar as scalar_head
 from dpo_jax.models.decoder import abstract_params, leaves
 from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.objectives import OBJECTIVES
+from dpo_jax.objectives.judged import Kind
 from dpo_jax.sharding import arrays, rules
 from dpo_jax.train import optimizer, step, throughput
 from dpo_jax.types import Frozen, Hyper, Objective, TrainState
@@ -28,6 +30,11 @@ from dpo_jax.wiring.objective import (
     needs_whole_reference,
     start_stats,
 )
+from dpo_jax.wiring.on_policy import Learning, floats_of, moving
+from dpo_jax.wiring.turns import Sizes, Turn
+
+# (step, metrics) -> what the host knows of a step, as `train.loop.Functions` has it
+Facts = Callable[[int, Mapping[str, float]], dict[str, float]]
 
 
 class Trainer(NamedTuple):
@@ -59,29 +66,70 @@ def make_trainer(
     reference: Model | None,
     mesh: Mesh,
     steps: int,
+    sizes: Sizes | None = None,
 ) -> Trainer:
-    """Wires model, loss and optimizer into a step over the mesh; runs nothing."""
+    """Wires model, loss and optimizer into a step over the mesh; runs nothing.
+
+    Args:
+      config: of the run.
+      losses: of the run; those of `ppo`, `rloo` and `awr` are not read.
+      model: the policy.
+      reference: None without one.
+      mesh: of the run.
+      steps: updates of the run.
+      sizes: of a turn, of an on-policy run.
+    """
     name, values = config.optimizer.name, config.optimizer.to_dict()
-    whole = reference if needs_whole_reference(losses) else None
-    objective = make_objective(
-        OBJECTIVES[config.objective],
-        losses,
-        config.loss,
-        model.apply,
-        chunk=config.model.logits_chunk,
-        ref_head=None if whole is None else whole.head,
-    )
-    follows = bool(config.ref.sync_every_steps)
+    learning, ref = None, dict(config.ref)
+    if sizes is not None:
+        learning = Learning(
+            config.objective,
+            config[config.objective],
+            mesh,
+            model.apply,
+            config.model.logits_chunk,
+            config.rollout.temperature,
+        )
+        ref = moving(learning.name, learning.given, ref, sizes.updates)
+    if learning is not None and learning.name != "online":
+        objective, stats = learning.objective, learning.stats
+        critic = objective.algorithm.critic
+    else:
+        whole = reference if needs_whole_reference(losses) else None
+        kind = OBJECTIVES[config.objective]
+        assert isinstance(kind, Kind)
+        objective, critic = (
+            make_objective(
+                kind,
+                losses,
+                config.loss,
+                model.apply,
+                chunk=config.model.logits_chunk,
+                ref_head=None if whole is None else whole.head,
+            ),
+            False,
+        )
+        stats = start_stats(losses)
+    follows = bool(ref["sync_every_steps"])
     take = functools.partial(
         step.train_step,
         objective=objective,
         tx=lambda hyper: optimizer.direction(name, {**values, **hyper}),
         lr_factor=optimizer.schedule(config.optimizer.schedule),
-        sync_every=config.ref.sync_every_steps,
+        sync_every=ref["sync_every_steps"],
     )
-    stats, tx = start_stats(losses), optimizer.direction(name, values)
+    rows = arrays.row_sharding(mesh, leading=1)
+    taken, batch_places = take, rows
+    if learning is not None:
+        taken, batch_places = (
+            learning.turns(take),
+            Turn._make((rows, arrays.replicated(mesh))),
+        )
+    tx = optimizer.direction(name, values)
     make = functools.partial(step.init_state, tx=tx, stats=stats)
-    abstract, places = state_places(model.spec, make, mesh, follows)
+    abstract, places = state_places(
+        model.spec, make, mesh, follows=follows, critic=critic
+    )
     live = config.ref.mode == "live" and not follows
     frozen: Frozen = {}
     if reference is not None and live:
@@ -93,13 +141,15 @@ def make_trainer(
         **{key: values[key] for key in ("clip", "weight_decay") if values[key]},
         **optimizer.pace(warmup_steps=warmup, total_steps=steps),
         "step_share": 1 / max(steps, 1),
-        "sync_mix": config.ref.sync_mix,
+        "sync_mix": ref["sync_mix"],
     }
+    if learning is not None:
+        floats |= floats_of(learning.name, learning.given)
     compiled = step.compile_step(
-        take,
+        taken,
         state_shardings=places,
         frozen_shardings=jax.tree.map(lambda leaf: leaf.sharding, frozen),
-        batch_sharding=arrays.row_sharding(mesh, leading=1),
+        batch_sharding=batch_places,
         scalar=scalar,
         dtype=config.model.dtype,
     )
@@ -112,6 +162,8 @@ def make_trainer(
             params = jax.tree.map(jnp.copy, known)  # the files are read once
         else:
             params = load(model)
+        if critic:  # which says 0 of everything
+            params = {**params, **scalar_head.value_head(model.spec)}
         start = jax.jit(make, out_shardings=places, donate_argnames=("params", "ref"))
         # the seed is an argument, or each one would compile a program of its own
         return start(params=params, ref=ref, seed=np.uint32(config.seed))
@@ -148,7 +200,12 @@ def warmup_steps(steps: int, warmup: int, share: float) -> int:
 
 
 def state_places(
-    spec: DecoderSpec, make: Callable[..., TrainState], mesh: Mesh, follows: bool
+    spec: DecoderSpec,
+    make: Callable[..., TrainState],
+    mesh: Mesh,
+    *,
+    follows: bool,
+    critic: bool = False,
 ) -> tuple[TrainState, Any]:
     """Returns the abstract train state and the sharding of each leaf.
 
@@ -157,16 +214,20 @@ def state_places(
       make: `(params, seed, ref=None) -> state`.
       mesh: of the run.
       follows: whether the reference is part of the state.
+      critic: whether a value head is trained beside the policy.
     """
     params = abstract_params(spec)
     ref = params if follows else None
+    if critic:
+        value = jax.eval_shape(functools.partial(scalar_head.value_head, spec))
+        params = {**params, **value}
     abstract = jax.eval_shape(make, params, seed=0, ref=ref)
     return abstract, rules.shardings(abstract, mesh, rules.STATE_RULES)
 
 
 def make_facts(
     loads: Loader, policy: DecoderSpec, reference: DecoderSpec | None, peak: float
-) -> Callable[[int, Mapping[str, float]], dict[str, float]]:
+) -> Facts:
     """Builds what tells the loop what the host knows of a step's batch.
 
     Args:

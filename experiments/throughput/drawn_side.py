@@ -27,7 +27,7 @@ from dpo_jax.train import throughput
 from dpo_jax.types import Batch, TrainState
 from dpo_jax.wiring import checks, training
 from dpo_jax.wiring import data as data_wiring
-from dpo_jax.wiring.parts import make_parts
+from dpo_jax.wiring.assembling import make_parts
 from experiments.throughput import ours_side, shapes
 
 

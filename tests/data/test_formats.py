@@ -222,7 +222,7 @@ def test_a_file_that_unpacks_without_end_is_refused(tmp_path, ending, monkeypatc
     """Of what is small nobody minds: 256 KiB of blanks are a file without rows."""
     monkeypatch.setattr(files, "LITTLE", 2**18)
     path = save(tmp_path / f"a{ending}", b"\n" * 2**24)
-    with pytest.raises(DataError, match="unpacks to more than 300 times its size"):
+    with pytest.raises(DataError, match="unpacks to more than 100 times its size"):
         rows_of(path)
     path = save(tmp_path / f"b{ending}", b"\n" * 2**18)
     with pytest.raises(DataError, match="b.*: the file is empty|malformed|empty"):

@@ -680,7 +680,8 @@ def test_faults_that_a_row_does_not_name_are_errors(tmp_path):
     two = list(located("skywork", path=str(path)))[:2]
     reading = Reading(iter(two), **options)
     assert len(list(reading)) == 1 and reading.counts.dropped == {"wrong role": 1}
-    with pytest.raises(DataError, match="column 'chosen' is int"):
+    said = r"2 of 3 \(1 wrong role, 1 wrong type\): \S+:3: column 'chosen' is int"
+    with pytest.raises(DataError, match=said):
         list(Reading(located("skywork", path=str(path)), **options))
 
 
@@ -708,6 +709,17 @@ def test_a_published_set_starts_where_a_file_of_the_same_rows_does_not(
         loaded(config)
     config.data.columns.drop = "identical"
     assert loaded(config)["dropped"] == {"identical": 1, cut: 1}
+
+
+def test_show_passes_over_rows_that_the_set_drops(tokenizer, tmp_path):
+    """Row 1 of the helpful steps is a tie; row 2 is shown, and says that it is."""
+    case = CASES["helpsteer3"]
+    path = save(tmp_path, "helpsteer3", case)
+    config = config_of("helpsteer3", case, path, tokenizer)
+    shown = inspection.tokenized(config, 1)
+    assert shown.record.index == 2 and list(shown.record.prompt) == ids(TWO_TURNS)
+    with pytest.raises(DataError, match="has no such row"):
+        inspection.tokenized(config, 3)
 
 
 def test_what_the_user_says_counts_before_what_the_row_says(tokenizer, tmp_path):

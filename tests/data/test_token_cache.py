@@ -1,7 +1,10 @@
 """Tokens on disk: named by all they are made of, and never damaged ones."""
 
+import hashlib
 import multiprocessing
 import os
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -109,3 +112,13 @@ def test_processes_of_a_host_make_them_once(tmp_path):
         process.join(60)
     assert [process.exitcode for process in several] == [0, 0]
     assert len((tmp_path / "made").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("data", [b"", b"\x02" + b"\0" * 7 + b"{}", b"\xff" * 99])
+def test_a_file_that_is_none_of_tokens_is_passed_over(tmp_path, data):
+    """Its name is right for its bytes, so only the bytes can tell."""
+    digest = hashlib.sha256(data).hexdigest()[:32]
+    (tmp_path / f"name.{digest}.safetensors").write_bytes(data)
+    made = SimpleNamespace()
+    with mock.patch.object(token_cache, "_write"):
+        assert token_cache.kept(tmp_path, "name", lambda: made) is made

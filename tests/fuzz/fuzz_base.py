@@ -12,13 +12,15 @@ from transformers import PreTrainedTokenizerFast
 from dpo_jax import cli
 from dpo_jax.models import decoder, hf
 
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {}}}
 FAMILIES = ("llama", "gpt2", "gpt_neox", "gemma2", "gemma3_text", "phi3", "qwen3")
 FACTORS = {"short_factor": [1.0, 1.5, 2.0, 3.0], "long_factor": [2.0, 3.0, 5.0, 7.0]}
 ROPES = {"llama3": LLAMA3, "yarn": YARN, "longrope": LONGROPE | FACTORS}
-SPECIAL = ("<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>")
+SPECIAL = ("<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>")
 VOCABULARY = 300
 TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}{{ '<|' + m['role'] + '|>' }}"
+    "{{ bos_token }}{% if tools %}{{ tools | tojson }}{% endif %}"
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' }}"
     "{{ m['content'] }}{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
@@ -41,15 +43,25 @@ def _sentence(n: int, words: int) -> str:
 
 
 def _rows(base: Base) -> None:
-    pairs, chats = [], []
+    pairs, chats, singles, rankings, messages = [], [], [], [], []
     for n in range(12):
         asked, good, bad = _sentence(n, 6), _sentence(n + 20, 5), _sentence(n + 40, 4)
         pairs.append({"prompt": asked, "chosen": f" {good}", "rejected": f" {bad}"})
         answers = [[{"role": "assistant", "content": text}] for text in (good, bad)]
         asking = [{"role": "user", "content": asked}]
         chats.append({"prompt": asking, "chosen": answers[0], "rejected": answers[1]})
-    for path, rows in ((base.pairs, pairs), (base.chats, chats)):
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        singles.append({"prompt": asked, "completion": f" {good}", "label": n % 2 == 0})
+        listed = [f" {good}", f" {bad}", f" {good} {bad}"]
+        ranked = {"prompt": asked, "responses": listed, "ranking": [n % 3, (n + 1) % 3]}
+        ranked["ranking"].append(3 - sum(ranked["ranking"]))
+        rankings.append(ranked | {"scores": [0.5, 1.5, n]})
+        whole = {"messages": [*asking, *answers[0]], "tools": [TOOL]}
+        messages.append(whole)
+    chats[0] |= {"system": "be brief"}
+    named = {"pairs": pairs, "chats": chats, "singles": singles, "rankings": rankings}
+    for name, rows in (named | {"messages": messages}).items():
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (base.folder / f"{name}.jsonl").write_text(text)
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:

@@ -25,5 +25,7 @@ KINDS: dict[str, Callable[[Random, Base, Path], Case]] = {
     "checkpoint": runs.checkpoint,
     "run folder": runs.run_folder,
     "override": runs.override,
+    "combination": runs.combination,
+    "flag": runs.flag,
     "losses": runs.losses,
 }

@@ -26,11 +26,23 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def _reading(random: Random, base: Base, path: Path, at: int = 0) -> list[str]:
+PAIRED = {"objective": "preference", "loss__name": "dpo", "ref__mode": "live"}
+OBJECTIVES: dict[str, dict[str, object]] = {  # of each kind of rows
+    "pairs": PAIRED,
+    "chats": PAIRED,
+    "singles": PAIRED | {"objective": "unpaired", "loss__name": "kto"},
+    "rankings": PAIRED | {"objective": "ranking", "loss__name": "plackett_luce"},
+    "messages": {"objective": "sft", "loss__name": "sft", "ref__mode": "none"},
+}
+
+
+def _reading(
+    random: Random, base: Base, path: Path, at: int = 0, **changed: object
+) -> list[str]:
     """Shows the row, or trains on all."""
     if random.random() < 0.7:
-        return showing(base, at, data__train=path)
-    return training(base, data__train=path)
+        return showing(base, at, data__train=path, **changed)
+    return training(base, data__train=path, **changed)
 
 
 def written(rows: list[dict[str, Any]], ending: str) -> bytes:
@@ -61,8 +73,9 @@ def packed(data: bytes, packing: str) -> bytes:
 
 
 def texts(random: Random, base: Base, folder: Path) -> Case:
-    """Rows of strings or chats in some format, one of them changed."""
-    source = random.choice((base.pairs, base.chats))
+    """Rows of some kind in some format, one of them changed."""
+    name = random.choice(list(OBJECTIVES))
+    source = base.folder / f"{name}.jsonl"
     rows, at = _rows(source), random.randrange(4)
     ending = random.choice((".jsonl", *TEXTS))
     packing = random.choice(("", "", ".gz", ".zst"))
@@ -86,7 +99,8 @@ def texts(random: Random, base: Base, folder: Path) -> Case:
     path.write_bytes(data)
     if how > 0.96:
         what = f"{path.name} is {mutate.replace(random, path)}"
-    return Case(_reading(random, base, path, at), f"{path.name}: {what}", ROWS)
+    argv = _reading(random, base, path, at, **OBJECTIVES[name])
+    return Case(argv, f"{name}, {path.name}: {what}", ROWS)
 
 
 BOMBS = {

@@ -9,6 +9,9 @@ import fuzz_mutate as mutate
 from fuzz_cases import WRITTEN, Base, Case, training
 
 from dpo_jax import schema
+from dpo_jax.losses import LOSSES as LOSS_TABLE
+from dpo_jax.losses import Loss
+from dpo_jax.objectives import OBJECTIVES
 
 FOLDER = (2, 3, 4, 8)
 
@@ -88,6 +91,86 @@ def checkpoint(random: Random, base: Base, folder: Path) -> Case:
 def _file_for(folder: Path) -> None:
     shutil.rmtree(folder)
     folder.write_text("")
+
+
+def plausible(random: Random, key: str) -> object:
+    """Draws a value that a key might well have."""
+    row = schema.KEYS[key]
+    if row.choices:
+        return random.choice(row.choices)
+    pools = {
+        bool: (True, False),
+        int: (0, 1, 2, 3, 5, 7, 8, 16, 33, -1),
+        float: (0.0, 1e-6, 0.1, 0.5, 0.9, 1.0, 2.0, 100.0),
+        tuple: ((), (1.0,), (1.0, 0.5), ("x",)),
+        str: ("", "adamw", "lion", "cosine", "linear", "highest:loss", "sentiment"),
+    }
+    return random.choice(pools[type(row.default)])
+
+
+def _judges(objective: str, row: object) -> bool:
+    return isinstance(row, Loss) and OBJECTIVES[objective].judges(row)
+
+
+LEFT_ALONE = ("train.steps", "train.epochs", "model.path", "data.train", "data.path")
+LEFT_ALONE += ("data.columns",)
+
+
+def combination(random: Random, base: Base, folder: Path) -> Case:
+    """Several keys at values that each might have."""
+    del folder
+    objective = random.choice([*OBJECTIVES, "preference"])
+    fitting = [n for n, row in LOSS_TABLE.items() if _judges(objective, row)]
+    names = [key for key in schema.KEYS if not key.startswith(LEFT_ALONE)]
+    if random.random() < 0.7:
+        names = [k for k in names if not k.startswith(("loss.", "ref.", "optimizer."))]
+    values: dict[str, object] = {"objective": objective}
+    values["loss.name"] = "+".join(
+        random.sample(fitting, min(len(fitting), random.choice((1, 1, 2))))
+    )
+    modes = ("live", "live", "none", "cached")
+    needs = OBJECTIVES[objective].reference
+    values["ref.mode"] = random.choice(modes) if needs else "none"
+    drawn = random.sample(names, random.choice((1, 1, 2)))
+    values |= {key: plausible(random, key) for key in drawn}
+    changed = {key.replace(".", "__"): value for key, value in values.items()}
+    argv = training(base, **changed)
+    if random.random() < 0.3:
+        argv.append(f"--config.data.eval={base.pairs}")
+    what = " ".join(f"{key}={value}" for key, value in values.items())
+    return Case(argv, what, (2, 3, 4, 5, 6))
+
+
+def flag(random: Random, base: Base, folder: Path) -> Case:
+    """Flags of the verbs that read a run."""
+    run = folder / "run"
+    shutil.copytree(base.run, run)
+    (folder / "file").write_text("x")
+    (folder / "full").mkdir()
+    (folder / "full" / "model.safetensors").write_text("x")
+    places = ("/nope/x", "{case}/file", "{case}/file/x", "{case}/full", "{case}/run")
+    places += ("{case}", "/dev/full", "", "x" * 300, "{case}/new/deep/x", "a\nb", "~")
+    place, text = random.choice(places), random.choice(WRITTEN)
+    at = "--workdir={case}/run"
+    ways = (
+        ["export", at, f"--out={place}"],
+        ["export", at, "--out={case}/out", f"--dtype={text}"],
+        ["export", f"--workdir={place}", "--out={case}/out"],
+        ["evaluate", at, f"--out={place}"],
+        ["evaluate", f"--workdir={place}"],
+        ["report", "{case}/run", f"--out={place}"],
+        ["report", "{case}/run", place, "--out={case}/report.html"],
+        ["show", at, f"--index={text}"],
+        ["show", f"--workdir={place}", "--explain"],
+        ["sample", at, "--limit=1", "--max_new_tokens=2", f"--out={place}"],
+        ["sample", f"--model={place}", at, "--limit=1", "--max_new_tokens=2"],
+        ["train", f"--workdir={place}"],
+        [random.choice(("train", "show", "evaluate")), f"--config={place}", at],
+        [random.choice(("train", "show", "evaluate")), f"--config=dpo:{text}", at],
+    )
+    argv = random.choice(ways)
+    what = " ".join(map(mutate.shown, argv))
+    return Case(argv, what, (2, 3, 4, 7, 8))
 
 
 def override(random: Random, base: Base, folder: Path) -> Case:

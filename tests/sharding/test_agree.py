@@ -1,5 +1,6 @@
 """What processes say to each other arrives, whoever is slow."""
 
+import datetime
 import threading
 from types import SimpleNamespace
 from unittest import mock
@@ -7,7 +8,9 @@ from unittest import mock
 import jax
 from jax._src import distributed
 
+from dpo_jax.configs import quickstart
 from dpo_jax.sharding import agree
+from dpo_jax.wiring import data
 
 
 class Store:
@@ -19,6 +22,7 @@ class Store:
         self.rank_0_left = threading.Event()
 
     def key_value_set(self, key, text):
+        assert key not in self.texts, f"{key} was said already"
         self.texts[key] = text
         self.met.wait()
 
@@ -38,17 +42,8 @@ class Store:
 of = threading.local()
 
 
-def test_rank_0_waits_until_all_have_read():
-    """The store is rank 0's: one that left at once took from others what it said."""
-    store, heard = Store(), {}
-
-    def process(rank):
-        of.rank = rank
-        heard[rank] = agree.exchange("facts", f"of {rank}", seconds=5)
-        if rank == 0:
-            store.gone = True
-            store.rank_0_left.set()
-
+def both(store, process):
+    """Runs a function of the rank on both ranks."""
     state = SimpleNamespace(client=store)
     with (
         mock.patch.object(jax, "process_count", lambda: 2),
@@ -60,4 +55,43 @@ def test_rank_0_waits_until_all_have_read():
             thread.start()
         for thread in threads:
             thread.join()
+
+
+def test_rank_0_waits_until_all_have_read():
+    """The store is rank 0's: one that left at once took from others what it said."""
+    store, heard = Store(), {}
+
+    def process(rank):
+        of.rank = rank
+        heard[rank] = agree.exchange("facts", f"of {rank}", seconds=5)
+        if rank == 0:
+            store.gone = True
+            store.rank_0_left.set()
+
+    both(store, process)
     assert heard == {rank: ["of 0", "of 1"] for rank in range(2)}
+
+
+class Clock(datetime.datetime):
+    """A clock that stands an hour later on each rank."""
+
+    @classmethod
+    def now(cls, tz=None):
+        return cls(2026, 7, 26, 8 + of.rank)
+
+
+def test_all_processes_take_the_time_of_the_first(monkeypatch):
+    """Of two policies, each by a key of its own, behind a template that asks."""
+    monkeypatch.setattr(data.datetime, "datetime", Clock)
+    dated = SimpleNamespace(chat_template="{{ strftime_now('%H:%M') }}")
+    heard = {}
+
+    def process(rank):
+        of.rank = rank
+        heard[rank] = [
+            data.with_clock(quickstart.get_config(), dated, name).data.now
+            for name in ("one", "two")
+        ]
+
+    both(Store(), process)
+    assert heard == {rank: ["2026-07-26T08:00:00"] * 2 for rank in range(2)}

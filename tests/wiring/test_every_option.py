@@ -38,9 +38,10 @@ from dpo_jax.models import hf
 from dpo_jax.models.decoder import abstract_params
 from dpo_jax.models.spec import preset
 from dpo_jax.objectives import OBJECTIVES
+from dpo_jax.sampling.rollout import Prompts
 from dpo_jax.sharding import mesh
 from dpo_jax.train import checkpoint, loop, watchdog
-from dpo_jax.types import Columns, TokenPlaces, TrainState
+from dpo_jax.types import Columns, Samples, TokenPlaces, TrainState
 from dpo_jax.wiring import (
     agreeing,
     checks,
@@ -53,6 +54,7 @@ from dpo_jax.wiring import (
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring import objective as wiring
+from dpo_jax.wiring.turns import Turn
 
 pytestmark = pytest.mark.losses
 OPTIONS = {n: row for n, row in schema.section("loss").items() if n != "name"}
@@ -152,6 +154,44 @@ OTHERS = {  # key -> another value
     "checkpoint.keep": 7,
     "checkpoint.keep_best": "rewards/margins",
     "log.every_steps": 2,
+    "rollout.prompts": 32,
+    "rollout.samples": 3,
+    "rollout.max_new_tokens": 3,
+    "rollout.temperature": 0.7,
+    "rollout.batch": 7,
+    "ppo.epochs": 2,
+    "ppo.minibatches": 2,
+    "ppo.kl_coef": 0.2,
+    "ppo.kl_estimator": "k3",
+    "ppo.kl_target": 6.0,
+    "ppo.kl_horizon": 100.0,
+    "ppo.clip": 0.1,
+    "ppo.value_clip": 0.1,
+    "ppo.value_coef": 0.5,
+    "ppo.gamma": 0.9,
+    "ppo.lam": 1.0,
+    "ppo.missing_eos_penalty": 1.0,
+    "ppo.whiten_scores": True,
+    "ppo.whiten_rewards": True,
+    "ppo.whiten_advantages": False,
+    "rloo.epochs": 2,
+    "rloo.minibatches": 2,
+    "rloo.kl_coef": 0.2,
+    "rloo.clip": 0.1,
+    "rloo.ratio": "token",
+    "rloo.normalize": "std",
+    "rloo.missing_eos_penalty": 1.0,
+    "awr.epochs": 2,
+    "awr.minibatches": 2,
+    "awr.beta": 0.5,
+    "awr.weight_clip": 5.0,
+    "awr.baseline": "none",
+    "awr.sampler": "ref",
+    "awr.missing_eos_penalty": 1.0,
+    "online.rank": "random",
+    "online.labels": "bradley_terry",
+    "online.ref": "each_round",
+    "online.epochs": 2,
     "distributed.timeout_seconds": 7.0,
 }
 REFUSING = (
@@ -175,6 +215,22 @@ SFT = {
     "ref.mode": "none",
     "eval.rollouts": 0,
 }
+SAMPLED = {
+    "data.eval": "",
+    "eval.rollouts": 0,
+    "reward.name": "sentiment",
+    "loss.beta": 0.1,
+    "batch.pairs": 64,
+    "rollout.prompts": 16,
+    "rollout.max_new_tokens": 4,
+    "data.max_prompt_tokens": 8,
+    "data.row_shapes": 0,
+}
+OF_SAMPLES = {
+    f"{name}.": {**SAMPLED, "objective": name} for name in ("ppo", "rloo", "awr")
+}
+OF_SAMPLES["rollout."] = OF_SAMPLES["ppo."]
+OF_SAMPLES["online."] = {**SAMPLED, "objective": "online", "batch.pairs": 16}
 ADMITTED = {  # key -> another value, and what a run needs to take it
     "objective": ("preference", SFT),
     "data.scored": ("all", SFT),
@@ -207,9 +263,16 @@ ADMITTED = {  # key -> another value, and what a run needs to take it
     "optimizer.b2": (0.5, MOVING),
     "optimizer.warmup_share": (0.5, MOVING),
     "checkpoint.keep_best": ("rewards/margins", MOVING),
+    **{
+        key: (value, base)
+        for key, value in OTHERS.items()
+        for section, base in OF_SAMPLES.items()
+        if key.startswith(section)
+    },
     "reward.weights": ((2.0,), {"reward.name": "length"}),
     "reward.timeout_seconds": (7.0, {"reward.name": "length"}),
 }
+ADMITTED["ppo.kl_horizon"] = (100.0, {**OF_SAMPLES["ppo."], "ppo.kl_target": 6.0})
 
 
 SCORES = {"score_chosen": 1.0, "score_rejected": 0.0}
@@ -402,12 +465,14 @@ def observe(config, workdir, monkeypatch):
     if "ref_cache" in seen:  # its batches wait for what the reference says
         return seen
     parts = seen.pop("parts")
+    seen["report"] = (parts.data.report, parts.data.fingerprint)
+    seen["hyper"] = {name: float(x) for name, x in parts.trainer.hyper().items()}
+    if parts.turns is not None:
+        return seen | turns_of(parts)
     loads = [parts.train, *([parts.eval] if parts.eval else [])]
     seen["batches"] = [digest(load.batch_at(0)) for load in loads]
     seen["later"] = [digest(load.batch_at(len(load) - 1)) for load in loads]
-    seen["report"] = (parts.data.report, parts.data.fingerprint)
     seen["mesh"] = dict(parts.mesh.shape)
-    seen["hyper"] = {name: float(x) for name, x in parts.trainer.hyper().items()}
     batch = parts.train.batch_at(0)
     scored = jax.ShapeDtypeStruct(batch.targets.shape, np.float32)
     if config.ref.mode != "none":
@@ -419,6 +484,47 @@ def observe(config, workdir, monkeypatch):
         )
     seen["step"] = re.sub(r"0x[0-9a-f]+", "", str(traced))
     return seen
+
+
+def turns_of(parts):
+    """Writes down what the turns of an on-policy run would do."""
+    turns, seen = parts.turns, {}
+    told = {k: v for k, v in vars(turns).items() if k not in ("_mesh", "_lay")}
+    told["_rewards"] = [(r.name, r.weight) for r in parts.rewards]
+    told["_sampler"] = turns._sampler.max_new_tokens
+    seen["turns"] = {
+        name: re.sub(r"0x[0-9a-f]+", "", str(v)) for name, v in told.items()
+    }
+    sizes = turns.sizes
+    shape = (sizes.prompts, sizes.samples)
+    floats = dict.fromkeys(
+        ("scores", "present", "ended"), jax.ShapeDtypeStruct(shape, np.float32)
+    )
+    ints = lambda *dims: jax.ShapeDtypeStruct(dims, np.int32)  # noqa: E731
+    of_tokens = lambda kind: jax.ShapeDtypeStruct((*shape, sizes.new_tokens), kind)  # noqa: E731
+    rollout = jax.eval_shape(
+        turns._rows,
+        Prompts(ints(sizes.prompts, sizes.width), ints(shape[0]), ints(shape[0])),
+        Samples(
+            of_tokens(np.int32),
+            of_tokens(bool),
+            of_tokens(np.float32),
+            jax.ShapeDtypeStruct(shape, bool),
+        ),
+        floats,
+        ints(sizes.prompts, 1, 2),
+    )
+    if parts.reference is not None:
+        scored = jax.ShapeDtypeStruct(rollout.slots.shape, np.float32)
+        rollout = rollout._replace(token={"ref_logps": scored})
+    order = ints(sizes.updates, sizes.microbatches, sizes.rows)
+    trainer = parts.trainer
+    with jax.set_mesh(parts.mesh):
+        turn = Turn(rollout, order)
+        traced = jax.make_jaxpr(trainer.step)(
+            trainer.abstract, trainer.frozen, turn, trainer.hyper()
+        )
+    return seen | {"step": re.sub(r"0x[0-9a-f]+", "", str(traced))}
 
 
 @pytest.fixture(scope="module")

@@ -234,3 +234,17 @@ def test_a_single_rollout_is_valid_json():
     many = Rollout(["good"] * 2, *np.arange(6.0).reshape(3, 2), {}, {}, 0)
     results = sampled_lib.before_and_after(sampled_lib.Sampled(["a"] * 2, many, many))
     assert results["rows"][0]["values"]["true reward"] == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("[]", "must hold a JSON object"),
+        ('{"eos_token_id": ["x"]}', "must be a token id"),
+        ("{", "cannot be read"),
+    ],
+)
+def test_a_generation_config_that_declares_no_ids_is_refused(tmp_path, text, said):
+    (tmp_path / "generation_config.json").write_text(text)
+    with pytest.raises(ModelError, match=f"generation_config.json.*{said}"):
+        generation.stop_ids(sentiment.tokenizer(), tmp_path, [])

@@ -20,7 +20,7 @@ from dpo_jax.files import is_local, unfit
 MAX_LINE_BYTES = 16 * 2**20
 SPLIT_WORDS = {"train": ("train",), "eval": ("eval", "test", "validation")}
 LITERALS = {"True": "true", "False": "false"}  # of a `Cell`, as pandas writes them
-MOST_TIMES = 300  # that a file may unpack to; text takes 20 at most
+MOST_TIMES = 100  # that a file may unpack to; text takes 20 at most
 LITTLE = 64 * 2**20  # bytes that nobody minds
 UNPACKED = 1 << 18  # bytes unpacked at once
 READ_ERRORS = (OSError, EOFError, zlib.error)  # of a file that breaks off

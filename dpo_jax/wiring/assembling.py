@@ -1,0 +1,217 @@
+"""Builds all that a run is made of, in the order in which it can be refused."""
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import logging
+from jax.sharding import Mesh
+
+from dpo_jax import config as config_lib
+from dpo_jax.config import Config
+from dpo_jax.data import loader
+from dpo_jax.models import scalar
+from dpo_jax.objectives import ON_POLICY
+from dpo_jax.rewards import REWARDS, RewardTable
+from dpo_jax.sampling import batches, pick
+from dpo_jax.types import Frozen, Params, TrainState
+from dpo_jax.wiring import (
+    agreeing,
+    checks,
+    generation,
+    objective,
+    on_policy,
+    prompts,
+    rewarding,
+    training,
+)
+from dpo_jax.wiring import data as data_wiring
+from dpo_jax.wiring import model as model_wiring
+from dpo_jax.wiring.model import Model
+from dpo_jax.wiring.objective import Losses, needs_whole_reference
+from dpo_jax.wiring.parts import Parts
+from dpo_jax.wiring.turns import Comparing, Turns
+
+
+def total_steps(config: Config) -> Callable[[int], int]:
+    """Returns what counts the updates of a run from its records."""
+    steps, epochs = config.train.steps, config.train.epochs
+    if config.objective not in ON_POLICY:
+        pairs = config.batch.pairs
+        count = data_wiring.total_steps
+        return functools.partial(count, steps=steps, epochs=epochs, pairs=pairs)
+    sizes = on_policy.sizes_of(
+        config.objective,
+        config[config.objective],
+        config.rollout,
+        pairs=config.batch.pairs,
+        width=0,
+    )
+    return functools.partial(
+        on_policy.turn_steps,
+        steps=steps,
+        epochs=epochs,
+        prompts=sizes.prompts,
+        updates=sizes.updates,
+    )
+
+
+def make_parts(
+    config: Config,
+    losses: Losses,
+    mesh: Mesh,
+    workdir: os.PathLike | str | None = None,
+    splits: Sequence[str] = ("train", "eval"),
+    rewards: RewardTable = REWARDS,
+) -> Parts:
+    """Reads the data and the model's description, and wires the step."""
+    for text in checks.unusual(losses):
+        logging.warning("%s", text)
+    checks.check_batch(mesh, config.batch.pairs, config.batch.microbatches)
+    tokenizer = data_wiring.load_tokenizer(config)
+    config = data_wiring.with_clock(config, tokenizer)
+    folder, spec = model_wiring.find_model(config, tokenizer)
+    model = model_wiring.make_model(config, folder, spec)
+    model_wiring.check_loadable(model, mesh)
+    if config.objective in ON_POLICY:
+        return of_samples(config, losses, mesh, tokenizer, model, rewards)
+    ignored = config.model.ignore_attributes
+    ref_model = model_wiring.reference_model(model, config.ref, mesh, ignored)
+    rated = checks.reads_ratings(losses, config.loss)
+    data = data_wiring.load_data(  # the slowest
+        config, tokenizer, workdir, splits, reads_ratings=rated
+    )
+    agreeing.agree_on_rows(data)
+    checks.check_data(losses, config.loss, data)
+    steps = 1
+    if data.train:
+        steps = total_steps(config)(len(data.train))
+    join = objective.join_of(losses, config.data.max_tokens)
+    train, held_out = data_wiring.make_loaders(config, data, spec, mesh, steps, join)
+    config = config_lib.stated(config, {"batch.microbatches": train.microbatches})
+    trainer = training.make_trainer(config, losses, model, ref_model, mesh, steps)
+    ask = None
+    if ref_model is not None:
+        chunk, whole = config.model.logits_chunk, needs_whole_reference(losses)
+        ask = model_wiring.compile_ask(ref_model, mesh, chunk=chunk, whole=whole)
+    return Parts(
+        config,
+        mesh,
+        data,
+        steps,
+        losses,
+        model,
+        ref_model,
+        ask,
+        trainer,
+        train,
+        held_out,
+        config.ref,
+        rewarding.chosen(config.reward, rewards),
+    )
+
+
+def of_samples(
+    config: Config,
+    losses: Losses,
+    mesh: Mesh,
+    tokenizer: Any,
+    model: Model,
+    rewards: RewardTable,
+) -> Parts:
+    """Wires the turns of an on-policy run."""
+    name, given = config.objective, config[config.objective]
+    judges = rewarding.chosen(config.reward, rewards)
+    how, _ = data_wiring.source(config, "train", tokenizer, reads_ratings=False)
+    data, asked = prompts.load_prompts(how, config.data.train, config.data, tokenizer)
+    agreeing.agree_on_rows(data)
+    width = max(len(record.prompt) for record in data.train)
+    sizes = on_policy.in_microbatches(
+        on_policy.sizes_of(
+            name, given, config.rollout, pairs=config.batch.pairs, width=width
+        ),
+        config.batch.microbatches,
+        model.spec,
+        mesh,
+        remat=config.model.remat,
+        dtype=config.model.dtype,
+        chunk=config.model.logits_chunk,
+    )
+    config = config_lib.stated(config, {"batch.microbatches": sizes.microbatches})
+    steps = total_steps(config)(len(data.train))
+    ref = on_policy.moving(name, given, config.ref, sizes.updates)
+    ignored = config.model.ignore_attributes
+    ref_model = model_wiring.reference_model(model, ref, mesh, ignored)
+    trainer = training.make_trainer(
+        config, losses, model, ref_model, mesh, steps, sizes
+    )
+    ask = None
+    if ref_model is not None:
+        ask = model_wiring.compile_ask(
+            ref_model,
+            mesh,
+            chunk=config.model.logits_chunk,
+            whole=needs_whole_reference(losses) and name == "online",
+            temperature=config.rollout.temperature,
+        )
+    by_ref = name == "awr" and given["sampler"] == "ref"
+    drawer = ref_model if by_ref else model
+    assert drawer is not None, "`checks.on_policy_faults`"
+    asker = rewarding.make_asker(
+        judges, name="turns", seconds=config.reward.timeout_seconds
+    )
+    turns = Turns(
+        data.train,
+        loader.train_steps(
+            len(data.train),
+            pairs=sizes.prompts,
+            steps=steps // sizes.updates,
+            seed=data_wiring.order_seed(config.seed, config.data.seed),
+            shuffle=config.data.shuffle,
+        ),
+        sizes,
+        sampler=batches.make_sampler(
+            generation.make_decoding(drawer.decoder),
+            pick=pick.sampler(temperature=config.rollout.temperature),
+            stops=generation.stop_ids(tokenizer, model.folder, ()),
+            max_new_tokens=sizes.new_tokens,
+            mesh=mesh,
+        ),
+        drawing=ref_params if by_ref else trained_params,
+        judge=functools.partial(rewarding.of_samples, asker, asked),
+        decode=functools.partial(tokenizer.decode, skip_special_tokens=True),
+        mesh=mesh,
+        seed=config.seed,
+        batch=config.rollout.batch,
+        comparing=Comparing(given["rank"], given["labels"])
+        if name == "online"
+        else None,
+    )
+    return Parts(
+        config,
+        mesh,
+        data,
+        steps,
+        losses,
+        model,
+        ref_model,
+        ask,
+        trainer,
+        None,
+        None,
+        ref,
+        judges,
+        turns,
+    )
+
+
+def trained_params(state: TrainState, frozen: Frozen) -> Params:
+    """Returns the policy's parameters."""
+    del frozen
+    return scalar.policy_of(state.params)
+
+
+def ref_params(state: TrainState, frozen: Frozen) -> Params:
+    """Returns the reference's parameters."""
+    return frozen["ref"] if state.ref is None else state.ref

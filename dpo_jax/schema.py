@@ -92,6 +92,12 @@ KEYS: dict[str, Key] = {
         "or 'xla', 'cudnn' (GPU), 'splash' (TPU), 'dense'",
         choices=("auto", "xla", "cudnn", "splash", "dense"),
     ),
+    "model.score_start": Key(
+        "normal",
+        "objective=reward: of a new scalar head, variance 1/(D + 1); or 'zero': its "
+        "loss starts at ln 2",
+        choices=("normal", "zero"),
+    ),
     "model.logits_chunk": Key(
         128, "scored tokens per row whose logits are held at once", COUNT
     ),

@@ -107,3 +107,29 @@ def test_two_processes_that_hold_the_same_rows_give_one_processs_losses(runs, tm
     assert names and {n: ours[n] for n in names} == pytest.approx(
         {n: wanted[n] for n in names}, abs=1e-4
     )
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("objective", ["ppo", "online"])
+def test_interleaved_rows_are_sampled_judged_and_trained_as_on_one_process(
+    objective, runs, tmp_path
+):
+    """The rewards are asked on the first process, and told to the other."""
+    how = {
+        **{"objective": objective, "mesh__data": 1, "mesh__fsdp": 4},
+        **{"data__train": "sentiment", "data__limit": 40, "data__eval": ""},
+        **{"data__max_tokens": 20, "reward__name": "sentiment", "train__steps": 6},
+        **{"rollout__prompts": 16, "rollout__samples": 2, "rollout__max_new_tokens": 8},
+        **{"optimizer__name": "sgd", "optimizer__lr": 0.03, "loss__beta": 0.1},
+        **{"optimizer__warmup_steps": 0, "data__row_shapes": 0, "eval__rollouts": 0},
+        **{"ppo__epochs": 2, "online__ref": "each_round"}
+        | {"batch__pairs": 16 if objective == "online" else 64, "eval__every_steps": 0},
+    }
+    how.pop("online__ref" if objective == "ppo" else "ppo__epochs")
+    run, one = tmp_path / "run", tmp_path / "one" / "run"
+    assert_ended(start(runs, run, 2, **how), run, 0)
+    lines = zip(runs.lines(run), runs.lines(alone(runs, one, **how)), strict=True)
+    for ours, wanted in lines:
+        times = {name for name in wanted if name.endswith("_seconds")}
+        for name in wanted.keys() - times - {"split"}:
+            assert ours[name] == pytest.approx(wanted[name], rel=1e-4, abs=1e-5), name

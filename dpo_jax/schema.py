@@ -18,6 +18,7 @@ UP_TO_ONE = math.nextafter(1.0, 2.0)  # the highest, never allowed, where 1 is
 ANY: Range = (-math.inf, math.inf, False)
 POSITIVE: Range = (0.0, math.inf, False)
 NOT_NEGATIVE: Range = (0.0, math.inf, True)
+SAMPLED: Range = (0, 1_000_000, True)  # prompts
 COUNT: Range = (1, math.inf, True)
 SHARE: Range = (0.0, UP_TO_ONE, True)
 POSITIVE_SHARE: Range = (0.0, UP_TO_ONE, False)
@@ -90,6 +91,12 @@ KEYS: dict[str, Key] = {
         "auto",
         "or 'xla', 'cudnn' (GPU), 'splash' (TPU), 'dense'",
         choices=("auto", "xla", "cudnn", "splash", "dense"),
+    ),
+    "model.score_start": Key(
+        "normal",
+        "objective=reward: of a new scalar head, variance 1/(D + 1); or 'zero': its "
+        "loss starts at ln 2",
+        choices=("normal", "zero"),
     ),
     "model.logits_chunk": Key(
         128, "scored tokens per row whose logits are held at once", COUNT
@@ -448,7 +455,7 @@ KEYS: dict[str, Key] = {
         0,
         "prompts of data.eval to sample; needs a source with a true reward, or "
         "reward.name",
-        NOT_NEGATIVE,
+        SAMPLED,
     ),
     "eval.best_of": Key(
         1,

@@ -2,8 +2,9 @@
 
 Prompts are padded to powers of two and shared out evenly over batches, which are no
 larger than what is asked for, so that few programs are compiled. Rows are spread over
-the mesh; prompts that only fill a batch have ended before they begin. What is said does
-not depend on the batches.
+the mesh; prompts that only fill a batch have ended before they begin. Where half of the
+rows have ended, or three quarters, the others go on without them. What is said does not
+depend on any of it.
 """
 
 import functools
@@ -23,7 +24,9 @@ from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.types import Array, Params, Samples
 
 SMALLEST_BUCKET = 16  # tokens
-CHUNK = 16  # tokens between two looks for stop strings
+CHUNK = 16  # tokens between two looks for stop strings and rows that have ended
+LEAST_ROWS = 32  # of a shard: fewer are not worth the programs for half of them
+LEAST_LEFT = 2 * CHUNK  # tokens still to come: as for rows
 
 # ids of a sample -> tokens up to the end of its first stop string; 0 = there is none
 Watch = Callable[[list[int]], int]
@@ -187,22 +190,68 @@ def rollouts(
 def _run(
     sampler: Sampler, weights: Any, state: State, part: Part, watch: Watch | None
 ) -> Samples:
-    """Generates one batch, looking for stop strings between chunks of tokens."""
+    """Generates one batch, looking at its rows between chunks of tokens."""
     last, place = sampler.max_new_tokens, arrays.row_sharding(sampler.mesh)
-    ends = np.zeros(part.size * part.n, np.int32)
-    looking, kept = np.ones(ends.shape, bool), arrays.spread(ends, place)
-    chunk = CHUNK if watch else last
+    rows, sizes = np.arange(part.size * part.n), smaller(part.size * part.n, sampler)
+    ends, looking = np.zeros(len(rows), np.int32), np.ones(len(rows), bool)
+    whole = None
+    chunk = CHUNK if watch or sizes else last
     for until in range(chunk, last + chunk, chunk):
+        kept = arrays.spread(ends[rows], place)
         state = sampler.advance(weights, state, np.int32(min(until, last)), kept)
-        if watch is None:
+        if watch is None and until >= last:
             break
-        samples = sampler.read(state.samples)
-        for row in np.flatnonzero(looking):
-            ends[row] = watch(samples.tokens[row][samples.mask[row]].tolist())
-        looking, kept = ~samples.ended & (ends == 0), arrays.spread(ends, place)
-        if not looking.any():
+        ended = sampler.read(state.samples.ended)
+        if watch is not None:
+            samples = sampler.read(state.samples)
+            for at in np.flatnonzero(looking[rows]):
+                found = watch(samples.tokens[at][samples.mask[at]].tolist())
+                ends[rows[at]] = found
+        looking[rows] = ~ended & (ends[rows] == 0)
+        going = np.flatnonzero(looking[rows])
+        if not len(going):
             break
-    return sampler.finish(state.samples, kept, part.n)
+        fewer = min((n for n in sizes if len(going) <= n < len(rows)), default=0)
+        if fewer and last - until >= LEAST_LEFT:
+            others = np.setdiff1d(np.arange(len(rows)), going)
+            at = np.sort(np.concatenate([going, others[: fewer - len(going)]]))
+            whole = _left(whole, state.samples, rows)
+            state, rows = _only(state, at), rows[at]
+    whole = _left(whole, state.samples, rows)
+    return sampler.finish(whole, arrays.spread(ends, place), part.n)
+
+
+def smaller(rows: int, sampler: Sampler) -> list[int]:
+    """Lists the sizes to which a batch may shrink; [] where none is worth a program."""
+    shards = mesh_lib.row_shards(sampler.mesh)
+    if rows < LEAST_ROWS * shards or sampler.max_new_tokens < CHUNK + LEAST_LEFT:
+        return []
+    return [-(-rows // (parts * shards)) * shards for parts in (4, 2)]
+
+
+def _left(whole: Samples | None, samples: Samples, rows: np.ndarray) -> Samples:
+    """Lays the samples of some rows into those of all."""
+    return samples if whole is None else _like(_put, whole)(whole, samples, rows)
+
+
+def _only(state: State, at: np.ndarray) -> State:
+    """Goes on with some of the rows; those may be fewer than were before."""
+    return _like(_take, state)(state, at)
+
+
+def _put(whole: Samples, samples: Samples, rows: Array) -> Samples:
+    return jax.tree.map(lambda all, some: all.at[rows].set(some), whole, samples)
+
+
+def _take(state: State, at: Array) -> State:
+    return jax.tree.map(lambda leaf: leaf[at] if leaf.ndim else leaf, state)
+
+
+def _like(function: Callable[..., Any], tree: Any) -> Callable[..., Any]:
+    """Compiles a function whose result lies on the mesh as a tree does."""
+    return jax.jit(
+        function, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, tree)
+    )
 
 
 def gather(parts: Iterable[tuple[Part, Any]], prompts: int, n: int) -> Any:

@@ -66,6 +66,12 @@ def check(config: Config, table: LossTable, rewards: RewardTable = REWARDS) -> L
             )
         complaints += kind_faults(config.objective, config.ref, config.checkpoint)
         complaints += scored_faults(config.objective, config.data.scored)
+        start = config.model.score_start
+        if start != "normal" and not OBJECTIVES[config.objective].scalar:
+            complaints.append(
+                f"model.score_start={start!r} is not used by "
+                f"objective={config.objective!r}, which has no scalar head"
+            )
         complaints += optimizer_faults(config.optimizer) + source_faults(config.data)
         complaints += rewarding.config_faults(config, rewards) + rollout_faults(config)
     return objective.losses_of(config.loss, table)

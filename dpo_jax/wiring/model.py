@@ -43,6 +43,7 @@ class Model(NamedTuple):
       apply: with activations spread by rows.
       decoder: that computes it.
       head: parameters -> the map from hidden states to logits.
+      scores_zero: whether a scalar head that its folder does not have starts at 0.
     """
 
     spec: DecoderSpec
@@ -51,6 +52,7 @@ class Model(NamedTuple):
     apply: ApplyFn
     decoder: Decoder
     head: Callable[[Params], Head]
+    scores_zero: bool = False
 
 
 def find_model(config: Config, tokenizer: Any) -> tuple[Path | None, DecoderSpec]:
@@ -78,6 +80,11 @@ def find_model(config: Config, tokenizer: Any) -> tuple[Path | None, DecoderSpec
         raise ConfigError(
             f"model.ignore_attributes={unused}: {folder}/config.json has no such "
             "attribute; leave them out"
+        )
+    start = config.model.score_start
+    if start != "normal" and scalar.is_classifier(files.read_config(folder)):
+        raise ConfigError(
+            f"model.score_start={start!r} is of a new scalar head; {folder} has one"
         )
     tokenize.check_ids(largest, spec.vocab)
     if spec.learned_positions and config.data.max_tokens > spec.max_positions:
@@ -131,7 +138,8 @@ def make_model(config: Config, folder: Path | None, spec: DecoderSpec) -> Model:
         shared=config.data.layout == "prefix_shared",
         constrain=arrays.constrain_rows,
     )
-    return assemble(decoder, folder, "float32")
+    zero = config.model.score_start == "zero"
+    return assemble(decoder, folder, "float32")._replace(scores_zero=zero)
 
 
 def assemble(decoder: Decoder, folder: Path | None, held: str) -> Model:
@@ -199,6 +207,7 @@ def load_params(
       Weights in the dtype that they are held in.
     """
     places = param_places(model.spec, mesh, table)
+    stored = None
     if model.folder is None:
         draw = jax.jit(init_params, static_argnums=0, out_shardings=places)
         params = draw(model.spec, jax.random.key(seed))
@@ -208,6 +217,8 @@ def load_params(
         if stored != model.spec:
             params = scalar.from_policy(params, model.spec, jax.random.key(seed))
             params = jax.device_put(params, places)
+    if model.scores_zero and stored != model.spec:
+        params = params | {"score": jax.tree.map(jnp.zeros_like, params["score"])}
     return jax.tree.map(lambda x: x.astype(model.held), params)
 
 

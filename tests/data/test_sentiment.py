@@ -184,3 +184,8 @@ def test_the_tokenizer_survives_saving(tmp_path):
         special = tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id
         assert special == (0, 1, 2)
         assert len(tokenizer) == 61
+
+
+def test_more_rows_than_anyone_waits_for_are_refused():
+    with pytest.raises(ConfigError, match="1000001 rows of 'sentiment' are too many"):
+        sentiment.read(Request("train", rows=1_000_001))

@@ -13,7 +13,7 @@ from dpo_jax.losses import LOSSES as LOSS_TABLE
 from dpo_jax.losses import Loss
 from dpo_jax.objectives import OBJECTIVES
 
-FOLDER = (2, 3, 4, 8)
+FOLDER = (2, 3, 4, 7, 8)
 
 
 def _of_run(random: Random) -> list[str]:

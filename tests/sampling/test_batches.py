@@ -88,8 +88,12 @@ def test_neither_batch_size_nor_company_matters():
 def test_eight_devices_say_what_one_says(shape):
     """Rows over data and fsdp, heads over tensor; 5 prompts on 8 or 4 shards."""
     built = mesh.make_mesh(*shape)
-    places = rules.shardings(abstract_params(SPEC), built, rules.PARAM_RULES)
-    equal(run(on=built, params=lambda: jax.device_put(params(), places)), run())
+    equal(run(on=built, params=lambda: placed(built)), run())
+
+
+def placed(on):
+    places = rules.shardings(abstract_params(SPEC), on, rules.PARAM_RULES)
+    return jax.device_put(params(), places)
 
 
 def ends_at(string):
@@ -133,3 +137,42 @@ def test_the_loop_ends_when_all_rows_have(watch):
     """Every token is a stop: one token each, whatever the chunk."""
     found = run(watch=watch, n=1, ends=tuple(range(32)))
     assert (found.mask.sum(-1) == 1).all() and found.ended.all()
+
+
+@pytest.mark.parametrize("watch", [None, ends_at("h")], ids=["alone", "watched"])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 1, 2)], ids=["one", "four"])
+def test_rows_that_have_ended_are_left_behind(shape, watch, monkeypatch):
+    """64 rows shrink to 32 and 16; every sample is what it is with nobody left."""
+    on = mesh.make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
+    how = {"n": 16, "batch": 64, "ends": (2, 5, 7), "new": 64, "watch": watch, "on": on}
+    how["params"] = lambda: placed(on)
+    how["prompts"] = [np.arange(3, 3 + size) for size in (3, 7, 1, 5)]
+    monkeypatch.setattr(batches, "LEAST_ROWS", 65)
+    want, seen, only = run(**how), [], batches._only
+    monkeypatch.setattr(batches, "LEAST_ROWS", 16)
+
+    def record(state, at):
+        seen.append((len(state.lengths), len(at)))
+        return only(state, at)
+
+    monkeypatch.setattr(batches, "_only", record)
+    found = run(**how)
+    assert seen and {after for _, after in seen} <= {16, 32}
+    equal(found, want)
+    lengths = want.mask.sum(-1)
+    assert lengths.max() > 17 > lengths.min() and want.ended.any()
+
+
+def test_any_of_several_ids_ends_a_sample_and_one_token_is_one():
+    """The last token alone is one of them, exactly where a sample has ended."""
+    ends = (2, 5, 7)
+    found = run(ends=ends, n=6)
+    for at in np.ndindex(found.ended.shape):
+        ids = kept(found, *at)
+        assert found.ended[at] == (ids[-1] in ends)
+        assert not set(ids[:-1]) & set(ends)
+        assert found.ended[at] or len(ids) == NEW
+    assert {kept(found, *at)[-1] for at in np.ndindex(found.ended.shape)} >= {5, 7}
+    alone = run(ends=ends, n=6, new=1)
+    assert alone.tokens.shape[-1] == 1 and alone.mask.all()
+    np.testing.assert_array_equal(alone.tokens[..., 0], found.tokens[..., 0])

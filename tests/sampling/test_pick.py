@@ -75,6 +75,30 @@ def test_frequencies_follow_the_truncated_softmax(name):
     assert chi_square < {2: 13.8, 3: 16.3, 4: 18.5}[some.sum() - 1]
 
 
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_the_scored_distribution_is_the_drawn_one(temperature):
+    """Σ p(a)·∇log p(a) = 0 where both are the same, by a sum over all six tokens.
+
+    ∇ of log-softmax(logits/T) at token a is (1[a] − p)/T; a temperature that only the
+    draw knows leaves the mean off zero.
+    """
+    logits = 0.5 * np.random.default_rng(3).normal(size=6).astype(np.float32)
+    draw = pick.sampler(temperature=temperature)
+    keys = jax.random.split(jax.random.key(0), 4000)
+    tokens, logps = jax.vmap(draw, in_axes=(None, 0))(jnp.asarray(logits), keys)
+    drawn = np.array([np.asarray(logps)[np.asarray(tokens) == a][0] for a in range(6)])
+    probs = np.exp(drawn.astype(np.float64))
+    np.testing.assert_allclose(probs.sum(), 1, rtol=1e-6)
+
+    def mean_score(scored_at):
+        scored = jax.grad(lambda x, a: jax.nn.log_softmax(x / scored_at)[a])
+        each = np.array([scored(jnp.asarray(logits), a) for a in range(6)])
+        return np.abs(probs @ each).max()
+
+    assert mean_score(temperature) < 1e-6
+    assert mean_score(1.4) > 0.01
+
+
 def test_a_draw_is_that_of_jax():
     """32 rows of 1,000 logits, side by side: token for token `categorical`."""
     logits = 3 * np.random.default_rng(1).normal(size=(1000, 32)).astype(np.float32)

@@ -75,6 +75,7 @@ OTHERS = {  # key -> another value
     "model.dtype": "bfloat16",
     "model.remat": "block",
     "model.attention": "splash",
+    "model.score_start": "zero",
     "model.logits_chunk": 3,
     "ref.path": "nowhere",
     "ref.revision": "main",
@@ -235,6 +236,16 @@ ADMITTED = {  # key -> another value, and what a run needs to take it
     "objective": ("preference", SFT),
     "data.scored": ("all", SFT),
     "model.path": ("{two}", {"model.preset": "", "model.path": "{one}"}),
+    "model.score_start": (
+        "zero",
+        {
+            "objective": "reward",
+            "loss.name": "bradley_terry",
+            "loss.beta": 0.1,
+            "ref.mode": "none",
+            "eval.rollouts": 0,
+        },
+    ),
     "model.revision": ("new", {"model.preset": "", "model.path": "hub/id"}),
     "model.attention": ("dense", {"data.row_tokens": 256}),
     "ref.path": ("{two}", {"model.preset": "", "model.path": "{one}"}),
@@ -466,6 +477,7 @@ def observe(config, workdir, monkeypatch):
         return seen
     parts = seen.pop("parts")
     seen["report"] = (parts.data.report, parts.data.fingerprint)
+    seen["score"] = parts.model.scores_zero
     seen["hyper"] = {name: float(x) for name, x in parts.trainer.hyper().items()}
     if parts.turns is not None:
         return seen | turns_of(parts)

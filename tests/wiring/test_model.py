@@ -65,3 +65,22 @@ def test_a_role_has_its_head_its_dtype_and_its_rules(role, folders):
     if is_scalar:
         same = np.array_equal(flat["score/kernel"], kernel.astype(dtype))
         assert same == (role == "reward")
+
+
+@pytest.mark.parametrize("name", ["", "language", "judge"])
+def test_a_new_scalar_head_may_start_at_zero(name, folders):
+    """From scratch or on a policy's trunk; a reward model keeps the head it has."""
+    folder, _, kernel = folders
+    config = importlib.import_module("configs.quickstart").get_config()
+    config.model.score_start = "zero"
+    mesh = mesh_lib.make_mesh(2, 2, 2)
+    with jax.set_mesh(mesh):
+        found, spec = None, scalar.scalar_spec(SPEC)
+        if name:
+            path = str(folder / name)
+            found, spec = wiring.find_folder(path, "", is_scalar=True)
+        model = wiring.make_model(config, found, spec)
+        flat = flatten(wiring.load_params(model, mesh, seed=3))
+    want = kernel if name == "judge" else 0 * kernel
+    np.testing.assert_array_equal(np.asarray(flat["score/kernel"]), want)
+    assert np.asarray(flat["layers/attn/q/kernel"]).any()

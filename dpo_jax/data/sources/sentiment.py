@@ -132,6 +132,9 @@ def prompts(seed: int, n: int, *, split: str) -> list[str]:
     return [" ".join(p) for p in _prefixes(n, _rng(seed, split, "prompts"))]
 
 
+MOST_ROWS = 1_000_000
+
+
 def read(request: Request) -> Rows:
     """Generates rows of the kind and number asked for; streams of splits are disjoint.
 
@@ -140,8 +143,13 @@ def read(request: Request) -> Rows:
     of rewards; completions of equal reward are redrawn.
 
     Raises:
-      ConfigError: if `labels` is not known, or not used.
+      ConfigError: if `labels` is not known, or not used; of too many rows.
     """
+    if request.rows > MOST_ROWS:
+        raise ConfigError(
+            f"{request.rows} rows of 'sentiment' are too many to make; ask for at most "
+            f"{MOST_ROWS} (data.limit, eval.limit)"
+        )
     n, split = request.rows or DEFAULT_ROWS[request.split], request.split
     if request.kind == "completions":
         if request.labels:

@@ -188,4 +188,4 @@ def test_the_tokenizer_survives_saving(tmp_path):
 
 def test_more_rows_than_anyone_waits_for_are_refused():
     with pytest.raises(ConfigError, match="1000001 rows of 'sentiment' are too many"):
-        sentiment.read(Request("train", rows=1_000_001))
+        s.read(Request("train", rows=1_000_001))

@@ -186,7 +186,7 @@ KEYS: dict[str, Key] = {
         choices=("", "completion", "assistant", "all"),
     ),
     "data.join": Key("separate", "or 'joint'", choices=("separate", "joint")),
-    "data.max_tokens": Key(512, "of a prompt with one response", (2, math.inf, True)),
+    "data.max_tokens": Key(512, "of a prompt with one response", (2, 2**22, True)),
     "data.max_prompt_tokens": Key(256, "of a prompt that is too long", COUNT),
     "data.truncate_prompt": Key(
         "keep_end", "or 'keep_start'", choices=("keep_end", "keep_start")
@@ -211,7 +211,7 @@ KEYS: dict[str, Key] = {
         choices=("padded", "packed", "prefix_shared"),
     ),
     "data.row_tokens": Key(
-        0, "tokens of a row; 0 = chosen from the lengths", NOT_NEGATIVE
+        0, "tokens of a row; 0 = chosen from the lengths", (0, 2**22, True)
     ),
     "data.row_shapes": Key(
         0, "numbers of rows to compile; 0 = those worth it, up to 6", NOT_NEGATIVE

@@ -17,14 +17,13 @@ from dpo_jax.data.sources.mapping import NO_COLUMNS, ColumnMap
 from dpo_jax.errors import ConfigError, DataError, DeviceError, collected, unknown
 from dpo_jax.losses import LOSSES, Bound, LossTable, find, pairwise
 from dpo_jax.losses.loss import default_of, options, pick, range_of
-from dpo_jax.objectives import OBJECTIVES, ON_POLICY
+from dpo_jax.objectives import OBJECTIVES
 from dpo_jax.objectives.algorithms import SampleKind
 from dpo_jax.objectives.judged import Kind
 from dpo_jax.rewards import REWARDS, RewardTable
-from dpo_jax.sampling import compare
 from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.train import optimizer
-from dpo_jax.wiring import objective, rewarding
+from dpo_jax.wiring import objective, rewarding, sample_checks
 from dpo_jax.wiring.data import Data
 from dpo_jax.wiring.objective import Losses
 
@@ -52,7 +51,7 @@ def check(config: Config, table: LossTable, rewards: RewardTable = REWARDS) -> L
     with collected(ConfigError) as complaints:
         missing = [name for name in names if name not in table]
         complaints += [unknown("loss.name", name, table) for name in missing]
-        complaints += on_policy_faults(config)
+        complaints += sample_checks.on_policy_faults(config)
         if isinstance(kind, SampleKind):
             by = f"objective={config.objective!r}"
             complaints += config_lib.unused_options("loss", config.loss, (), by)
@@ -229,119 +228,6 @@ def kind_faults(name: str, ref: Section, checkpoint: Section) -> list[str]:
             f"checkpoint.keep_best={best!r} is a metric of objective="
             f"{' and '.join(scored)} alone"
         )
-    return faults
-
-
-OF_SAMPLES = ("rollout", *ON_POLICY)  # sections that on-policy runs read
-
-
-def on_policy_faults(config: Config) -> list[str]:
-    """Complains of keys of samples where none are drawn, and of what samples refuse."""
-    name = config.objective
-    by = f"objective={name!r}"
-    used = {"rollout", name} if name in ON_POLICY else set()
-    faults = [
-        fault
-        for section in OF_SAMPLES
-        if section not in used
-        for fault in config_lib.unused_options(section, config[section], (), by)
-    ]
-    if name not in ON_POLICY:
-        return faults
-    data, given = config.data, config[name]
-    rows = {"layout", "row_tokens", "row_shapes", "cache_dir", "truncate_prompt"}
-    rows |= {"truncate_response", "scored"}
-    used = set(schema.section("data")) - rows
-    faults += config_lib.unused_options("data", data, used, by)
-    if name != "online":
-        faults += config_lib.unused_options(
-            "batch", config.batch, ("microbatches",), by
-        )
-    if not config.reward.name:
-        faults.append(f"{by} needs a reward: set reward.name")
-    if data.eval and not config.eval.rollouts:
-        faults.append(
-            f"data.eval={data.eval!r} is not used by {by} with eval.rollouts=0; "
-            "set eval.rollouts, or data.eval=''"
-        )
-    tokens = data.max_prompt_tokens + config.rollout.max_new_tokens
-    if tokens > data.max_tokens:
-        faults.append(
-            f"data.max_prompt_tokens={data.max_prompt_tokens} and rollout."
-            f"max_new_tokens={config.rollout.max_new_tokens} exceed data.max_tokens="
-            f"{data.max_tokens}"
-        )
-    return (
-        faults
-        + sample_faults(name, given, config.rollout, config.batch.pairs)
-        + (drawn_reference_faults(name, given, config.ref))
-    )
-
-
-def sample_faults(name: str, given: Section, rollout: Section, pairs: int) -> list[str]:
-    """Complains of numbers of samples that an algorithm cannot use.
-
-    Args:
-      name: of the objective.
-      given: its section.
-      rollout: `config.rollout`.
-      pairs: `batch.pairs`.
-    """
-    prompts, samples, faults = rollout["prompts"], rollout["samples"], []
-    alone = name == "awr" and given["baseline"] == "none"
-    if samples < 2 and name != "ppo" and not alone:
-        faults.append(
-            f"rollout.samples={samples}: objective={name!r} compares the samples of a "
-            "prompt; use at least 2"
-        )
-    if name != "online":
-        parts = given["minibatches"]
-        if prompts % parts:
-            faults.append(
-                f"rollout.prompts={prompts} is not a multiple of {name}.minibatches="
-                f"{parts}"
-            )
-        return faults
-    each = compare.pairs_of(given["rank"], samples)
-    if pairs % max(each, 1) or prompts * each % pairs:
-        faults.append(
-            f"batch.pairs={pairs}: {each} pairs of each of rollout.prompts={prompts} "
-            f"prompts do not fill updates of it; use a multiple of {each} that divides "
-            f"{prompts * each}"
-        )
-    return faults
-
-
-def drawn_reference_faults(name: str, given: Section, ref: Section) -> list[str]:
-    """Complains of a reference that samples cannot be held against.
-
-    Args:
-      name: of the objective.
-      given: its section.
-      ref: `config.ref`.
-    """
-    faults, by = [], f"objective={name!r}"
-    if ref["mode"] == "cached":
-        faults.append(
-            "ref.mode='cached' knows the responses of data.train, and "
-            f"{by} draws others; set ref.mode='live'"
-        )
-    if ref["mode"] == "none" and given.get("kl_coef"):
-        faults.append(
-            f"{name}.kl_coef={given['kl_coef']} needs a reference; set ref.mode='live' "
-            f"or {name}.kl_coef=0.0"
-        )
-    if ref["mode"] == "none" and given.get("sampler") == "ref":
-        faults.append(f"{name}.sampler='ref' needs a reference; set ref.mode='live'")
-    every = ref["sync_every_steps"]
-    follows = name == "online" and given["ref"] == "following"
-    if every and not follows:
-        faults.append(
-            f"ref.sync_every_steps={every} is not used by {by}"
-            + " unless online.ref='following'" * (name == "online")
-        )
-    if follows and not every:
-        faults.append("online.ref='following' needs ref.sync_every_steps > 0")
     return faults
 
 

@@ -22,7 +22,7 @@ from dpo_jax.objectives import OBJECTIVES
 from dpo_jax.objectives.judged import Kind
 from dpo_jax.sharding import arrays, rules
 from dpo_jax.train import optimizer, step, throughput
-from dpo_jax.types import Frozen, Hyper, Objective, TrainState
+from dpo_jax.types import Frozen, Hyper, Objective, Stats, TrainState
 from dpo_jax.wiring.model import Model, abstract_weights, load_params
 from dpo_jax.wiring.objective import (
     Losses,
@@ -60,6 +60,64 @@ class Trainer(NamedTuple):
     hyper: Callable[[], Hyper]
 
 
+class Minimised(NamedTuple):
+    """What a run minimises, and how a step of it is made of an update.
+
+    Attributes:
+      objective: see `types.Objective`.
+      stats: its running statistics before the first step.
+      floats: hyper-parameters that it reads, but for those of `loss.*`.
+      critic: whether a value head is trained beside the policy.
+      step_of: update -> step of the loop.
+      places: shardings of what the loop hands to a step.
+      ref: how the reference moves, as `config.ref` has it.
+    """
+
+    objective: Objective
+    stats: Stats
+    floats: Mapping[str, float]
+    critic: bool
+    step_of: Callable[[step.StepFn], Callable[..., Any]]
+    places: Any
+    ref: Mapping[str, Any]
+
+
+def minimised(
+    config: Config,
+    losses: Losses,
+    model: Model,
+    reference: Model | None,
+    mesh: Mesh,
+    sizes: Sizes | None,
+) -> Minimised:
+    """Finds what a run minimises; arguments are those of `make_trainer`."""
+    name, rows = config.objective, arrays.row_sharding(mesh, leading=1)
+    chunk, kind = config.model.logits_chunk, OBJECTIVES[name]
+    learning, step_of, places = None, lambda update: update, rows
+    ref, floats = dict(config.ref), {}
+    if sizes is not None:
+        given, heat = config[name], config.rollout.temperature
+        learning = Learning(name, given, mesh, model.apply, chunk, heat)
+        step_of, places = learning.turns, Turn._make((rows, arrays.replicated(mesh)))
+        floats, ref = floats_of(name, given), moving(name, given, ref, sizes.updates)
+    if not isinstance(kind, Kind):
+        assert learning is not None
+        objective, stats = learning.objective, learning.stats
+        critic = objective.algorithm.critic
+        return Minimised(objective, stats, floats, critic, step_of, places, ref)
+    whole = reference if needs_whole_reference(losses) else None
+    objective = make_objective(
+        kind,
+        losses,
+        config.loss,
+        model.apply,
+        chunk=chunk,
+        ref_head=None if whole is None else whole.head,
+    )
+    stats = start_stats(losses)
+    return Minimised(objective, stats, floats, False, step_of, places, ref)
+
+
 def make_trainer(
     config: Config,
     losses: Losses,
@@ -81,55 +139,19 @@ def make_trainer(
       sizes: of a turn, of an on-policy run.
     """
     name, values = config.optimizer.name, config.optimizer.to_dict()
-    learning, ref = None, dict(config.ref)
-    if sizes is not None:
-        learning = Learning(
-            config.objective,
-            config[config.objective],
-            mesh,
-            model.apply,
-            config.model.logits_chunk,
-            config.rollout.temperature,
-        )
-        ref = moving(learning.name, learning.given, ref, sizes.updates)
-    if learning is not None and learning.name != "online":
-        objective, stats = learning.objective, learning.stats
-        critic = objective.algorithm.critic
-    else:
-        whole = reference if needs_whole_reference(losses) else None
-        kind = OBJECTIVES[config.objective]
-        assert isinstance(kind, Kind)
-        objective, critic = (
-            make_objective(
-                kind,
-                losses,
-                config.loss,
-                model.apply,
-                chunk=config.model.logits_chunk,
-                ref_head=None if whole is None else whole.head,
-            ),
-            False,
-        )
-        stats = start_stats(losses)
-    follows = bool(ref["sync_every_steps"])
+    what = minimised(config, losses, model, reference, mesh, sizes)
+    follows = bool(what.ref["sync_every_steps"])
     take = functools.partial(
         step.train_step,
-        objective=objective,
+        objective=what.objective,
         tx=lambda hyper: optimizer.direction(name, {**values, **hyper}),
         lr_factor=optimizer.schedule(config.optimizer.schedule),
-        sync_every=ref["sync_every_steps"],
+        sync_every=what.ref["sync_every_steps"],
     )
-    rows = arrays.row_sharding(mesh, leading=1)
-    taken, batch_places = take, rows
-    if learning is not None:
-        taken, batch_places = (
-            learning.turns(take),
-            Turn._make((rows, arrays.replicated(mesh))),
-        )
     tx = optimizer.direction(name, values)
-    make = functools.partial(step.init_state, tx=tx, stats=stats)
+    make = functools.partial(step.init_state, tx=tx, stats=what.stats)
     abstract, places = state_places(
-        model.spec, make, mesh, follows=follows, critic=critic
+        model.spec, make, mesh, follows=follows, critic=what.critic
     )
     live = config.ref.mode == "live" and not follows
     frozen: Frozen = {}
@@ -142,15 +164,14 @@ def make_trainer(
         **{key: values[key] for key in ("clip", "weight_decay") if values[key]},
         **optimizer.pace(warmup_steps=warmup, total_steps=steps),
         "step_share": 1 / max(steps, 1),
-        "sync_mix": ref["sync_mix"],
+        "sync_mix": what.ref["sync_mix"],
+        **what.floats,
     }
-    if learning is not None:
-        floats |= floats_of(learning.name, learning.given)
     compiled = step.compile_step(
-        taken,
+        what.step_of(take),
         state_shardings=places,
         frozen_shardings=jax.tree.map(lambda leaf: leaf.sharding, frozen),
-        batch_sharding=batch_places,
+        batch_sharding=what.places,
         scalar=scalar,
         dtype=config.model.dtype,
     )
@@ -163,7 +184,7 @@ def make_trainer(
             params = jax.tree.map(jnp.copy, known)  # the files are read once
         else:
             params = load(model)
-        if critic:  # which says 0 of everything
+        if what.critic:  # which says 0 of everything
             params = {**params, **scalar_head.value_head(model.spec)}
         start = jax.jit(make, out_shardings=places, donate_argnames=("params", "ref"))
         # the seed is an argument, or each one would compile a program of its own
@@ -175,7 +196,7 @@ def make_trainer(
         frozen,
         compiled,
         config.model.dtype,
-        objective,
+        what.objective,
         lambda: jax.device_put(hyper(losses, config.loss, **floats), scalar),
     )
 

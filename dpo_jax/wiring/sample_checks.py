@@ -1,0 +1,124 @@
+"""What on-policy runs refuse of a configuration, and what others refuse of theirs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dpo_jax import config as config_lib
+from dpo_jax import schema
+from dpo_jax.config import Config
+from dpo_jax.objectives import ON_POLICY
+from dpo_jax.sampling import compare
+
+Section = Mapping[str, Any]  # values of a section of the configuration
+
+OF_SAMPLES = ("rollout", *ON_POLICY)  # sections that on-policy runs read
+
+
+def on_policy_faults(config: Config) -> list[str]:
+    """Complains of keys of samples where none are drawn, and of what samples refuse."""
+    name = config.objective
+    by = f"objective={name!r}"
+    used = {"rollout", name} if name in ON_POLICY else set()
+    faults = [
+        fault
+        for section in OF_SAMPLES
+        if section not in used
+        for fault in config_lib.unused_options(section, config[section], (), by)
+    ]
+    if name not in ON_POLICY:
+        return faults
+    data, given = config.data, config[name]
+    rows = {"layout", "row_tokens", "row_shapes", "cache_dir", "truncate_prompt"}
+    rows |= {"truncate_response", "scored"}
+    used = set(schema.section("data")) - rows
+    faults += config_lib.unused_options("data", data, used, by)
+    if name != "online":
+        faults += config_lib.unused_options(
+            "batch", config.batch, ("microbatches",), by
+        )
+    if not config.reward.name:
+        faults.append(f"{by} needs a reward: set reward.name")
+    if data.eval and not config.eval.rollouts:
+        faults.append(
+            f"data.eval={data.eval!r} is not used by {by} with eval.rollouts=0; "
+            "set eval.rollouts, or data.eval=''"
+        )
+    tokens = data.max_prompt_tokens + config.rollout.max_new_tokens
+    if tokens > data.max_tokens:
+        faults.append(
+            f"data.max_prompt_tokens={data.max_prompt_tokens} and rollout."
+            f"max_new_tokens={config.rollout.max_new_tokens} exceed data.max_tokens="
+            f"{data.max_tokens}"
+        )
+    return (
+        faults
+        + sample_faults(name, given, config.rollout, config.batch.pairs)
+        + (drawn_reference_faults(name, given, config.ref))
+    )
+
+
+def sample_faults(name: str, given: Section, rollout: Section, pairs: int) -> list[str]:
+    """Complains of numbers of samples that an algorithm cannot use.
+
+    Args:
+      name: of the objective.
+      given: its section.
+      rollout: `config.rollout`.
+      pairs: `batch.pairs`.
+    """
+    prompts, samples, faults = rollout["prompts"], rollout["samples"], []
+    alone = name == "awr" and given["baseline"] == "none"
+    if samples < 2 and name != "ppo" and not alone:
+        faults.append(
+            f"rollout.samples={samples}: objective={name!r} compares the samples of a "
+            "prompt; use at least 2"
+        )
+    if name != "online":
+        parts = given["minibatches"]
+        if prompts % parts:
+            faults.append(
+                f"rollout.prompts={prompts} is not a multiple of {name}.minibatches="
+                f"{parts}"
+            )
+        return faults
+    each = compare.pairs_of(given["rank"], samples)
+    if pairs % max(each, 1) or prompts * each % pairs:
+        faults.append(
+            f"batch.pairs={pairs}: {each} pairs of each of rollout.prompts={prompts} "
+            f"prompts do not fill updates of it; use a multiple of {each} that divides "
+            f"{prompts * each}"
+        )
+    return faults
+
+
+def drawn_reference_faults(name: str, given: Section, ref: Section) -> list[str]:
+    """Complains of a reference that samples cannot be held against.
+
+    Args:
+      name: of the objective.
+      given: its section.
+      ref: `config.ref`.
+    """
+    faults, by = [], f"objective={name!r}"
+    if ref["mode"] == "cached":
+        faults.append(
+            "ref.mode='cached' knows the responses of data.train, and "
+            f"{by} draws others; set ref.mode='live'"
+        )
+    if ref["mode"] == "none" and given.get("kl_coef"):
+        faults.append(
+            f"{name}.kl_coef={given['kl_coef']} needs a reference; set ref.mode='live' "
+            f"or {name}.kl_coef=0.0"
+        )
+    if ref["mode"] == "none" and given.get("sampler") == "ref":
+        faults.append(f"{name}.sampler='ref' needs a reference; set ref.mode='live'")
+    every = ref["sync_every_steps"]
+    follows = name == "online" and given["ref"] == "following"
+    if every and not follows:
+        faults.append(
+            f"ref.sync_every_steps={every} is not used by {by}"
+            + " unless online.ref='following'" * (name == "online")
+        )
+    if follows and not every:
+        faults.append("online.ref='following' needs ref.sync_every_steps > 0")
+    return faults

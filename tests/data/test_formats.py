@@ -229,6 +229,18 @@ def test_a_file_that_unpacks_without_end_is_refused(tmp_path, ending, monkeypatc
         rows_of(path)
 
 
+@pytest.mark.parametrize("ending", [".jsonl.gz", ".jsonl.zst"])
+def test_good_rows_without_end_are_refused_before_the_first(
+    tmp_path, ending, monkeypatch
+):
+    """Rows take far longer than bytes: what is refused is refused at once."""
+    monkeypatch.setattr(files, "LITTLE", 2**22)
+    row = json.dumps({**ROWS[0], "prompt": "p" * 4000}) + "\n"
+    path = save(tmp_path / f"a{ending}", row.encode() * 2000)
+    with pytest.raises(DataError, match="unpacks to more than 100 times its size"):
+        next(formats.reader_of(path)(path, "data.train"))
+
+
 @pytest.mark.parametrize("ending", [".jsonl", ".csv.gz", ".parquet"])
 def test_a_pipe_is_not_waited_for(tmp_path, ending):
     os.mkfifo(tmp_path / f"a{ending}")

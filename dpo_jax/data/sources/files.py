@@ -110,7 +110,27 @@ def missing_package(path: str, field: str, error: ImportError) -> DataError:
 
 
 def open_rows(path: str, field: str) -> IO[bytes]:
-    """Opens a file as `open_binary` does and takes `.gz` and `.zst` off it."""
+    """Opens a file as `open_binary` does and takes `.gz` and `.zst` off it.
+
+    Raises:
+      DataError: also if its beginning unpacks to too much; before any row is looked at,
+        for rows take far longer than bytes.
+    """
+    if path.endswith((".gz", ".zst")):
+        seen, stream = 0, _unpacked(path, field)
+        try:
+            while seen <= LITTLE and (data := stream.read(UNPACKED)):
+                seen += len(data)
+        except Bomb as error:
+            raise DataError(f"{field}={path!r} cannot be read: {error}") from error
+        except (OSError, EOFError, ValueError, zlib.error):
+            pass  # damage is told with its place, when that is reached
+        finally:
+            stream.close()
+    return _unpacked(path, field)
+
+
+def _unpacked(path: str, field: str) -> IO[bytes]:
     stream = open_binary(path, field)
     if path.endswith(".gz"):
         return _bounded(gzip.GzipFile(fileobj=stream), stream)
@@ -124,6 +144,10 @@ def open_rows(path: str, field: str) -> IO[bytes]:
 
 def _bounded(plain: Any, packed: IO[bytes]) -> IO[bytes]:
     return cast(IO[bytes], io.BufferedReader(_Unpacked(plain, packed), UNPACKED))
+
+
+class Bomb(OSError):
+    """A file that was made to fill memories."""
 
 
 class _Unpacked(io.RawIOBase):
@@ -141,5 +165,5 @@ class _Unpacked(io.RawIOBase):
         self._given += len(data)
         held = max(self._packed.tell(), 1)
         if self._given > LITTLE and self._given > MOST_TIMES * held:
-            raise OSError(f"it unpacks to more than {MOST_TIMES} times its size")
+            raise Bomb(f"it unpacks to more than {MOST_TIMES} times its size")
         return len(data)

@@ -91,7 +91,7 @@ def text_of(path: epath.Path) -> str:
 
 def is_hollow(path: epath.Path) -> bool:
     """Says whether a file is large, and holds no text."""
-    if path.stat().length < LARGE:
+    if epath.Path(path).stat().length < LARGE:
         return False
     with path.open("rb") as file:
         return b"\0" in file.read(2**20)

@@ -6,6 +6,7 @@ from row_cases import validate
 from dpo_jax.data.kinds import KINDS, RawRow
 from dpo_jax.errors import DataError
 
+JUDGED = [kind for kind in KINDS if kind != "prompts"]  # that read the responses
 PAIR = {"prompt": "p", "chosen": " a", "rejected": " b"}
 SINGLE = {"prompt": "p", "completion": " c", "label": True}
 RANKING = {"prompt": "p", "responses": [" a", " b", " c"], "ranking": [2, 0, 1]}
@@ -99,7 +100,7 @@ RATED = {"score_chosen": 2.0, "score_rejected": 1.0}
         ({}, "missing column", "(or 'margin') are missing, but f:1 has them"),
     ],
 )
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", JUDGED)
 def test_a_faulty_rating_is_refused_whatever_the_kind(kind, change, reason, said):
     """C2: so every objective sees the same rows of a file of pairs."""
     found, message = refusal(kind, PAIR | RATED, PAIR | change)
@@ -185,10 +186,11 @@ def test_pairs_serve_every_kind():
         "completions": RawRow("p", (" a",), (), (2.0,)),
         "singles": RawRow("p", both, (1, -1), ratings),
         "rankings": RawRow("p", both, (), ratings, ranked=True),
+        "prompts": RawRow("p", ()),
     }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", JUDGED)
 def test_identical_pairs_are_refused_as_every_kind(kind):
     reason, _ = refusal(kind, PAIR, PAIR | {"rejected": " a"})
     assert reason == "identical"

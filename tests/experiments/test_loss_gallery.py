@@ -219,6 +219,6 @@ def test_a_loss_of_a_file_is_drawn_with_its_own_option(tmp_path):
         "    x -= beta * (logps.ref_chosen - logps.ref_rejected)\n"
         "    return -jax.nn.log_sigmoid(x) * jax.nn.sigmoid(-x) ** focal_gamma\n"
     )
-    drawn = curves.curve("focal", run.table_of(str(file)))
+    drawn = curves.curve("focal", run.losses_of(str(file)))
     assert drawn.setting["focal_gamma"] == 2.0
     np.testing.assert_allclose(drawn.loss[len(drawn.loss) // 2], np.log(2) / 4, 1e-5)

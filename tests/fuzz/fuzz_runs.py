@@ -148,8 +148,17 @@ def flag(random: Random, base: Base, folder: Path) -> Case:
     (folder / "file").write_text("x")
     (folder / "full").mkdir()
     (folder / "full" / "model.safetensors").write_text("x")
-    places = ("{case}/no/x", "{case}/file", "{case}/file/x", "{case}/full", "{case}/run")
-    places += ("{case}", "/dev/full", "", "x" * 300, "{case}/new/deep/x", "a\nb", "~")
+    places = ("{case}/no/x", "{case}/file", "{case}/file/x", "{case}/full")
+    places += (
+        "{case}/run",
+        "{case}",
+        "/dev/full",
+        "",
+        "x" * 300,
+        "{case}/new/deep/x",
+        "a\nb",
+        "~",
+    )
     place, text = random.choice(places), random.choice(WRITTEN)
     at = "--workdir={case}/run"
     ways = (

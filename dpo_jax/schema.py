@@ -339,7 +339,9 @@ KEYS: dict[str, Key] = {
     "reward.name": Key(
         "", "who judges samples: a row of rewards/, or several: 'length+sentiment'"
     ),
-    "reward.weights": Key((), "of a sum of rewards, one number each; () = 1.0"),
+    "reward.weights": Key(
+        (), "of a sum of rewards, one number each; () = 1.0", items=float
+    ),
     "reward.timeout_seconds": Key(
         600.0, "for all rewards together, each time they are asked", POSITIVE
     ),

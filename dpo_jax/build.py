@@ -23,7 +23,7 @@ from dpo_jax.train.checkpoint import Checkpoints
 from dpo_jax.train.clock import Clock
 from dpo_jax.train.metrics import MetricsLog
 from dpo_jax.train.step import Metrics, without_transfers
-from dpo_jax.types import TrainState
+from dpo_jax.types import Batch, TrainState
 from dpo_jax.wiring import agreeing, checks, evaluation, outputs, restoring
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
@@ -32,7 +32,6 @@ from dpo_jax.wiring.outputs import Summary
 from dpo_jax.wiring.parts import Parts
 from dpo_jax.wiring.reference import Referred
 from dpo_jax.wiring.sampled import before_and_after
-from dpo_jax.wiring.turns import Turn
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -216,10 +215,8 @@ def _step(
     """Builds the loop's step: the reference's columns, then the update."""
     frozen, hyper = referred.frozen, parts.trainer.hyper()
 
-    def take(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        rows = batch.rollout if isinstance(batch, Turn) else batch
-        rows = referred.annotate(state, frozen, rows, state.key, hyper)
-        batch = batch._replace(rollout=rows) if isinstance(batch, Turn) else rows
+    def take(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        batch = referred.annotate(state, frozen, batch, state.key, hyper)
         return parts.trainer.step(state, frozen, batch, hyper)
 
     return without_transfers(take)

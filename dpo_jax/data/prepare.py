@@ -55,7 +55,7 @@ def questions_of(rows: Sequence[tuple[RawRow, Mapping[str, Any]]]) -> Questions:
 
 def questions(sources: "Sequence[Source]") -> Questions:
     """Reads the prompts of all good rows of several sources."""
-    return questions_of([row for source in sources for row in source.asked()])
+    return questions_of([row for source in sources for row in source.asked()[0]])
 
 
 class Source(NamedTuple):
@@ -73,15 +73,18 @@ class Source(NamedTuple):
     tokenize: Callable[[Iterable[RawRow]], tuple[Records, TokenCounts]]
     apart: bool
 
-    def asked(self) -> list[tuple[RawRow, Mapping[str, Any]]]:
-        """Reads all good rows, each with its columns."""
+    def asked(self) -> tuple[Sequence[tuple[RawRow, Mapping[str, Any]]], RowCounts]:
+        """Reads all good rows, each with its columns; and counts the rows."""
         rows = list(self.read())
+        reading = self.check(rows)
         try:
-            good = list(self.check(rows))
+            good = list(reading)
         except RatedLater as later:
-            good = list(self.check(rows, rated=later.where))
+            reading = self.check(rows, rated=later.where)
+            good = list(reading)
         both = [(row, rows[row.index][1]) for row in good]
-        return [(row, at) for row, at in both if not isinstance(at, BadRow)]
+        told = [(row, at) for row, at in both if not isinstance(at, BadRow)]
+        return told, reading.counts
 
 
 def prepare(source: Source) -> Prepared:

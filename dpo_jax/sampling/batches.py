@@ -201,9 +201,11 @@ def _run(
         state = sampler.advance(weights, state, np.int32(min(until, last)), kept)
         if watch is None and until >= last:
             break
-        ended = sampler.read(state.samples.ended)
-        if watch is not None:
+        if watch is None:
+            ended = sampler.read(state.samples.ended)
+        else:
             samples = sampler.read(state.samples)
+            ended = samples.ended
             for at in np.flatnonzero(looking[rows]):
                 found = watch(samples.tokens[at][samples.mask[at]].tolist())
                 ends[rows[at]] = found

@@ -64,14 +64,13 @@ def check(config: Config, table: LossTable, rewards: RewardTable = REWARDS) -> L
                 or loss_faults(kind, losses, config.loss)
                 + reference_faults(losses, config.ref)
             )
-        complaints += kind_faults(config.objective, config.ref, config.checkpoint)
-        complaints += scored_faults(config.objective, config.data.scored)
-        start = config.model.score_start
-        if start != "normal" and not OBJECTIVES[config.objective].scalar:
-            complaints.append(
-                f"model.score_start={start!r} is not used by "
-                f"objective={config.objective!r}, which has no scalar head"
-            )
+        complaints += kind_faults(
+            config.objective,
+            config.ref,
+            config.checkpoint,
+            scored=config.data.scored,
+            start=config.model.score_start,
+        )
         complaints += optimizer_faults(config.optimizer) + source_faults(config.data)
         complaints += rewarding.config_faults(config, rewards) + rollout_faults(config)
     return objective.losses_of(config.loss, table)
@@ -211,39 +210,42 @@ def reference_faults(losses: Losses, ref: Section) -> list[str]:
     return faults
 
 
-def kind_faults(name: str, ref: Section, checkpoint: Section) -> list[str]:
+def kind_faults(
+    name: str, ref: Section, checkpoint: Section, *, scored: str, start: str
+) -> list[str]:
     """Complains of keys that say nothing under an objective.
 
     Args:
       name: of the objective.
       ref: `config.ref`.
       checkpoint: `config.checkpoint`.
+      scored: `data.scored`.
+      start: `model.score_start`.
     """
     kind, faults, best = OBJECTIVES[name], [], checkpoint["keep_best"]
     if ref["mode"] != "none" and not kind.reference:
         faults.append(f"objective={name!r} uses no reference; set ref.mode='none'")
     if config_lib.best_of(best)[0].startswith("scores/") and not kind.scalar:
-        scored = [repr(n) for n, k in OBJECTIVES.items() if k.scalar]
+        scalars = [repr(n) for n, k in OBJECTIVES.items() if k.scalar]
         faults.append(
             f"checkpoint.keep_best={best!r} is a metric of objective="
-            f"{' and '.join(scored)} alone"
+            f"{' and '.join(scalars)} alone"
+        )
+    field = f"data.scored={scored!r}"
+    if scored and kind.scalar:
+        faults.append(
+            f"{field} is not used by objective={name!r}, which scores no tokens"
+        )
+    elif scored == "all" and kind.rows != "completions":
+        faults.append(
+            f"{field} is for objective='sft': a comparison has a prompt of its own"
+        )
+    if start != "normal" and not kind.scalar:
+        faults.append(
+            f"model.score_start={start!r} is not used by objective={name!r}, which "
+            "has no scalar head"
         )
     return faults
-
-
-def scored_faults(name: str, scored: str) -> list[str]:
-    """Complains of tokens that an objective does not score.
-
-    Args:
-      name: of the objective.
-      scored: `data.scored`.
-    """
-    kind, field = OBJECTIVES[name], f"data.scored={scored!r}"
-    if scored and kind.scalar:
-        return [f"{field} is not used by objective={name!r}, which scores no tokens"]
-    if scored == "all" and kind.rows != "completions":
-        return [f"{field} is for objective='sft': a comparison has a prompt of its own"]
-    return []
 
 
 def reads_ratings(losses: Losses, given: Section) -> bool:

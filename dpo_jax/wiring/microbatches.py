@@ -46,26 +46,66 @@ def choose(
       The plan of the same number on every process: what process 0 finds.
     """
     shards, whole = mesh_lib.row_shards(mesh), plan(1)
-    activations = functools.partial(
-        memory.activation_bytes,
+    parts = pairs // shards
+    number = fewest_that_fit(
         spec,
+        mesh,
+        rows=whole.buckets[-1] // shards,
+        parts=parts,
         tokens=whole.row_tokens,
         remat=remat,
         dtype=dtype,
         chunk=chunk,
     )
-    state = memory.state_bytes(spec) / (mesh.shape["fsdp"] * mesh.shape["tensor"])
-    limit, parts = memory_of(mesh), pairs // shards
-    number = fewest(
-        lambda rows: activations(rows=rows),
-        rows=whole.buckets[-1] // shards,
-        parts=parts,
-        budget=budget_of(state, limit),
-    )
-    while limit is None and plan(number).places > MORE_PLACES * whole.places:
+    while memory_of(mesh) is None and plan(number).places > MORE_PLACES * whole.places:
         number = max(n for n in range(1, number) if parts % n == 0)
     logging.info("batch.microbatches=0 becomes %d", number)
-    return plan(int(multihost_utils.broadcast_one_to_all(np.int32(number))))
+    return plan(of_first(number))
+
+
+def of_first(number: int) -> int:
+    """Returns what process 0 found, on every process."""
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def fewest_that_fit(
+    spec: DecoderSpec,
+    mesh: Mesh,
+    *,
+    rows: int,
+    parts: int,
+    tokens: int,
+    remat: str,
+    dtype: str,
+    chunk: int,
+) -> int:
+    """Finds the fewest microbatches whose activations a device holds.
+
+    Args:
+      spec: of the policy.
+      mesh: of the run.
+      rows: as `fewest` has it.
+      parts: likewise.
+      tokens: of a row.
+      remat: as `Decoder` has it.
+      dtype: of the computation.
+      chunk: scored tokens per row whose logits are held at a time.
+    """
+    activations = functools.partial(
+        memory.activation_bytes,
+        spec,
+        tokens=tokens,
+        remat=remat,
+        dtype=dtype,
+        chunk=chunk,
+    )
+    state = memory.state_bytes(spec) / (mesh.shape["fsdp"] * mesh.shape["tensor"])
+    return fewest(
+        lambda rows: activations(rows=rows),
+        rows=rows,
+        parts=parts,
+        budget=budget_of(state, memory_of(mesh)),
+    )
 
 
 def fewest(

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from dpo_jax.errors import ConfigError, DeviceError
-from dpo_jax.models.memory import activation_bytes, state_bytes
 from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.objectives import OBJECTIVES
 from dpo_jax.objectives.algorithms import SampleKind
@@ -110,21 +109,17 @@ def in_microbatches(
         )
     if not asked:
         of_device = sizes.rows // shards
-        asked = microbatches.fewest(
-            lambda rows: activation_bytes(
+        asked = microbatches.of_first(
+            microbatches.fewest_that_fit(
                 spec,
-                rows=rows,
+                mesh,
+                rows=of_device,
+                parts=of_device,
                 tokens=sizes.width + sizes.samples * sizes.new_tokens,
                 remat=remat,
                 dtype=dtype,
                 chunk=chunk,
-            ),
-            rows=of_device,
-            parts=of_device,
-            budget=microbatches.budget_of(
-                state_bytes(spec) / (mesh.shape["fsdp"] * mesh.shape["tensor"]),
-                microbatches.memory_of(mesh),
-            ),
+            )
         )
     return sizes._replace(microbatches=asked)
 

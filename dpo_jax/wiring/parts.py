@@ -10,7 +10,7 @@ from dpo_jax.config import Config
 from dpo_jax.data.loader import Loader
 from dpo_jax.rewards.ask import Reward
 from dpo_jax.train import throughput
-from dpo_jax.wiring import feeds, reference, training
+from dpo_jax.wiring import feeds, reference, training, turns
 from dpo_jax.wiring.data import Data
 from dpo_jax.wiring.feeds import Feed
 from dpo_jax.wiring.model import Ask, Model
@@ -52,7 +52,7 @@ class Parts(NamedTuple):
           workdir: the run folder.
           evaluation_only: whether no step will be trained.
         """
-        return reference.refer(
+        referred = reference.refer(
             self.reference,
             self.mesh,
             ref=self.ref,
@@ -62,6 +62,9 @@ class Parts(NamedTuple):
             held_out=self.eval,
             workdir=workdir,
         )
+        if self.turns is None:
+            return referred
+        return referred._replace(annotate=turns.of_rollouts(referred.annotate))
 
     def feed(self, referred: Referred, first: int, now: Callable[[], float]) -> Feed:
         """Feeds the loop from update `first` on; `now` tells the time in seconds."""

@@ -1,15 +1,14 @@
 """The prompts that an on-policy run samples, and what the data say beside them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from dpo_jax.data import records, tokenize
+from dpo_jax.data import tokenize
 from dpo_jax.data.encode import encode_prompt
-from dpo_jax.data.kinds import RawRow
 from dpo_jax.data.prepare import Questions, Source, questions_of
-from dpo_jax.data.records import Faults, Located
+from dpo_jax.data.records import Faults, RowCounts
 from dpo_jax.data.sources.files import BadRow
 from dpo_jax.data.tokens import fingerprint
 from dpo_jax.types import Record
@@ -33,11 +32,10 @@ def load_prompts(
     Raises:
       DataError: if the source or a row is bad (under data.on_bad_row='error').
     """
-    fields = list[dict[str, Any]]()
-    reading = how.check(_kept(how.read(), fields))
+    rows, counts = how.asked()
     template = tokenize.read_chat_template(section["chat_template"], tokenizer)
-    found, kept, faults = list[Record](), list[RawRow](), Faults()
-    for row in reading:
+    found, kept, faults = list[Record](), list[Any](), Faults()
+    for row, fields in rows:
         ids = encode_prompt(
             row,
             tokenizer,
@@ -53,18 +51,9 @@ def load_prompts(
             faults.add(row.where, BadRow("prompt too long", detail))
             continue
         found.append(Record(row.index, np.asarray(ids, np.int32), ()))
-        kept.append(row)
-    read = len(found) + len(faults)
-    dropped = faults.settle(read=read, on_bad_row=section["on_bad_row"])
-    dropped = {**reading.counts.dropped, **dropped}
-    total = records.RowCounts(reading.counts.read, len(found), dropped)
+        kept.append((row, fields))
+    long = faults.settle(read=len(rows), on_bad_row=section["on_bad_row"])
+    total = RowCounts(counts.read, len(found), {**counts.dropped, **long})
     report = {"source": name, **total._asdict(), "summary": total.render()}
     data = Data(tokenizer, found, [], {"train": report}, fingerprint(found))
-    return data, questions_of([(row, fields[row.index]) for row in kept])
-
-
-def _kept(rows: Located, fields: list[dict[str, Any]]) -> Iterator[Any]:
-    """Passes rows on, and keeps what they say."""
-    for where, said in rows:
-        fields.append(said if isinstance(said, dict) else {})
-        yield where, said
+    return data, questions_of(kept)

@@ -186,6 +186,7 @@ def make_trainer(
             params = load(model)
         if what.critic:  # which says 0 of everything
             params = {**params, **scalar_head.value_head(model.spec)}
+            params = jax.device_put(params, places.params)
         start = jax.jit(make, out_shardings=places, donate_argnames=("params", "ref"))
         # the seed is an argument, or each one would compile a program of its own
         return start(params=params, ref=ref, seed=np.uint32(config.seed))

@@ -19,7 +19,17 @@ from dpo_jax.sampling.rollout import Prompts, rows_of
 from dpo_jax.sharding import arrays
 from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.train import turn as turn_lib
-from dpo_jax.types import Batch, Frozen, Params, Record, Samples, TrainState
+from dpo_jax.train.annotate import Annotate
+from dpo_jax.types import (
+    Array,
+    Batch,
+    Frozen,
+    Hyper,
+    Params,
+    Record,
+    Samples,
+    TrainState,
+)
 
 WHICH = 2  # stream of a turn's random numbers that labels are drawn from
 
@@ -74,6 +84,18 @@ class Comparing(NamedTuple):
 
     rank: str
     labels: str
+
+
+def of_rollouts(annotate: Annotate) -> Annotate:
+    """Makes an annotator of rows one of turns."""
+
+    def whole(
+        state: TrainState, frozen: Frozen, turn: Any, key: Array, hyper: Hyper
+    ) -> Any:
+        rows = annotate(state, frozen, turn.rollout, key, hyper)
+        return turn._replace(rollout=rows)
+
+    return whole
 
 
 # (places of the prompts, texts of samples by prompt, ids by prompt) -> verdicts [N·n]

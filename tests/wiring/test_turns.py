@@ -83,7 +83,8 @@ def test_each_algorithm_trains_and_says_what_the_field_asks(name, root):
     shared |= {"completions/mean_length", "completions/clipped_ratio", "absent_rewards"}
     for line in lines:
         assert shared <= line.keys()
-    assert lines[0]["kl"] == pytest.approx(0.0, abs=0.01) and lines[-1]["kl"] != 0
+    moved = 0.01 if name == "online" else 1e-4  # a mean over the turn's two updates
+    assert lines[0]["kl"] == pytest.approx(0.0, abs=moved) and lines[-1]["kl"] != 0
     if name == "ppo":
         assert {"ratio", "clip_ratio", "policy_loss", "value_loss"} <= lines[0].keys()
         assert lines[0]["kl_coef"] == pytest.approx(0.05)

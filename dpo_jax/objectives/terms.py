@@ -40,6 +40,7 @@ class Scorer:
       certain: whether the column `certainty` is asked for.
       prompts: whether `prompt_logps` are.
       noisy: whether `noise` is.
+      temperature: of the distribution that responses are scored under.
     """
 
     apply: ApplyFn
@@ -49,6 +50,7 @@ class Scorer:
     certain: bool = False
     prompts: bool = False
     noisy: bool = False
+    temperature: float = 1.0
 
     def __call__(
         self, params: Params, frozen: Frozen, batch: Batch, key: Array, hyper: Hyper
@@ -58,7 +60,14 @@ class Scorer:
         if self.ref_head is not None:
             ref = (batch.token["ref_states"], self.ref_head(frozen["ref"]))
         hidden, head, reports = self.apply(params, batch)
-        stats = logps.list_stats(hidden, head, batch, chunk=self.chunk, ref=ref)
+        stats = logps.list_stats(
+            hidden,
+            head,
+            batch,
+            chunk=self.chunk,
+            ref=ref,
+            temperature=self.temperature,
+        )
         weights = None
         if self.weigh is not None:
             weights = self.weigh(places(batch, key), hyper)

@@ -64,6 +64,12 @@ def check(config: Config, table: LossTable, rewards: RewardTable = REWARDS) -> L
                 or loss_faults(kind, losses, config.loss)
                 + reference_faults(losses, config.ref)
             )
+            whole = objective.needs_whole_reference(losses)
+            if whole and config.objective == "online":
+                by = f"loss.name={objective.name_of(losses)!r}"
+                complaints += sample_checks.whole_faults(
+                    by, config.online, config.rollout
+                )
         complaints += kind_faults(
             config.objective,
             config.ref,

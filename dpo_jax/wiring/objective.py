@@ -130,6 +130,7 @@ def make_objective(
     *,
     chunk: int,
     ref_head: Callable[[Params], Head] | None = None,
+    temperature: float = 1.0,
 ) -> Objective:
     """Builds what is minimised.
 
@@ -141,6 +142,7 @@ def make_objective(
       chunk: scored tokens per row whose logits are held at a time.
       ref_head: the head of the reference's parameters, where a loss needs its whole
         distribution.
+      temperature: of the distribution that responses are scored under.
     """
     if kind.scalar:
         if given["margin"] == "data":
@@ -157,5 +159,6 @@ def make_objective(
         certain=weighting is not None,
         prompts=any(b.fixed.get("likelihood") == "whole" for b in losses),
         noisy=any(b.fixed.get("filter") == "draw" for b in losses),
+        temperature=temperature,
     )
     return Judged(kind, scorer, losses, weighting)

@@ -57,6 +57,25 @@ def on_policy_faults(config: Config) -> list[str]:
     )
 
 
+def whole_faults(by: str, online: Section, rollout: Section) -> list[str]:
+    """Complains of what does not go with the reference's whole distribution.
+
+    Args:
+      by: whose loss reads it, for the message.
+      online: `config.online`.
+      rollout: `config.rollout`.
+    """
+    faults, heat = [], rollout["temperature"]
+    if heat != 1:
+        faults.append(
+            f"rollout.temperature={heat} is not that of {by}, which reads the whole "
+            "distribution as it is; use 1.0"
+        )
+    if online["ref"] == "each_round":
+        faults.append(f"{by} needs a reference that stays; set online.ref='fixed'")
+    return faults
+
+
 def sample_faults(name: str, given: Section, rollout: Section, pairs: int) -> list[str]:
     """Complains of numbers of samples that an algorithm cannot use.
 

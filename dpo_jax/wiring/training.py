@@ -94,7 +94,7 @@ def minimised(
     name, rows = config.objective, arrays.row_sharding(mesh, leading=1)
     chunk, kind = config.model.logits_chunk, OBJECTIVES[name]
     learning, step_of, places = None, lambda update: update, rows
-    ref, floats = dict(config.ref), {}
+    ref, floats, heat = dict(config.ref), {}, 1.0
     if sizes is not None:
         given, heat = config[name], config.rollout.temperature
         learning = Learning(name, given, mesh, model.apply, chunk, heat)
@@ -113,6 +113,7 @@ def minimised(
         model.apply,
         chunk=chunk,
         ref_head=None if whole is None else whole.head,
+        temperature=heat,
     )
     stats = start_stats(losses)
     return Minimised(objective, stats, floats, False, step_of, places, ref)

@@ -188,6 +188,8 @@ def test_rewards_are_given_the_columns_of_the_rows(tmp_path):
         ("online", {"batch.pairs": 7}, "batch.pairs=7"),
         ("online", {"online.ref": "following"}, "ref.sync_every_steps"),
         ("online", {"loss.name": "kto"}, "kto"),
+        ("online", {"loss.name": "tdpo2", "rollout.temperature": 0.7}, "as it is"),
+        ("online", {"loss.name": "tdpo2", "online.ref": "each_round"}, "that stays"),
         ("ppo", {"data.max_prompt_tokens": 2}, "prompt too long"),
     ],
 )
@@ -213,6 +215,17 @@ def test_online_with_a_reference_reset_each_round_starts_at_ln_2(tmp_path):
     build.run(config, tmp_path / "run")
     for line in lines_of(tmp_path / "run"):
         assert line["loss"] == pytest.approx(np.log(2), abs=1e-6)
+
+
+def test_pairs_are_scored_at_the_temperature_that_they_were_drawn_at(tmp_path):
+    """Policy and reference alike: where nothing has moved, the loss is ln 2."""
+    config = configured(
+        "online", **{"optimizer.lr": 0.0, "rollout.temperature": 0.7, "train.steps": 2}
+    )
+    build.run(config, tmp_path / "run")
+    for line in lines_of(tmp_path / "run"):
+        assert line["loss"] == pytest.approx(np.log(2), abs=1e-6)
+        assert abs(line["kl"]) < 1e-4
 
 
 def test_equal_rewards_move_nothing_online(tmp_path):

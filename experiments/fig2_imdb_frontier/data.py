@@ -22,6 +22,7 @@ import numpy as np
 from dpo_jax.cli.own_functions import rewards_of
 from dpo_jax.data import sources
 from dpo_jax.data.sources import sentiment
+from dpo_jax.data.sources.files import BadRow
 from experiments.fig2_imdb_frontier import openings, pairs
 from experiments.fig2_imdb_frontier.tiers import TIERS, Tier
 
@@ -82,7 +83,7 @@ def imdb_prefixes(count: int, path: str) -> list[str]:
     )
     rng, found = np.random.default_rng(SEED), []
     for _, row in rows:
-        words = row["text"].split()
+        words = [] if isinstance(row, BadRow) else str(row["text"]).split()
         length = int(rng.integers(IMDB_WORDS[0], IMDB_WORDS[1] + 1))
         if len(words) > length:
             found.append(" ".join(words[:length]))

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     tier = TIERS[given.tier]
     if given.dry_run:
-        sys.stdout.write(budget.told(tier))
+        sys.stdout.write(budget.told(tier, budget.RATES.get(given.tier)))
         return sweep(given, "all")
     if tier.sft and not given.reference:
         if code := sweep(given, "start"):

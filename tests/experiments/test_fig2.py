@@ -222,9 +222,9 @@ def test_figure_shows_every_evaluation_and_every_point_of_the_paper(folder):
     paper = points_lib.read_paper(EXPECTED)
     canvas = figure.draw(points_lib.read(folder), paper)
     ours, theirs = canvas.axes[:2]
-    drawn = sum(len(bar[0].get_xdata()) for bar in ours.containers)
+    drawn = sum(np.size(bar[0].get_xdata()) for bar in ours.containers)
     assert drawn == 3 * len(PLACES)
-    assert sum(len(line.get_xdata()) for line in theirs.lines) == 177
+    assert sum(np.size(line.get_xdata()) for line in theirs.lines) == 177
     labels = ours.get_legend_handles_labels()[1]
     assert {"frontier", "PPO-GT", "DPO"} <= set(labels) and len(labels) == len(
         set(labels)

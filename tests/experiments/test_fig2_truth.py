@@ -24,8 +24,7 @@ def test_vader_is_half_of_one_more_than_the_compound(monkeypatch):
         def polarity_scores(self, text):
             return {"compound": {"bad": -0.5, "": 0.0, "fine": 0.6}[text]}
 
-    package = types.ModuleType("vaderSentiment.vaderSentiment")
-    package.SentimentIntensityAnalyzer = Analyzer
+    package = types.SimpleNamespace(SentimentIntensityAnalyzer=Analyzer)
     monkeypatch.setitem(sys.modules, "vaderSentiment", types.ModuleType("v"))
     monkeypatch.setitem(sys.modules, "vaderSentiment.vaderSentiment", package)
     vader = rewards_of(REAL.rewards)["vader"]
@@ -61,7 +60,6 @@ def test_roberta_agrees_with_transformers(tmp_path):
         max_position_embeddings=70,
         type_vocab_size=1,
         initializer_range=0.5,
-        num_labels=2,
     )
     model = transformers.RobertaForSequenceClassification(config).eval()
     model.save_pretrained(tmp_path)

@@ -24,6 +24,7 @@ def sweep(given: argparse.Namespace, part: str) -> int:
             arg += f",{name}={value}"
     command = [sys.executable, "-m", "dpo_jax", "sweep", f"{HERE}/sweep.py:{arg}"]
     command += [f"--out={given.out}", f"--launcher={given.launcher}"]
+    command += [f"--workers={given.workers}"]
     return subprocess.run([*command, *["--dry_run"] * given.dry_run]).returncode
 
 
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--reference", default="", help="HF folder to start from")
     parser.add_argument("--imdb", default="", help="a local copy of the reviews")
     parser.add_argument("--launcher", default="local")
+    parser.add_argument("--workers", type=int, default=1, help="trials at a time")
     parser.add_argument("--dry_run", action="store_true")
     given = parser.parse_args(arguments)
     tier = TIERS[given.tier]

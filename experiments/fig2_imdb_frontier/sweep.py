@@ -53,8 +53,7 @@ def first(tier: Tier, imdb: str) -> Trial:
     """Makes the trial whose export all others start from."""
     keys = {k: v for k, v in tier.keys.items() if not k.startswith("eval.")}
     local = {"data.path": imdb} if imdb else {}
-    kept = {"checkpoint.after": "none"}
-    return Trial("sft", "sft", {**kept, **keys, **tier.sft, **local})
+    return Trial("sft", "sft", {**keys, **tier.sft, **local})
 
 
 def offline(tier: Tier, data: str) -> Iterator[Trial]:
@@ -121,8 +120,7 @@ def ppo(tier: Tier, data: str, name: str, target: float, learned: Keys) -> Trial
 
 def started(tier: Tier, name: str, config: str, keys: Keys) -> Trial:
     """Makes a trial that starts from the reference and keeps its export alone."""
-    kept = {"model.path": tier.reference, "checkpoint.after": "none"}
-    return Trial(name, config, {**kept, **keys})
+    return Trial(name, config, {"model.path": tier.reference, **keys})
 
 
 def often(tier: Tier, keys: Keys) -> Keys:

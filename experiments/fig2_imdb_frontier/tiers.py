@@ -97,7 +97,7 @@ MINIATURE = Tier(
         "optimizer.clip": 1.0,
     },
     on_policy={
-        "train.steps": 160,
+        "train.steps": 240,
         "rollout.prompts": 256,
         "rollout.samples": 1,
         "rollout.max_new_tokens": 20,
@@ -108,6 +108,7 @@ MINIATURE = Tier(
         "ppo.kl_horizon": 512.0,
         "ppo.whiten_scores": True,
         "optimizer.lr": 5e-4,
+        "optimizer.schedule": "linear",
     },
     sft={
         "model.preset": "tiny",

@@ -46,6 +46,9 @@ class Part(NamedTuple):
     seconds: float | None
 
 
+RATES: dict[str, Rates] = {}  # by tier
+
+
 def parts(tier: Tier, rates: Rates | None = None) -> Iterator[Part]:
     """Yields what a tier is made of."""
     prompts = int(tier.keys["eval.rollouts"])

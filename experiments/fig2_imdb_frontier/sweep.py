@@ -10,10 +10,9 @@ samples of the reference between `part=start`, which trains the reference, and t
 
 from collections.abc import Iterator
 
-from dpo_jax.launch import Trial
-
 from dpo_jax.config import parse_arg
 from dpo_jax.errors import ConfigError, unknown
+from dpo_jax.launch import Trial
 from experiments.fig2_imdb_frontier.tiers import TIERS, Keys, Tier
 
 PARTS = ("all", "start")
@@ -68,8 +67,8 @@ def offline(tier: Tier, data: str) -> Iterator[Trial]:
         keys = {"loss.name": "unlikelihood", "loss.unlikelihood_alpha": alpha}
         yield method(tier, data, f"unlikelihood.alpha={alpha:g}", "dpo", PAIRS, keys)
     for seed in tier.seeds:
-        keys = {"seed": seed, "loss.name": "sft"}
-        yield method(tier, data, f"preferred_ft.seed={seed}", "dpo", PAIRS, keys)
+        keys = {"seed": seed, "ref.mode": "live"}
+        yield method(tier, data, f"preferred_ft.seed={seed}", "sft", PAIRS, keys)
 
 
 def on_policy(tier: Tier, data: str) -> Iterator[Trial]:

@@ -7,8 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dpo_jax.cli import sweep as cli_sweep
 from dpo_jax.data.sources import sentiment
 from dpo_jax.errors import ConfigError
+from dpo_jax.launch import trial as trial_lib
+from dpo_jax.losses import LOSSES
+from dpo_jax.rewards import REWARDS
+from dpo_jax.wiring import checks
 from experiments.fig2_imdb_frontier import budget, claims, data, figure, sweep, table
 from experiments.fig2_imdb_frontier import openings as openings_lib
 from experiments.fig2_imdb_frontier import pairs as pairs_lib
@@ -105,6 +110,23 @@ def test_trials_are_methods_and_wait_for_what_they_start_from(tier):
         if name.startswith("ppo_gt"):
             assert given["reward.name"] == TIERS[tier].truth
             assert "reward.path" not in given
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_trials_are_configurations_without_fault(tier, tmp_path):
+    """As each run checks its own; a truth of another package is stood in for."""
+    trials = sweep.get_sweep(f"tier={tier},data=DATA")
+    planned = trial_lib.plan(trials, str(tmp_path), cli_sweep.load)
+    assert len(planned) == len(trials)
+    truth = {TIERS[tier].truth: lambda completions: [0.0 for _ in completions]}
+    for each in planned:
+        checks.check(each.config, LOSSES, {**REWARDS, **truth})
+    by_name = {each.name: each for each in planned}
+    starts = {"sft"} & set(by_name)
+    assert set(by_name["dpo.beta=0.1"].needs) == starts
+    if TIERS[tier].targets:
+        for name in ("best_of", f"ppo.kl={TIERS[tier].targets[0]:g}"):
+            assert set(by_name[name].needs) == {"reward_model", *starts}
 
 
 def test_the_start_is_the_reference_alone():

@@ -15,17 +15,24 @@ from pathlib import Path
 from experiments.fig2_imdb_frontier import budget, data, table
 from experiments.fig2_imdb_frontier.tiers import HERE, TIERS
 
+FIRST = "dpo.beta=0.1"  # a trial of every tier
 
-def sweep(given: argparse.Namespace, part: str) -> int:
-    """Runs `dpo_jax sweep` on a part of the trials; returns its exit code."""
+
+def sweep(given: argparse.Namespace, part: str, *more: str) -> int:
+    """Runs `dpo_jax sweep` on a part of the trials; returns its exit code.
+
+    Args:
+      given: the command line.
+      part: of the sweep file.
+      *more: flags of the verb.
+    """
     arg = f"tier={given.tier},part={part},data={given.out / 'data'}"
     for name in ("reference", "imdb"):
         if value := vars(given)[name]:
             arg += f",{name}={value}"
     command = [sys.executable, "-m", "dpo_jax", "sweep", f"{HERE}/sweep.py:{arg}"]
     command += [f"--out={given.out}", f"--launcher={given.launcher}"]
-    command += [f"--workers={given.workers}"]
-    return subprocess.run([*command, *["--dry_run"] * given.dry_run]).returncode
+    return subprocess.run([*command, *more]).returncode
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -42,13 +49,15 @@ def main(arguments: Sequence[str]) -> int:
     tier = TIERS[given.tier]
     if given.dry_run:
         sys.stdout.write(budget.told(tier, budget.RATES.get(given.tier)))
-        return sweep(given, "all")
+        return sweep(given, "all", "--dry_run")
     if tier.sft and not given.reference:
         if code := sweep(given, "start"):
             return code
     own = str(given.out / "sft" / "export") if tier.sft else tier.reference
     data.make(tier, given.reference or own, given.out / "data", given.imdb)
-    code = sweep(given, "all")
+    if given.workers > 1:  # one trial draws the frontier's samples, for all
+        sweep(given, "all", f"--only={FIRST}")
+    code = sweep(given, "all", f"--workers={given.workers}")
     if any(given.out.glob("*/frontier.json")):
         table.main([f"--out={given.out}"])
     return code

@@ -378,11 +378,12 @@ def rollout_faults(config: Config) -> list[str]:
             for name in ("rollouts_every_steps", "best_of")
             if given[name] != schema.KEYS[f"eval.{name}"].default
         ]
-    if sources.truth_of(source) is None and not (source and config.reward.name):
+    judged = config.reward.name or config.reward.path
+    if sources.truth_of(source) is None and not (source and judged):
         known = ", ".join(sources.JUDGED)
         faults.append(
             f"eval.rollouts={count} needs a data.eval with a true "
-            f"reward ({known}), not {source!r}, or a reward.name"
+            f"reward ({known}), not {source!r}, or reward.name or reward.path"
         )
     if reference == "none":
         faults.append("eval.rollouts needs a reference; set ref.mode='live' or 0")

@@ -36,8 +36,8 @@ def on_policy_faults(config: Config) -> list[str]:
         faults += config_lib.unused_options(
             "batch", config.batch, ("microbatches",), by
         )
-    if not config.reward.name:
-        faults.append(f"{by} needs a reward: set reward.name")
+    if not config.reward.name and not config.reward.path:
+        faults.append(f"{by} needs a reward: set reward.name or reward.path")
     if data.eval and not config.eval.rollouts:
         faults.append(
             f"data.eval={data.eval!r} is not used by {by} with eval.rollouts=0; "

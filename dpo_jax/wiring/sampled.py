@@ -23,7 +23,7 @@ from dpo_jax.sampling.batches import Sampler
 from dpo_jax.sampling.rollout import Prompts, rows_of
 from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.types import Array, Params, Samples, TrainState
-from dpo_jax.wiring import generation, reading, rewarding
+from dpo_jax.wiring import generation, reading, rewarding, scoring
 from dpo_jax.wiring.model import Model, load_params
 from dpo_jax.wiring.parts import Parts
 from dpo_jax.wiring.reading import EVAL_SEED
@@ -73,7 +73,9 @@ def make_rollouts(parts: Parts, referred: Referred) -> Callable[[TrainState], Sa
     policy, mesh, tokenizer = parts.model, parts.mesh, parts.data.tokenizer
     asked, true = rollout_questions(config, tokenizer)
     prompts = rollout_prompts(config, tokenizer, asked, any_length=true)
-    judge = make_judge(parts, asked)
+    width = config.data.max_tokens - config.data.max_prompt_tokens
+    score = scoring.of_frozen(parts.scorer, width=width)
+    judge = make_judge(parts, asked, functools.partial(score, referred.frozen, prompts))
     key, chunk = jax.random.key(ROLLOUT_SEED), config.model.logits_chunk
     n = config.eval.best_of
 
@@ -82,7 +84,7 @@ def make_rollouts(parts: Parts, referred: Referred) -> Callable[[TrainState], Sa
             generation.make_decoding(model.decoder),
             pick=pick.sampler(temperature=1.0),
             stops=generation.stop_ids(tokenizer, model.folder, ()),
-            max_new_tokens=config.data.max_tokens - config.data.max_prompt_tokens,
+            max_new_tokens=width,
             mesh=mesh,
         )
 
@@ -173,8 +175,18 @@ def rollout_prompts(
     return prompts
 
 
-def make_judge(parts: Parts, asked: Questions) -> rollouts.Judge:
-    """Builds what judges n samples of each prompt: the truth, and reward.name."""
+def make_judge(
+    parts: Parts,
+    asked: Questions,
+    score: Callable[[list[list[list[int]]]], np.ndarray | None],
+) -> rollouts.Judge:
+    """Builds what judges n samples of each prompt: the truth, and reward.name.
+
+    Args:
+      parts: of the run.
+      asked: the prompts.
+      score: what the reward model says of their samples' ids.
+    """
     truth = sources.truth_of(parts.config.data.eval)
     seconds = parts.config.reward.timeout_seconds
     asker = rewarding.make_asker(parts.rewards, name="rollouts", seconds=seconds)
@@ -184,7 +196,8 @@ def make_judge(parts: Parts, asked: Questions) -> rollouts.Judge:
         scores, by_name = np.empty(shape), {}
         if parts.rewards:
             places = range(len(texts))
-            verdicts = rewarding.of_samples(asker, asked, places, texts, ids)
+            said = score(ids)
+            verdicts = rewarding.of_samples(asker, asked, places, texts, ids, said)
             scores = verdicts.total.reshape(shape)
             named = verdicts.by_name.items()
             by_name = {name: values.reshape(shape) for name, values in named}

@@ -11,9 +11,10 @@ from dpo_jax.data.loader import Loader
 from dpo_jax.rewards.ask import Reward
 from dpo_jax.train import throughput
 from dpo_jax.wiring import feeds, reference, training, turns
+from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring.data import Data
 from dpo_jax.wiring.feeds import Feed
-from dpo_jax.wiring.model import Ask, Model, load_params
+from dpo_jax.wiring.model import Ask, Model
 from dpo_jax.wiring.objective import Losses
 from dpo_jax.wiring.reference import Referred
 from dpo_jax.wiring.scoring import Scorer
@@ -65,7 +66,8 @@ class Parts(NamedTuple):
             workdir=workdir,
         )
         if self.scorer is not None:
-            reward = load_params(self.scorer.model, self.mesh, seed=self.config.seed)
+            model, seed = self.scorer.model, self.config.seed
+            reward = model_wiring.load_params(model, self.mesh, seed=seed)
             referred = referred._replace(frozen={**referred.frozen, "reward": reward})
         if self.turns is None:
             return referred

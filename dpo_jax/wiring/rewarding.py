@@ -72,7 +72,8 @@ def faults(given: Mapping[str, Any], table: RewardTable) -> list[str]:
         )
     if MODEL not in names:
         by, used = f"reward.name={given['name']!r}", set(given) - OF_MODEL
-        found += config_lib.unused_options("reward", given, used, by)
+        unused = config_lib.unused_options("reward", given, used, by)
+        found += [f"{fault}; or add '+{MODEL}' to reward.name" for fault in unused]
     return found
 
 

@@ -126,7 +126,7 @@ MINIATURE = Tier(
     seeds=(0, 1),
     targets=(0.5, 1.0, 2.0, 4.0),
     true_targets=(0.5, 1.0, 2.0, 4.0),
-    ref_samples=512,
+    ref_samples=256,
     best_of=16,
 )
 QUICK = MINIATURE._replace(

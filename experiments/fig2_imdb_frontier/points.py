@@ -164,6 +164,8 @@ def points_of(run: Run, offline_samples: int) -> list[Point]:
       offline_samples: drawn from the reference for all methods that learn from pairs.
     """
     train = [line for line in run.metrics if line["split"] == "train"]
+    if not train:  # it has just begun
+        return []
     method = method_of(run.name)
     turn = statistics.median(line["step_seconds"] for line in train)
     updates = min(line["step"] for line in train) if method in ON_POLICY else 1

@@ -179,6 +179,9 @@ def folder(tmp_path):
                 }
             )
         write_run(tmp_path / trial, lines)
+    begun = {"step": 0, "split": "eval", "rollouts/kl": 0.0, "rollouts/kl_se": 0.0}
+    begun |= {"rollouts/reward": 0.5, "rollouts/reward_se": 0.01}
+    write_run(tmp_path / "dpo.beta=5", [begun])
     best = {"name": "best of 4 of the reference", "values": {}}
     best["values"] = {"true reward": [0.72, 0.01], points_lib.BEST_KL: 0.64}
     write_run(

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 
 from dpo_jax import __version__
-from dpo_jax.cli import parent
+from dpo_jax.cli import blame, parent
 from dpo_jax.cli.peers import place_of
 from dpo_jax.errors import (
     EXIT_INTERNAL,
@@ -129,6 +129,8 @@ def report_error(
     collective, where they wait for something else. A verb that only reads a run folder
     leaves nothing in it.
     """
+    if not isinstance(error, UserError) and (told := blame.of_machine(error)):
+        told.__cause__, error = error, told
     link = parent.link()
     kept = _keep(error, value_of(arguments, "--workdir")) if keep else None
     if link is not None and not isinstance(error, UserError):

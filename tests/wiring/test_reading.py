@@ -1,5 +1,6 @@
 """Mixtures from the configuration to batches; which seeds order what."""
 
+import contextlib
 import importlib
 import json
 
@@ -109,6 +110,25 @@ def test_a_list_without_weights_is_one_file_of_both(configured):
     assert evaluation.owners_of(held_out, data.sources_of("eval")) == []
     facts = training.make_facts(held_out, SPEC, None, 1.0, data.sources_of("eval"))
     assert not any("share" in name for name in facts(1, {}))
+
+
+@pytest.mark.parametrize(
+    "metric, held_out, said",
+    [
+        ("one/loss", "{0}+{1}", ""),
+        ("other/rewards/margins", "{0}+{1}", ""),
+        ("ones/loss", "{0}+{1}", "keep_best='ones'.*did you mean 'one'"),
+        ("one/loss", "{0}", "data.eval is one source; write 'loss'"),
+        ("one/scores/brier", "{0}+{1}", "metric of objective='reward'"),
+    ],
+)
+def test_the_best_step_may_be_that_of_one_source(metric, held_out, said, configured):
+    config = configured(data__train="{0}", data__eval=held_out)
+    config.checkpoint.keep_best = metric
+    config.checkpoint.every_steps = config.eval.every_steps = 5
+    refused = pytest.raises(ConfigError, match=said)
+    with refused if said else contextlib.nullcontext():
+        checks.check(config, LOSSES)
 
 
 @pytest.mark.parametrize(

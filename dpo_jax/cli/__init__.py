@@ -79,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if verb not in VERBS:
             raise ConfigError(unknown("verb", verb, VERBS))
+        if holding := [word[:80] for word in rest if "\0" in word]:
+            raise ConfigError(f"{holding[0]!r} holds a NUL character")
         named = os.environ.get("DPO_JAX_DISTRIBUTED", "")
         place = place_of(named)
         if named == "auto" or (place is not None and place.count > 1):

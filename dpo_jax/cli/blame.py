@@ -8,6 +8,10 @@ from dpo_jax.errors import ConfigError, DeviceError, UserError
 
 PACKAGE = Path(__file__).parent.parent
 PLATFORMS = "JAX_PLATFORMS"
+SMALLER = (
+    "raise batch.microbatches, lower data.max_tokens, or set model.remat='block', "
+    "model.dtype='bfloat16' or more of mesh.fsdp"
+)
 STORES = "give a local path, or one of gs://, s3://, az://, hf://"
 BEING_IMPORTED = "<module>"  # the name of a frame
 
@@ -27,6 +31,8 @@ def of_machine(error: Exception) -> UserError | None:
         return DeviceError(
             f"{said}; {PLATFORMS}={platforms!r} names those it looks for"
         )
+    if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):
+        return DeviceError(f"the memory is full ({said}); {SMALLER}")
     if isinstance(error, ImportError) and not (error.name or "").startswith("dpo_jax"):
         return ConfigError(f"a library is missing ({said}); install it")
     frames = [

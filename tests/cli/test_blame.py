@@ -51,6 +51,14 @@ def test_platforms_without_devices_are_named(monkeypatch):
     assert isinstance(told, DeviceError) and "JAX_PLATFORMS='foo'" in str(told)
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: Out of memory")]
+)
+def test_a_full_memory_says_what_takes_less(error):
+    told = blame.of_machine(error)
+    assert isinstance(told, DeviceError) and "raise batch.microbatches" in str(told)
+
+
 def test_a_bug_of_our_own_stays_one():
     assert blame.of_machine(raised(blame.of_machine, None)) is None
     assert blame.of_machine(KeyError("x")) is None

@@ -130,6 +130,11 @@ def test_debug_prints_the_traceback(capsys):
     assert "Traceback" in err and err.endswith("error[2]: --workdir is missing\n")
 
 
+def test_a_nul_in_a_flag_is_named(capsys):
+    code, _, err = call(capsys, "sample", "--workdir=x", "--out=a\0b")
+    assert code == 2 and "'--out=a\\x00b' holds a NUL character" in err
+
+
 def test_bug_of_our_own_is_70_with_the_path_of_its_traceback(capsys, tmp_path):
     flags = ["--debug=0", f"--workdir={tmp_path}"]
     assert cli.report_error(AssertionError("ü" * 3000), flags) == 70

@@ -117,7 +117,7 @@ def _train(launch: Launch) -> Summary:
             # before the state, so that a cached reference is never held beside it
             referred = parts.refer(workdir)
             with clock.bucket("eval"):
-                measures = evaluation.make_measures(parts, referred)
+                measures = evaluation.make_measures(parts, referred, workdir)
             start = restoring.resume(
                 checkpoints, parts, referred.frozen, first, fork=launch.fork
             )
@@ -247,7 +247,7 @@ def evaluate(
         parts = make_parts(config, bound, mesh, workdir, ("eval",), rewards=rewards)
         state = restoring.trained_state(workdir, parts)
         referred = parts.refer(workdir, evaluation_only=True)
-        measures = evaluation.make_measures(parts, referred)
+        measures = evaluation.make_measures(parts, referred, workdir)
         evaluators, values = measures.evaluators.values(), dict[str, float]()
         for evaluator in evaluators:
             values.update(evaluator.measure(state))

@@ -470,6 +470,17 @@ KEYS: dict[str, Key] = {
         "samples of each of these prompts; > 1: also what the best of 2, 4, … is worth",
         COUNT,
     ),
+    "eval.frontier": Key(
+        0,
+        "samples of the reference for each of these prompts: where every policy must "
+        "lie beneath, and best-of-N, in frontier.json; 0 = off, else at least 32",
+        NOT_NEGATIVE,
+    ),
+    "eval.true_reward": Key(
+        "",
+        "which of reward.name is the true reward of samples; '' = that of data.eval, "
+        "or all together",
+    ),
     "eval.rollouts_every_steps": Key(
         0, "steps between two samplings; 0 = eval.every_steps", NOT_NEGATIVE
     ),

@@ -4,6 +4,7 @@ From n ≥ m samples of a prompt the expectation over all subsets of m is exact,
 set of samples gives the whole curve without a bias. Pure NumPy.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -26,12 +27,18 @@ def weights(scores: np.ndarray, m: int) -> np.ndarray:
     """
     n = len(scores)
     assert 1 <= m <= n
-    subsets = math.comb(n, m)
-    by_rank = np.array([math.comb(i, m - 1) / subsets for i in range(n)])
+    by_rank = _by_rank(n, m)
     _, level, sizes = np.unique(scores, return_inverse=True, return_counts=True)
     mine = np.empty(n)
     mine[np.argsort(scores, kind="stable")] = by_rank
     return (np.bincount(level, mine) / sizes)[level]
+
+
+@functools.cache
+def _by_rank(n: int, m: int) -> np.ndarray:
+    """Returns C(i, m − 1)/C(n, m) for i < n."""
+    subsets = math.comb(n, m)
+    return np.array([math.comb(i, m - 1) / subsets for i in range(n)])
 
 
 def expected_best(scores: np.ndarray, values: np.ndarray, m: int) -> np.ndarray:

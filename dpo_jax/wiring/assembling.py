@@ -13,7 +13,7 @@ from dpo_jax.config import Config
 from dpo_jax.data import loader
 from dpo_jax.errors import ConfigError
 from dpo_jax.models import scalar
-from dpo_jax.objectives import ON_POLICY
+from dpo_jax.objectives import OBJECTIVES, ON_POLICY
 from dpo_jax.rewards import REWARDS, RewardTable
 from dpo_jax.sampling import batches, pick
 from dpo_jax.types import Frozen, Params, TrainState
@@ -92,11 +92,12 @@ def make_parts(
     join = objective.join_of(losses, config.data.max_tokens)
     train, held_out = data_wiring.make_loaders(config, data, spec, mesh, steps, join)
     config = config_lib.stated(config, {"batch.microbatches": train.microbatches})
-    trainer = training.make_trainer(config, losses, model, ref_model, mesh, steps)
+    asked = ref_model if OBJECTIVES[config.objective].reference else None
+    trainer = training.make_trainer(config, losses, model, asked, mesh, steps)
     ask = None
-    if ref_model is not None:
+    if asked is not None:
         chunk, whole = config.model.logits_chunk, needs_whole_reference(losses)
-        ask = model_wiring.compile_ask(ref_model, mesh, chunk=chunk, whole=whole)
+        ask = model_wiring.compile_ask(asked, mesh, chunk=chunk, whole=whole)
     return Parts(
         config,
         mesh,

@@ -9,7 +9,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dpo_jax import config as config_lib
-from dpo_jax import schema
 from dpo_jax.config import Config
 from dpo_jax.data import layouts, mixture, sources
 from dpo_jax.data.sources import mapping
@@ -76,9 +75,11 @@ def check(config: Config, table: LossTable, rewards: RewardTable = REWARDS) -> L
             config.checkpoint,
             scored=config.data.scored,
             start=config.model.score_start,
+            rollouts=config.eval.rollouts,
         )
         complaints += optimizer_faults(config.optimizer) + source_faults(config.data)
-        complaints += rewarding.config_faults(config, rewards) + rollout_faults(config)
+        complaints += rewarding.config_faults(config, rewards)
+        complaints += sample_checks.rollout_faults(config)
     return objective.losses_of(config.loss, table)
 
 
@@ -217,7 +218,13 @@ def reference_faults(losses: Losses, ref: Section) -> list[str]:
 
 
 def kind_faults(
-    name: str, ref: Section, checkpoint: Section, *, scored: str, start: str
+    name: str,
+    ref: Section,
+    checkpoint: Section,
+    *,
+    scored: str,
+    start: str,
+    rollouts: int,
 ) -> list[str]:
     """Complains of keys that say nothing under an objective.
 
@@ -227,9 +234,12 @@ def kind_faults(
       checkpoint: `config.checkpoint`.
       scored: `data.scored`.
       start: `model.score_start`.
+      rollouts: `eval.rollouts`, which are compared with those of a reference that
+        stays, whatever is trained.
     """
     kind, faults, best = OBJECTIVES[name], [], checkpoint["keep_best"]
-    if ref["mode"] != "none" and not kind.reference:
+    beside = rollouts and not kind.scalar and not ref["sync_every_steps"]
+    if ref["mode"] != "none" and not kind.reference and not beside:
         faults.append(f"objective={name!r} uses no reference; set ref.mode='none'")
     if config_lib.best_of(best)[0].startswith("scores/") and not kind.scalar:
         scalars = [repr(n) for n, k in OBJECTIVES.items() if k.scalar]
@@ -365,33 +375,6 @@ def clock_faults(now: str) -> list[str]:
     except ValueError:
         return [f"data.now={now!r} is no time; write it as 2026-07-26T08:00:00"]
     return []
-
-
-def rollout_faults(config: Config) -> list[str]:
-    """Complains of rollouts without a reward or without a reference."""
-    given, source, reference = config.eval, config.data.eval, config.ref.mode
-    count, faults = given.rollouts, []
-    if not count:
-        return [
-            f"eval.{name}={given[name]} is not used by eval.rollouts=0; set it to "
-            f"{schema.KEYS[f'eval.{name}'].default}, or sample"
-            for name in ("rollouts_every_steps", "best_of")
-            if given[name] != schema.KEYS[f"eval.{name}"].default
-        ]
-    if sources.truth_of(source) is None and not (source and config.reward.name):
-        known = ", ".join(sources.JUDGED)
-        faults.append(
-            f"eval.rollouts={count} needs a data.eval with a true "
-            f"reward ({known}), not {source!r}, or a reward.name"
-        )
-    if reference == "none":
-        faults.append("eval.rollouts needs a reference; set ref.mode='live' or 0")
-    if reference == "cached":
-        faults.append(
-            f"eval.rollouts={count} samples the reference, which "
-            "ref.mode='cached' does not hold; set eval.rollouts=0 or ref.mode='live'"
-        )
-    return faults
 
 
 def check_batch(mesh: Mesh, pairs: int, microbatches: int) -> None:

@@ -1,5 +1,6 @@
 """What is measured besides training: held-out pairs, and what `sampled` samples."""
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -25,10 +26,11 @@ from dpo_jax.types import (
     Reports,
     TrainState,
 )
+from dpo_jax.wiring import frontier
 from dpo_jax.wiring.data import global_batches
 from dpo_jax.wiring.parts import Parts
 from dpo_jax.wiring.reference import Referred
-from dpo_jax.wiring.sampled import Rollouts, make_rollouts
+from dpo_jax.wiring.sampled import Rollouts, make_rollouts, make_stage, start_of
 from dpo_jax.wiring.training import Trainer
 
 TOLD_SECONDS = 30.0  # between lines that tell how far an evaluation is
@@ -46,10 +48,13 @@ class Measures(NamedTuple):
     rollouts: Rollouts | None
 
 
-def make_measures(parts: Parts, referred: Referred) -> Measures:
+def make_measures(
+    parts: Parts, referred: Referred, workdir: os.PathLike | str
+) -> Measures:
     """Builds the evaluators that a run asks for.
 
-    A new one is a function of the state and a line here.
+    A new one is a function of the state and a line here; one may read what one before
+    it has measured.
     """
     section = parts.config.eval
     every = section.every_steps
@@ -59,9 +64,15 @@ def make_measures(parts: Parts, referred: Referred) -> Measures:
         pairs = make_pairs(parts.trainer, referred, referred.eval, parts.mesh, owners)
         evaluators["pairs"] = Evaluator(pairs, every)
     if section.rollouts and parts.reference is not None:
-        rollouts = Rollouts(make_rollouts(parts, referred))
-        own = section.rollouts_every_steps
-        evaluators["rollouts"] = Evaluator(rollouts, own or every)
+        own = section.rollouts_every_steps or every
+        stage = make_stage(parts.config, parts.data.tokenizer, parts.mesh)
+        start = start_of(parts, referred)
+        rollouts = Rollouts(make_rollouts(parts, stage, start))
+        evaluators["rollouts"] = Evaluator(rollouts, own)
+        if section.frontier:
+            bound = frontier.make_bound(parts, stage, start, workdir)
+            above = frontier.Above(rollouts, bound, workdir)
+            evaluators["frontier"] = Evaluator(above, own)
     return Measures(evaluators, rollouts)
 
 

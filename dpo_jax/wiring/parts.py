@@ -23,9 +23,9 @@ from dpo_jax.wiring.turns import Turns
 class Parts(NamedTuple):
     """All that a run is made of, checked, nothing compiled yet.
 
-    In `config`, what it left open is stated; `ask` scores a batch under the reference;
-    `ref` says how this moves. There are `turns` of an on-policy run, else batches to
-    `train` on.
+    In `config`, what it left open is stated; `ask` scores a batch under the reference,
+    where what is trained reads that; `ref` says how it moves. There are `turns` of an
+    on-policy run, else batches to `train` on.
     """
 
     config: Config
@@ -73,7 +73,7 @@ class Parts(NamedTuple):
         if self.turns is not None:
             return feeds.of_turns(self.turns, referred.frozen, spec, first, peak, now)
         assert referred.train is not None
-        runs = self.reference is not None and self.ref["mode"] == "live"
+        runs = self.ask is not None and self.ref["mode"] == "live"
         other = self.reference.spec if self.reference is not None and runs else None
         sources = self.data.sources_of("train")
         facts = training.make_facts(referred.train, spec, other, peak, sources)

@@ -6,11 +6,14 @@ from typing import Any
 from dpo_jax import config as config_lib
 from dpo_jax import schema
 from dpo_jax.config import Config
+from dpo_jax.data import sources
+from dpo_jax.errors import unknown
 from dpo_jax.objectives import ON_POLICY
 from dpo_jax.sampling import compare
 
 Section = Mapping[str, Any]  # values of a section of the configuration
 
+LEAST_OF_FRONTIER = 32  # samples of a prompt
 OF_SAMPLES = ("rollout", *ON_POLICY)  # sections that on-policy runs read
 
 
@@ -140,4 +143,51 @@ def drawn_reference_faults(name: str, given: Section, ref: Section) -> list[str]
         )
     if follows and not every:
         faults.append("online.ref='following' needs ref.sync_every_steps > 0")
+    return faults
+
+
+def rollout_faults(config: Config) -> list[str]:
+    """Complains of rollouts without a reward or without a reference."""
+    given, source, reference = config.eval, config.data.eval, config.ref.mode
+    count, faults = given.rollouts, []
+    if not count:
+        return [
+            f"eval.{name}={given[name]} is not used by eval.rollouts=0; set it to "
+            f"{schema.KEYS[f'eval.{name}'].default}, or sample"
+            for name in ("rollouts_every_steps", "best_of", "frontier", "true_reward")
+            if given[name] != schema.KEYS[f"eval.{name}"].default
+        ]
+    if sources.truth_of(source) is None and not (source and config.reward.name):
+        known = ", ".join(sources.JUDGED)
+        faults.append(
+            f"eval.rollouts={count} needs a data.eval with a true "
+            f"reward ({known}), not {source!r}, or a reward.name"
+        )
+    faults += frontier_faults(config)
+    if reference == "none":
+        faults.append("eval.rollouts needs a reference; set ref.mode='live' or 0")
+    if reference == "cached":
+        faults.append(
+            f"eval.rollouts={count} samples the reference, which "
+            "ref.mode='cached' does not hold; set eval.rollouts=0 or ref.mode='live'"
+        )
+    return faults
+
+
+def frontier_faults(config: Config) -> list[str]:
+    """Complains of too few samples for a frontier, and of a truth that is none."""
+    given, faults = config.eval, []
+    if given.frontier and (given.frontier < LEAST_OF_FRONTIER or given.rollouts < 2):
+        faults.append(
+            f"eval.frontier={given.frontier} with eval.rollouts={given.rollouts}: a "
+            f"frontier takes {LEAST_OF_FRONTIER} samples of 2 prompts at least; 0 = off"
+        )
+    names = config.reward.name.split("+")
+    if given.true_reward and sources.truth_of(config.data.eval) is not None:
+        faults.append(
+            f"eval.true_reward={given.true_reward!r} is not used by data.eval="
+            f"{config.data.eval!r}, which has a true reward; set it to ''"
+        )
+    elif given.true_reward and given.true_reward not in names:
+        faults.append(unknown("eval.true_reward", given.true_reward, names))
     return faults

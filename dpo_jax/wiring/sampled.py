@@ -1,12 +1,13 @@
 """What a run samples as it goes: prompts of data.eval, beside the reference."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from dpo_jax import exact
 from dpo_jax.config import Config
@@ -16,7 +17,9 @@ from dpo_jax.data.prepare import Questions
 from dpo_jax.errors import DataError
 from dpo_jax.evals import rollouts
 from dpo_jax.evals.rollouts import Rollout
+from dpo_jax.objectives import ON_POLICY
 from dpo_jax.precision import in_products_of
+from dpo_jax.rewards.ask import Reward
 from dpo_jax.rewards.simple import of_words
 from dpo_jax.sampling import batches, pick
 from dpo_jax.sampling.batches import Sampler
@@ -62,29 +65,97 @@ class Rollouts:
         yield from rollout_metrics(self.last).items()
 
 
-def make_rollouts(parts: Parts, referred: Referred) -> Callable[[TrainState], Sampled]:
-    """Builds `state -> Sampled` on prompts of data.eval.
+class Stage(NamedTuple):
+    """Prompts of data.eval, and what it takes to continue them.
 
-    They are judged by its true reward where it has one, else by reward.name. The KL is
-    that to the reference of the state where it moves.
+    Attributes:
+      questions: the prompts, and what their rows say.
+      prompts: i32[P] ids of each.
+      new_tokens: of a sample, at most.
+      tokenizer: of the policy.
+      mesh: of the run.
+      measure: what rewards are called.
     """
-    config, reference = parts.config, parts.reference
-    assert reference is not None  # `checks.rollout_faults`
-    policy, mesh, tokenizer = parts.model, parts.mesh, parts.data.tokenizer
-    asked, true = rollout_questions(config, tokenizer)
-    prompts = rollout_prompts(config, tokenizer, asked, any_length=true)
-    judge = make_judge(parts, asked)
-    key, chunk = jax.random.key(ROLLOUT_SEED), config.model.logits_chunk
-    n = config.eval.best_of
 
-    def sampler_of(model: Model) -> Sampler:
+    questions: Questions
+    prompts: list[np.ndarray]
+    new_tokens: int
+    tokenizer: Any
+    mesh: Mesh
+    measure: str
+
+    def sampler(self, model: Model) -> Sampler:
+        """Makes what continues prompts with a model."""
         return batches.make_sampler(
             generation.make_decoding(model.decoder),
             pick=pick.sampler(temperature=1.0),
-            stops=generation.stop_ids(tokenizer, model.folder, ()),
-            max_new_tokens=config.data.max_tokens - config.data.max_prompt_tokens,
-            mesh=mesh,
+            stops=self.stops(model),
+            max_new_tokens=self.new_tokens,
+            mesh=self.mesh,
         )
+
+    def stops(self, model: Model) -> list[int]:
+        """Lists the ids that end a sample of a model."""
+        return generation.stop_ids(self.tokenizer, model.folder, ())
+
+    def draw(
+        self, sampler: Sampler, params: Params, n: int, tell: Callable[..., Any]
+    ) -> Any:
+        """Continues each prompt n times, always with the same noise.
+
+        Args:
+          sampler: of `sampler`.
+          params: of its model.
+          n: samples of each prompt.
+          tell: (prompts, samples) on the mesh -> tree of arrays [N, n, …].
+
+        Returns:
+          The tree, on every host, over all prompts.
+        """
+        key = jax.random.key(ROLLOUT_SEED)
+        rows = ROLLOUT_ROWS * mesh_lib.row_shards(self.mesh)
+        drawn = (
+            (part, sampler.read(tell(at, samples)))
+            for part, at, samples in batches.rollouts(
+                params, self.prompts, key, sampler=sampler, n=n, batch=rows
+            )
+        )
+        return batches.gather(drawn, len(self.prompts), n)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Turns ids into text, special tokens left out."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def make_stage(config: Config, tokenizer: Any, mesh: Mesh) -> Stage:
+    """Reads the prompts that a run samples; all its samples have one length."""
+    asked, true = rollout_questions(config, tokenizer)
+    prompts = rollout_prompts(config, tokenizer, asked, any_length=true)
+    new_tokens = config.data.max_tokens - config.data.max_prompt_tokens
+    if config.objective in ON_POLICY:
+        new_tokens = config.rollout.max_new_tokens
+    true = true or bool(config.eval.true_reward)
+    measure = Sampled._field_defaults["measure"] if true else "reward"
+    return Stage(asked, prompts, new_tokens, tokenizer, mesh, measure)
+
+
+def make_rollouts(
+    parts: Parts, stage: Stage, start: Params
+) -> Callable[[TrainState], Sampled]:
+    """Builds `state -> Sampled` on prompts of data.eval.
+
+    The KL is that to the reference of the state where it moves; to that of the start
+    where the run is compared with its frontier.
+
+    Args:
+      parts: of the run.
+      stage: of the run.
+      start: parameters of the reference before the first step.
+    """
+    config, policy, reference = parts.config, parts.model, parts.reference
+    assert reference is not None  # `checks.rollout_faults`
+    judge = make_judge(config, parts.rewards, stage.questions, name="rollouts")
+    chunk, n = config.model.logits_chunk, config.eval.best_of
 
     def kl(params: Params, ref: Params, rows: Prompts, samples: Samples) -> Array:
         return rollouts.sequence_kl(
@@ -96,42 +167,38 @@ def make_rollouts(parts: Parts, referred: Referred) -> Callable[[TrainState], Sa
             chunk=chunk,
         )
 
-    def play(
-        sampler: Sampler, params: Params, ref: Params, kl: Callable[..., Array]
-    ) -> Rollout:
-        rows = ROLLOUT_ROWS * mesh_lib.row_shards(mesh)
-        sampled = (
-            (part, sampler.read((samples, kl(params, ref, at, samples))))
-            for part, at, samples in batches.rollouts(
-                params, prompts, key, sampler=sampler, n=n, batch=rows
-            )
-        )
-        return rollouts.judged(
-            *batches.gather(sampled, len(prompts), n),
-            decode=functools.partial(tokenizer.decode, skip_special_tokens=True),
-            judge=judge,
-        )
+    def play(sampler: Sampler, params: Params, kl: Callable[..., Array]) -> Rollout:
+        tell = lambda rows, samples: (samples, kl(rows, samples))  # noqa: E731
+        drawn = stage.draw(sampler, params, n, tell)
+        return rollouts.judged(*drawn, decode=stage.decode, judge=judge)
 
-    def none(params: Params, ref: Params, rows: Prompts, samples: Samples) -> Array:
+    def none(rows: Prompts, samples: Samples) -> Array:
         return np.zeros(samples.ended.shape, np.float32)  # the reference to itself
 
-    start = referred.frozen.get("ref")
-    if start is None:  # it moves: its start is not held beside the train state
-        start = load_params(reference, mesh, seed=config.seed)
     ours, theirs = policy.decoder, reference.decoder
-    sampler = sampler_of(policy)  # one where both compute the same
-    of_ref = sampler if theirs == ours else sampler_of(reference)
-    before = play(of_ref, start, start, none)
+    sampler = stage.sampler(policy)  # one where both compute the same
+    of_ref = sampler if theirs == ours else stage.sampler(reference)
+    before = play(of_ref, start, none)
     widest = jnp.promote_types(ours.dtype, theirs.dtype).name
     compiled = jax.jit(in_products_of(widest, kl))
+    moves = parts.ref["sync_every_steps"] and not config.eval.frontier
+    held = None if moves else start
 
     def sample(state: TrainState) -> Sampled:
-        ref = referred.frozen.get("ref", state.ref)
-        after = play(sampler, state.params, ref, compiled)
-        measure = Sampled._field_defaults["measure"] if true else "reward"
-        return Sampled(asked.prompts, after, before, measure)
+        ref = state.ref if held is None else held
+        tell = functools.partial(compiled, state.params, ref)
+        after = play(sampler, state.params, tell)
+        return Sampled(stage.questions.prompts, after, before, stage.measure)
 
     return sample
+
+
+def start_of(parts: Parts, referred: Referred) -> Params:
+    """Returns the reference before the first step; one that moves is read again."""
+    if "ref" in referred.frozen:
+        return referred.frozen["ref"]
+    assert parts.reference is not None  # `checks.rollout_faults`
+    return load_params(parts.reference, parts.mesh, seed=parts.config.seed)
 
 
 def rollout_questions(config: Config, tokenizer: Any) -> tuple[Questions, bool]:
@@ -173,28 +240,39 @@ def rollout_prompts(
     return prompts
 
 
-def make_judge(parts: Parts, asked: Questions) -> rollouts.Judge:
-    """Builds what judges n samples of each prompt: the truth, and reward.name."""
-    truth = sources.truth_of(parts.config.data.eval)
-    seconds = parts.config.reward.timeout_seconds
-    asker = rewarding.make_asker(parts.rewards, name="rollouts", seconds=seconds)
+def make_judge(
+    config: Config, rewards: Sequence[Reward], asked: Questions, *, name: str
+) -> rollouts.Judge:
+    """Builds what judges n samples of each prompt: the truth, and rewards.
+
+    The truth is that of the source, else eval.true_reward, else the rewards together.
+
+    Args:
+      config: of the run.
+      rewards: that are asked; () where the source says the truth.
+      asked: the prompts.
+      name: of who asks, as `rewarding.make_asker` has it.
+    """
+    truth, chosen = sources.truth_of(config.data.eval), config.eval.true_reward
+    seconds = config.reward.timeout_seconds
+    asker = rewarding.make_asker(rewards, name=name, seconds=seconds)
 
     def judge(texts: list[list[str]], ids: list[list[list[int]]]) -> rollouts.Judged:
         shape = (len(texts), len(texts[0]))
         scores, by_name = np.empty(shape), {}
-        if parts.rewards:
+        if rewards:
             places = range(len(texts))
             verdicts = rewarding.of_samples(asker, asked, places, texts, ids)
             scores = verdicts.total.reshape(shape)
             named = verdicts.by_name.items()
             by_name = {name: values.reshape(shape) for name, values in named}
         if truth is None:
-            return rollouts.Judged(scores, scores, by_name)
+            return rollouts.Judged(by_name.get(chosen, scores), scores, by_name)
         prompts = [prompt for prompt in asked.prompts for _ in range(shape[1])]
         answers = [text for row in texts for text in row]
         known = of_words(truth.reward)(prompts=prompts, completions=answers)
         true = np.reshape(known, shape)
-        return rollouts.Judged(true, scores if parts.rewards else true, by_name)
+        return rollouts.Judged(true, scores if rewards else true, by_name)
 
     return judge
 

@@ -119,9 +119,46 @@ def test_best_of_lies_beneath_the_frontier_and_its_kl_beneath_the_bound():
     np.testing.assert_allclose(curve[1].kl_bound, exact.best_of_n_kl_bound(4))
 
 
-def test_places_count_prompts_not_samples():
-    """Two prompts, three equal samples each: as two numbers, 1 and 3, error 1."""
-    rewards = np.array([[1.0] * 3, [3.0] * 3])
-    found = frontier.place(rewards, rewards / 2)
-    assert found == (1.0, 0.5, 2.0, 1.0)
-    assert found == frontier.place(rewards[:, 0], rewards[:, 0] / 2)
+def test_samples_without_a_verdict_are_as_if_they_were_not_drawn():
+    """Two prompts, 64 and 48 of their 64 samples known; one verdict is not a curve."""
+    drawn = np.random.default_rng(4).normal(size=(2, 64))
+    some = drawn.copy()
+    some[1, ::4] = np.nan
+    curve = frontier.frontier(some, [1.5])
+    alone = [frontier.soft_values(row[None, ~np.isnan(row)], 1.5)[0] for row in some]
+    np.testing.assert_allclose(frontier.soft_values(some, 1.5), alone)
+    assert np.isfinite([curve.kl, curve.reward, curve.reward_se]).all()
+    bests = frontier.best_of_curve(some, some)
+    assert [each.m for each in bests] == [2, 4, 8, 16, 32]  # of 64 one prompt has 48
+    weights = np.exp(some[0] / 1.5) / np.exp(some[0] / 1.5).sum()
+    ess = frontier.frontier(some[[0, 0]], [1.5]).samples[0]
+    np.testing.assert_allclose(ess, 1 / np.square(weights).sum())
+
+
+def test_few_samples_that_carry_the_weight_are_not_trusted():
+    """31 equal rewards carry all of the weight of 1,000; or 29, beneath the least."""
+    for carrying, trusted in ((31, True), (29, False)):
+        rewards = np.zeros((2, 1000))
+        rewards[:, :carrying] = 1.0
+        curve = frontier.frontier(rewards, [0.05])
+        np.testing.assert_allclose(curve.samples, carrying, rtol=1e-4)
+        assert curve.kl[0] < np.log(1000) - 2 and curve.trusted[0] == trusted
+
+
+def test_the_optimum_of_few_samples_is_not_above_by_their_bias():
+    """r ~ N(0, 1): V_1 = ½ in truth. 64 samples say less on average; corrected, not."""
+    rng, raw, corrected = np.random.default_rng(5), [], []
+    for _ in range(400):
+        ref = rng.normal(size=(50, 64))
+        raw.append(0.5 - frontier.soft_values(ref, 1.0).mean())
+        found = frontier.excess(np.full(50, 1.0), np.full(50, 0.5), ref, [1.0])
+        corrected.append(found.value)
+    error = np.std(corrected) / np.sqrt(400)
+    assert np.mean(raw) > 6 * error and abs(np.mean(corrected)) < 3 * error
+
+
+def test_equal_rewards_have_a_frontier_of_one_point():
+    same = np.full((3, 40), 0.25)
+    curve = frontier.frontier(same, frontier.grid(same))
+    np.testing.assert_allclose(curve.kl, 0.0, atol=1e-12)
+    np.testing.assert_allclose(curve.reward, 0.25)

@@ -151,6 +151,8 @@ OTHERS = {  # key -> another value
     "eval.rollouts": 5,
     "eval.rollouts_every_steps": 2,
     "eval.best_of": 3,
+    "eval.frontier": 33,
+    "eval.true_reward": "length",
     "checkpoint.every_steps": 1,
     "checkpoint.keep": 7,
     "checkpoint.keep_best": "rewards/margins",
@@ -283,6 +285,18 @@ ADMITTED = {  # key -> another value, and what a run needs to take it
     "reward.weights": ((2.0,), {"reward.name": "length"}),
     "reward.timeout_seconds": (7.0, {"reward.name": "length"}),
 }
+ADMITTED["eval.true_reward"] = (
+    "length",
+    {
+        "data.train": "{chats}",
+        "data.eval": "{chats}",
+        "data.chat_template": "{quiet}",
+        "reward.name": "sentiment+length",
+        "data.max_prompt_tokens": 8,
+        "eval.rollouts": 3,
+        "eval.frontier": 32,
+    },
+)
 ADMITTED["ppo.kl_horizon"] = (100.0, {**OF_SAMPLES["ppo."], "ppo.kl_target": 6.0})
 
 

@@ -26,7 +26,6 @@ from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring import sampled as sampled_lib
 from dpo_jax.wiring.generation import SampleRequest
 from dpo_jax.wiring.reading import sources_of
-from dpo_jax.wiring.reference import Referred
 
 REQUEST = SampleRequest("", 0, 1, 8, 1.0, 0, 1.0, 0.0, (), 0, 8)
 WORDS = ("film", "plot", "hero", "scene", "music")
@@ -198,7 +197,14 @@ def parts_of(asked, rewards=()):
         mesh=mesh,
         data=SimpleNamespace(tokenizer=tokenizer),
         rewards=rewards,
+        ref=asked.ref,
     )
+
+
+def rollouts_of(parts, ref):
+    """Rollouts beside a reference that stays."""
+    stage = sampled_lib.make_stage(parts.config, parts.data.tokenizer, parts.mesh)
+    return sampled_lib.make_rollouts(parts, stage, ref)
 
 
 def test_prompts_of_ones_own_are_judged_by_a_reward_of_ones_own(tmp_path):
@@ -215,7 +221,7 @@ def test_prompts_of_ones_own_are_judged_by_a_reward_of_ones_own(tmp_path):
     parts = parts_of(asked, (Reward("near", near),))
     with jax.set_mesh(parts.mesh):
         params = model_wiring.load_params(parts.reference, parts.mesh, seed=0)
-        roll = sampled_lib.make_rollouts(parts, Referred({"ref": params}, *[None] * 3))
+        roll = rollouts_of(parts, params)
         sampled = roll(SimpleNamespace(params=params, ref=None))
     assert sampled.prompts == [row["prompt"] for row in rows[:4]]
     metrics = sampled_lib.rollout_metrics(sampled)
@@ -232,7 +238,7 @@ def test_prompts_of_ones_own_are_judged_by_a_reward_of_ones_own(tmp_path):
     json.dumps([metrics, results, sampled_lib.side_by_side(sampled, 4)])
     asked.data.max_prompt_tokens = 2
     with pytest.raises(DataError, match="4 of 4 prompts of eval.rollouts have more th"):
-        sampled_lib.make_rollouts(parts, Referred({"ref": params}, *[None] * 3))
+        rollouts_of(parts, params)
 
 
 @pytest.mark.parametrize("ref_dtype", ["", "bfloat16"])
@@ -253,7 +259,7 @@ def test_one_sampler_serves_a_policy_and_a_reference_like_it(ref_dtype, monkeypa
             )
             for i, model in enumerate([parts.reference, parts.model])
         )
-        roll = sampled_lib.make_rollouts(parts, Referred({"ref": params}, *[None] * 3))
+        roll = rollouts_of(parts, params)
         state = lambda policy: SimpleNamespace(params=policy, ref=None)  # noqa: E731
         sampled = roll(state(other))
         assert len(made) == 1 + bool(ref_dtype)

@@ -1,0 +1,181 @@
+"""The frontier of whole small runs: its file, its metrics, its samples kept aside."""
+
+import json
+import logging as std_logging
+
+import jax
+import numpy as np
+import pytest
+
+from dpo_jax import build, schema
+from dpo_jax.config import Config
+from dpo_jax.errors import ConfigError
+from dpo_jax.evals.rollouts import Rollout
+from dpo_jax.losses import LOSSES
+from dpo_jax.sharding.mesh import make_mesh
+from dpo_jax.wiring import checks, frontier
+
+M = 40
+KEYS = {
+    "model.preset": "tiny",
+    "data.train": "sentiment",
+    "data.eval": "sentiment",
+    "data.limit": 16,
+    "data.max_tokens": 20,
+    "data.max_prompt_tokens": 12,
+    "eval.limit": 8,
+    "eval.rollouts": 5,
+    "eval.best_of": 2,
+    "eval.frontier": M,
+    "train.steps": 1,
+    "optimizer.name": "adamw",
+    "optimizer.lr": 1e-2,
+    "optimizer.warmup_steps": 0,
+    "batch.pairs": 8,
+}
+KINDS = {
+    "dpo": {"loss.beta": 0.1},
+    "sft": {"objective": "sft", "loss.name": "sft"},
+    "ppo": {
+        "objective": "ppo",
+        "reward.name": "sentiment",
+        "rollout.prompts": 8,
+        "rollout.samples": 2,
+        "rollout.max_new_tokens": 5,
+        "ppo.epochs": 1,
+        "eval.limit": 0,
+    },
+}
+
+
+def configured(kind: str, **given) -> Config:
+    config = schema.base()
+    values = {
+        **KEYS,
+        **KINDS[kind],
+        **{k.replace("__", "."): v for k, v in given.items()},
+    }
+    if kind == "ppo":
+        values["batch.pairs"] = schema.KEYS["batch.pairs"].default
+    config.update_from_flattened_dict(values)
+    return config.lock()
+
+
+def evaluations(run):
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["split"] == "eval"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_run_is_compared_with_its_frontier(kind, tmp_path):
+    """At step 0 the policy is the reference: KL 0, reward beneath by noise only."""
+    build.run(configured(kind), tmp_path / "run")
+    held = json.loads((tmp_path / "run" / "frontier.json").read_text())
+    assert (held["prompts"], held["samples"]) == (5, M)
+    assert held["measure"] == "true reward"
+    rewards = [point["reward"] for point in held["frontier"]]
+    kls = [point["kl"] for point in held["frontier"]]
+    assert np.all(np.diff(rewards) < 0) and np.all(np.diff(kls) < 0)
+    assert 0 < sum(point["trusted"] for point in held["frontier"]) < 60
+    assert [best["m"] for best in held["best_of"]] == [2, 4, 8, 16, 32, M]
+    first, last = evaluations(tmp_path / "run")
+    assert (first["step"], last["step"]) == (0, 1)
+    assert first["rollouts/kl"] == 0 and first["frontier/trusted"] == 1
+    for line in (first, last):
+        at = line["frontier/reward"] + line["frontier/excess"]
+        np.testing.assert_allclose(at, line["rollouts/reward"], rtol=1e-6)
+        assert not line["frontier/flagged"]
+    assert last["rollouts/kl"] > 0
+    longest = 5 if kind == "ppo" else 8  # rollout.max_new_tokens, or what is left
+    assert first["rollouts/length"] <= longest < 2 * first["rollouts/length"]
+
+
+def test_samples_are_drawn_once_for_all_runs_and_kept_whole(tmp_path, monkeypatch):
+    drawn, draw = [], frontier.draw
+    monkeypatch.setattr(frontier, "draw", lambda *args: drawn.append(1) or draw(*args))
+    texts = []
+    for number, name in enumerate(("one", "two", "three")):
+        if name == "three":  # half a file
+            for path in (tmp_path / "frontier_cache").iterdir():
+                path.write_bytes(path.read_bytes()[:100])
+        build.run(configured("dpo", eval__at_start=False), tmp_path / name)
+        texts.append((tmp_path / name / "frontier.json").read_text())
+        assert len(drawn) == (1, 1, 2)[number]
+    assert len(set(texts)) == 1
+    config = configured("dpo", eval__at_start=False, eval__frontier=M + 1)
+    build.run(config, tmp_path / "more")
+    assert len(drawn) == 3
+
+
+def test_one_device_finds_what_eight_do(tmp_path, monkeypatch):
+    found = []
+    for count in (1, 8):
+        monkeypatch.setattr(
+            build,
+            "make_mesh",
+            lambda count=count, **axes: make_mesh(
+                **axes, devices=jax.devices()[:count]
+            ),
+        )
+        run = tmp_path / str(count) / "run"  # they share no samples
+        build.run(configured("dpo"), run)
+        held = json.loads((run / "frontier.json").read_text())
+        found.append((held, evaluations(run)[-1]))
+    (one, line), (eight, other) = found
+    assert one == eight
+    for name in (
+        "rollouts/reward",
+        "rollouts/kl",
+        "frontier/excess",
+        "frontier/reward",
+    ):
+        np.testing.assert_allclose(line[name], other[name], rtol=1e-4, atol=1e-5)
+
+
+def rolled(rewards, kls):
+    return Rollout(["a"] * len(rewards), rewards, kls, np.ones(len(rewards)), {}, {}, 0)
+
+
+class Last:
+    """Stands for rollouts that have been measured."""
+
+    def __init__(self, policy):
+        self.last = type("Sampled", (), {"policy": policy})
+
+
+def test_what_lies_above_is_flagged_and_told_and_stops_nothing(tmp_path, caplog):
+    """KL forgotten: the reward of the best of 8 at no KL at all."""
+    ref = np.random.default_rng(0).normal(size=(32, 256))
+    bound = frontier.bound_of(ref, "true reward")
+    best = ref[:, :64].reshape(32, 8, 8).max(2).mean(1)
+    state = type("State", (), {"step": 7})
+    caplog.set_level(std_logging.WARNING)
+    said = {}
+    for kl in (0.0, np.log(8) - 7 / 8):
+        measure = frontier.Above(Last(rolled(best, np.full(32, kl))), bound, tmp_path)
+        said[kl > 0] = dict(measure(state))
+    assert said[False]["frontier/flagged"] == 1 and said[True]["frontier/flagged"] == 0
+    assert caplog.text.count("lies above the frontier") == 1 and "step 7" in caplog.text
+    assert said[False]["frontier/excess"] > 3 * said[False]["frontier/excess_se"]
+    far = dict(
+        frontier.Above(Last(rolled(best, np.full(32, 9.0))), bound, tmp_path)(state)
+    )
+    assert far["frontier/trusted"] == 0 and far["frontier/excess"] < 0
+    unjudged = rolled(np.full(32, np.nan), np.zeros(32))
+    assert frontier.above(unjudged, bound) == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"eval.frontier": 31}, "eval.frontier=31 with .*32 samples of 2 prompts"),
+        ({"eval.rollouts": 1}, "eval.rollouts=1: a frontier takes"),
+        ({"eval.rollouts": 0}, "eval.frontier=40 is not used by eval.rollouts=0"),
+        ({"eval.true_reward": "length"}, "not used by data.eval='sentiment'"),
+    ],
+)
+def test_what_has_no_frontier_is_refused(given, said):
+    config = configured("dpo")
+    config.update_from_flattened_dict(given)
+    with pytest.raises(ConfigError, match=said):
+        checks.check(config, LOSSES)

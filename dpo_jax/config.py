@@ -179,7 +179,7 @@ def from_json(saved: Mapping[str, Any]) -> Config:
     faults += [
         f"config.json: {key}={str(value)[:80]!r} is not of type {type(kept).__name__}"
         for key, value in sorted(values.items())
-        if not _fits(value, kept := known[key])
+        if not fits(value, kept := known[key])
     ]
     with collected(ConfigError) as complaints:
         complaints += faults
@@ -188,7 +188,7 @@ def from_json(saved: Mapping[str, Any]) -> Config:
     return config
 
 
-def _fits(value: Any, kept: Any) -> bool:
+def fits(value: Any, kept: Any) -> bool:
     """Says whether a value may take the place of another in a configuration."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     return type(value) is type(kept) or (whole and isinstance(kept, float))

@@ -150,6 +150,12 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def fits(value: Any, kept: Any) -> bool:
+    """Says whether a value may take the place of another in a configuration."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return type(value) is type(kept) or (whole and isinstance(kept, float))
+
+
 def unused_options(
     section: str, values: Mapping[str, Any], used: Iterable[str], by: str
 ) -> list[str]:

@@ -7,7 +7,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from dpo_jax import schema
-from dpo_jax.config import flat, unknown_keys
+from dpo_jax.config import fits, flat, unknown_keys
 from dpo_jax.errors import ConfigError, collected
 from dpo_jax.schema import Config, base
 
@@ -81,11 +81,5 @@ def _misfits(config: Config, given: Mapping[str, Any], whose: str) -> list[str]:
         f"{whose}: {key}={str(given[key])[:80]!r} is not of type "
         f"{type(known[key]).__name__}"
         for key in sorted(given.keys() & known.keys())
-        if not _fits(given[key], known[key])
+        if not fits(given[key], known[key])
     ]
-
-
-def _fits(value: Any, kept: Any) -> bool:
-    """Says whether a value may take the place of another in a configuration."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return type(value) is type(kept) or (whole and isinstance(kept, float))

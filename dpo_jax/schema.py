@@ -77,8 +77,8 @@ KEYS: dict[str, Key] = {
     "model.revision": Key("", "of a hub id"),
     "model.ignore_attributes": Key(
         (),
-        "names in config.json of the policy (and of ref.path) that are not known here "
-        "and that transformers computes nothing with",
+        "names in config.json of the policy (and of ref.path and reward.path) that are "
+        "not known here and that transformers computes nothing with",
     ),
     "model.preset": Key("", "instead of path: train from scratch"),
     "model.dtype": Key(
@@ -337,7 +337,17 @@ KEYS: dict[str, Key] = {
         choices=("none", "data"),
     ),
     "reward.name": Key(
-        "", "who judges samples: a row of rewards/, or several: 'length+sentiment'"
+        "",
+        "who judges samples: a row of rewards/, or several: 'length+model'; '' = "
+        "'model' where reward.path is given",
+    ),
+    "reward.path": Key(
+        "",
+        "the reward model, a row 'model' of rewards/: an export of objective=reward, "
+        "or an HF …ForSequenceClassification of one label",
+    ),
+    "reward.dtype": Key(
+        "", "of its weights and computation; '' = model.dtype", choices=("", *FLOATS)
     ),
     "reward.weights": Key(
         (), "of a sum of rewards, one number each; () = 1.0", items=float
@@ -353,6 +363,12 @@ KEYS: dict[str, Key] = {
     ),
     "rollout.batch": Key(
         128, "samples of a data shard that are drawn together, at most", COUNT
+    ),
+    "rollout.cache_dtype": Key(
+        "",
+        "of the keys and values kept while sampling, 'bfloat16' halves them; '' = "
+        "model.dtype. What is trained on is scored again",
+        choices=("", *FLOATS),
     ),
     "ppo.epochs": Key(4, "passes over a rollout (TRL)", COUNT),
     "ppo.minibatches": Key(1, "updates of a pass (TRL)", COUNT),
@@ -424,8 +440,9 @@ KEYS: dict[str, Key] = {
     ),
     "online.labels": Key(
         "order",
-        "of rewards; or 'bradley_terry': drawn with probability σ(difference)",
-        choices=("order", "bradley_terry"),
+        "of rewards; or 'bradley_terry': drawn with probability σ(difference); or "
+        "'soft': the loss of both orders, weighed by it",
+        choices=("order", "bradley_terry", "soft"),
     ),
     "online.ref": Key(
         "fixed",

@@ -63,6 +63,8 @@ def check(config: Config, table: LossTable, rewards: RewardTable = REWARDS) -> L
                 or loss_faults(kind, losses, config.loss)
                 + reference_faults(losses, config.ref)
             )
+            if config.online.labels == "soft":
+                complaints += sample_checks.label_faults(losses)
             whole = objective.needs_whole_reference(losses)
             if whole and config.objective == "online":
                 by = f"loss.name={objective.name_of(losses)!r}"

@@ -1,6 +1,6 @@
 """What on-policy runs refuse of a configuration, and what others refuse of theirs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dpo_jax import config as config_lib
@@ -8,8 +8,10 @@ from dpo_jax import schema
 from dpo_jax.config import Config
 from dpo_jax.data import sources
 from dpo_jax.errors import unknown
+from dpo_jax.losses import Bound
 from dpo_jax.objectives import ON_POLICY
 from dpo_jax.sampling import compare
+from dpo_jax.wiring import rewarding
 
 Section = Mapping[str, Any]  # values of a section of the configuration
 
@@ -39,8 +41,8 @@ def on_policy_faults(config: Config) -> list[str]:
         faults += config_lib.unused_options(
             "batch", config.batch, ("microbatches",), by
         )
-    if not config.reward.name:
-        faults.append(f"{by} needs a reward: set reward.name")
+    if not rewarding.names_of(config.reward):
+        faults.append(f"{by} needs a reward: set reward.name or reward.path")
     if data.eval and not config.eval.rollouts:
         faults.append(
             f"data.eval={data.eval!r} is not used by {by} with eval.rollouts=0; "
@@ -77,6 +79,16 @@ def whole_faults(by: str, online: Section, rollout: Section) -> list[str]:
     if online["ref"] == "each_round":
         faults.append(f"{by} needs a reference that stays; set online.ref='fixed'")
     return faults
+
+
+def label_faults(losses: Sequence[Bound]) -> list[str]:
+    """Complains of losses that cannot be taken of both orders of a pair."""
+    return [
+        f"online.labels='soft' is not for loss.name={bound.name!r}, which couples "
+        "pairs or is divided by chosen tokens; use 'bradley_terry', which draws"
+        for bound in losses
+        if not bound.loss.takes_soft_labels
+    ]
 
 
 def sample_faults(name: str, given: Section, rollout: Section, pairs: int) -> list[str]:
@@ -157,11 +169,12 @@ def rollout_faults(config: Config) -> list[str]:
             for name in ("rollouts_every_steps", "best_of", "frontier", "true_reward")
             if given[name] != schema.KEYS[f"eval.{name}"].default
         ]
-    if sources.truth_of(source) is None and not (source and config.reward.name):
+    judged = rewarding.names_of(config.reward)
+    if sources.truth_of(source) is None and not (source and judged):
         known = ", ".join(sources.JUDGED)
         faults.append(
             f"eval.rollouts={count} needs a data.eval with a true "
-            f"reward ({known}), not {source!r}, or a reward.name"
+            f"reward ({known}), not {source!r}, or reward.name or reward.path"
         )
     faults += frontier_faults(config)
     if reference == "none":
@@ -182,7 +195,7 @@ def frontier_faults(config: Config) -> list[str]:
             f"eval.frontier={given.frontier} with eval.rollouts={given.rollouts}: a "
             f"frontier takes {LEAST_OF_FRONTIER} samples of 2 prompts at least; 0 = off"
         )
-    names = config.reward.name.split("+")
+    names = rewarding.names_of(config.reward)
     if given.true_reward and sources.truth_of(config.data.eval) is not None:
         faults.append(
             f"eval.true_reward={given.true_reward!r} is not used by data.eval="

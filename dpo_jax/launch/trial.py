@@ -16,7 +16,7 @@ from dpo_jax.launch.identity import identity
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]{0,99}")
 NAME_RULE = "1 to 100 of A-Z a-z 0-9 . _ = + -, the first a letter or digit"
-SHARED = ("ref_cache", "token_cache")  # folders that runs share, beside their own
+SHARED = "_cache"  # ending of the folders that runs share, beside their own
 PLACE = re.compile(r"\{([^{}]*)\}")
 TEMPLATES = "data.columns."  # keys in whose values braces are a user's own
 FILES = ("losses", "rewards")  # overrides that name the file of a flag
@@ -100,8 +100,8 @@ def check_names(trials: Sequence[Trial]) -> None:
         for name in dict.fromkeys(names):
             if not isinstance(name, str) or not NAME.fullmatch(name):
                 complaints.append(f"trial name {str(name)[:80]!r}: {NAME_RULE}")
-            elif name in SHARED:
-                complaints.append(f"trial name {name!r} is that of a folder they share")
+            elif name.endswith(SHARED):
+                complaints.append(f"trial name {name!r} is one of a folder they share")
             elif [n.casefold() for n in map(str, names)].count(name.casefold()) > 1:
                 complaints.append(
                     f"trial name {name!r} stands twice (case does not count); names "

@@ -25,7 +25,7 @@ def get_sweep(arg=None):
     return [
         Trial("dpo", "quickstart", {**SMALL, **start, "loss.beta": float(arg or 0.1)}),
         Trial("sft", "quickstart:stage=sft,steps=200", SMALL),
-        Trial("bad", "quickstart", {**SMALL, **start, "batch.microbatches": 3}),
+        Trial("bad", "quickstart", {**SMALL, **start, "data.train": "/nowhere.jsonl"}),
     ]
 """
 

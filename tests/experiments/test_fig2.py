@@ -191,7 +191,7 @@ def folder(tmp_path):
     places = [
         {"kl": kl, "reward": r, "reward_se": 0.01, "trusted": kl < 5} for kl, r in CURVE
     ]
-    bests = [{"m": 2, "kl_bound": 0.19, "reward": 0.6, "reward_se": 0.01}]
+    bests = [{"m": 2, "kl_bound": 0.19, "reward": 0.59, "reward_se": 0.01}]
     bounds = {"frontier": places[::-1], "best_of": bests}
     write_json(tmp_path / "dpo.beta=1" / "frontier.json", bounds)
     write_json(tmp_path / "data" / "data.json", {"samples": 1_000})
@@ -222,7 +222,7 @@ def test_points_know_what_they_cost(folder):
     assert last["ppo_gt.kl=2"].samples == 4 * 32
     assert last["ppo.kl=2"].samples == 1_000 + 4 * 32  # its reward was learned
     assert [place.kl for place in found.bounds.curve] == sorted(kl for kl, _ in CURVE)
-    assert found.bounds.best_of == [(2, 0.19, 0.6, 0.01)]
+    assert found.bounds.best_of == [(2, 0.19, 0.59, 0.01)]
     assert found.bounds.best_of_learned == [(4, 0.64, 0.72, 0.01)]
 
 

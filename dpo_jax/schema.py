@@ -499,6 +499,11 @@ KEYS: dict[str, Key] = {
     "checkpoint.keep_best": Key(
         "", "eval metric whose best step stays too; highest:NAME, lowest:NAME, or NAME"
     ),
+    "checkpoint.after": Key(
+        "all",
+        "what a finished run keeps beside its export; or 'params', 'none'",
+        choices=("all", "params", "none"),
+    ),
     "log.every_steps": Key(1, "lines of metrics.jsonl", COUNT),
 }
 OWN_OPTIONS = "loss.options."  # NAME.OPTION: an option of one loss of several

@@ -22,6 +22,7 @@ REWARD: Keys = {
     "loss.name": "bradley_terry",
     "ref.mode": "none",
 }
+EXPORT_ALONE: Keys = {"checkpoint.after": "none"}  # what a finished trial keeps
 LEARNED: Keys = {"reward.path": "{reward_model}"}
 
 
@@ -52,7 +53,7 @@ def first(tier: Tier, imdb: str) -> Trial:
     """Makes the trial whose export all others start from."""
     keys = {k: v for k, v in tier.keys.items() if not k.startswith("eval.")}
     local = {"data.path": imdb} if imdb else {}
-    return Trial("sft", "sft", {**keys, **tier.sft, **local})
+    return Trial("sft", "sft", {**EXPORT_ALONE, **keys, **tier.sft, **local})
 
 
 def offline(tier: Tier, data: str) -> Iterator[Trial]:
@@ -119,7 +120,8 @@ def ppo(tier: Tier, data: str, name: str, target: float, learned: Keys) -> Trial
 
 def started(tier: Tier, name: str, config: str, keys: Keys) -> Trial:
     """Makes a trial that starts from the reference and keeps its export alone."""
-    return Trial(name, config, {"model.path": tier.reference, **keys})
+    start = {"model.path": tier.reference, **EXPORT_ALONE}
+    return Trial(name, config, {**start, **keys})
 
 
 def often(tier: Tier, keys: Keys) -> Keys:

@@ -17,6 +17,7 @@ import pytest
 
 from dpo_jax import schema
 from dpo_jax.losses import LOSSES, find
+from dpo_jax.models import scalar
 from dpo_jax.objectives import OBJECTIVES, on_policy
 from dpo_jax.objectives.judged import Judged
 from dpo_jax.objectives.on_policy import OnPolicy, SampleScorer
@@ -133,6 +134,10 @@ def learn(objective, params, hyper, *, turns, samples, settle, prepare=None, dra
     return tables[turns * 3 // 4 :].mean(0)
 
 
+def critic_of(algorithm):
+    return scalar.on_trunk if algorithm.critic else None
+
+
 def start(critic=False):
     params = {"table": jnp.asarray(REF)}
     if critic:
@@ -165,7 +170,7 @@ def test_each_algorithm_reaches_the_optimum_of_reward_and_kl(name):
         ),
     }[name]
     algorithm = OBJECTIVES[name].make(given)
-    scorer = SampleScorer(apply, 64, critic=algorithm.critic)
+    scorer = SampleScorer(apply, 64, critic=critic_of(algorithm))
     table = learn(
         OnPolicy(algorithm, scorer),
         start(algorithm.critic),
@@ -233,7 +238,9 @@ def loss_of(objective, hyper, batch):
 def made(name, **given):
     given = section(name=name, **given)
     algorithm = OBJECTIVES[name].make(given)
-    objective = OnPolicy(algorithm, SampleScorer(apply, 64, critic=algorithm.critic))
+    objective = OnPolicy(
+        algorithm, SampleScorer(apply, 64, critic=critic_of(algorithm))
+    )
     return objective, hyper_of(name, given, 0.1)
 
 

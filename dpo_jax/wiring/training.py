@@ -119,6 +119,7 @@ def minimised(
         chunk=chunk,
         ref_head=None if whole is None else whole.head,
         temperature=heat,
+        labels=config.online.labels,
     )
     stats = start_stats(losses)
     return Minimised(objective, stats, floats, None, step_of, places, ref)

@@ -77,8 +77,8 @@ KEYS: dict[str, Key] = {
     "model.revision": Key("", "of a hub id"),
     "model.ignore_attributes": Key(
         (),
-        "names in config.json of the policy (and of ref.path) that are not known here "
-        "and that transformers computes nothing with",
+        "names in config.json of the policy (and of ref.path and reward.path) that are "
+        "not known here and that transformers computes nothing with",
     ),
     "model.preset": Key("", "instead of path: train from scratch"),
     "model.dtype": Key(
@@ -337,7 +337,17 @@ KEYS: dict[str, Key] = {
         choices=("none", "data"),
     ),
     "reward.name": Key(
-        "", "who judges samples: a row of rewards/, or several: 'length+sentiment'"
+        "",
+        "who judges samples: a row of rewards/, or several: 'length+model'; '' = "
+        "'model' where reward.path is given",
+    ),
+    "reward.path": Key(
+        "",
+        "the reward model, a row 'model' of rewards/: an export of objective=reward, "
+        "or an HF …ForSequenceClassification of one label",
+    ),
+    "reward.dtype": Key(
+        "", "of its weights and computation; '' = model.dtype", choices=("", *FLOATS)
     ),
     "reward.weights": Key(
         (), "of a sum of rewards, one number each; () = 1.0", items=float

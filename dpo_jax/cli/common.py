@@ -277,9 +277,6 @@ def setup_jax(config: Config, *, debug: bool) -> None:
 
     if debug:
         jax.config.update("jax_debug_nans", True)
-    cache = os.environ.get("DPO_JAX_COMPILE_CACHE")
-    jax.config.update("jax_enable_compilation_cache", cache != "")
-    compile_cache.use(cache or None)
     devices = os.environ.get("DPO_JAX_CPU_DEVICES")
     if devices:
         if not (devices.isdecimal() and int(devices)):
@@ -288,6 +285,9 @@ def setup_jax(config: Config, *, debug: bool) -> None:
         jax.config.update("jax_num_cpu_devices", int(devices))
     seconds = config.distributed.timeout_seconds
     join_processes(seconds, watchdog=config.train.watchdog_seconds)
+    cache = os.environ.get("DPO_JAX_COMPILE_CACHE")
+    jax.config.update("jax_enable_compilation_cache", cache != "")
+    compile_cache.use(cache or None)
 
 
 def join_processes(seconds: float, *, watchdog: float) -> None:

@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError("--workdir and --model name something twice; name it once")
     common.setup_logging()
     from dpo_jax.sharding.mesh import make_mesh
-    from dpo_jax.wiring import generation
+    from dpo_jax.wiring import choosing, generation
     from dpo_jax.wiring.reading import sources_of
     from dpo_jax.wiring.restoring import run_config
 
@@ -76,10 +76,15 @@ def main(arguments: Sequence[str]) -> int:
     held_out = [each.source for each in found.values()]
     asked = generation.read_prompts(request, held_out)
     mesh = make_mesh(**config.mesh)
-    answers = generation.sample(asked, request, policies, mesh)
-    if asker is not None:
-        answers = generation.best(answers, asked.columns, asker)
     import jax
+
+    if asker is None:
+        answers = generation.sample(asked, request, policies, mesh)
+    else:
+        with jax.set_mesh(mesh):
+            score = choosing.of_policies(config, policies, asked, request, mesh)
+            answers = generation.sample(asked, request, policies, mesh)
+            answers = choosing.best(answers, asked.columns, asker, score)
 
     if jax.process_index() == 0:
         if values["out"].value:
@@ -122,8 +127,8 @@ def _asker(config: Any, values: common.Flags) -> Any:
     table = rewards_of(values["rewards"].value)
     with collected(ConfigError) as complaints:
         complaints += rewarding.faults(config.reward, table)
-        if not config.reward.name:
-            complaints.append("--best needs a reward; set --config.reward.name")
+        if not rewarding.names_of(config.reward):
+            complaints.append("--best needs a reward; set --config.reward.name or path")
         if values["n"].value < 2:
             complaints.append("--best chooses among several; set --n > 1")
     rewards = rewarding.chosen(config.reward, table)

@@ -3,7 +3,8 @@
 A scalar spec is a decoder's with `scalar=True`: its tree has `score/kernel` [D, 1] in
 the place of a head, and its `Head` maps a hidden state to one number. On disk it is
 HF's …ForSequenceClassification with one label and no bias. HF reads the last token that
-is not `pad_token_id`; here the batch says where each response ends.
+is not `pad_token_id`, and so is such a model read here (`read_at`); one that is trained
+here is read where the batch says that a response ends.
 """
 
 import dataclasses
@@ -14,14 +15,21 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from dpo_jax.errors import ModelError
 from dpo_jax.models import decoder
 from dpo_jax.models.spec import DecoderSpec
-from dpo_jax.types import Array, Head, Params
+from dpo_jax.types import Array, Batch, Head, Params
 
 Config = dict[str, Any]
 
 CLASSIFIER = "ForSequenceClassification"
 LANGUAGE_MODEL = r"(LMHeadModel|ForCausalLM|ForConditionalGeneration)$"
+PADS = {  # model_type -> `pad_token_id` where config.json names none; of others none
+    **dict.fromkeys(("gemma", "gemma2", "gemma3", "gemma3_text"), 0),
+    "olmo2": 1,
+    "phi3": 32_000,
+    "smollm3": 128_004,
+}
 
 
 def scalar_spec(spec: DecoderSpec) -> DecoderSpec:
@@ -83,6 +91,48 @@ def scores(hidden: Array, head: Head, ends: Array) -> Array:
     chex.assert_rank([hidden, ends], [3, 2])
     states = jnp.take_along_axis(hidden, ends[..., None], axis=1)  # [B, R, D]
     return token_scores(states, head)
+
+
+def pad_id(config: Config) -> int | None:
+    """Returns the pad token of a `config.json`, behind which HF reads no score.
+
+    Raises:
+      ModelError: if it is no token id.
+    """
+    text = config.get("text_config") or config
+    found = text.get("pad_token_id", PADS.get(config["model_type"]))
+    if found is not None and type(found) is not int:
+        said = str(found)[:80]
+        raise ModelError(f"config.json: pad_token_id={said} must be a token id")
+    return found
+
+
+def read_at(batch: Batch, pad: int | None) -> Array:
+    """Finds the tokens that HF reads the scores of responses at.
+
+    They are the last ones of prompt and response that are not the pad token, which may
+    be the one that ends a text; of a text of nothing else, its first.
+
+    Args:
+      batch: rows, whose `ends` say where the responses end.
+      pad: from `pad_id`; None = there is none, so a score is read at the end.
+
+    Returns:
+      i32[B, R] indices in the row, as `scores` takes them; meaningless for empty slots.
+    """
+    if pad is None:
+        return batch.ends
+    at = batch.ends[..., None]  # [B, R, 1]
+
+    def of_slot(values: Array) -> Array:
+        return jnp.take_along_axis(values[:, None], at, axis=2)
+
+    index, branches = jnp.arange(batch.tokens.shape[1]), batch.branches[:, None]
+    mine = (branches == 0) | (branches == of_slot(batch.branches))  # [B, R, T]
+    mine &= (batch.docs[:, None] == of_slot(batch.docs)) & (index <= at)
+    read = mine & (batch.tokens[:, None] != pad)
+    last = jnp.where(read, index, -1).max(-1)
+    return jnp.where(last < 0, jnp.argmax(mine, -1), last)
 
 
 def is_classifier(config: Config) -> bool:

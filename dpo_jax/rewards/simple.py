@@ -13,6 +13,15 @@ def length(completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[floa
     return [float(len(ids)) for ids in completion_ids]
 
 
+def of_model(model_scores: Sequence[float], **columns: Any) -> list[float]:
+    """Repeats the score of each sample by the reward model of the run.
+
+    It lies on the mesh, so the run asks it first, and hands its scores on as a column.
+    """
+    del columns
+    return [*model_scores]
+
+
 def of_words(truth: Callable[[Sequence[str], Sequence[str]], float]) -> Function:
     """Makes a reward of what is said of the words of a prompt and its continuation.
 

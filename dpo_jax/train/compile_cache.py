@@ -34,9 +34,17 @@ ZSTD = b"\x28\xb5\x2f\xfd"
 def use(folder: str | os.PathLike | None = None) -> None:
     """Keeps compiled programs on disk, unless jax was told where before.
 
+    Several processes on CPUs keep none: a program of XLA's CPU compiler that was read
+    from disk has lost the order of its collectives, so that processes which run them
+    in different orders hang or abort (seen with jax 0.10.2; none in a program that was
+    just compiled).
+
     Args:
       folder: what versions and processors share; None = below the user's cache.
     """
+    if jax.distributed.is_initialized() and jax.default_backend() == "cpu":
+        if jax.process_count() > 1:
+            jax.config.update("jax_enable_compilation_cache", False)
     if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     parent = Path.home() / ".cache" / "dpo_jax" / "jax" if folder is None else folder

@@ -26,6 +26,7 @@ from dpo_jax.wiring import (
     prompts,
     reading,
     rewarding,
+    scoring,
     training,
 )
 from dpo_jax.wiring import data as data_wiring
@@ -33,6 +34,7 @@ from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring.model import Model
 from dpo_jax.wiring.objective import Losses, needs_whole_reference
 from dpo_jax.wiring.parts import Parts
+from dpo_jax.wiring.scoring import Scorer
 from dpo_jax.wiring.turns import Comparing, Turns
 
 
@@ -76,9 +78,19 @@ def make_parts(
     folder, spec = model_wiring.find_model(config, tokenizer)
     model = model_wiring.make_model(config, folder, spec)
     model_wiring.check_loadable(model, mesh)
-    if config.objective in ON_POLICY:
-        return of_samples(config, losses, mesh, tokenizer, model, rewards)
     ignored = config.model.ignore_attributes
+    scorer = scoring.make_scorer(
+        model.decoder,
+        config.reward,
+        mesh,
+        batch=config.rollout.batch,
+        vocab=spec.vocab,
+        longest=config.data.max_tokens,
+        tokenizers=[tokenizer],
+        ignored=ignored,
+    )
+    if config.objective in ON_POLICY:
+        return of_samples(config, losses, mesh, tokenizer, model, scorer, rewards)
     ref_model = model_wiring.reference_model(model, config.ref, mesh, ignored)
     rated = checks.reads_ratings(losses, config.loss)
     data = data_wiring.load_data(  # the slowest
@@ -93,7 +105,9 @@ def make_parts(
     train, held_out = data_wiring.make_loaders(config, data, spec, mesh, steps, join)
     config = config_lib.stated(config, {"batch.microbatches": train.microbatches})
     asked = ref_model if OBJECTIVES[config.objective].reference else None
-    trainer = training.make_trainer(config, losses, model, asked, mesh, steps)
+    trainer = training.make_trainer(
+        config, losses, model, asked, mesh, steps, scorer=scorer
+    )
     ask = None
     if asked is not None:
         chunk, whole = config.model.logits_chunk, needs_whole_reference(losses)
@@ -112,6 +126,7 @@ def make_parts(
         held_out,
         config.ref,
         rewarding.chosen(config.reward, rewards),
+        scorer,
     )
 
 
@@ -121,6 +136,7 @@ def of_samples(
     mesh: Mesh,
     tokenizer: Any,
     model: Model,
+    scorer: Scorer | None,
     rewards: RewardTable,
 ) -> Parts:
     """Wires the turns of an on-policy run."""
@@ -155,7 +171,7 @@ def of_samples(
     ignored = config.model.ignore_attributes
     ref_model = model_wiring.reference_model(model, ref, mesh, ignored)
     trainer = training.make_trainer(
-        config, losses, model, ref_model, mesh, steps, sizes
+        config, losses, model, ref_model, mesh, steps, sizes, scorer
     )
     ask = None
     if ref_model is not None:
@@ -198,6 +214,7 @@ def of_samples(
         comparing=Comparing(given["rank"], given["labels"])
         if name == "online"
         else None,
+        score=scoring.of_frozen(scorer, width=sizes.new_tokens),
     )
     return Parts(
         config,
@@ -213,6 +230,7 @@ def of_samples(
         None,
         ref,
         judges,
+        scorer,
         turns,
     )
 

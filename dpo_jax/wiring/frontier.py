@@ -119,7 +119,7 @@ def true_rewards(parts: Parts) -> tuple[Reward, ...]:
 
 def judge_name(parts: Parts, judges: tuple[Reward, ...]) -> str:
     """Names who says the truth and with which code; '' where that may change unseen."""
-    config = parts.config
+    config, scorer = parts.config, parts.scorer
     own = {each.name for each in judges if each.function is not REWARDS.get(each.name)}
     if own and not config.rewards:
         return ""
@@ -128,6 +128,7 @@ def judge_name(parts: Parts, judges: tuple[Reward, ...]) -> str:
         "rewards": [(each.name, each.weight) for each in judges],
         "file": config.rewards if own else "",
         "true_reward": config.eval.true_reward,
+        "model": None if scorer is None else identity_of(scorer.model, None),
         **agree.code(),
     }
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
@@ -159,7 +160,7 @@ def judge_all(
     lengths: np.ndarray,
 ) -> np.ndarray:
     """Judges samples, a few of each prompt at a time: f32[N, M]; NaN = no verdict."""
-    judge = make_judge(parts.config, judges, stage.questions, name="frontier")
+    judge = make_judge(parts.config, judges, stage, name="frontier")
     found = np.zeros(lengths.shape, np.float32)
     for at in range(0, lengths.shape[1], TOGETHER):
         some = slice(at, at + TOGETHER)

@@ -1,15 +1,13 @@
 """Whose policies continue which prompts, and what each of them says."""
 
 import functools
-import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import logging
 from jax.sharding import Mesh
 
 from dpo_jax.config import Config
@@ -31,7 +29,6 @@ from dpo_jax.types import Params
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring import restoring
-from dpo_jax.wiring.rewarding import Asker
 
 LONGEST = 16_384  # tokens of a prompt, for models that name fewer positions
 
@@ -138,42 +135,6 @@ def sample(
     return Answers(
         list(asked.prompts), ids, {name: of for name, (_, of) in each.items()}
     )
-
-
-def best(answers: Answers, columns: Mapping[str, list[Any]], asker: Asker) -> Answers:
-    """Keeps the continuation of the highest reward of each prompt, the first of equals.
-
-    Args:
-      answers: n continuations of each prompt.
-      columns: of the data, a value a prompt.
-      asker: of `rewarding.make_asker`.
-
-    Returns:
-      The same with one continuation of each prompt; none where none has a verdict.
-
-    Raises:
-      DataError: if a reward gives no verdicts.
-    """
-    kept = {}
-    for name, of_policy in answers.completions.items():
-        rows = [(i, one) for i, of in enumerate(of_policy) for one in of]
-        verdicts = asker(
-            prompts=[answers.prompts[i] for i, _ in rows],
-            completions=[one.text for _, one in rows],
-            completion_ids=[one.tokens for _, one in rows],
-            ids=[(i, one.sample) for i, one in rows],
-            columns={n: [values[i] for i, _ in rows] for n, values in columns.items()},
-        )
-        judged = [[] for _ in of_policy]
-        for (i, one), reward in zip(rows, verdicts.total.tolist(), strict=True):
-            if not math.isnan(reward):
-                judged[i].append(one._replace(reward=reward))
-        kept[name] = [
-            [max(of, key=lambda one: one.reward)] if of else [] for of in judged
-        ]
-        if absent := sum(not of for of in judged):
-            logging.warning("%s: %d prompts have no verdict, and no best", name, absent)
-    return answers._replace(completions=kept)
 
 
 def read_prompts(request: SampleRequest, held_out: Sequence[Source]) -> Questions:

@@ -35,6 +35,7 @@ from dpo_jax.types import Params
 from dpo_jax.wiring.data import rows_kept
 from dpo_jax.wiring.model import Model
 from dpo_jax.wiring.objective import losses_of, used_options
+from dpo_jax.wiring.rewarding import names_of
 from dpo_jax.wiring.sampled import Sampled, side_by_side
 
 SHOWN_SAMPLES = 12
@@ -395,7 +396,7 @@ def model_card(config: Config, step: int, losses: LossTable) -> str:
     if isinstance(kind, SampleKind):
         learned = config.objective
         settings = [f"{name} {value}" for name, value in options.items()]
-        settings += [f"reward {config.reward.name}"]
+        settings += [f"reward {'+'.join(names_of(config.reward))}"]
     else:
         learned = loss.name
         settings = [f"{n} {loss[n]}" for n in options_of(kind, loss, losses)]

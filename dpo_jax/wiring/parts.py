@@ -11,11 +11,13 @@ from dpo_jax.data.loader import Loader
 from dpo_jax.rewards.ask import Reward
 from dpo_jax.train import throughput
 from dpo_jax.wiring import feeds, reference, training, turns
+from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring.data import Data
 from dpo_jax.wiring.feeds import Feed
 from dpo_jax.wiring.model import Ask, Model
 from dpo_jax.wiring.objective import Losses
 from dpo_jax.wiring.reference import Referred
+from dpo_jax.wiring.scoring import Scorer
 from dpo_jax.wiring.training import Trainer
 from dpo_jax.wiring.turns import Turns
 
@@ -24,8 +26,8 @@ class Parts(NamedTuple):
     """All that a run is made of, checked, nothing compiled yet.
 
     In `config`, what it left open is stated; `ask` scores a batch under the reference,
-    where what is trained reads that; `ref` says how it moves. There are `turns` of an
-    on-policy run, else batches to `train` on.
+    where what is trained reads that; `ref` says how it moves; `scorer` is the reward
+    model. There are `turns` of an on-policy run, else batches to `train` on.
     """
 
     config: Config
@@ -41,12 +43,13 @@ class Parts(NamedTuple):
     eval: Loader | None
     ref: Mapping[str, Any]
     rewards: tuple[Reward, ...] = ()
+    scorer: Scorer | None = None
     turns: Turns | None = None
 
     def refer(
         self, workdir: os.PathLike | str, *, evaluation_only: bool = False
     ) -> Referred:
-        """Loads the reference, or brings its cache up to what the run needs.
+        """Loads what is frozen, or brings the reference's cache up to what is needed.
 
         Args:
           workdir: the run folder.
@@ -62,6 +65,10 @@ class Parts(NamedTuple):
             held_out=self.eval,
             workdir=workdir,
         )
+        if self.scorer is not None:
+            model, seed = self.scorer.model, self.config.seed
+            reward = model_wiring.load_params(model, self.mesh, seed=seed)
+            referred = referred._replace(frozen={**referred.frozen, "reward": reward})
         if self.turns is None:
             return referred
         return referred._replace(annotate=turns.of_rollouts(referred.annotate))

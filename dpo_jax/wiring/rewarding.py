@@ -20,6 +20,8 @@ from dpo_jax.train import watchdog
 
 Asker = Callable[..., Verdicts]  # `ask` but for its rewards and seconds
 
+MODEL = "model"  # the reward of `reward.path`
+OF_MODEL = {"path", "dtype"}  # options that it alone reads
 GRACE_SECONDS = 60.0  # beyond the limit of the first process, for the others to wait
 
 
@@ -30,14 +32,17 @@ def chosen(given: Mapping[str, Any], table: RewardTable) -> tuple[Reward, ...]:
       given: `config.reward`, without faults.
       table: that they are looked up in.
     """
-    names = _names(given["name"])
+    names = names_of(given)
     weights = given["weights"] or (1.0,) * len(names)
     pairs = zip(names, weights, strict=True)
     return tuple(Reward(name, table[name], float(weight)) for name, weight in pairs)
 
 
-def _names(listed: str) -> list[str]:
-    return listed.split("+") if listed else []
+def names_of(given: Mapping[str, Any]) -> list[str]:
+    """Lists the rewards of a configuration; `given` is `config.reward`."""
+    if given["name"]:
+        return given["name"].split("+")
+    return [MODEL] if given["path"] else []
 
 
 def faults(given: Mapping[str, Any], table: RewardTable) -> list[str]:
@@ -47,7 +52,7 @@ def faults(given: Mapping[str, Any], table: RewardTable) -> list[str]:
       given: `config.reward`.
       table: that they are looked up in.
     """
-    names, weights = _names(given["name"]), given["weights"]
+    names, weights = names_of(given), given["weights"]
     found = [unknown("reward.name", name, table) for name in names if name not in table]
     if len(set(names)) < len(names):
         found.append(f"reward.name={given['name']!r} names a reward twice")
@@ -60,18 +65,28 @@ def faults(given: Mapping[str, Any], table: RewardTable) -> list[str]:
         found.append(f"reward.weights={tuple(weights)} must be finite")
     if weights and not any(weights):
         found.append(f"reward.weights={tuple(weights)}: one must not be 0")
+    if MODEL in names and not given["path"]:
+        found.append(
+            f"reward.name={given['name']!r}: {MODEL!r} is the model of reward.path; "
+            "set it"
+        )
+    if MODEL not in names:
+        by, used = f"reward.name={given['name']!r}", set(given) - OF_MODEL
+        unused = config_lib.unused_options("reward", given, used, by)
+        found += [f"{fault}; or add '+{MODEL}' to reward.name" for fault in unused]
     return found
 
 
 def config_faults(config: Config, table: RewardTable) -> list[str]:
     """Complains of rewards that nobody asks, or that do not fit together."""
     given = config.reward
+    named = bool(names_of(given))
     sampled = config.eval.rollouts or config.objective in ON_POLICY
     if not given.name and config.rewards:
         return ["--rewards is not used by reward.name=''; name one of them"]
-    if not given.name or not sampled:
-        by = "a run that samples nothing" if given.name else "reward.name=''"
-        used = () if given.name else ("name",)
+    if not named or not sampled:
+        by = "a run that samples nothing" if named else "reward.name=''"
+        used = () if named else ("name",)
         return config_lib.unused_options("reward", given, used, by)
     found, limit = faults(given, table), config.train.watchdog_seconds
     if 0 < limit <= given.timeout_seconds:
@@ -117,6 +132,7 @@ def of_samples(
     places: Sequence[int],
     texts: list[list[str]],
     ids: list[list[list[int]]],
+    scores: np.ndarray | None = None,
 ) -> Verdicts:
     """Asks about n samples of each of N prompts; the verdicts are prompt by prompt.
 
@@ -126,6 +142,7 @@ def of_samples(
       places: which of them were sampled.
       texts: N lists of n samples.
       ids: N lists of n lists of token ids.
+      scores: [N, n] by the reward model; None without one.
     """
     rows = [(i, j) for i, row in enumerate(texts) for j in range(len(row))]
     return asker(
@@ -136,8 +153,14 @@ def of_samples(
         columns={
             name: [values[places[i]] for i, _ in rows]
             for name, values in questions.columns.items()
-        },
+        }
+        | scores_column(scores),
     )
+
+
+def scores_column(scores: np.ndarray | None) -> dict[str, list[float]]:
+    """Makes the column of rewards.of_model of what the reward model said."""
+    return {} if scores is None else {"model_scores": np.ravel(scores).tolist()}
 
 
 def _heard(told: str) -> Verdicts:

@@ -10,6 +10,7 @@ from dpo_jax.data import sources
 from dpo_jax.errors import unknown
 from dpo_jax.objectives import ON_POLICY
 from dpo_jax.sampling import compare
+from dpo_jax.wiring import rewarding
 
 Section = Mapping[str, Any]  # values of a section of the configuration
 
@@ -39,8 +40,8 @@ def on_policy_faults(config: Config) -> list[str]:
         faults += config_lib.unused_options(
             "batch", config.batch, ("microbatches",), by
         )
-    if not config.reward.name:
-        faults.append(f"{by} needs a reward: set reward.name")
+    if not rewarding.names_of(config.reward):
+        faults.append(f"{by} needs a reward: set reward.name or reward.path")
     if data.eval and not config.eval.rollouts:
         faults.append(
             f"data.eval={data.eval!r} is not used by {by} with eval.rollouts=0; "
@@ -157,11 +158,12 @@ def rollout_faults(config: Config) -> list[str]:
             for name in ("rollouts_every_steps", "best_of", "frontier", "true_reward")
             if given[name] != schema.KEYS[f"eval.{name}"].default
         ]
-    if sources.truth_of(source) is None and not (source and config.reward.name):
+    judged = rewarding.names_of(config.reward)
+    if sources.truth_of(source) is None and not (source and judged):
         known = ", ".join(sources.JUDGED)
         faults.append(
             f"eval.rollouts={count} needs a data.eval with a true "
-            f"reward ({known}), not {source!r}, or a reward.name"
+            f"reward ({known}), not {source!r}, or reward.name or reward.path"
         )
     faults += frontier_faults(config)
     if reference == "none":
@@ -182,7 +184,7 @@ def frontier_faults(config: Config) -> list[str]:
             f"eval.frontier={given.frontier} with eval.rollouts={given.rollouts}: a "
             f"frontier takes {LEAST_OF_FRONTIER} samples of 2 prompts at least; 0 = off"
         )
-    names = config.reward.name.split("+")
+    names = rewarding.names_of(config.reward)
     if given.true_reward and sources.truth_of(config.data.eval) is not None:
         faults.append(
             f"eval.true_reward={given.true_reward!r} is not used by data.eval="

@@ -25,12 +25,13 @@ from dpo_jax.sampling import batches, pick
 from dpo_jax.sampling.batches import Sampler
 from dpo_jax.sampling.rollout import Prompts, rows_of
 from dpo_jax.sharding import mesh as mesh_lib
-from dpo_jax.types import Array, Params, Samples, TrainState
-from dpo_jax.wiring import generation, reading, rewarding
+from dpo_jax.types import Array, Frozen, Params, Samples, TrainState
+from dpo_jax.wiring import generation, reading, rewarding, scoring
 from dpo_jax.wiring.model import Model, load_params
 from dpo_jax.wiring.parts import Parts
 from dpo_jax.wiring.reading import EVAL_SEED
 from dpo_jax.wiring.reference import Referred
+from dpo_jax.wiring.scoring import Scorer
 
 ROLLOUT_SEED = 99  # one key for all policies: common random numbers
 ROLLOUT_ROWS = 128  # of a shard that are sampled together, at most
@@ -75,6 +76,8 @@ class Stage(NamedTuple):
       tokenizer: of the policy.
       mesh: of the run.
       measure: what rewards are called.
+      score: ids of n samples of each prompt -> scores [N, n] by the reward model; None
+        without one.
     """
 
     questions: Questions
@@ -83,6 +86,7 @@ class Stage(NamedTuple):
     tokenizer: Any
     mesh: Mesh
     measure: str
+    score: Callable[[list[list[list[int]]]], np.ndarray | None]
 
     def sampler(self, model: Model) -> Sampler:
         """Makes what continues prompts with a model."""
@@ -127,8 +131,22 @@ class Stage(NamedTuple):
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
 
-def make_stage(config: Config, tokenizer: Any, mesh: Mesh) -> Stage:
-    """Reads the prompts that a run samples; all its samples have one length."""
+def make_stage(
+    config: Config,
+    tokenizer: Any,
+    mesh: Mesh,
+    scorer: Scorer | None = None,
+    frozen: Frozen | None = None,
+) -> Stage:
+    """Reads the prompts that a run samples; all its samples have one length.
+
+    Args:
+      config: of the run.
+      tokenizer: of the policy.
+      mesh: of the run.
+      scorer: the reward model; None without one.
+      frozen: what does not change, its parameters among it.
+    """
     asked, true = rollout_questions(config, tokenizer)
     prompts = rollout_prompts(config, tokenizer, asked, any_length=true)
     new_tokens = config.data.max_tokens - config.data.max_prompt_tokens
@@ -136,7 +154,9 @@ def make_stage(config: Config, tokenizer: Any, mesh: Mesh) -> Stage:
         new_tokens = config.rollout.max_new_tokens
     true = true or bool(config.eval.true_reward)
     measure = Sampled._field_defaults["measure"] if true else "reward"
-    return Stage(asked, prompts, new_tokens, tokenizer, mesh, measure)
+    said = scoring.of_frozen(scorer, width=new_tokens)
+    score = functools.partial(said, frozen or {}, prompts)
+    return Stage(asked, prompts, new_tokens, tokenizer, mesh, measure, score)
 
 
 def make_rollouts(
@@ -154,7 +174,7 @@ def make_rollouts(
     """
     config, policy, reference = parts.config, parts.model, parts.reference
     assert reference is not None  # `checks.rollout_faults`
-    judge = make_judge(config, parts.rewards, stage.questions, name="rollouts")
+    judge = make_judge(config, parts.rewards, stage, name="rollouts")
     chunk, n = config.model.logits_chunk, config.eval.best_of
 
     def kl(params: Params, ref: Params, rows: Prompts, samples: Samples) -> Array:
@@ -241,7 +261,7 @@ def rollout_prompts(
 
 
 def make_judge(
-    config: Config, rewards: Sequence[Reward], asked: Questions, *, name: str
+    config: Config, rewards: Sequence[Reward], stage: Stage, *, name: str
 ) -> rollouts.Judge:
     """Builds what judges n samples of each prompt: the truth, and rewards.
 
@@ -250,10 +270,11 @@ def make_judge(
     Args:
       config: of the run.
       rewards: that are asked; () where the source says the truth.
-      asked: the prompts.
+      stage: of the run.
       name: of who asks, as `rewarding.make_asker` has it.
     """
     truth, chosen = sources.truth_of(config.data.eval), config.eval.true_reward
+    asked, by_model = stage.questions, any(r.name == rewarding.MODEL for r in rewards)
     seconds = config.reward.timeout_seconds
     asker = rewarding.make_asker(rewards, name=name, seconds=seconds)
 
@@ -262,7 +283,8 @@ def make_judge(
         scores, by_name = np.empty(shape), {}
         if rewards:
             places = range(len(texts))
-            verdicts = rewarding.of_samples(asker, asked, places, texts, ids)
+            said = stage.score(ids) if by_model else None
+            verdicts = rewarding.of_samples(asker, asked, places, texts, ids, said)
             scores = verdicts.total.reshape(shape)
             named = verdicts.by_name.items()
             by_name = {name: values.reshape(shape) for name, values in named}

@@ -32,6 +32,7 @@ from dpo_jax.wiring.objective import (
     start_stats,
 )
 from dpo_jax.wiring.on_policy import Learning, floats_of, moving
+from dpo_jax.wiring.scoring import Scorer
 from dpo_jax.wiring.turns import Sizes, Turn
 
 # (step, metrics) -> what the host knows of a step, as `train.loop.Functions` has it
@@ -127,6 +128,7 @@ def make_trainer(
     mesh: Mesh,
     steps: int,
     sizes: Sizes | None = None,
+    scorer: Scorer | None = None,
 ) -> Trainer:
     """Wires model, loss and optimizer into a step over the mesh; runs nothing.
 
@@ -138,6 +140,7 @@ def make_trainer(
       mesh: of the run.
       steps: updates of the run.
       sizes: of a turn, of an on-policy run.
+      scorer: the reward model; None without one. It is frozen, and no step reads it.
     """
     name, values = config.optimizer.name, config.optimizer.to_dict()
     what = minimised(config, losses, model, reference, mesh, sizes)
@@ -158,6 +161,8 @@ def make_trainer(
     frozen: Frozen = {}
     if reference is not None and live:
         frozen = {"ref": abstract_weights(reference, mesh)}
+    if scorer is not None:
+        frozen["reward"] = abstract_weights(scorer.model, mesh)
     scalar = arrays.replicated(mesh)
     warmup = warmup_steps(steps, values["warmup_steps"], values["warmup_share"])
     floats = {

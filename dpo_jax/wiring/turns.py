@@ -98,8 +98,16 @@ def of_rollouts(annotate: Annotate) -> Annotate:
     return whole
 
 
-# (places of the prompts, texts of samples by prompt, ids by prompt) -> verdicts [N·n]
-Judge = Callable[[Sequence[int], list[list[str]], list[list[list[int]]]], Verdicts]
+Ids = list[list[list[int]]]  # of n samples of each of N prompts
+# (places of the prompts, texts of samples by prompt, ids by prompt, scores [N, n] by
+# the reward model) -> verdicts [N·n]
+Judge = Callable[[Sequence[int], list[list[str]], Ids, np.ndarray | None], Verdicts]
+# (frozen, prompts, ids of their samples) -> f32[N, n]; None without a reward model
+Score = Callable[[Frozen, Sequence[np.ndarray], Ids], np.ndarray | None]
+
+
+def no_scores(frozen: Frozen, prompts: Sequence[np.ndarray], ids: Ids) -> None:
+    """Says nothing: the run has no reward model."""
 
 
 class Turns:
@@ -123,6 +131,7 @@ class Turns:
         seed: int,
         batch: int,
         comparing: Comparing | None = None,
+        score: Score = no_scores,
     ):
         """Draws nothing yet.
 
@@ -138,11 +147,12 @@ class Turns:
           seed: of all that is drawn.
           batch: samples of a data shard that are drawn together, at most.
           comparing: how samples become pairs; None = they stay single.
+          score: what the reward model says.
         """
         self._records, self._order, self.sizes = records, order, sizes
         self._sampler, self._drawing, self._judge = sampler, drawing, judge
         self._decode, self._mesh, self._seed = decode, mesh, seed
-        self._batch, self._comparing = batch, comparing
+        self._batch, self._comparing, self._score = batch, comparing, score
         self._facts: dict[int, dict[str, float]] = {}
         self._since = 0.0  # when the updates of the last turn began
         place = arrays.row_sharding(mesh, leading=1)
@@ -173,7 +183,8 @@ class Turns:
             for both in zip(samples.tokens, samples.mask, strict=True)
         ]
         texts = [[self._decode(each) for each in row] for row in ids]
-        verdicts = self._judge(places, texts, ids)
+        scores = self._score(frozen, prompts, ids)
+        verdicts = self._judge(places, texts, ids, scores)
         judged = now()
         batch = self._laid(prompts, samples, verdicts, ids, number)
         order = turn_lib.rows_of_updates(

@@ -38,8 +38,6 @@ def start(runs, workdir, processes, **changed):
     for index in range(processes):
         env = {
             **os.environ,
-            # of its own: from a warm one, gloo has mixed collectives up (4096 vs 8)
-            "DPO_JAX_COMPILE_CACHE": f"{workdir}.{processes}.cache",
             "DPO_JAX_CPU_DEVICES": str(4 // processes),
             "NPROC": "16",  # threads of XLA: a collective holds one while it waits
             "DPO_JAX_DISTRIBUTED": f"{address},{processes},{index}",

@@ -6,13 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from family_cases import CASES, LENGTH, PROMPT, compiled, drawn, forests, sequences
 
 from dpo_jax import errors
 from dpo_jax.models import decoder, hf, scalar
+from dpo_jax.models.families import FAMILIES
 from dpo_jax.models.spec import preset
+from dpo_jax.sampling.rollout import Prompts, rows_of
 from dpo_jax.sharding import rules
-from dpo_jax.types import Head
+from dpo_jax.types import Head, Samples
 
 TINY = preset("tiny", vocab=64, max_positions=32)
 
@@ -66,6 +69,104 @@ def test_scores_agree_with_sequence_classification(case, tmp_path):
         np.testing.assert_allclose(ours[row, slot], expected[which], atol=1e-4, rtol=0)
     hf.save_params(params, spec, tmp_path / "out", source_dir=source)
     assert contents(tmp_path / "out") == contents(source)
+
+
+TEXTS = [  # (prompt, response) of pad 7: behind the end, within, at both, throughout
+    ([5, 9, 11], [3, 7]),
+    ([7, 9], [3, 7, 12, 7, 7]),
+    ([5, 9, 13, 7], [7, 7]),
+    ([8], [4, 6, 2]),
+    ([7, 7], [7]),
+]
+
+
+def read_alone(params, spec, pad):
+    """Scores the texts as responses to prompts, each twice in a row."""
+    width = max(len(prompt) for prompt, _ in TEXTS)
+    tokens, samples = np.zeros((5, width), int), np.zeros((5, 2, 5), int)
+    for i, (prompt, response) in enumerate(TEXTS):
+        tokens[i, : len(prompt)] = prompt
+        samples[i, :, : len(response)] = response
+    long = np.array([[len(r)] * 2 for _, r in TEXTS])
+    mask = np.arange(5) < long[..., None]
+    lengths, flat = np.array([len(p) for p, _ in TEXTS]), np.zeros(mask.shape)
+    drawn_texts = Samples(samples, mask, flat, ended=mask.any(-1))
+    rows = rows_of(Prompts(tokens, lengths, np.arange(5)), drawn_texts)
+
+    def run(params):
+        hidden, head = decoder.Decoder(spec).apply({"params": params}, rows)
+        return scalar.scores(hidden, head, scalar.read_at(rows, pad))
+
+    return np.asarray(jax.jit(run)(params))
+
+
+def padded_with(pad, left):
+    """The texts as transformers gets them: padded on a side, with their masks."""
+    whole = [[*prompt, *response] for prompt, response in TEXTS]
+    ids, mask = np.full((5, 8), pad), np.zeros((5, 8), int)
+    for row, seen, text in zip(ids, mask, whole, strict=True):
+        at = slice(8 - len(text), 8) if left else slice(len(text))
+        row[at], seen[at] = text, 1
+    return ids, mask
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("case", ["llama", "gpt2", "gemma2", "gpt_neox", "olmo2"])
+def test_a_score_is_read_where_transformers_reads_it(case, tmp_path):
+    """With pad = EOS as open models have it, padded on either side, and without one."""
+    import torch
+
+    model = torch_classifier(case)
+    model.config.pad_token_id = 7
+    model.save_pretrained(tmp_path)
+    config = hf.read_config(tmp_path)
+    spec = hf.scalar_spec_of(config)
+    params = hf.load_params(tmp_path, spec)
+    assert scalar.pad_id(config) == 7
+    ours = read_alone(params, spec, 7)
+    np.testing.assert_allclose(ours[:, 0], ours[:, 1], atol=1e-5, rtol=0)
+    for left in (False, True):
+        ids, mask = (torch.from_numpy(x).long() for x in padded_with(7, left))
+        places = (mask.cumsum(-1) - 1).clip(0)
+        with torch.no_grad():
+            said = model(ids, attention_mask=mask, position_ids=places).logits
+        theirs = said.numpy()[:, 0]
+        kept = slice(4) if left else slice(5)  # of pads alone it reads a place of none
+        np.testing.assert_allclose(ours[kept, 0], theirs[kept], atol=1e-4, rtol=0)
+    model.config.pad_token_id = None
+    alone = []
+    for prompt, response in TEXTS:
+        with torch.no_grad():
+            alone.append(model(torch.tensor([[*prompt, *response]])).logits.item())
+    ours = read_alone(params, spec, None)
+    np.testing.assert_allclose(ours[:, 0], alone, atol=1e-4, rtol=0)
+    assert abs(alone[0] - theirs[0]) > 1e-3  # another token is read
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_pad_token_that_is_not_declared_is_that_of_transformers(name):
+    import transformers
+
+    text = transformers.AutoConfig.for_model(name).get_text_config()
+    assert scalar.pad_id({"model_type": name}) == text.pad_token_id
+    assert scalar.pad_id({"model_type": name, "pad_token_id": None}) is None
+
+
+def test_a_pad_token_that_is_none_is_refused():
+    with pytest.raises(errors.ModelError, match="pad_token_id=.* must be a token id"):
+        scalar.pad_id({"model_type": "llama", "pad_token_id": "[PAD]"})
+
+
+def test_a_bias_on_the_score_is_refused(tmp_path):
+    """No class of transformers reads one, so nobody knows what it was trained for."""
+    spec = scalar.scalar_spec(TINY)
+    hf.save_params(drawn(spec), spec, tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = safetensors.numpy.load_file(file)
+    safetensors.numpy.save_file({**tensors, "score.bias": np.ones(1, "f4")}, file)
+    with pytest.raises(errors.ModelError, match=r"unknown tensors: score\.bias"):
+        hf.check_weights(tmp_path, spec)
 
 
 @pytest.mark.parity

@@ -16,6 +16,7 @@ from dpo_jax.report import html
 from dpo_jax.train import compile_cache
 
 SETTINGS = (
+    "jax_enable_compilation_cache",
     "jax_compilation_cache_dir",
     "jax_persistent_cache_min_compile_time_secs",
 )
@@ -52,6 +53,17 @@ def age(path, seconds=10.0):
     """Makes a file older than what a living process may still be writing."""
     then = path.stat().st_mtime - seconds
     os.utime(path, (then, then))
+
+
+@pytest.mark.parametrize(("count", "kept"), [(1, True), (2, False)])
+def test_several_processes_on_cpus_read_no_program_from_disk(
+    elsewhere, monkeypatch, count, kept
+):
+    """A program that was read back has lost the order of its collectives."""
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(jax, "process_count", lambda: count)
+    compile_cache.use(elsewhere)
+    assert jax.config.values["jax_enable_compilation_cache"] is kept
 
 
 def test_a_cut_entry_is_compiled_again_and_rewritten_once(elsewhere, events):

@@ -34,7 +34,7 @@ from dpo_jax.data.sources import sentiment
 from dpo_jax.data.sources.files import Request
 from dpo_jax.errors import NonFiniteError, UserError
 from dpo_jax.losses import LOSSES, find
-from dpo_jax.models import hf
+from dpo_jax.models import hf, scalar
 from dpo_jax.models.decoder import abstract_params
 from dpo_jax.models.spec import preset
 from dpo_jax.objectives import OBJECTIVES
@@ -140,6 +140,8 @@ OTHERS = {  # key -> another value
     "optimizer.decay": 0.5,
     "optimizer.eps": 1e-3,
     "reward.name": "length",
+    "reward.path": "nowhere",
+    "reward.dtype": "bfloat16",
     "reward.weights": (2.0,),
     "reward.timeout_seconds": 7.0,
     "mesh.data": 4,
@@ -282,6 +284,8 @@ ADMITTED = {  # key -> another value, and what a run needs to take it
         for section, base in OF_SAMPLES.items()
         if key.startswith(section)
     },
+    "reward.path": ("{judge_two}", {"reward.path": "{judge_one}"}),
+    "reward.dtype": ("bfloat16", {"reward.path": "{judge_one}"}),
     "reward.weights": ((2.0,), {"reward.name": "length"}),
     "reward.timeout_seconds": (7.0, {"reward.name": "length"}),
 }
@@ -345,6 +349,9 @@ def configured(tmp_path_factory):
     zeros = lambda x: np.zeros(x.shape, x.dtype)  # noqa: E731
     for name in ("one", "two"):
         hf.save_params(jax.tree.map(zeros, abstract_params(spec)), spec, folder / name)
+        judge = scalar.scalar_spec(spec)
+        at = folder / f"judge_{name}"
+        hf.save_params(jax.tree.map(zeros, abstract_params(judge)), judge, at)
 
     def make():
         config = importlib.import_module("dpo_jax.configs.quickstart").get_config()

@@ -1,0 +1,196 @@
+"""A reward model in the loop: a frozen scalar decoder that scores what was sampled.
+
+It reads the very ids that were sampled, behind those of their prompt, in rows like
+those that train: so its vocabulary has to be the policy's. A score is read where
+transformers reads it. Every process takes part, before the reward functions are asked.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+
+from dpo_jax.data import tokenize
+from dpo_jax.errors import ModelError, collected
+from dpo_jax.models import files, scalar
+from dpo_jax.models.decoder import Decoder
+from dpo_jax.precision import in_products_of
+from dpo_jax.sampling import batches
+from dpo_jax.sampling.batches import Part
+from dpo_jax.sampling.rollout import Prompts, rows_of
+from dpo_jax.sharding import arrays
+from dpo_jax.sharding import mesh as mesh_lib
+from dpo_jax.train import watchdog
+from dpo_jax.types import Array, Params, Samples
+from dpo_jax.wiring import model as model_wiring
+from dpo_jax.wiring.model import Model
+from dpo_jax.wiring.turns import Score, no_scores
+
+
+class Scorer(NamedTuple):
+    """A reward model on a mesh.
+
+    Attributes:
+      model: what it computes, and where its weights come from.
+      mesh: of the run.
+      score: jitted (parameters, prompts, samples) -> f32[N, n] on every device.
+      batch: samples of a data shard that are scored together, at most.
+    """
+
+    model: Model
+    mesh: Mesh
+    score: Callable[[Params, Prompts, Samples], Array]
+    batch: int
+
+    def __call__(
+        self,
+        params: Params,
+        prompts: Sequence[np.ndarray],
+        ids: Sequence[Sequence[Sequence[int]]],
+        *,
+        width: int,
+    ) -> np.ndarray:
+        """Scores n samples of each of N prompts.
+
+        Args:
+          params: of the reward model.
+          prompts: N arrays of ids.
+          ids: N lists of n lists of ids, the one that ended a sample included.
+          width: tokens of a sample that rows have room for: one width, one program.
+
+        Returns:
+          f32[N, n], on every process.
+        """
+        n, shards = len(ids[0]), mesh_lib.row_shards(self.mesh)
+        lengths, place = [len(ids) for ids in prompts], arrays.row_sharding(self.mesh)
+        scores = []
+        for part in batches.plan(lengths, n, batch=self.batch * shards, shards=shards):
+            watchdog.beat()
+            host = batches.lay_out(prompts, part), laid(ids, part, width)
+            scores.append((part, self.score(params, *arrays.spread(host, place))))
+        read = ((part, jax.device_get(said)) for part, said in scores)
+        return batches.gather(read, len(prompts), n)
+
+
+def laid(ids: Sequence[Sequence[Sequence[int]]], part: Part, width: int) -> Samples:
+    """Lays the samples of a part out as arrays [N, n, width] of the host."""
+    shape = (part.size, part.n, width)
+    tokens, mask = np.zeros(shape, np.int32), np.zeros(shape, bool)
+    for row, i in enumerate(part.ids):
+        of_part = ids[i][part.first : part.first + part.n]
+        for number, sample in enumerate(of_part):
+            tokens[row, number, : len(sample)] = sample
+            mask[row, number, : len(sample)] = True
+    return Samples(tokens, mask, np.zeros(shape, np.float32), mask.any(-1))
+
+
+def make_scorer(
+    like: Decoder,
+    given: Mapping[str, Any],
+    mesh: Mesh,
+    *,
+    batch: int,
+    vocab: int,
+    longest: int,
+    tokenizers: Sequence[Any],
+    ignored: Sequence[str] = (),
+) -> Scorer | None:
+    """Builds the reward model of `reward.path`; None without one. Loads no weights.
+
+    Args:
+      like: it computes as this does, but for what its folder and `reward.dtype` say.
+      given: `config.reward`.
+      mesh: of the run.
+      batch: see `Scorer`.
+      vocab: ids that may be sampled.
+      longest: tokens of the longest prompt with a sample.
+      tokenizers: of the policies that are sampled.
+      ignored: see `model_wiring.find_folder`.
+
+    Raises:
+      ModelError: if it cannot be used, or reads other words than are sampled.
+      ConfigError: as `model_wiring.scalar_model`.
+      DeviceError: likewise.
+    """
+    if not given["path"]:
+        return None
+    field = f"reward.path={given['path']!r}"
+    model = model_wiring.scalar_model(
+        like,
+        "reward.path",
+        given["path"],
+        mesh,
+        dtype=given["dtype"],
+        longest=longest,
+        trained=True,
+        ignored=ignored,
+    )
+    assert model.folder is not None
+    with collected(ModelError) as complaints:
+        if vocab > model.spec.vocab:
+            complaints.append(
+                f"{field} knows {model.spec.vocab} ids, and {vocab} may be sampled; "
+                "give a reward model of the policy's vocabulary"
+            )
+        complaints += word_faults(field, model.folder, tokenizers)
+    pad = scalar.pad_id(files.read_config(model.folder))
+
+    def score(params: Params, prompts: Prompts, samples: Samples) -> Array:
+        rows = rows_of(prompts, samples)
+        hidden, head, _ = model.apply(params, rows)
+        return scalar.scores(hidden, head, scalar.read_at(rows, pad))
+
+    compiled = jax.jit(
+        in_products_of(model.decoder.dtype.name, score),
+        out_shardings=arrays.replicated(mesh),
+    )
+    return Scorer(model, mesh, compiled, batch)
+
+
+def of_frozen(scorer: Scorer | None, *, width: int) -> Score:
+    """Makes a scorer find its parameters among what is frozen.
+
+    Args:
+      scorer: None without a reward model.
+      width: tokens of a sample, at most.
+    """
+    if scorer is None:
+        return no_scores
+    return lambda frozen, prompts, ids: scorer(
+        frozen["reward"], prompts, ids, width=width
+    )
+
+
+def word_faults(field: str, folder: Path, tokenizers: Sequence[Any]) -> list[str]:
+    """Complains of policies whose ids mean other words to the reward model.
+
+    Args:
+      field: the reward model, for the message.
+      folder: its own.
+      tokenizers: of the policies.
+
+    Raises:
+      ModelError: if its tokenizer cannot be read.
+    """
+    if not any(any(folder.glob(name)) for name in ("tokenizer*", "vocab*")):
+        logging.warning(
+            "%s has no tokenizer: its ids are taken for the policy's", field
+        )
+        return []
+    known, faults = tokenize.load_tokenizer(str(folder)).get_vocab(), []
+    for tokenizer in tokenizers:
+        mine = tokenizer.get_vocab().items()
+        wrong = sorted((i, word) for word, i in mine if known.get(word) != i)
+        if wrong:
+            i, word = wrong[0]
+            faults.append(
+                f"{field} has another vocabulary than the policy: {len(wrong)} tokens "
+                f"differ, first {word!r}, id {i} of the policy and "
+                f"{known.get(word, 'none')} of its own tokenizer; give a reward model "
+                "of the policy's tokenizer"
+            )
+    return faults

@@ -1,0 +1,223 @@
+"""A reward model in the loop: whose words it reads, where, and what is made of it."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from dpo_jax import build
+from dpo_jax.data.sources import sentiment
+from dpo_jax.errors import ConfigError, ModelError
+from dpo_jax.models import hf, scalar
+from dpo_jax.models.decoder import init_params
+from dpo_jax.models.spec import preset
+from dpo_jax.rewards import REWARDS
+from tests.wiring.test_turns import configured, lines_of
+
+pytestmark = pytest.mark.losses
+TOKENIZER = sentiment.tokenizer()
+SPEC = scalar.scalar_spec(
+    preset("tiny", vocab=max(TOKENIZER.get_vocab().values()) + 1, max_positions=20)
+)
+
+
+@pytest.fixture(scope="module")
+def reward(tmp_path_factory):
+    """A random reward model, as an export leaves it."""
+    return saved(tmp_path_factory.mktemp("reward"))
+
+
+def saved(folder, spec=SPEC, tokenizer=TOKENIZER, seed=5):
+    params = jax.jit(init_params, static_argnums=0)(spec, jax.random.key(seed))
+    hf.save_params(params, spec, folder, token_ids={"pad_token_id": 0})
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def kept(seen):
+    """A reward that notes what it is given."""
+
+    def judge(prompts, completions, completion_ids, model_scores):
+        seen.append((prompts, completion_ids, model_scores))
+        return model_scores
+
+    return {**REWARDS, "kept": judge}
+
+
+def own_scores(folder, rows):
+    """Scores texts with the model alone, one in a row, at its end."""
+    spec = hf.scalar_spec_of(hf.read_config(folder))
+    params = hf.load_params(folder, spec)
+    return [alone(params, ids) for ids in rows]
+
+
+def alone(params, ids):
+    from dpo_jax.models.decoder import Decoder
+    from dpo_jax.sampling.rollout import Prompts, prompt_rows
+
+    prompt = Prompts(np.array([ids]), np.array([len(ids)]), np.array([0]))
+    hidden, head = Decoder(SPEC).apply({"params": params}, prompt_rows(prompt))
+    return float(scalar.token_scores(hidden, head)[0, len(ids) - 1])
+
+
+@pytest.mark.parametrize("name", ["ppo", "rloo", "awr", "online"])
+def test_the_score_in_the_loop_is_the_models_own(name, reward, tmp_path):
+    seen = []
+    given = {"reward.path": reward, "reward.name": "kept+model", "train.steps": 2}
+    given |= {"reward.weights": (0.0, 1.0), "data.limit": 16}
+    build.run(configured(name, **given), tmp_path / "run", rewards=kept(seen))
+    prompts, samples, scores = seen[0]
+    cut = [ids for ids in samples if ids[-1] != TOKENIZER.eos_token_id]
+    assert 0 < len(cut)  # those have no EOS
+    rows = [
+        [*TOKENIZER(prompt)["input_ids"], *ids]
+        for prompt, ids in zip(prompts, samples, strict=True)
+    ]
+    np.testing.assert_allclose(scores, own_scores(reward, rows), atol=1e-5, rtol=0)
+    line = lines_of(tmp_path / "run")[0]
+    assert line["reward"] == pytest.approx(np.mean(scores), abs=1e-6)
+    assert line["rewards/model/mean"] == line["reward"]
+
+
+def test_a_batch_and_a_bucket_change_no_score(reward):
+    """One sample at a time, in a wider row, and many together."""
+    from dpo_jax.models.decoder import Decoder
+    from dpo_jax.sharding.mesh import make_mesh
+    from dpo_jax.wiring import scoring
+
+    mesh = make_mesh(data=8, fsdp=1, tensor=1)
+    given = {"path": reward, "dtype": ""}
+    words = {"vocab": SPEC.vocab, "longest": 20, "tokenizers": [TOKENIZER]}
+    prompts = [np.arange(3, 3 + n, dtype=np.int32) for n in (1, 7, 8, 9)]
+    ids = [[[5, 6, 7], [8]], [[9], [4, 4]], [[6] * 5, [7]], [[1, 2], [3, 4, 5]]]
+    with jax.set_mesh(mesh):
+        found = []
+        for batch, width, seen in [(1, 5, None), (64, 8, None), (3, 6, 2)]:
+            scorer = scoring.make_scorer(
+                Decoder(SPEC), given, mesh, batch=batch, **words
+            )
+            params = scoring.model_wiring.load_params(scorer.model, mesh, seed=0)
+            found.append(scorer(params, prompts[:seen], ids[:seen], width=width))
+    rows = [[*p, *i] for p, each in zip(prompts, ids, strict=True) for i in each]
+    whole = np.reshape(own_scores(reward, rows), (4, 2))
+    for scores in found:
+        assert scores.dtype == np.float32
+        np.testing.assert_allclose(scores, whole[: len(scores)], atol=1e-5, rtol=0)
+
+
+def only(path):
+    return {"reward.path": path, "reward.name": ""}
+
+
+def swapped():
+    """The tokenizer with two ids exchanged."""
+    own = json.loads(TOKENIZER.backend_tokenizer.to_str())
+    words = own["model"]["vocab"]
+    one, other = sorted(words, key=words.get)[-2:]
+    words[one], words[other] = words[other], words[one]
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(own)),
+        eos_token=TOKENIZER.eos_token,
+        pad_token=TOKENIZER.pad_token,
+    )
+
+
+def test_a_reward_model_of_other_words_is_refused(tmp_path):
+    other = saved(tmp_path / "reward", tokenizer=swapped())
+    with pytest.raises(ModelError, match="another vocabulary.*2 tokens differ, first"):
+        build.run(configured("ppo", **only(other)), tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_reward_model_of_fewer_words_is_refused(tmp_path):
+    spec = scalar.scalar_spec(preset("tiny", vocab=30, max_positions=20))
+    other = saved(tmp_path / "reward", spec)
+    with pytest.raises(ModelError, match="knows 30 ids, and"):
+        build.run(configured("ppo", **only(other)), tmp_path / "run")
+
+
+def test_a_policy_judges_nothing(tmp_path):
+    spec = preset("tiny", vocab=SPEC.vocab, max_positions=20)
+    other = saved(tmp_path / "policy", spec)
+    with pytest.raises(ModelError, match="reward.path=.* is a language model"):
+        build.run(configured("ppo", **only(other)), tmp_path / "run")
+
+
+def test_a_model_of_too_few_positions_is_refused(tmp_path):
+    spec = preset("tiny_gpt2", vocab=SPEC.vocab, max_positions=12)
+    other = saved(tmp_path / "reward", scalar.scalar_spec(spec))
+    with pytest.raises(ConfigError, match="12 learned positions.*20 tokens"):
+        build.run(configured("ppo", **only(other)), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"reward.path": "{reward}", "reward.name": "length"}, "reward.path="),
+        ({"reward.path": "", "reward.name": "model"}, "is the model of reward.path"),
+        ({"reward.path": "", "reward.dtype": "bfloat16"}, "reward.dtype="),
+        ({"reward.path": "nowhere"}, "nowhere"),
+        ({"reward.path": "{reward}", "reward.weights": (1.0, 2.0)}, "2 weights for"),
+        ({"reward.path": "", "reward.name": ""}, "set reward.name or reward.path"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(given, said, reward, tmp_path):
+    given = {
+        key: value.format(reward=reward) if isinstance(value, str) else value
+        for key, value in {"reward.name": "", **given}.items()
+    }
+    with pytest.raises((ConfigError, ModelError), match=said):
+        build.run(configured("rloo", **given), tmp_path / "run")
+
+
+def test_rollouts_are_judged_and_the_best_of_them_is_found(reward, tmp_path):
+    """Of an offline run: the truth is its worth, the model chooses."""
+    from dpo_jax.configs import quickstart
+
+    config = quickstart.get_config()
+    config.update_from_flattened_dict(
+        {
+            "train.steps": 1,
+            "data.limit": 16,
+            "data.max_tokens": 20,
+            "data.max_prompt_tokens": 12,
+            "batch.pairs": 8,
+            "eval.rollouts": 8,
+            "eval.best_of": 2,
+            "reward.path": reward,
+            "reward.dtype": "bfloat16",
+        }
+    )
+    build.run(config, tmp_path / "run")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    line = [each for each in map(json.loads, lines) if "rollouts/reward" in each][-1]
+    assert np.isfinite(line["rollouts/rewards/model/mean"])
+    assert "rollouts/best_of_2" in line
+    assert line["rollouts/reward"] != line["rollouts/rewards/model/mean"]
+
+
+def test_sample_keeps_what_the_model_likes_best(reward, tmp_path, capsys):
+    """By the very ids that were drawn; a model of other words is refused."""
+    from dpo_jax.cli import sample
+
+    policy, out = tmp_path / "policy", tmp_path / "out.jsonl"
+    saved(policy, preset("tiny", vocab=SPEC.vocab, max_positions=64))
+    flags = ["--config=configs/quickstart.py", f"--model={policy}", f"--out={out}"]
+    flags += ["--limit=3", "--n=4", "--max_new_tokens=6", "--batch=8"]
+    sample.main([*flags])
+    drawn = list(map(json.loads, out.read_text().splitlines()))
+    rows = [[*row["prompt_ids"], *row["tokens"]] for row in drawn]
+    scores = np.reshape(own_scores(reward, rows), (3, 4))
+    best = [*flags, "--best", f"--config.reward.path={reward}"]
+    sample.main(best)
+    kept = list(map(json.loads, out.read_text().splitlines()))
+    assert [row["sample"] for row in kept] == scores.argmax(1).tolist()
+    found = [row["reward"] for row in kept]
+    np.testing.assert_allclose(found, scores.max(1), atol=1e-5, rtol=0)
+    other = saved(tmp_path / "other", tokenizer=swapped())
+    with pytest.raises(ModelError, match="another vocabulary"):
+        sample.main([*best[:-1], f"--config.reward.path={other}"])

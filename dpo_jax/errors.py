@@ -16,6 +16,7 @@ MAX_LINE = 1000  # bytes of one printed error line
 EXIT_INTERNAL = 70
 EXIT_PEER_LOST = 71
 EXIT_PREEMPTED = 75
+EXIT_LEASE_LOST = 76
 EXIT_WATCHDOG = 124
 EXIT_INTERRUPTED = 130
 
@@ -66,6 +67,12 @@ class RunFolderError(UserError):
     """The run folder is in use or belongs to another run."""
 
     code = 8
+
+
+class SweepError(UserError):
+    """Some trials of a sweep failed."""
+
+    code = 9
 
 
 class Preempted(BaseException):  # no error, and not for `except Exception` to swallow

@@ -364,6 +364,12 @@ KEYS: dict[str, Key] = {
     "rollout.batch": Key(
         128, "samples of a data shard that are drawn together, at most", COUNT
     ),
+    "rollout.cache_dtype": Key(
+        "",
+        "of the keys and values kept while sampling, 'bfloat16' halves them; '' = "
+        "model.dtype. What is trained on is scored again",
+        choices=("", *FLOATS),
+    ),
     "ppo.epochs": Key(4, "passes over a rollout (TRL)", COUNT),
     "ppo.minibatches": Key(1, "updates of a pass (TRL)", COUNT),
     "ppo.kl_coef": Key(
@@ -434,8 +440,9 @@ KEYS: dict[str, Key] = {
     ),
     "online.labels": Key(
         "order",
-        "of rewards; or 'bradley_terry': drawn with probability σ(difference)",
-        choices=("order", "bradley_terry"),
+        "of rewards; or 'bradley_terry': drawn with probability σ(difference); or "
+        "'soft': the loss of both orders, weighed by it",
+        choices=("order", "bradley_terry", "soft"),
     ),
     "online.ref": Key(
         "fixed",
@@ -497,7 +504,9 @@ KEYS: dict[str, Key] = {
     "checkpoint.every_steps": Key(500, "0 = after the last step only", NOT_NEGATIVE),
     "checkpoint.keep": Key(2, "newest steps that stay", COUNT),
     "checkpoint.keep_best": Key(
-        "", "eval metric whose best step stays too; highest:NAME, lowest:NAME, or NAME"
+        "",
+        "eval metric whose best step stays too; highest:NAME, lowest:NAME, or NAME; "
+        "of a mixture also SOURCE/NAME",
     ),
     "log.every_steps": Key(1, "lines of metrics.jsonl", COUNT),
 }

@@ -6,4 +6,7 @@ TIMING_KEYS = {
     "step_seconds",
     "data_wait_seconds",
     "mfu",
+    "rollout_seconds",
+    "reward_seconds",
+    "update_seconds",
 }

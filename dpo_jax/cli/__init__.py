@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 
 from dpo_jax import __version__
-from dpo_jax.cli import parent
+from dpo_jax.cli import blame, parent
 from dpo_jax.cli.peers import place_of
 from dpo_jax.errors import (
     EXIT_INTERNAL,
@@ -34,6 +34,7 @@ VERBS = {
     "sample": "continue prompts with one or several policies, side by side",
     "evaluate": "evaluate the newest checkpoint of a run",
     "export": "write a run's policy as a Hugging Face folder",
+    "sweep": "run the trials of a sweep file, each in a run folder of its own",
     "report": "write report.html of one or more runs",
 }
 EXAMPLES = {
@@ -43,6 +44,7 @@ EXAMPLES = {
     "sample": "--workdir=runs/dpo --prompts=PROMPTS.jsonl --n=4 --out=samples.jsonl",
     "evaluate": "--workdir=runs/dpo --config.data.eval=HELD_OUT.jsonl",
     "export": "--workdir=runs/dpo --out=policy --dtype=bfloat16",
+    "sweep": "experiments/NAME/sweep.py --out=runs/NAME --dry_run",
     "report": "runs/dpo runs/simpo --out=report.html",
 }
 HELP = {"--help", "-h", "-help", "--helpfull"}
@@ -79,9 +81,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if verb not in VERBS:
             raise ConfigError(unknown("verb", verb, VERBS))
+        if holding := [word[:80] for word in rest if "\0" in word]:
+            raise ConfigError(f"{holding[0]!r} holds a NUL character")
         named = os.environ.get("DPO_JAX_DISTRIBUTED", "")
         place = place_of(named)
-        if named == "auto" or (place is not None and place.count > 1):
+        many = named == "auto" or (place is not None and place.count > 1)
+        if many and verb != "sweep":  # which runs on one host, and starts processes
             code = parent.split()
             if code is not None:
                 return code
@@ -129,6 +134,8 @@ def report_error(
     collective, where they wait for something else. A verb that only reads a run folder
     leaves nothing in it.
     """
+    if not isinstance(error, UserError) and (told := blame.of_machine(error)):
+        told.__cause__, error = error, told
     link = parent.link()
     kept = _keep(error, value_of(arguments, "--workdir")) if keep else None
     if link is not None and not isinstance(error, UserError):

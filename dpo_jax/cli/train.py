@@ -1,16 +1,22 @@
 """`train`: trains a policy, or goes on training it, in a run folder."""
 
+import os
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import flags, logging
 from tqdm import tqdm
 
 from dpo_jax.cli import common, parent
 from dpo_jax.config import check
+from dpo_jax.errors import EXIT_LEASE_LOST
+from dpo_jax.launch.worker import LEASE
 
 TRACED_STEPS = 5
+LEASE_SECONDS = 1.0  # between looks at the lease of a sweep's trial
 TOLD_SECONDS = 30.0  # between lines that tell how far a run is, without a terminal
 
 
@@ -36,6 +42,8 @@ def main(arguments: Sequence[str]) -> int:
     config = values["config"].value
     check(config)  # in a blink, before jax is imported
     common.setup_logging()
+    if taken := os.environ.get(LEASE):
+        watch_lease(Path(taken))
     common.setup_jax(config, debug=values["debug"].value)
     from dpo_jax import build
     from dpo_jax.cli.own_functions import losses_of, rewards_of
@@ -63,6 +71,25 @@ def main(arguments: Sequence[str]) -> int:
     if common.is_first():
         sys.stdout.write(summary_text(summary, workdir))
     return 0
+
+
+def watch_lease(taken: Path) -> None:
+    """Ends this process, from a thread, as soon as another worker has its trial.
+
+    The worker that started it may be stopped, and can then not end it.
+
+    Args:
+      taken: the file whose existence says so.
+    """
+
+    def watch() -> None:
+        while not taken.exists():
+            time.sleep(LEASE_SECONDS)
+        line = f"error[{EXIT_LEASE_LOST}]: {taken}: another worker has this trial\n"
+        os.write(2, line.encode())
+        os._exit(EXIT_LEASE_LOST)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class Trace:

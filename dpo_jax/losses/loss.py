@@ -99,6 +99,17 @@ class Loss(NamedTuple):
         """Names the record that the loss is computed from."""
         return OF[self.of].record
 
+    @property
+    def takes_soft_labels(self) -> bool:
+        """Tells whether a pair's loss can be averaged over both of its orders.
+
+        Not where it is divided by the tokens of the chosen, or where pairs are coupled.
+        """
+        alone = not (
+            self.couples or self.running or set(PER_PAIR) & {*keywords(self.fn)}
+        )
+        return self.takes == "pairs" and self.per == "pairs" and alone
+
     def __call__(self, record: Any, options: Mapping[str, Any]) -> Array:
         """Computes f32[N] of a record; of the options it takes those that it uses.
 

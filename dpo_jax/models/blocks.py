@@ -141,7 +141,7 @@ def self_attention(
     kept = seen = Kept(heads("k"), heads("v"))
     if context.past is not None:
         kept = cache_lib.put(context.past.kept, seen, context.past.positions)
-        seen = cache_lib.as_rows(kept)
+        seen = cache_lib.as_rows(kept, x.dtype)
     y = attention_lib.attention(
         heads("q"),
         seen.keys,

@@ -3,7 +3,8 @@
 One pair of arrays a layer, [B, K, S, E], so that grouped heads are stored once and a
 layer with a window of w keeps w slots and no more. The token at position p lies in slot
 p mod S; which position a slot holds follows from the row's newest position, so nothing
-else need be stored, and rows of different lengths share one array.
+else need be stored, and rows of different lengths share one array. What is kept may be
+narrower than what is computed; attention reads it as it computes.
 """
 
 from typing import NamedTuple
@@ -46,13 +47,16 @@ def held(newest: Array, slots: int) -> Array:
     return newest[:, None] - (newest[:, None] - jnp.arange(slots)) % slots
 
 
-def fill(fresh: Kept, lengths: Array, slots: int) -> Kept:
+def fill(
+    fresh: Kept, lengths: Array, slots: int, dtype: jnp.dtype | None = None
+) -> Kept:
     """Lays the last tokens of left-aligned rows into slots.
 
     Args:
       fresh: [B, T, K, E] of whole rows.
       lengths: i32[B] tokens that count, ≥ 1.
       slots: S.
+      dtype: that is kept; None = as computed.
 
     Returns:
       [B, K, S, E]; what empty slots hold is never seen.
@@ -60,7 +64,8 @@ def fill(fresh: Kept, lengths: Array, slots: int) -> Kept:
     at = jnp.maximum(held(lengths - 1, slots), 0)[:, None, :, None]
 
     def lay(rows: Array) -> Array:
-        return jnp.take_along_axis(rows.swapaxes(1, 2), at, axis=2)
+        kept = rows.swapaxes(1, 2).astype(dtype or rows.dtype)
+        return jnp.take_along_axis(kept, at, axis=2)
 
     return Kept(*map(lay, fresh))
 
@@ -76,7 +81,7 @@ def put(kept: Kept, fresh: Kept, positions: Array) -> Kept:
     slot = positions % kept.keys.shape[2]
 
     def write(row: Array, new: Array, slot: Array) -> Array:  # [K, S, E], [K, 1, E]
-        return jax.lax.dynamic_update_slice(row, new, (0, slot, 0))
+        return jax.lax.dynamic_update_slice(row, new.astype(row.dtype), (0, slot, 0))
 
     return Kept(
         *(
@@ -86,6 +91,6 @@ def put(kept: Kept, fresh: Kept, positions: Array) -> Kept:
     )
 
 
-def as_rows(kept: Kept) -> Kept:
+def as_rows(kept: Kept, dtype: jnp.dtype) -> Kept:
     """Views [B, K, S, E] as the [B, S, K, E] that attention reads."""
-    return Kept(*(values.swapaxes(1, 2) for values in kept))
+    return Kept(*(values.swapaxes(1, 2).astype(dtype) for values in kept))

@@ -70,7 +70,13 @@ def _head(module: Decoder, w: Weights) -> Head:
 
 
 def prefill(
-    module: Decoder, params: Params, batch: Batch, lengths: Array, *, tokens: int
+    module: Decoder,
+    params: Params,
+    batch: Batch,
+    lengths: Array,
+    *,
+    tokens: int,
+    dtype: jnp.dtype | None = None,
 ) -> tuple[Array, Head, Cache]:
     """Runs over whole prompts and keeps their keys and values.
 
@@ -80,6 +86,7 @@ def prefill(
       batch: one left-aligned document a row.
       lengths: i32[B] tokens of each, ≥ 1.
       tokens: of the longest text that will follow, prompt included.
+      dtype: of the cache; None = that of the computation.
 
     Returns:
       [B, D] hidden states of the last tokens, the head, and the cache.
@@ -88,7 +95,7 @@ def prefill(
     hidden, head, fresh = module.forward(params, batch, keep=lambda kept: kept)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
     filled = tuple(
-        cache.fill(jax.tree.map(lambda leaf: leaf[i], fresh), lengths, slots)  # noqa: B023
+        cache.fill(jax.tree.map(lambda x: x[i], fresh), lengths, slots, dtype)  # noqa: B023
         for i, slots in enumerate(cache.slots_of(module.spec, tokens))
     )
     return last, head, filled

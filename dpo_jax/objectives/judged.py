@@ -76,12 +76,15 @@ class Judged:
       scorer: `Objective.score`.
       losses: of the run.
       weigh: columns -> f32[N] factor on each element's loss; None = 1.
+      soften: (columns, record) -> f32[N] probability that the record is right, and the
+        record of the opposite; None = it is right.
     """
 
     kind: Kind
     scorer: Callable[..., tuple[Columns, Reports]]
     losses: Sequence[Bound]
     weigh: Callable[[Columns], Array] | None = None
+    soften: Callable[[Columns, Any], tuple[Array, Any]] | None = None
 
     @property
     def couples(self) -> bool:
@@ -123,7 +126,11 @@ class Judged:
         whole = jnp.zeros((), jnp.float32)
         known = stats | per_pair(counts) | {"progress": hyper.get("progress", 0.0)}
         for bound in self.losses:
-            losses = bound.loss(record, bound.options(hyper) | known)
+            given = bound.options(hyper) | known
+            losses = bound.loss(record, given)
+            if self.soften is not None:
+                sure, opposite = self.soften(columns, record)
+                losses = sure * losses + (1.0 - sure) * bound.loss(opposite, given)
             if self.weigh is not None:
                 losses = losses * self.weigh(columns)
             share = bound.weight(hyper) * jnp.where(mask, losses, 0.0).sum()

@@ -69,6 +69,32 @@ def take_pairs(columns: Columns) -> tuple[PairLogps, Array]:
     return pairs, pairs.mask
 
 
+def bradley_terry(columns: Columns, pairs: PairLogps) -> tuple[Array, PairLogps]:
+    """Says how likely each pair's order is by the rewards, and turns the pairs round.
+
+    Args:
+      columns: with the reward of each response, `scores`.
+      pairs: gathered from them.
+
+    Returns:
+      f32[N] σ(reward of the chosen − of the rejected), and the pairs the other way.
+    """
+    chosen, rejected = sides(columns, columns.response["scores"])
+    turned = pairs._replace(
+        chosen=pairs.rejected,
+        rejected=pairs.chosen,
+        ref_chosen=pairs.ref_rejected,
+        ref_rejected=pairs.ref_chosen,
+        chosen_lengths=pairs.rejected_lengths,
+        rejected_lengths=pairs.chosen_lengths,
+        chosen_ratings=pairs.rejected_ratings,
+        rejected_ratings=pairs.chosen_ratings,
+        chosen_kls=pairs.rejected_kls,
+        rejected_kls=pairs.chosen_kls,
+    )
+    return jax.nn.sigmoid(chosen - rejected), turned
+
+
 def metrics(columns: Columns, pairs: PairLogps, hyper: Hyper) -> Sums:
     """Averages what the field reports of pairs."""
     sums = terms.token_metrics(columns) | chosen_accuracy(columns)

@@ -20,7 +20,7 @@ def comparisons(
 ) -> np.ndarray:
     """Pairs the samples of each prompt by their rewards.
 
-    Equal rewards have no order, so only drawn labels compare them; two samples of the
+    Equal rewards have no order, so `order` does not compare them; two samples of the
     same tokens are never compared.
 
     Args:
@@ -28,7 +28,8 @@ def comparisons(
       texts: N lists of the n samples' tokens.
       rank: `best_worst`, `all_pairs`, or `random`: two samples that differ in reward.
       labels: `order` of the rewards, or `bradley_terry`: the first is drawn to be the
-        better with probability σ(its reward − the other's).
+        better with probability σ(its reward − the other's); `soft`: the order, and the
+        loss knows that probability.
       draw: of this turn.
 
     Returns:

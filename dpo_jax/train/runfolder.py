@@ -180,6 +180,24 @@ def claim(folder: AnyPath, *, first: bool) -> Iterator[None]:
             lock.truncate(0)  # a clean end leaves no owner's name
 
 
+def holder(folder: AnyPath) -> str:
+    """Names who holds the lock of a run folder; '' = nobody, or it is in a store.
+
+    A lock that looks held is tried for an instant; one that does not is left alone, so
+    that no run that is starting meets a mere reader.
+    """
+    try:
+        with open(os.path.join(folder, ".lock"), encoding="utf-8") as lock:
+            named = lock.read().strip()
+            if named:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return named
+    except (OSError, ValueError):  # ValueError: it is not UTF-8
+        return ""
+    return ""
+
+
 def _open(folder: AnyPath, name: str) -> IO[str]:
     """Opens a file of the run folder to append; follows no link, waits for no pipe."""
 

@@ -199,7 +199,7 @@ def of_samples(
         ),
         sizes,
         sampler=batches.make_sampler(
-            generation.make_decoding(drawer.decoder),
+            generation.make_decoding(drawer.decoder, config.rollout.cache_dtype),
             pick=pick.sampler(temperature=config.rollout.temperature),
             stops=generation.stop_ids(tokenizer, model.folder, ()),
             max_new_tokens=sizes.new_tokens,

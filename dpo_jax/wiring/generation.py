@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -317,13 +318,19 @@ def encode(
     return encoded
 
 
-def make_decoding(decoder: Decoder) -> Decoding:
-    """Makes a decoder read texts piece by piece."""
+def make_decoding(decoder: Decoder, cache_dtype: str = "") -> Decoding:
+    """Makes a decoder read texts piece by piece.
+
+    Args:
+      decoder: that reads.
+      cache_dtype: of the keys and values that it keeps; '' = that of its computation.
+    """
+    dtype = jnp.dtype(cache_dtype) if cache_dtype else None
     return Decoding(
         dtype=decoder.dtype,
         ready=functools.partial(decode.ready, decoder),
         prefill=lambda params, batch, lengths, tokens: decode.prefill(
-            decoder, params, batch, lengths, tokens=tokens
+            decoder, params, batch, lengths, tokens=tokens, dtype=dtype
         ),
         step=functools.partial(decode.step, decoder),
     )

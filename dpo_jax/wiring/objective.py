@@ -131,6 +131,7 @@ def make_objective(
     chunk: int,
     ref_head: Callable[[Params], Head] | None = None,
     temperature: float = 1.0,
+    labels: str = "order",
 ) -> Objective:
     """Builds what is minimised.
 
@@ -143,6 +144,7 @@ def make_objective(
       ref_head: the head of the reference's parameters, where a loss needs its whole
         distribution.
       temperature: of the distribution that responses are scored under.
+      labels: of `online.labels`; `soft` takes both orders of a pair by their chances.
     """
     if kind.scalar:
         if given["margin"] == "data":
@@ -161,4 +163,5 @@ def make_objective(
         noisy=any(b.fixed.get("filter") == "draw" for b in losses),
         temperature=temperature,
     )
-    return Judged(kind, scorer, losses, weighting)
+    soften = preference.bradley_terry if labels == "soft" else None
+    return Judged(kind, scorer, losses, weighting, soften)

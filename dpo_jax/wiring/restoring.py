@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 
 from dpo_jax import __version__
 from dpo_jax import config as config_lib
-from dpo_jax.config import Config, from_json
+from dpo_jax.config import Config
+from dpo_jax.config_files import from_json
 from dpo_jax.errors import ModelError, RunFolderError
 from dpo_jax.files import AnyPath
 from dpo_jax.lines import Seal

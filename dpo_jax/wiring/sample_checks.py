@@ -1,6 +1,6 @@
 """What on-policy runs refuse of a configuration, and what others refuse of theirs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dpo_jax import config as config_lib
@@ -8,6 +8,7 @@ from dpo_jax import schema
 from dpo_jax.config import Config
 from dpo_jax.data import sources
 from dpo_jax.errors import unknown
+from dpo_jax.losses import Bound
 from dpo_jax.objectives import ON_POLICY
 from dpo_jax.sampling import compare
 from dpo_jax.wiring import rewarding
@@ -78,6 +79,16 @@ def whole_faults(by: str, online: Section, rollout: Section) -> list[str]:
     if online["ref"] == "each_round":
         faults.append(f"{by} needs a reference that stays; set online.ref='fixed'")
     return faults
+
+
+def label_faults(losses: Sequence[Bound]) -> list[str]:
+    """Complains of losses that cannot be taken of both orders of a pair."""
+    return [
+        f"online.labels='soft' is not for loss.name={bound.name!r}, which couples "
+        "pairs or is divided by chosen tokens; use 'bradley_terry', which draws"
+        for bound in losses
+        if not bound.loss.takes_soft_labels
+    ]
 
 
 def sample_faults(name: str, given: Section, rollout: Section, pairs: int) -> list[str]:

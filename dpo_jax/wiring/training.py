@@ -115,6 +115,7 @@ def minimised(
         chunk=chunk,
         ref_head=None if whole is None else whole.head,
         temperature=heat,
+        labels=config.online.labels,
     )
     stats = start_stats(losses)
     return Minimised(objective, stats, floats, False, step_of, places, ref)

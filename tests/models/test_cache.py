@@ -75,15 +75,18 @@ def test_filling_is_putting_one_by_one():
 
 
 @pytest.mark.parametrize("name", SPECS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_steps_are_the_whole_pass(name, dtype):
+@pytest.mark.parametrize(
+    ("dtype", "cached_as"),
+    [("float32", None), ("bfloat16", None), ("float32", "bfloat16")],
+)
+def test_steps_are_the_whole_pass(name, dtype, cached_as):
     """Prompts of 2, 7 and 5 tokens, then four more: the logits of one pass of each."""
     module = Decoder(SPECS[name], dtype=jnp.dtype(dtype))
     params = jax.tree.map(lambda leaf: 0.3 * leaf, drawn(SPECS[name]))
     step = jax.jit(functools.partial(decode.step, module))
     weights = decode.ready(module, params)
     hidden, head, cached = decode.prefill(
-        module, params, rows(TOKENS[:, :P], LENGTHS), LENGTHS, tokens=T
+        module, params, rows(TOKENS[:, :P], LENGTHS), LENGTHS, tokens=T, dtype=cached_as
     )
     found, row = [heads.logits(hidden, head)], np.arange(B)
     for t in range(4):
@@ -91,9 +94,9 @@ def test_steps_are_the_whole_pass(name, dtype):
         hidden, head, cached = step(weights, TOKENS[row, at], at, cached)
         found.append(heads.logits(hidden, head))
     whole, head = module.apply({"params": params}, rows(TOKENS, LENGTHS + 4))
-    assert cached[0].keys.dtype == dtype
+    assert cached[0].keys.dtype == (cached_as or dtype)
     for t, values in enumerate(found):
         wanted = heads.logits(whole[row, LENGTHS + t - 1], head)
-        error = 1e-5 if dtype == "float32" else 3e-2
+        error = 1e-5 if cached[0].keys.dtype == "float32" else 3e-2
         np.testing.assert_allclose(values, wanted, atol=error)
         assert np.ptp(wanted) > 0.5

@@ -1,12 +1,9 @@
-"""PPO, RLOO, AWR and DPO online on a policy small enough to know the optimum.
+"""PPO, RLOO, AWR and DPO online against the optimum of a policy that is a table.
 
-Sequences of 4 tokens of 3; the policy is a table of logits, one row for each beginning
-(40), so that it can be any distribution, and all 81 sequences are summed over. The
-turns, the settling, the losses and the scoring are those of a run.
+The turns, the settling, the losses and the scoring are those of a run.
 """
 
 import functools
-import itertools
 import operator
 
 import jax
@@ -15,105 +12,51 @@ import numpy as np
 import optax
 import pytest
 
-from dpo_jax import schema
 from dpo_jax.losses import LOSSES, find
 from dpo_jax.objectives import OBJECTIVES, on_policy
-from dpo_jax.objectives.judged import Judged
-from dpo_jax.objectives.on_policy import OnPolicy, SampleScorer
-from dpo_jax.objectives.terms import Scorer
+from dpo_jax.objectives.on_policy import SampleScorer
 from dpo_jax.sampling.rollout import Prompts, rows_of
 from dpo_jax.train.step import init_state, train_step
 from dpo_jax.train.turn import rows_of_updates, take_turn
-from dpo_jax.types import Head, Samples
-from dpo_jax.wiring.on_policy import floats_of
-
-TOKENS, LENGTH = 3, 4
-TEXTS = np.array(list(itertools.product(range(TOKENS), repeat=LENGTH)), np.int32)
-FIRST = np.cumsum([0, *(TOKENS**t for t in range(LENGTH - 1))])  # node of each length
-NODES = sum(TOKENS**t for t in range(LENGTH))
-BETA = 0.3
-
-
-def nodes(texts):
-    """Which row of the table predicts each token: i32[…, G]."""
-    digits = [jnp.zeros(texts.shape[:-1], jnp.int32)]
-    for t in range(LENGTH - 1):
-        digits.append(digits[-1] * TOKENS + texts[..., t])
-    return jnp.stack(digits, -1) + FIRST
-
-
-def apply(params, batch):
-    """One-hot hidden states of the beginnings, a table as head."""
-    texts = batch.tokens[:, 1:].reshape(len(batch.tokens), -1, LENGTH)
-    here = jax.nn.one_hot(nodes(texts), NODES)  # [B, n, G, nodes]
-    # the state that predicts token t > 0 stands at token t − 1, the first at the prompt
-    after = jnp.roll(here, -1, axis=2).reshape(len(texts), -1, NODES)
-    root = jnp.broadcast_to(jax.nn.one_hot(0, NODES), (len(texts), 1, NODES))
-    return jnp.concatenate([root, after], 1), Head(params["table"], None), {}
+from dpo_jax.types import Samples
+from dpo_jax.wiring.objective import make_objective
+from tests.objectives.tabular import (
+    BETA,
+    LENGTH,
+    NODES,
+    REF,
+    TEXTS,
+    TOKENS,
+    apply,
+    defaults,
+    drawn,
+    laid_out,
+    logps_of,
+    loss_of,
+    made,
+    nodes,
+    optimum,
+    settled_rows,
+    start,
+    worth,
+)
 
 
-def logps_of(table):
-    """Log-probs of all 81 sequences under a table [nodes, tokens]."""
-    each = jax.nn.log_softmax(table)[nodes(TEXTS)]
-    return jnp.take_along_axis(each, TEXTS[..., None], -1)[..., 0].sum(-1)
-
-
-REWARDS = np.random.default_rng(3).normal(size=len(TEXTS)).astype(np.float32)
-REF = 0.5 * np.random.default_rng(4).normal(size=(NODES, TOKENS)).astype(np.float32)
-
-
-def worth(logps, ref=None):
-    """Expected reward and KL to the reference, exactly."""
-    ref = logps_of(REF) if ref is None else ref
-    probs = np.exp(logps)
-    return float(probs @ REWARDS), float(probs @ (logps - ref))
-
-
-def optimum(beta):
-    best = logps_of(REF) + REWARDS / beta
-    return np.asarray(best - jax.nn.logsumexp(best))
-
-
-def rollout(key, table, ref, count, samples):
-    """Draws sequences and lays them out as a run does, annotated with the reference."""
-    drawn = jax.random.categorical(key, logps_of(table), shape=(count, samples))
-    texts = jnp.asarray(TEXTS)[drawn]
-    here = Samples(
-        texts, texts >= 0, jnp.zeros(texts.shape), jnp.ones(drawn.shape, bool)
-    )
-    prompts = Prompts(
-        jnp.zeros((count, 1), jnp.int32),
-        jnp.ones(count, jnp.int32),
-        jnp.arange(count),
-    )
-    rows = rows_of(prompts, here)
-    scored = jnp.asarray(REWARDS)[drawn]
-    columns = {"scores": scored, "present": jnp.ones(drawn.shape)}
-    columns["ended"] = jnp.ones(drawn.shape)
-    ref_logps = jnp.take_along_axis(
-        jax.nn.log_softmax(ref)[nodes(texts)], texts[..., None], -1
-    )
-    rows = rows._replace(
-        response=columns, token={"ref_logps": ref_logps.reshape(rows.slots.shape)}
-    )
-    return jax.tree.map(lambda leaf: leaf[None], rows), scored
-
-
-def learn(objective, params, hyper, *, turns, samples, settle, prepare=None, draw=None):
-    """Runs turns of 512 prompts; averages the table over the last quarter of them."""
+def learn(objective, params, hyper, draw, *, turns, settle, prepare=None):
+    """Runs turns of what is drawn; averages the table over the last quarter of them."""
     update = functools.partial(
         train_step,
         objective=objective,
         tx=lambda hyper: optax.scale_by_adam(),
         lr_factor=lambda step, hyper: jnp.maximum(1.0 - step / turns, 0.02),
     )
-    order = rows_of_updates(0, 0, rows=512, epochs=1, minibatches=1, microbatches=1)
+    rows = len(draw(jax.random.key(0), params["table"]))
+    order = rows_of_updates(0, 0, rows=rows, epochs=1, minibatches=1, microbatches=1)
 
     def turn(state, key):
-        table = params["table"] if draw == "ref" else state.params["table"]
-        batch, scores = rollout(key, table, REF, 512, samples)
+        batch = laid_out(draw(key, state.params["table"]), REF)
         if prepare is not None:
-            batch = prepare(batch, scores, key)
+            batch = prepare(batch, key)
         if settle:
             batch, _ = on_policy.settled(
                 state.params,
@@ -133,108 +76,85 @@ def learn(objective, params, hyper, *, turns, samples, settle, prepare=None, dra
     return tables[turns * 3 // 4 :].mean(0)
 
 
-def start(critic=False):
-    params = {"table": jnp.asarray(REF)}
-    if critic:
-        params["value"] = {"kernel": jnp.zeros((NODES, 1))}
-    return params
-
-
-def section(**given):
-    name = given.pop("name")
-    return {k: row.default for k, row in schema.section(name).items()} | given
-
-
-def hyper_of(name, given, lr):
-    floats = floats_of(name, given) | {"lr": lr}
-    return {k: jnp.float32(v) for k, v in floats.items()}
+REACHING = {
+    "ppo": {"lam": 1.0, "whiten_advantages": False, "value_coef": 1.0},
+    "rloo": {},
+}
 
 
 @pytest.mark.losses
-@pytest.mark.parametrize("name", ["ppo", "rloo", "awr"])
+@pytest.mark.parametrize("name", REACHING)
 def test_each_algorithm_reaches_the_optimum_of_reward_and_kl(name):
-    """π* = ref · exp(r/β) / Z: reward and KL within 2 %; AWR wants a large β."""
-    beta = 1.0 if name == "awr" else BETA
-    given = {
-        "ppo": section(
-            name="ppo", kl_coef=beta, lam=1.0, whiten_advantages=False, value_coef=1.0
-        ),
-        "rloo": section(name="rloo", kl_coef=beta),
-        "awr": section(
-            name="awr", beta=beta, weight_clip=np.inf, baseline="none", sampler="ref"
-        ),
-    }[name]
-    algorithm = OBJECTIVES[name].make(given)
-    scorer = SampleScorer(apply, 64, critic=algorithm.critic)
+    """π* = ref · exp(r/β) / Z: reward and KL within 2 %."""
+    objective, hyper = made(name, kl_coef=BETA, **REACHING[name])
     table = learn(
-        OnPolicy(algorithm, scorer),
-        start(algorithm.critic),
-        hyper_of(name, given, 0.03),
+        objective,
+        start(objective.algorithm.critic),
+        hyper | {"lr": jnp.float32(0.03)},
+        lambda key, table: drawn(key, table, 512, 4),
         turns=600,
-        samples=4,
         settle=True,
-        draw="ref" if name == "awr" else None,
     )
-    reached, due = worth(logps_of(table)), worth(optimum(beta))
+    reached, due = worth(logps_of(table)), worth(optimum(BETA))
     np.testing.assert_allclose(reached, due, rtol=0.02)
 
 
-@pytest.mark.losses
-def test_dpo_online_with_drawn_labels_reaches_the_optimum():
-    """Pairs of the policy's own samples, labelled by Bradley-Terry of the reward."""
-    given = _loss_options() | {"beta": BETA}
-    bound = find("dpo", LOSSES).bind(given, {}, name="dpo", weight=None)
-    objective = Judged(OBJECTIVES["online"], Scorer(apply, 64), (bound,))
+def test_awr_reaches_the_optimum_of_reward_and_kl():
+    """π* again, for samples of a reference: exactly, as the samples are all there are.
 
-    def prepare(batch, scores, key):
-        sure = jax.nn.sigmoid(scores[:, 0] - scores[:, 1])
-        first = jax.random.uniform(jax.random.fold_in(key, 1), sure.shape) < sure
-        pair = jnp.where(first[:, None], jnp.array([0, 1]), jnp.array([1, 0]))
-        return batch._replace(pairs=pair[None, :, None])
+    The reference's chances are ½, ¼ and ¼ in some order, so that 256 samples hold each
+    sequence as often as it is likely, and their mean is the expectation.
+    """
+    order = np.random.default_rng(6).permuted([[0.5, 0.25, 0.25]] * NODES, axis=1)
+    ref = logps_of(jnp.log(order))
+    times = np.rint(256 * np.exp(ref)).astype(int)
+    assert times.sum() == 256 and set(times) == {1, 2, 4, 8, 16}
+    all_there_are = np.repeat(np.arange(len(TEXTS)), times).reshape(64, 4)
+    objective, hyper = made(
+        "awr", beta=BETA, weight_clip=np.inf, baseline="none", sampler="ref"
+    )
+    table = learn(
+        objective,
+        {"table": jnp.zeros((NODES, TOKENS))},
+        hyper | {"lr": jnp.float32(0.3)},
+        lambda key, table: all_there_are,
+        turns=1000,
+        settle=True,
+    )
+    reached, due = worth(logps_of(table), ref), worth(optimum(BETA, ref), ref)
+    np.testing.assert_allclose(reached, due, rtol=2e-3)
+
+
+@pytest.mark.losses
+@pytest.mark.parametrize("labels", ["bradley_terry", "soft"])
+def test_dpo_online_with_labels_of_the_reward_reaches_the_optimum(labels):
+    """Pairs of the policy's own samples, labelled by Bradley-Terry: drawn, or soft."""
+    given = defaults("loss", beta=BETA)
+    bound = find("dpo", LOSSES).bind(given, {}, name="dpo", weight=None)
+    objective = make_objective(
+        OBJECTIVES["online"], (bound,), given, apply, chunk=64, labels=labels
+    )
+
+    def prepare(batch, key):
+        scores = batch.response["scores"][0]
+        better = jnp.argsort(-scores, axis=-1)  # the order, as `soft` is given
+        if labels == "bradley_terry":
+            sure = jax.nn.sigmoid(scores[:, 0] - scores[:, 1])
+            first = jax.random.uniform(jax.random.fold_in(key, 1), sure.shape) < sure
+            better = jnp.where(first[:, None], jnp.array([0, 1]), jnp.array([1, 0]))
+        return batch._replace(pairs=better[None, :, None])
 
     table = learn(
         objective,
         start(),
         {"lr": jnp.float32(0.05), **bound.hyper},
+        lambda key, table: drawn(key, table, 512, 2),
         turns=800,
-        samples=2,
         settle=False,
         prepare=prepare,
     )
-    np.testing.assert_allclose(worth(logps_of(table)), worth(optimum(BETA)), rtol=0.03)
-
-
-def _loss_options():
-    return {k: row.default for k, row in schema.section("loss").items()}
-
-
-def settled_rows(objective, table, hyper, *, samples=4, count=16, **changes):
-    params = {"table": jnp.asarray(table)}
-    if objective.algorithm.critic:
-        weights = np.random.default_rng(5).normal(size=(NODES, 1))
-        params["value"] = {"kernel": jnp.asarray(weights, jnp.float32)}
-    batch, scores = rollout(jax.random.key(2), params["table"], REF, count, samples)
-    batch = batch._replace(response={**batch.response, **changes})
-    algorithm, scorer = objective.algorithm, objective.scorer
-    batch, _ = on_policy.settled(
-        params, batch, hyper, algorithm=algorithm, scorer=scorer
-    )
-    return params, jax.tree.map(lambda leaf: leaf[0], batch), scores
-
-
-def loss_of(objective, hyper, batch):
-    def loss(params):
-        columns, reports = objective.score(params, {}, batch, jax.random.key(0), hyper)
-        return objective.loss(columns, reports, {}, hyper, objective.counts(batch))[0]
-
-    return loss
-
-
-def made(name, **given):
-    given = section(name=name, **given)
-    algorithm = OBJECTIVES[name].make(given)
-    objective = OnPolicy(algorithm, SampleScorer(apply, 64, critic=algorithm.critic))
-    return objective, hyper_of(name, given, 0.1)
+    error = {"bradley_terry": 0.03, "soft": 0.02}[labels]
+    np.testing.assert_allclose(worth(logps_of(table)), worth(optimum(BETA)), rtol=error)
 
 
 def test_ppo_without_its_additions_is_reinforce_with_a_baseline():

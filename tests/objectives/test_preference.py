@@ -1,5 +1,6 @@
 """Pairs gathered and metrics averaged, by hand; what is masked counts exactly 0."""
 
+import dataclasses
 import functools
 
 import jax
@@ -111,6 +112,37 @@ def test_pairs_are_gathered_across_rows():
     np.testing.assert_array_equal(pairs.ref_rejected, [-3, 0, -3.5, 0])
     np.testing.assert_array_equal(pairs.chosen_lengths, [2, 0, 5, 0])
     np.testing.assert_array_equal(pairs.rejected_lengths, [4, 0, 3, 0])
+
+
+def test_soft_labels_weigh_both_orders_by_the_rewards():
+    """Rewards of the two pairs of `COLUMNS` are 1 and .5 apart.
+
+    dpo: −p log σ(βδ) − (1 − p) log σ(−βδ); ipo: p(δ − c)² + (1 − p)(δ + c)² with c of
+    1/(2β).
+    """
+    columns = with_column(COLUMNS, "scores", jnp.float32([[0.2, -0.8], [0.2, 0.7]]))
+    pairs, beta = preference.gather_pairs(COLUMNS), float(HYPER["beta"])
+    ratios = pairs.chosen - pairs.ref_chosen - pairs.rejected + pairs.ref_rejected
+    delta, p = np.asarray(ratios)[[0, 2]], 1 / (1 + np.exp(-np.array([1.0, 0.5])))
+    log_sigmoid = lambda x: -np.log1p(np.exp(-x))  # noqa: E731
+    c, sure, not_ = 1 / (2 * beta), p, 1 - p
+    due = {
+        "dpo": -sure * log_sigmoid(beta * delta) - not_ * log_sigmoid(-beta * delta),
+        "ipo": sure * (delta - c) ** 2 + not_ * (delta + c) ** 2,
+    }
+    for name, each in due.items():
+        soft = dataclasses.replace(objective(name), soften=preference.bradley_terry)
+        value, _ = soft.loss(columns, {}, {}, HYPER, COUNTS)
+        assert float(value) == pytest.approx(
+            each.sum() / float(COUNTS["pairs"]), rel=1e-5
+        )
+
+
+def test_losses_that_take_soft_labels_are_those_of_single_pairs():
+    takes = {n for n in LOSSES if find(n, LOSSES).takes_soft_labels}
+    assert {"dpo", "ipo", "hinge", "simpo", "tdpo2", "dpop", "unlikelihood"} < takes
+    coupled = {"aot", "beta_dpo", "dr_dpo", "bco_pair", "alpha_dpo"}
+    assert not takes & {*coupled, "orpo", "cpo", "sft", "kto", "bradley_terry"}
 
 
 def test_metrics_by_hand():

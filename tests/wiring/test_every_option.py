@@ -36,6 +36,7 @@ from dpo_jax.errors import NonFiniteError, UserError
 from dpo_jax.losses import LOSSES, find
 from dpo_jax.models import hf, scalar
 from dpo_jax.models.decoder import abstract_params
+from dpo_jax.models.scalar import policy_of
 from dpo_jax.models.spec import preset
 from dpo_jax.objectives import OBJECTIVES
 from dpo_jax.sampling.rollout import Prompts
@@ -164,6 +165,7 @@ OTHERS = {  # key -> another value
     "rollout.max_new_tokens": 3,
     "rollout.temperature": 0.7,
     "rollout.batch": 7,
+    "rollout.cache_dtype": "bfloat16",
     "ppo.epochs": 2,
     "ppo.minibatches": 2,
     "ppo.kl_coef": 0.2,
@@ -519,12 +521,21 @@ def observe(config, workdir, monkeypatch):
     return seen
 
 
+def started(turns, params):
+    """Says which arrays the sampling of two prompts starts with."""
+    sizes, ints = turns.sizes, lambda *dims: jax.ShapeDtypeStruct(dims, np.int32)  # noqa: E731
+    asked = Prompts(ints(2, sizes.width), ints(2), ints(2))
+    start = lambda *given: turns._sampler.start(*given, 0, sizes.samples)  # noqa: E731
+    return jax.eval_shape(start, policy_of(params), asked, jax.random.key(0))
+
+
 def turns_of(parts):
     """Writes down what the turns of an on-policy run would do."""
     turns, seen = parts.turns, {}
     told = {k: v for k, v in vars(turns).items() if k not in ("_mesh", "_lay")}
     told["_rewards"] = [(r.name, r.weight) for r in parts.rewards]
-    told["_sampler"] = turns._sampler.max_new_tokens
+    with jax.set_mesh(parts.mesh):
+        told["_sampler"] = started(turns, parts.trainer.abstract.params)
     seen["turns"] = {
         name: re.sub(r"0x[0-9a-f]+", "", str(v)) for name, v in told.items()
     }

@@ -1,0 +1,276 @@
+"""A worker walks the trials of a sweep until each is done, or has failed.
+
+Any number of workers may walk the same list: a lease keeps two from the same trial (see
+`attempts.py`), what is done is skipped, what is stale is taken over, what is dead is
+resumed. What a trial is worth is read from its run folder alone, never from the code
+that its process ended with.
+"""
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from dpo_jax.errors import (
+    EXIT_INTERNAL,
+    EXIT_LEASE_LOST,
+    EXIT_PREEMPTED,
+    RunFolderError,
+    SweepError,
+)
+from dpo_jax.launch import attempts, processes, states
+from dpo_jax.launch.attempts import Attempt, Claims, Lease
+from dpo_jax.launch.processes import Stop
+from dpo_jax.launch.trial import Planned
+
+POLL = 0.1  # seconds between looks at a process
+REST = 1.0  # seconds before the list is walked again, where nothing was to be done
+LET_GO = 10.0  # seconds for the lock of a process that was killed to be free
+INFRASTRUCTURE = 20  # kills and lost peers that a trial may meet
+LEASE = "DPO_JAX_LEASE"  # names the file whose existence ends a trial with 76
+FAILING = frozenset((*range(1, 8), EXIT_INTERNAL))  # the trial's own fault
+
+Tell = Callable[[str], None]
+Start = Callable[[Sequence[str], Path, Mapping[str, str]], subprocess.Popen]
+
+
+class Rules(NamedTuple):
+    """How a worker works.
+
+    Attributes:
+      failures: launches of a trial that may fail by a fault of its own.
+      lease_seconds: without a beat, after which a trial is another's to take.
+      first: place in the list that the walk starts from.
+      only: the trial to run alone; '' = all.
+    """
+
+    failures: int = 3
+    lease_seconds: float = 60.0
+    first: int = 0
+    only: str = ""
+
+
+class Walk(NamedTuple):
+    """What a walk ended with.
+
+    Attributes:
+      code: 0 all done, 9 some failed, 75 told to stop, 76 a trial was taken.
+      failed: name -> its error line.
+      left: names of trials that are neither done nor failed.
+    """
+
+    code: int
+    failed: dict[str, str]
+    left: list[str]
+
+
+class Worker:
+    """Runs trials, one at a time."""
+
+    def __init__(
+        self,
+        out: Path,
+        name: str,
+        rules: Rules,
+        environment: Mapping[str, str],
+        tell: Tell,
+        start: Start = processes.start,
+    ):
+        """Has run nothing.
+
+        Args:
+          out: the folder of the sweep.
+          name: of the worker, for people.
+          rules: how it works.
+          environment: of the processes that it starts.
+          tell: takes lines for people.
+          start: starts a process.
+        """
+        self._out, self._rules, self._tell = out, rules, tell
+        self._environment, self._start = environment, start
+        self._claims = Claims(name, rules.lease_seconds)
+        self._failed: dict[str, str] = {}
+        self._done: set[str] = set()
+        self._before: dict[str, int] = {}
+
+    def remember(self, trials: Sequence[Planned]) -> None:
+        """Takes note of attempts that were made before: their failures are forgiven.
+
+        They count against `Rules.failures`, but whoever launches a sweep again has
+        mended something, so each trial is tried once.
+        """
+        for trial in trials:
+            self._before.setdefault(trial.name, len(self._made(trial)))
+
+    def walk(self, trials: Sequence[Planned], stop: Stop) -> Walk:
+        """Walks the list until each trial is done or has failed.
+
+        Args:
+          trials: all of the sweep, each behind those that it waits for.
+          stop: whether to stop.
+        """
+        self.remember(trials)
+        mine = [t for t in trials if self._rules.only in ("", t.name)]
+        at = self._rules.first % len(mine)
+        mine = [*mine[at:], *mine[:at]]
+        needed = {trial.name: trial for trial in trials}
+        while left := self._open(mine):
+            moved = False
+            for trial in left:
+                code = EXIT_PREEMPTED if stop else self._visit(trial, needed, stop)
+                moved = moved or code is not None
+                if code in (EXIT_PREEMPTED, EXIT_LEASE_LOST):
+                    return Walk(code, dict(self._failed), names_of(self._open(mine)))
+            if not moved:
+                time.sleep(REST)
+        failed = dict(self._failed)
+        return Walk(SweepError.code if failed else 0, failed, [])
+
+    def _open(self, trials: Sequence[Planned]) -> list[Planned]:
+        return [t for t in trials if t.name not in self._done | self._failed.keys()]
+
+    def _made(self, trial: Planned) -> list[Attempt]:
+        return attempts.read_all(self._folder(trial))
+
+    def _folder(self, trial: Planned) -> Path:
+        return self._out / ".sweep" / trial.name
+
+    def _visit(
+        self, trial: Planned, needed: Mapping[str, Planned], stop: Stop
+    ) -> int | None:
+        """Does what can be done for a trial now; None = nothing, for now."""
+        if wrong := next((n for n in trial.needs if n in self._failed), ""):
+            return self._fails(trial, f"{trial.name} waits for {wrong}, which failed")
+        state = states.state_of(trial)
+        if state.word == "done":
+            self._done.add(trial.name)
+            self._tell(f"{trial.name}: done, {state.detail}")
+            return 0
+        if state.word == "damaged":
+            line = f"error[{RunFolderError.code}]: {state.detail}"
+            return self._fails(trial, line)
+        if any(states.state_of(needed[n]).word != "done" for n in trial.needs):
+            return EXIT_PREEMPTED if self._rules.only else None
+        made = self._made(trial)
+        before = self._before[trial.name]
+        if line := spent(made, trial.id, self._rules.failures, before):
+            return self._fails(trial, line)
+        by_hand = not made or made[-1].code is not None
+        if state.word == "running" and by_hand:
+            return None  # not a worker's
+        taken = self._claims.take(self._folder(trial), trial.id)
+        if taken is None:
+            return None
+        lease, stale = taken
+        if stale is not None:
+            self._tell(f"{trial.name}: taken over from {stale.worker}")
+            if processes.end_marked(stale.process):
+                let_go(trial)
+        return self._run(trial, lease, stop)
+
+    def _fails(self, trial: Planned, line: str) -> int:
+        self._failed[trial.name] = line
+        self._tell(f"{trial.name}: failed: {line}")
+        return 0
+
+    def _run(self, trial: Planned, lease: Lease, stop: Stop) -> int | None:
+        """Runs a trial until its process ends; returns its exit code."""
+        state = states.state_of(trial)
+        if state.word in ("done", "running"):  # since it was looked at
+            lease.end(0, "")
+            return 0 if state.word == "done" else None
+        self._tell(
+            f"{trial.name}: {state.word} {state.detail}, printing to {lease.log}"
+        )
+        successor = {LEASE: str(lease.successor.absolute())}
+        process = self._start(
+            trial.arguments, lease.log, {**self._environment, **successor}
+        )
+        with stop.passed_on(process):
+            code = watched(process, lease)
+        if lease.lost:
+            owner = self._made(trial)[-1].worker or "another worker"
+            self._tell(f"error[{EXIT_LEASE_LOST}]: {trial.name}: {owner} has the trial")
+            return EXIT_LEASE_LOST
+        return self._book(trial, lease, code, stop)
+
+    def _book(self, trial: Planned, lease: Lease, code: int, stop: Stop) -> int | None:
+        """Writes down how a launch ended; returns its exit code, None = try later."""
+        state = states.state_of(trial)
+        line = error_line(lease.log, code) if code else ""
+        if code == 128 + signal.SIGTERM and stop:  # before it took signals
+            code = EXIT_PREEMPTED
+        if code == 0 and state.word != "done":
+            code, line = (
+                EXIT_INTERNAL,
+                f"it ended with 0 and left {trial.folder} undone",
+            )
+        lease.end(code, line)
+        if code == 0:
+            self._done.add(trial.name)
+        elif code == RunFolderError.code:
+            return None if state.word == "running" else self._fails(trial, line)
+        how = f"done, {state.detail}" if code == 0 else line or f"exit code {code}"
+        self._tell(f"{trial.name}: {how}")
+        return code
+
+
+def names_of(trials: Sequence[Planned]) -> list[str]:
+    """Lists the names of trials."""
+    return [trial.name for trial in trials]
+
+
+def let_go(trial: Planned) -> None:
+    """Waits until a process that was killed holds the run folder no longer."""
+    until = time.monotonic() + LET_GO
+    while states.state_of(trial).word == "running" and time.monotonic() < until:
+        time.sleep(POLL)
+
+
+def watched(process: subprocess.Popen, lease: Lease) -> int:
+    """Waits for a process, beating; ends it where the lease is lost."""
+    lease.beat(processes.mark(process.pid))
+    while True:
+        try:
+            code = process.wait(POLL)
+            return code if code >= 0 else 128 - code
+        except subprocess.TimeoutExpired:
+            if not lease.beat():
+                process.kill()
+
+
+def spent(made: Sequence[Attempt], trial_id: str, failures: int, before: int) -> str:
+    """Says why a trial is not to be launched again; '' = it may be.
+
+    Being told to stop costs nothing, a kill or a lost peer little; a fault of its own
+    ends a trial for those who walk the list then.
+
+    Args:
+      made: attempts at it so far.
+      trial_id: of the trial; what it failed as another is forgotten.
+      failures: launches that may fail by a fault of its own, in all.
+      before: attempts that were made before this worker began.
+    """
+    ended = [a for a in made if a.id == trial_id and a.code is not None]
+    own = [a for a in ended if a.code in FAILING]
+    if own and own[-1].token > before:
+        return own[-1].line
+    if len(own) >= failures:
+        again = f"after {len(own)} failures it is not tried again; see --failures"
+        return f"{own[-1].line} ({again})"
+    mild = (0, EXIT_PREEMPTED, EXIT_LEASE_LOST, RunFolderError.code)
+    killed = [a for a in ended if a.code not in (*FAILING, *mild)]
+    if len(killed) >= INFRASTRUCTURE:
+        return f"{killed[-1].line} (the last of {len(killed)} like it)"
+    return ""
+
+
+def error_line(log: Path, code: int) -> str:
+    """Finds the line that says how a trial ended among what it printed last."""
+    with open(log, "rb") as file:
+        file.seek(max(0, log.stat().st_size - (1 << 16)))
+        lines = file.read().decode(errors="replace").splitlines()
+    told = [line for line in lines if line.startswith(("error[", "preempted"))]
+    return told[-1] if told else f"exit code {code}; see {log}"

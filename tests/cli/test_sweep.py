@@ -1,0 +1,131 @@
+"""`sweep`, called in this process; its trials are processes where they really run."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from dpo_jax import cli
+from dpo_jax.cli import sweep
+from dpo_jax.errors import SweepError
+from dpo_jax.launch.worker import Walk
+
+FILE = """
+from dpo_jax.launch import Trial
+
+SMALL = {"batch.pairs": 8, "data.limit": 64, "data.max_tokens": 24, "data.eval": "",
+         "eval.rollouts": 0, "checkpoint.every_steps": 50}
+
+
+def get_sweep(arg=None):
+    start = {"model.preset": "", "model.path": "{sft}", "train.steps": 10}
+    return [
+        Trial("dpo", "quickstart", {**SMALL, **start, "loss.beta": float(arg or 0.1)}),
+        Trial("sft", "quickstart:stage=sft,steps=200", SMALL),
+        Trial("bad", "quickstart", {**SMALL, **start, "data.train": "/nowhere.jsonl"}),
+    ]
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "sweep.py"
+    path.write_text(FILE)
+    return str(path)
+
+
+def call(capsys, *arguments):
+    capsys.readouterr()
+    code = cli.main(["dpo_jax", "sweep", *map(str, arguments)])
+    return code, *capsys.readouterr()
+
+
+def test_dry_run_prints_the_plan_and_touches_nothing(capsys, file, tmp_path):
+    out = tmp_path / "out"
+    code, printed, _ = call(capsys, f"{file}:0.7", f"--out={out}", "--dry_run")
+    assert code == 0 and not out.exists()
+    lines = printed.splitlines()
+    assert lines[0] == f"3 trials in {out}: 2 waiting, 1 new"
+    assert lines[1] == "new      sft" and lines[3] == "waiting  dpo  for sft"
+    assert "python -m dpo_jax train --config=quickstart:stage=sft,steps=200" in lines[2]
+    assert f"--config.model.path={out}/sft/export" in lines[4]
+    assert lines[4].endswith(f"--config.loss.beta=0.7 --workdir={out}/dpo")
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--launcher=slurn"], "--launcher='slurn' is not known; did you mean"),
+        (["--workers=0", "--failures=0"], "--workers=0 must be ≥ 1 · --failures=0"),
+        (["--lease_seconds=1"], "--lease_seconds=1.0 must be ≥ 5.0"),
+        (["--only=dpoo"], "--only='dpoo' is not known; did you mean 'dpo'?"),
+        (["more.py"], "sweep needs one file"),
+    ],
+)
+def test_flags_that_make_no_sense_are_refused(capsys, file, tmp_path, flags, said):
+    if "slurn" in flags[0]:
+        said = "--launcher='slurn' is not known"
+    code, _, err = call(capsys, file, f"--out={tmp_path}/out", *flags)
+    assert code == 2 and said in err and err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_that_are_no_sweep_are_refused(capsys, tmp_path):
+    out = f"--out={tmp_path}/out"
+    code, _, err = call(capsys, tmp_path / "none.py", out)
+    assert code == 2 and "there is no such Python file" in err
+    for text, said in (
+        ("x = 1", "AttributeError"),
+        ("def get_sweep(): return [('a', 'dpo', {})]", "must return a list of Trial"),
+        ("def get_sweep(): raise SystemExit(3)", "cannot be loaded (SystemExit: 3)"),
+    ):
+        (tmp_path / "s.py").write_text(text)
+        code, _, err = call(capsys, tmp_path / "s.py", out)
+        assert code == 2 and said in err, err
+    code, _, err = call(capsys, tmp_path / "s.py")
+    assert code == 2 and "--out is missing" in err
+
+
+def test_a_sweep_is_of_one_process_a_trial(capsys, file, tmp_path, monkeypatch):
+    monkeypatch.setenv("DPO_JAX_DISTRIBUTED", "localhost:1,2,0")
+    code, _, err = call(capsys, file, f"--out={tmp_path}/out")
+    assert code == 2 and "DPO_JAX_DISTRIBUTED is set" in err
+
+
+def test_how_a_sweep_ends(capsys):
+    """0, 75 and 9: each failure with its line, then one line of the sweep."""
+    assert sweep.ended(Walk(0, {}, []), []) == 0
+    assert sweep.ended(Walk(75, {}, ["a", "b"]), []) == 75
+    assert capsys.readouterr().err == "preempted; left: a, b; relaunch to go on\n"
+    failed = {"a": "error[6]: it is nan", "b": "b waits for a, which failed"}
+    with pytest.raises(SweepError, match="2 of 3 trials failed: a, b; the") as raised:
+        sweep.ended(Walk(9, failed, []), [None] * 3)
+    told = capsys.readouterr().err
+    assert told == "a: error[6]: it is nan\nb: b waits for a, which failed\n"
+    assert raised.value.code == 9
+
+
+@pytest.mark.faults
+def test_a_sweep_is_stopped_goes_on_and_ends(file, tmp_path):
+    """SIGTERM to the sweep is passed on; the relaunch does what is missing alone."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "dpo_jax", "sweep", file, f"--out={out}"]
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert started.stdout is not None
+    until = time.monotonic() + 120
+    while not (out / "sft" / "metrics.jsonl").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    started.send_signal(signal.SIGTERM)
+    printed, _ = started.communicate(timeout=120)
+    assert started.returncode == 75, printed
+    ended = json.loads((out / ".sweep/sft/0001.json").read_text())
+    assert ended["code"] == 75 and "sft: preempted" in printed
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 9, done.stderr
+    assert "sft: done, step 200" in done.stdout and "dpo: done, step 10" in done.stdout
+    assert "bad: error[" in done.stderr and "1 of 3 trials failed: bad" in done.stderr
+    lines = (out / "sft" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 201))

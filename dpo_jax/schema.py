@@ -508,6 +508,11 @@ KEYS: dict[str, Key] = {
         "eval metric whose best step stays too; highest:NAME, lowest:NAME, or NAME; "
         "of a mixture also SOURCE/NAME",
     ),
+    "checkpoint.after": Key(
+        "all",
+        "what a finished run keeps beside its export; or 'params', 'none'",
+        choices=("all", "params", "none"),
+    ),
     "log.every_steps": Key(1, "lines of metrics.jsonl", COUNT),
 }
 OWN_OPTIONS = "loss.options."  # NAME.OPTION: an option of one loss of several

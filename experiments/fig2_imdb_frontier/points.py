@@ -135,7 +135,8 @@ class Experiment(NamedTuple):
 def read(out: Path) -> Experiment:
     """Reads the folder of a tier; trials that have measured nothing are left out."""
     data = json.loads((out / "data" / "data.json").read_text(encoding="utf-8"))
-    folders = sorted(file.parent for file in out.glob("*/metrics.jsonl"))
+    files = sorted(out.glob("*/metrics.jsonl"))
+    folders = [file.parent for file in files if file.stat().st_size]
     found = {folder.name: runs.load(folder) for folder in folders}
     points = [
         point

@@ -182,6 +182,7 @@ def folder(tmp_path):
     begun = {"step": 0, "split": "eval", "rollouts/kl": 0.0, "rollouts/kl_se": 0.0}
     begun |= {"rollouts/reward": 0.5, "rollouts/reward_se": 0.01}
     write_run(tmp_path / "dpo.beta=5", [begun])
+    write_run(tmp_path / "dpo.beta=0.05", [])
     best = {"name": "best of 4 of the reference", "values": {}}
     best["values"] = {"true reward": [0.72, 0.01], points_lib.BEST_KL: 0.64}
     write_run(

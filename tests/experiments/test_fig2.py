@@ -193,7 +193,8 @@ def folder(tmp_path):
         {"kl": kl, "reward": r, "reward_se": 0.01, "trusted": kl < 5} for kl, r in CURVE
     ]
     bests = [{"m": 2, "kl_bound": 0.19, "reward": 0.59, "reward_se": 0.01}]
-    bounds = {"frontier": places[::-1], "best_of": bests}
+    places = [{**dict.fromkeys(("beta", "kl_se", "samples"), 1.0), **p} for p in places]
+    bounds = {"measure": "true reward", "frontier": places[::-1], "best_of": bests}
     write_json(tmp_path / "dpo.beta=1" / "frontier.json", bounds)
     write_json(tmp_path / "data" / "data.json", {"samples": 1_000})
     return tmp_path

@@ -250,7 +250,8 @@ def _valued(kind: pyarrow.DataType, text: str) -> Any:
         return text
     if "binary" in str(kind):
         return text.encode()
-    return np.float16(1) if kind == pyarrow.float16() else 1
+    whole = True if pyarrow.types.is_boolean(kind) else 1
+    return np.float16(1) if kind == pyarrow.float16() else whole
 
 
 def table(random: Random, base: Base, folder: Path) -> Case:

@@ -77,11 +77,12 @@ class Parts(NamedTuple):
         """Feeds the loop from update `first` on; `now` tells the time in seconds."""
         peak = throughput.peak(self.config.model.dtype).flops_per_second
         spec = self.model.spec
+        sources = self.data.sources_of("train")
         if self.turns is not None:
-            return feeds.of_turns(self.turns, referred.frozen, spec, first, peak, now)
+            frozen = referred.frozen
+            return feeds.of_turns(self.turns, frozen, spec, first, peak, sources, now)
         assert referred.train is not None
         runs = self.ask is not None and self.ref["mode"] == "live"
         other = self.reference.spec if self.reference is not None and runs else None
-        sources = self.data.sources_of("train")
         facts = training.make_facts(referred.train, spec, other, peak, sources)
         return feeds.of_steps(referred.train, self.mesh, first, facts)

@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from absl import logging
 from ml_collections import ConfigDict
 
 from dpo_jax import schema, trl
@@ -151,43 +150,6 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def from_json(saved: Mapping[str, Any]) -> Config:
-    """Returns the configuration that a config.json holds, of this version or another.
-
-    Keys that its version did not have get their defaults; keys that this version does
-    not have are told and left out.
-
-    Args:
-      saved: what the file holds.
-
-    Raises:
-      ConfigError: if a value is of another type than the key's.
-    """
-    given = flat(saved)
-    config = base()
-    config.losses = str(given.get("losses", ""))
-    schema.with_room(config, given).lock()
-    known = flat(config)
-    faults = [
-        f"config.json: {key} is a section, and cannot be {str(given[key])[:80]!r}"
-        for key in config
-        if isinstance(config[key], ConfigDict) and given.get(key, {}) != {}
-    ]
-    for key in sorted(given.keys() - known.keys()):
-        logging.warning("config.json: %s=%r is not known here", key, given[key])
-    values = {key: given[key] for key in given.keys() & known.keys()}
-    faults += [
-        f"config.json: {key}={str(value)[:80]!r} is not of type {type(kept).__name__}"
-        for key, value in sorted(values.items())
-        if not fits(value, kept := known[key])
-    ]
-    with collected(ConfigError) as complaints:
-        complaints += faults
-    lists = {key: tuple(v) for key, v in values.items() if isinstance(v, list)}
-    config.update_from_flattened_dict(values | lists)
-    return config
-
-
 def fits(value: Any, kept: Any) -> bool:
     """Says whether a value may take the place of another in a configuration."""
     whole = isinstance(value, int) and not isinstance(value, bool)
@@ -317,7 +279,14 @@ BEST = {  # metrics of an evaluation -> which value is best; '' = the user says 
 def best_of(keep_best: str) -> tuple[str, str]:
     """Splits `highest:NAME`, `lowest:NAME` or NAME into (name, which value is best)."""
     way, colon, name = keep_best.rpartition(":")
-    return (name, way) if colon else (name, BEST.get(name, ""))
+    return (name, way) if colon else (name, BEST.get(owner_of(name)[1], ""))
+
+
+def owner_of(name: str) -> tuple[str, str]:
+    """Splits `SOURCE/METRIC`, of one source of data.eval; a METRIC of all has ''."""
+    source, slash, metric = name.partition("/")
+    own = slash and name not in BEST and not metric.startswith("rollouts/")
+    return (source, metric) if own and metric in BEST else ("", name)
 
 
 def best_faults(config: Config) -> list[str]:
@@ -325,7 +294,7 @@ def best_faults(config: Config) -> list[str]:
     given, every = config.checkpoint.keep_best, config.eval.every_steps
     (name, way), field = best_of(given), f"checkpoint.keep_best={given!r}"
     faults = []
-    if name not in BEST:
+    if owner_of(name)[1] not in BEST:
         faults.append(unknown("checkpoint.keep_best", name, BEST))
     elif way not in ("highest", "lowest"):
         faults.append(

@@ -504,7 +504,14 @@ KEYS: dict[str, Key] = {
     "checkpoint.every_steps": Key(500, "0 = after the last step only", NOT_NEGATIVE),
     "checkpoint.keep": Key(2, "newest steps that stay", COUNT),
     "checkpoint.keep_best": Key(
-        "", "eval metric whose best step stays too; highest:NAME, lowest:NAME, or NAME"
+        "",
+        "eval metric whose best step stays too; highest:NAME, lowest:NAME, or NAME; "
+        "of a mixture also SOURCE/NAME",
+    ),
+    "checkpoint.after": Key(
+        "all",
+        "what a finished run keeps beside its export; or 'params', 'none'",
+        choices=("all", "params", "none"),
     ),
     "log.every_steps": Key(1, "lines of metrics.jsonl", COUNT),
 }

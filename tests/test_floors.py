@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     "trl types errors precision files lines heads logps columns exact schema config"
-    " models sharding report",
+    " config_files models sharding report",
     "losses data sampling train evals configs",
     "objectives rewards launch experiments",
     "wiring build inspection",
@@ -16,7 +16,9 @@ FLOORS = [
 ]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms.split()}
 # import no jax themselves
-BLINK = ("config schema files lines data rewards report configs launch").split()
+BLINK = (
+    "config config_files schema files lines data rewards report configs launch"
+).split()
 
 
 def imports(path):

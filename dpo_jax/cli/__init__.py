@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 
 from dpo_jax import __version__
-from dpo_jax.cli import parent
+from dpo_jax.cli import blame, parent
 from dpo_jax.cli.peers import place_of
 from dpo_jax.errors import (
     EXIT_INTERNAL,
@@ -81,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if verb not in VERBS:
             raise ConfigError(unknown("verb", verb, VERBS))
+        if holding := [word[:80] for word in rest if "\0" in word]:
+            raise ConfigError(f"{holding[0]!r} holds a NUL character")
         named = os.environ.get("DPO_JAX_DISTRIBUTED", "")
         place = place_of(named)
         many = named == "auto" or (place is not None and place.count > 1)
@@ -132,6 +134,8 @@ def report_error(
     collective, where they wait for something else. A verb that only reads a run folder
     leaves nothing in it.
     """
+    if not isinstance(error, UserError) and (told := blame.of_machine(error)):
+        told.__cause__, error = error, told
     link = parent.link()
     kept = _keep(error, value_of(arguments, "--workdir")) if keep else None
     if link is not None and not isinstance(error, UserError):

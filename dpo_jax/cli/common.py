@@ -18,7 +18,8 @@ from ml_collections import ConfigDict, config_flags
 from dpo_jax import configs, schema, trl
 from dpo_jax.cli import HELP, parent, value_of
 from dpo_jax.cli.peers import Place, free_port, place_of
-from dpo_jax.config import Config, flat, from_json, literal, unknown_keys
+from dpo_jax.config import Config, flat, literal, unknown_keys
+from dpo_jax.config_files import check_whole, from_json
 from dpo_jax.errors import ConfigError, DeviceError, UserError, collected, unknown
 from dpo_jax.files import read_small
 from dpo_jax.train import runfolder
@@ -126,7 +127,9 @@ def loading(named: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit, and whatever they derive from it
         what = f"{type(error).__name__}: {error}"
         raise ConfigError(f"{named} cannot be loaded ({what})") from error
 
@@ -169,6 +172,7 @@ def load_config(named: str) -> Config:
     if not isinstance(loaded, ConfigDict):
         kind = type(loaded).__name__
         raise ConfigError(f"--config={named} gives a {kind}; return a ConfigDict")
+    check_whole(loaded, f"--config={named}")
     return loaded
 
 
@@ -279,8 +283,10 @@ def setup_jax(config: Config, *, debug: bool) -> None:
         jax.config.update("jax_debug_nans", True)
     devices = os.environ.get("DPO_JAX_CPU_DEVICES")
     if devices:
-        if not (devices.isdecimal() and int(devices)):
-            raise ConfigError(f"DPO_JAX_CPU_DEVICES={devices!r} must be an integer ≥ 1")
+        if not re.fullmatch("[1-9][0-9]{0,3}", devices):
+            raise ConfigError(
+                f"DPO_JAX_CPU_DEVICES={devices[:80]!r} must be an integer in 1 … 9999"
+            )
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", int(devices))
     seconds = config.distributed.timeout_seconds

@@ -235,6 +235,13 @@ class Loader:
         """Counts the tokens, padding included, of all steps' rows."""
         return sum(self._rows) * self.microbatches * self.row_tokens
 
+    @property
+    def most_tokens(self) -> int:
+        """Counts the tokens of the fullest microbatch, without padding."""
+        planned = self._plan
+        tokens = np.bincount(planned.microbatches, planned.documents.tokens)
+        return int(tokens.max(initial=0))
+
     def __len__(self) -> int:
         return len(self._steps)
 

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dpo_jax.errors import ConfigError
+
 Numbers = np.ndarray | Sequence[int]
 
 
@@ -261,13 +263,16 @@ def plan(layout: str, table: Table, groups: np.ndarray, row_tokens: int) -> Plan
       row_tokens: T.
 
     Raises:
-      ValueError: if a document is longer than a row.
+      ConfigError: if a document is longer than a row.
     """
     split, pack = LAYOUTS[layout]
     documents = split(table)
     longest = documents.tokens.max(initial=0)
     if longest > row_tokens:
-        raise ValueError(f"{longest} tokens do not fit a row of {row_tokens}")
+        raise ConfigError(
+            f"data.row_tokens={row_tokens}: {longest} tokens do not fit a row of "
+            f"{row_tokens}; set it to 0, or lower data.max_tokens"
+        )
     groups = groups[documents.records]
     return Plan(documents, groups, pack(documents.tokens, groups, row_tokens))
 

@@ -80,6 +80,7 @@ def check(config: Config, table: LossTable, rewards: RewardTable = REWARDS) -> L
             rollouts=config.eval.rollouts,
         )
         complaints += optimizer_faults(config.optimizer) + source_faults(config.data)
+        complaints += owner_faults(config.checkpoint.keep_best, config.data.eval)
         complaints += rewarding.config_faults(config, rewards)
         complaints += sample_checks.rollout_faults(config)
     return objective.losses_of(config.loss, table)
@@ -243,7 +244,8 @@ def kind_faults(
     beside = rollouts and not kind.scalar and not ref["sync_every_steps"]
     if ref["mode"] != "none" and not kind.reference and not beside:
         faults.append(f"objective={name!r} uses no reference; set ref.mode='none'")
-    if config_lib.best_of(best)[0].startswith("scores/") and not kind.scalar:
+    metric = config_lib.owner_of(config_lib.best_of(best)[0])[1]
+    if metric.startswith("scores/") and not kind.scalar:
         scalars = [repr(n) for n, k in OBJECTIVES.items() if k.scalar]
         faults.append(
             f"checkpoint.keep_best={best!r} is a metric of objective="
@@ -368,6 +370,25 @@ def source_faults(given: Section) -> list[str]:
     for field, text in ((f"data.{split}", text) for split, text in said.items()):
         faults += mixture.faults_of(sources.parts_of(text, field), field)
     return faults + clock_faults(given["now"])
+
+
+def owner_faults(keep_best: str, given: str) -> list[str]:
+    """Complains of a `checkpoint.keep_best` of a source that is not evaluated.
+
+    Args:
+      keep_best: the metric.
+      given: `data.eval`.
+    """
+    owner, metric = config_lib.owner_of(config_lib.best_of(keep_best)[0])
+    if not owner or not given:
+        return []
+    names = mixture.names_of(sources.parts_of(given, "data.eval"))
+    if len(names) == 1:
+        return [
+            f"checkpoint.keep_best={keep_best!r}: data.eval is one source; write "
+            f"{metric!r}"
+        ]
+    return [] if owner in names else [unknown("checkpoint.keep_best", owner, names)]
 
 
 def clock_faults(now: str) -> list[str]:

@@ -30,6 +30,8 @@ from dpo_jax.wiring import microbatches, reading
 FOLDER = "token_cache"  # beside the run folder, so that the runs of a sweep share it
 MOST_PLANNED = 2**26  # rows of all steps, repeated ones counted again
 MOST_EPOCHS = 100_000
+USUAL_ROW = 2**16  # tokens, that few pairs may fill badly
+MOSTLY_PADDING = 8  # times the tokens of a microbatch
 
 
 class Data(NamedTuple):
@@ -260,6 +262,7 @@ def make_loaders(
             dtype=config.model.dtype,
             chunk=config.model.logits_chunk,
         )
+    check_width(train)
     if not data.eval:
         return train, None
     # no more at a time than a microbatch of training holds
@@ -267,6 +270,20 @@ def make_loaders(
     order = mixture.eval_steps(data.sources_of("eval"), pairs=size)
     held_out = data.eval if join is None else join(data.eval)
     return train, Loader(held_out, order, settings)
+
+
+def check_width(loads: Loader) -> None:
+    """Checks that rows are not so long that nearly all of them is padding.
+
+    Raises:
+      ConfigError: if they are, and longer than `USUAL_ROW`.
+    """
+    most = max(USUAL_ROW, MOSTLY_PADDING * loads.most_tokens)
+    if loads.row_tokens > most:
+        raise ConfigError(
+            f"data.row_tokens={loads.row_tokens}, but a microbatch has "
+            f"{loads.most_tokens} tokens at most; use {most} at most, or 0"
+        )
 
 
 def global_batches(loads: Loader, mesh: Mesh, start: int) -> Iterator[Batch]:

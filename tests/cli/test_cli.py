@@ -130,6 +130,11 @@ def test_debug_prints_the_traceback(capsys):
     assert "Traceback" in err and err.endswith("error[2]: --workdir is missing\n")
 
 
+def test_a_nul_in_a_flag_is_named(capsys):
+    code, _, err = call(capsys, "sample", "--workdir=x", "--out=a\0b")
+    assert code == 2 and "'--out=a\\x00b' holds a NUL character" in err
+
+
 def test_bug_of_our_own_is_70_with_the_path_of_its_traceback(capsys, tmp_path):
     flags = ["--debug=0", f"--workdir={tmp_path}"]
     assert cli.report_error(AssertionError("ü" * 3000), flags) == 70
@@ -154,10 +159,10 @@ def test_config_is_loaded_with_its_argument_and_overrides():
     assert config.is_locked and not values["debug"].value
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "eight", "1.5"])
+@pytest.mark.parametrize("text", ["0", "-1", "eight", "1.5", "1000000", "9" * 5000])
 def test_device_count_must_be_one(monkeypatch, text):
     monkeypatch.setenv("DPO_JAX_CPU_DEVICES", text)
-    with pytest.raises(ConfigError, match=f"DPO_JAX_CPU_DEVICES='{text}'"):
+    with pytest.raises(ConfigError, match=f"DPO_JAX_CPU_DEVICES='{text[:80]}'"):
         common.setup_jax(common.load_config("configs/dpo.py"), debug=False)
 
 

@@ -10,6 +10,7 @@ from layout_cases import longest, rows_of
 
 from dpo_jax.data import layouts, planning
 from dpo_jax.data.layouts import Shape
+from dpo_jax.errors import ConfigError
 from dpo_jax.types import Batch, Record
 
 REQUIRED = [name for name in Batch._fields if name not in Batch._field_defaults]
@@ -87,7 +88,7 @@ def test_first_fit_decreasing_by_hand():
 
 def test_too_long_a_document_is_refused():
     for layout in planning.LAYOUTS:
-        with pytest.raises(ValueError, match="9 tokens do not fit a row of 8"):
+        with pytest.raises(ConfigError, match="9 tokens do not fit a row of 8"):
             rows_of(layout, [record(0, 4, 5)], 8)
 
 

@@ -81,6 +81,7 @@ def test_a_column_whose_name_has_dots_is_that_column():
         ("zzz", "missing column", "'zzz' is missing; found: question, good, bad, n, "),
         ("deep.zzz", "missing column", "column 'zzz' is missing"),
         ("deep.texts[7]", "missing column", "'deep.texts[7]' is beyond a list of 2"),
+        (f"deep.texts[{'9' * 5000}]", "missing column", "is beyond a list of 2"),
         ("n[]", "wrong type", "'n[]' is int; a list is due"),
         ("{deep}", "wrong type", "dict has no place in a text"),
         ("n:spaced", "wrong type", "'n' is int; a string is due"),
@@ -201,6 +202,10 @@ def test_conditions_keep_rows(keep, kept):
 
 def test_a_condition_on_a_missing_column_is_an_error_and_not_a_filter():
     assert one(ROW, keep="zzz>1").reason == "missing column"
+
+
+def test_a_number_of_two_points_is_none():
+    assert one(ROW, keep="n>=1.2.3*n").reason == "wrong type"
 
 
 def test_so_many_pairs_of_each_prompt():

@@ -30,6 +30,7 @@ def parts(text, *files):
         ("hh:test:0.5[:9]", Part("hh", "test", Slice("", "9"), 0.5)),
         ("hh:test[:9]:0.5", Part("hh", "test", Slice("", "9"), 0.5)),
         ("data/[ab]*.parquet", Part("data/[ab]*.parquet")),
+        ("a[:1234567890123456]", Part("a[:1234567890123456]")),
         ("data/*.parquet[:9]", Part("data/*.parquet", slice=Slice("", "9"))),
     ],
 )

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
+import fuzz_doors as doors
 import fuzz_models as models
 import fuzz_rows as rows
 import fuzz_runs as runs
@@ -28,4 +29,9 @@ KINDS: dict[str, Callable[[Random, Base, Path], Case]] = {
     "combination": runs.combination,
     "flag": runs.flag,
     "losses": runs.losses,
+    "environment": doors.environment,
+    "remote": doors.remote,
+    "on policy": doors.on_policy,
+    "config file": doors.config_file,
+    "rewards": doors.rewards,
 }

@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import contextlib
 import json
 import os
 import re
@@ -104,11 +105,12 @@ def make(name: str, seed: int, base: Base, folder: Path) -> Case:
 
 
 def waited(pid: int) -> float:
-    """Returns the seconds that a process was ready, and had no processor."""
-    try:
-        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
-    except (OSError, IndexError):
-        return 0.0
+    """Returns the seconds that a thread of a process was ready, without a processor."""
+    told = [0.0]
+    for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError, IndexError):
+            told.append(int(path.read_text().split()[1]) / 1e9)
+    return max(told)
 
 
 def resident(pid: int) -> int:

@@ -113,7 +113,7 @@ def _judges(objective: str, row: object) -> bool:
 
 
 LEFT_ALONE = ("train.steps", "train.epochs", "model.path", "data.train", "data.path")
-LEFT_ALONE += ("data.columns",)
+LEFT_ALONE += ("data.columns", "train.watchdog_seconds")  # which ends with 124
 
 
 def combination(random: Random, base: Base, folder: Path) -> Case:

@@ -157,6 +157,7 @@ OTHERS = {  # key -> another value
     "eval.frontier": 33,
     "eval.true_reward": "length",
     "checkpoint.every_steps": 1,
+    "checkpoint.after": "none",
     "checkpoint.keep": 7,
     "checkpoint.keep_best": "rewards/margins",
     "log.every_steps": 2,
@@ -418,7 +419,7 @@ def events(functions, settings, *, bad):
 
 
 def kept_steps(checkpoints, patch):
-    """Saves nine steps, the third the best; lists those that stay."""
+    """Saves nine steps, the third the best, and ends; lists those that stay."""
 
     def save(path, leaves, overwrite):
         path.mkdir(parents=True)
@@ -431,6 +432,7 @@ def kept_steps(checkpoints, patch):
         worse = abs(step - 3.0)
         checkpoints.save(step, state, {}, {"loss": worse, "rewards/margins": -worse})
     checkpoints.wait()
+    checkpoints.finish(9, None)
     return checkpoints.committed_steps()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from dpo_jax import schema
 from dpo_jax.config import to_json
-from dpo_jax.errors import RunFolderError
+from dpo_jax.errors import ConfigError, RunFolderError
 from dpo_jax.models import memory
 from dpo_jax.sharding import mesh
 from dpo_jax.types import Record
@@ -83,6 +83,15 @@ def test_0_is_chosen_from_the_plan_and_a_number_stays():
     assert train.microbatches == 32
     assert loaders(**{"model.remat": "block"})[0].microbatches == 8
     assert loaders(**{"batch.microbatches": 2})[0].microbatches == 2
+
+
+def test_rows_of_padding_are_refused():
+    """A microbatch of one pair has 1,800 tokens: 2¹⁶ may be wasted on it, no more."""
+    most = data_wiring.USUAL_ROW
+    assert loaders(**{"data.row_tokens": most})[0].row_tokens == most
+    said = f"data.row_tokens={most + 1}, but a microbatch has .* use {most} at most"
+    with pytest.raises(ConfigError, match=said):
+        loaders(**{"data.row_tokens": most + 1, "batch.microbatches": 32})
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,25 @@ def test_a_list_without_weights_is_one_file_of_both(configured):
 
 
 @pytest.mark.parametrize(
+    "metric, held_out, said",
+    [
+        ("ones/loss", "{0}+{1}", "keep_best='ones'.*did you mean 'one'"),
+        ("one/loss", "{0}", "data.eval is one source; write 'loss'"),
+        ("one/scores/brier", "{0}+{1}", "metric of objective='reward'"),
+    ],
+)
+def test_the_best_step_is_that_of_a_source_there_is(metric, held_out, said, configured):
+    config = configured(data__train="{0}", data__eval=held_out)
+    config.checkpoint.keep_best = metric
+    config.checkpoint.every_steps = config.eval.every_steps = 5
+    with pytest.raises(ConfigError, match=said):
+        checks.check(config, LOSSES)
+    config.data.eval = configured(data__eval="{0}+{1}").data.eval
+    config.checkpoint.keep_best = "other/rewards/margins"
+    checks.check(config, LOSSES)
+
+
+@pytest.mark.parametrize(
     "changed, said",
     [
         (

@@ -76,7 +76,7 @@ LISTS = ("responses", "scores")
 OPTIONAL = ("system", "tools")
 IMPLICIT = "implicit"
 CONDITION = re.compile(r"\s*([^<>=!]+?)\s*(>=|<=|!=|==|=|<|>)\s*(.*?)\s*")
-TIMES = re.compile(r"([\d.]+)\*(.+)")
+TIMES = re.compile(r"(\d+\.?\d*|\.\d+)\*(.+)")
 
 
 class Rule(NamedTuple):

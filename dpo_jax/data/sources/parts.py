@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from dpo_jax.errors import ConfigError
 
-BOUND = r"-?\d+%?"
+BOUND = r"-?\d{1,15}%?"  # more digits are no number of rows
 SLICE = re.compile(rf"(?P<rest>.+)\[(?P<start>{BOUND})?:(?P<stop>{BOUND})?\]", re.S)
 WEIGHT = re.compile(r"(?P<rest>.+):(?P<weight>-?(\d+\.?\d*|\.\d+)(e-?\d+)?)", re.S)
 SPLIT = re.compile(r"(?P<rest>.+):(?P<split>[A-Za-z_][\w.-]*)", re.S)

@@ -18,6 +18,7 @@ from dpo_jax.data.sources.files import BadRow, Cell, Fields
 Getter = Callable[[Fields], Any]
 Decode = Callable[[list[int]], str]
 
+DIGITS = 15  # of the place in a list, at most
 STEP = re.compile(r"([^.\[\]]+)|\[(\d*)\]")
 WORD = re.compile(r":([a-z]+)$")
 GPT2_IDS = 50257
@@ -142,7 +143,7 @@ def _walk(value: Any, steps: list[tuple[str, str]], path: str, said: str) -> Any
             raise BadRow("wrong type", f"{said}: {path!r} is {kind}; a list is due")
         elif not place:
             return [_walk(each, steps[at + 1 :], path, said) for each in value]
-        elif int(place) >= len(value):
+        elif len(place) > DIGITS or int(place) >= len(value):
             detail = f"{said}: {path!r} is beyond a list of {len(value)}"
             raise BadRow("missing column", detail)
         else:

@@ -1,0 +1,67 @@
+"""Errors of libraries: those of the user's machine, and those of this program."""
+
+import importlib
+
+import pytest
+from etils import epath
+
+from dpo_jax import cli
+from dpo_jax.cli import blame
+from dpo_jax.errors import ConfigError, DeviceError
+
+
+def raised(call, *arguments):
+    """Returns what a call raises."""
+    with pytest.raises(Exception) as error:
+        call(*arguments)
+    return error.value
+
+
+def library(folder, monkeypatch, text):
+    """Writes a library that fails when it is imported."""
+    (folder / "library_that_fails.py").write_text(text)
+    monkeypatch.syspath_prepend(folder)
+    return raised(importlib.import_module, "library_that_fails")
+
+
+def test_a_variable_that_a_library_cannot_read_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("THEIR_TIMEOUT", "abc")
+    text = "import os\nint(os.environ['THEIR_TIMEOUT'])"
+    error = library(tmp_path, monkeypatch, text)
+    assert cli.report_error(error, []) == 2
+    said = capsys.readouterr().err
+    assert "error[2]: a library cannot be imported (ValueError" in said
+    assert said.endswith("look at THEIR_TIMEOUT\n")
+
+
+def test_a_missing_library_is_named(tmp_path, monkeypatch):
+    told = blame.of_machine(library(tmp_path, monkeypatch, "import nowhere_at_all"))
+    assert isinstance(told, ConfigError)
+    assert "No module named 'nowhere_at_all'" in str(told)
+
+
+def test_an_address_of_no_store_is_named():
+    told = blame.of_machine(raised(epath.Path, "http://host/x"))
+    assert isinstance(told, ConfigError) and "at 'http://'…; give a local" in str(told)
+
+
+def test_platforms_without_devices_are_named(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "foo")
+    told = blame.of_machine(RuntimeError("Unable to initialize backend 'foo': no"))
+    assert isinstance(told, DeviceError) and "JAX_PLATFORMS='foo'" in str(told)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: Out of memory")]
+)
+def test_a_full_memory_says_what_takes_less(error):
+    told = blame.of_machine(error)
+    assert isinstance(told, DeviceError) and "raise batch.microbatches" in str(told)
+
+
+def test_a_bug_of_our_own_stays_one():
+    assert blame.of_machine(raised(blame.of_machine, None)) is None
+    assert blame.of_machine(KeyError("x")) is None
+    own = ImportError("cannot import name 'x'", name="dpo_jax.build")
+    assert blame.of_machine(own) is None
+    assert blame.of_machine(raised({}.__getitem__, "x")) is None

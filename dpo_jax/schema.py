@@ -355,6 +355,11 @@ KEYS: dict[str, Key] = {
     "reward.timeout_seconds": Key(
         600.0, "for all rewards together, each time they are asked", POSITIVE
     ),
+    "value.path": Key(
+        "",
+        "ppo: the critic starts as this reward model, or as this language model with "
+        "a head that says 0; '' = such a head on the policy's own trunk",
+    ),
     "rollout.prompts": Key(64, "of a turn, over the whole mesh", COUNT),
     "rollout.samples": Key(4, "of each prompt", COUNT),
     "rollout.max_new_tokens": Key(64, "of a sample; longer ones are cut", COUNT),

@@ -140,6 +140,7 @@ def of_samples(
 ) -> Parts:
     """Wires the turns of an on-policy run."""
     name, given = config.objective, config[config.objective]
+    value = scoring.value_model(config, model, tokenizer, mesh)
     judges = rewarding.chosen(config.reward, rewards)
     found = reading.sources_of(config, "train", tokenizer, reads_ratings=False)
     data, asked = prompts.load_prompts(found, config.data.train, config.data, tokenizer)
@@ -155,6 +156,7 @@ def of_samples(
         remat=config.model.remat,
         dtype=config.model.dtype,
         chunk=config.model.logits_chunk,
+        beside=None if value is None else value.spec,
     )
     config = config_lib.stated(config, {"batch.microbatches": sizes.microbatches})
     steps = total_steps(config)(len(data.train))
@@ -162,7 +164,7 @@ def of_samples(
     ignored = config.model.ignore_attributes
     ref_model = model_wiring.reference_model(model, ref, mesh, ignored)
     trainer = training.make_trainer(
-        config, losses, model, ref_model, mesh, steps, sizes, scorer
+        config, losses, model, ref_model, mesh, steps, sizes, scorer, value
     )
     ask = None
     if ref_model is not None:
@@ -223,6 +225,7 @@ def of_samples(
         judges,
         scorer,
         turns,
+        value,
     )
 
 

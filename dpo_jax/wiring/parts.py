@@ -27,7 +27,8 @@ class Parts(NamedTuple):
 
     In `config`, what it left open is stated; `ask` scores a batch under the reference,
     where what is trained reads that; `ref` says how it moves; `scorer` is the reward
-    model. There are `turns` of an on-policy run, else batches to `train` on.
+    model, `value` a critic with a trunk of its own. There are `turns` of an on-policy
+    run, else batches to `train` on.
     """
 
     config: Config
@@ -45,6 +46,7 @@ class Parts(NamedTuple):
     rewards: tuple[Reward, ...] = ()
     scorer: Scorer | None = None
     turns: Turns | None = None
+    value: Model | None = None
 
     def refer(
         self, workdir: os.PathLike | str, *, evaluation_only: bool = False
@@ -79,8 +81,16 @@ class Parts(NamedTuple):
         spec = self.model.spec
         sources = self.data.sources_of("train")
         if self.turns is not None:
+            epochs = 3.0 * self.turns.sizes.epochs  # each forward and backward
+            runs = [(epochs + 1.0, spec)]  # the samples scored once before
+            if "ref" in referred.frozen:
+                runs.append((1.0, spec))
+            if self.value is not None:
+                runs.append((epochs + 1.0, self.value.spec))
+            if self.scorer is not None:
+                runs.append((1.0, self.scorer.model.spec))
             frozen = referred.frozen
-            return feeds.of_turns(self.turns, frozen, spec, first, peak, sources, now)
+            return feeds.of_turns(self.turns, frozen, runs, first, peak, sources, now)
         assert referred.train is not None
         runs = self.ask is not None and self.ref["mode"] == "live"
         other = self.reference.spec if self.reference is not None and runs else None

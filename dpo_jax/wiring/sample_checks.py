@@ -30,6 +30,8 @@ def on_policy_faults(config: Config) -> list[str]:
         if section not in used
         for fault in config_lib.unused_options(section, config[section], (), by)
     ]
+    if name != "ppo":
+        faults += config_lib.unused_options("value", config.value, (), by)
     if name not in ON_POLICY:
         return faults
     data, given = config.data, config[name]

@@ -141,6 +141,7 @@ OTHERS = {  # key -> another value
     "optimizer.decay": 0.5,
     "optimizer.eps": 1e-3,
     "reward.name": "length",
+    "value.path": "nowhere",
     "reward.path": "nowhere",
     "reward.dtype": "bfloat16",
     "reward.weights": (2.0,),
@@ -287,6 +288,7 @@ ADMITTED = {  # key -> another value, and what a run needs to take it
         for section, base in OF_SAMPLES.items()
         if key.startswith(section)
     },
+    "value.path": ("{judge_one}", OF_SAMPLES["ppo."]),
     "reward.path": ("{judge_two}", {"reward.path": "{judge_one}"}),
     "reward.dtype": ("bfloat16", {"reward.path": "{judge_one}"}),
     "reward.weights": ((2.0,), {"reward.name": "length"}),

@@ -71,6 +71,7 @@ def run(
     config, forks = restoring.relaunched(config, workdir, fork=fork)
     ended = outputs.finished(workdir, total_steps(config))
     if ended is not None and not forks:
+        _checkpoints(workdir, config).finish(ended.step, None)
         return ended
     with clock, jax.set_mesh(mesh), signals.stop_requests() as stop:
         with clock.bucket("setup"):
@@ -101,12 +102,7 @@ def _train(launch: Launch) -> Summary:
     """Resumes or starts, runs the loop, and writes what a finished run leaves."""
     workdir, parts, config = launch.workdir, launch.parts, launch.parts.config
     clock = launch.clock
-    checkpoints = Checkpoints(
-        epath.Path(workdir) / "checkpoints",
-        every_steps=config.checkpoint.every_steps,
-        keep=config.checkpoint.keep,
-        keep_best=config.checkpoint.keep_best,
-    )
+    checkpoints = _checkpoints(workdir, config)
     with checkpoints:
         first = restoring.first_step(
             checkpoints, parts.steps, workdir, forks=launch.forks
@@ -147,7 +143,20 @@ def _train(launch: Launch) -> Summary:
     ended = Summary(parts.steps, first, False, values, results, report, seconds, peak)
     if jax.process_index() == 0:
         outputs.write_timing(workdir, ended)
+    checkpoints.finish(parts.steps, state.params)
     return ended
+
+
+def _checkpoints(workdir: os.PathLike | str, config: Config) -> Checkpoints:
+    """Opens the checkpoints of a run; touches nothing."""
+    kept = config.checkpoint
+    return Checkpoints(
+        epath.Path(workdir) / "checkpoints",
+        every_steps=kept.every_steps,
+        keep=kept.keep,
+        keep_best=kept.keep_best,
+        after=kept.after,
+    )
 
 
 def _loop(

@@ -2,6 +2,7 @@
 
 import collections
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from dpo_jax import build
 from dpo_jax.cli import common
 from dpo_jax.config import to_json
 from dpo_jax.data.sources import sentiment
-from dpo_jax.errors import ConfigError
+from dpo_jax.errors import ConfigError, ModelError, RunFolderError
 from dpo_jax.report import html
 from dpo_jax.train import loop
 from dpo_jax.train.clock import BUCKETS
@@ -139,6 +140,25 @@ def test_a_finished_run_is_told_from_its_files(config, ran, monkeypatch):
         (folder / name).write_bytes((ran[1] / name).read_bytes())
     (folder / "config.json").write_text(to_json(in_epochs))
     assert build.run(in_epochs, folder).step == STEPS
+
+
+def test_a_finished_run_keeps_its_export_alone(config, ran, monkeypatch, tmp_path):
+    """`checkpoint.after`: what is left is told from a run that never was."""
+    run = shutil.copytree(ran[1], tmp_path / "run")
+    config = config.copy_and_resolve_references()
+    config.checkpoint.after = "none"
+    monkeypatch.chdir(ROOT)
+    assert build.run(config, run).already_complete
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["given_up.json"]
+    assert (run / "export" / "model.safetensors").exists()
+    assert build.run(config, run).already_complete
+    said = "kept no train state when it was done.*its policy is .*/export"
+    with pytest.raises(ModelError, match=said):
+        build.export_run(run, tmp_path / "out", dtype="float32")
+    (run / "results.json").unlink()
+    with pytest.raises(RunFolderError, match="gave up its checkpoints"):
+        build.run(config, run)
+    assert not (run / "results.json").exists()
 
 
 def test_evaluation_reads_no_training_rows(config, ran, monkeypatch, tmp_path):

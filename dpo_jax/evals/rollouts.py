@@ -39,6 +39,7 @@ class Rollout(NamedTuple):
 
     Attributes:
       texts: the first sample of each, decoded.
+      shown: f64[N] rewards of those.
       rewards: f64[N].
       kls: f64[N] nats, summed over tokens.
       lengths: f64[N] tokens.
@@ -48,6 +49,7 @@ class Rollout(NamedTuple):
     """
 
     texts: list[str]
+    shown: np.ndarray
     rewards: np.ndarray
     kls: np.ndarray
     lengths: np.ndarray
@@ -125,6 +127,7 @@ def judged(
     scores, rewards = said.scores, said.rewards
     return Rollout(
         texts=[of_prompt[0] for of_prompt in texts],
+        shown=rewards[:, 0],
         rewards=_means(rewards),
         kls=_means(kls),
         lengths=_means(samples.mask.sum(2)),

@@ -190,7 +190,7 @@ class Worker:
         )
         with stop.passed_on(process):
             code = watched(process, lease)
-        if lease.lost:
+        if not lease.beat():
             owner = self._made(trial)[-1].worker or "another worker"
             self._tell(f"error[{EXIT_LEASE_LOST}]: {trial.name}: {owner} has the trial")
             return EXIT_LEASE_LOST

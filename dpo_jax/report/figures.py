@@ -73,20 +73,25 @@ def curves(runs: list[Run], metric: str) -> str:
     ]
     if not any(entry[3] for entry in drawn):
         return ""
-    x = _axis([step for entry in drawn for step in entry[2]], LEFT, RIGHT)
-    y = _axis([value for entry in drawn for value in entry[3]], BOTTOM, TOP)
-    parts = [*_frame(x, y)]
+    x = axis([step for entry in drawn for step in entry[2]], LEFT, RIGHT)
+    y = axis([value for entry in drawn for value in entry[3]], BOTTOM, TOP)
+    parts = [*frame(x, y, ticks(x, 7, least_step=1.0), "step")]
     for ink, is_eval, steps, values in drawn:
         if values:
             steps, values = _thinned(steps), _thinned(values)
             parts += _curve(x, y, steps, values, ink, is_eval=is_eval)
+    return svg(parts, WIDTH, HEIGHT)
+
+
+def svg(parts: Iterable[str], width: int, height: int) -> str:
+    """Puts elements together as an `<svg>` that fills the width it is given."""
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
         f'font-size="9" fill="currentColor">{"".join(parts)}</svg>'
     )
 
 
-def _axis(values: Iterable[float], start: float, end: float) -> Axis:
+def axis(values: Iterable[float], start: float, end: float) -> Axis:
     """Makes an axis with room for all values that are finite."""
     finite = [value for value in values if math.isfinite(value)]
     low, high = min(finite, default=0.0), max(finite, default=1.0)
@@ -115,24 +120,35 @@ def ticks(axis: Axis, most: int, least_step: float = 0.0) -> list[tuple[float, s
     return [(n * step, f"{n * step:{form}}".replace("-", "−")) for n in values]
 
 
-def _frame(x: Axis, y: Axis) -> Iterator[str]:
-    """Draws the axes, their grid and their numbers."""
-    middle = (LEFT + RIGHT) / 2
-    for value, text in ticks(x, 7, least_step=1.0):
+def frame(
+    x: Axis, y: Axis, across: Iterable[tuple[float, str]], said: str
+) -> Iterator[str]:
+    """Draws the axes, their grid and their numbers.
+
+    Args:
+      x: the axis below.
+      y: the axis to the left.
+      across: values of `x` that are marked, with their text.
+      said: what lies along `x`.
+    """
+    left, right, bottom, top = x.start, x.end, y.start, y.end
+    for value, text in across:
         at = f"{x.at(value):.1f}"
-        yield _line(at, TOP, at, BOTTOM, 0.12)
-        yield f'<text x="{at}" y="{BOTTOM + 12}" text-anchor="middle">{text}</text>'
+        yield line(at, top, at, bottom, 0.12)
+        yield f'<text x="{at}" y="{bottom + 12}" text-anchor="middle">{text}</text>'
     for value, text in ticks(y, 6):
         at = f"{y.at(value):.1f}"
-        yield _line(LEFT, at, RIGHT, at, 0.12)
+        yield line(left, at, right, at, 0.12)
         yield (
-            f'<text x="{LEFT - 4}" y="{at}" dy=".35em" text-anchor="end">{text}</text>'
+            f'<text x="{left - 4}" y="{at}" dy=".35em" text-anchor="end">{text}</text>'
         )
-    yield _line(LEFT, BOTTOM, RIGHT, BOTTOM, 1.0) + _line(LEFT, TOP, LEFT, BOTTOM, 1.0)
-    yield f'<text x="{middle}" y="{BOTTOM + 26}" text-anchor="middle">step</text>'
+    yield line(left, bottom, right, bottom, 1.0) + line(left, top, left, bottom, 1.0)
+    middle = (left + right) / 2
+    yield f'<text x="{middle}" y="{bottom + 26}" text-anchor="middle">{said}</text>'
 
 
-def _line(x1: object, y1: object, x2: object, y2: object, opacity: float) -> str:
+def line(x1: object, y1: object, x2: object, y2: object, opacity: float) -> str:
+    """Draws a thin straight line."""
     return (
         f'<path d="M{x1} {y1}L{x2} {y2}" stroke="currentColor" stroke-width=".6" '
         f'stroke-opacity="{opacity:g}"/>'

@@ -13,7 +13,7 @@ import jinja2
 import markupsafe
 
 from dpo_jax import files
-from dpo_jax.report import figures, runs, tables
+from dpo_jax.report import figures, frontier, runs, tables
 
 TEMPLATES = Path(__file__).parent / "templates"
 CAPTIONS = {
@@ -25,6 +25,15 @@ CAPTIONS = {
     "grad_norm": "before clipping",
     "lr": "learning rate",
 }
+
+
+class Side(NamedTuple):
+    """One continuation of a prompt: whose it is, with its colour ('' = none)."""
+
+    label: str
+    color: str
+    text: str
+    reward: float | None
 
 
 class Chart(NamedTuple):
@@ -62,14 +71,38 @@ def render(loaded: list[runs.Run]) -> str:
             runs=[(run, figures.color(i)) for i, run in enumerate(loaded)],
             final=tables.final(loaded),
             results=[(run, t) for run in loaded if (t := tables.results(run))],
+            frontier=markupsafe.Markup(frontier.draw(loaded)),
+            held=frontier.frontiers(loaded),
             charts=_charts(loaded, main),
             more_charts=_charts(loaded, others),
-            samples=[run for run in loaded if run.samples],
+            samples=side_by_side(loaded),
             counts=tables.counts(loaded),
             summary=tables.summary(loaded),
             configs=[(run, json.dumps(run.config, indent=2)) for run in loaded],
         )
     )
+
+
+def side_by_side(loaded: list[runs.Run]) -> list[tuple[str, list[Side]]]:
+    """Lays out what all runs made of each prompt, the references first.
+
+    Returns:
+      A prompt and its continuations each, in the order of the runs; references that
+      said the same stand there once.
+    """
+    before: dict[str, dict[str, Side]] = {}
+    after: dict[str, list[Side]] = {}
+    for index, run in enumerate(loaded):
+        ink = figures.color(index)
+        for sample in run.samples:
+            prompt, said = sample["prompt"], sample["before"]
+            same = before.setdefault(prompt, {})
+            label = f"reference of {run.name}" if same else "reference"
+            reward = sample.get("reward_before")
+            same.setdefault(said, Side(label, "", said, reward))
+            own = Side(run.name, ink, sample["after"], sample.get("reward_after"))
+            after.setdefault(prompt, []).append(own)
+    return [(prompt, [*before[prompt].values(), *after[prompt]]) for prompt in after]
 
 
 def _charts(loaded: list[runs.Run], metrics: list[str]) -> list[Chart]:

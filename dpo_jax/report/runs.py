@@ -12,6 +12,11 @@ from dpo_jax.errors import DataError
 
 SPLITS = ("train", "eval")
 WHEN = ("before", "after")  # training
+FRONTIER = {  # numbers of each row of frontier.json that are shown
+    "frontier": {"kl", "reward", "trusted"},
+    "best_of": {"m", "kl_bound", "reward"},
+}
+LARGE = 1e300  # beyond what any figure can hold
 
 
 class Run(NamedTuple):
@@ -26,6 +31,8 @@ class Run(NamedTuple):
       samples: `samples.json`: {"prompt", "before", "after", "reward_before",
         "reward_after"} each; [] without one.
       results: `results.json`: {"title", "rows": [{"name", "values"}]}; {} without one.
+      frontier: `frontier.json`: {"measure", "frontier": [{"kl", "reward", "trusted",
+        …}], "best_of": [{"m", "kl_bound", "reward", …}]}; {} without one.
     """
 
     name: str
@@ -35,6 +42,7 @@ class Run(NamedTuple):
     data: dict[str, Any]
     samples: list[dict[str, Any]]
     results: dict[str, Any]
+    frontier: dict[str, Any]
 
 
 def load(folder: os.PathLike | str) -> Run:
@@ -52,6 +60,7 @@ def load(folder: os.PathLike | str) -> Run:
         data=_json(path / "data.json", {}),
         samples=_samples(path / "samples.json"),
         results=_results(path / "results.json"),
+        frontier=_frontier(path / "frontier.json"),
     )
 
 
@@ -197,6 +206,30 @@ def results_fault(results: dict[str, Any]) -> str:
                 "[mean, standard error]"
             )
     return ""
+
+
+def _frontier(path: epath.Path) -> dict[str, Any]:
+    """Reads the frontier, and checks that all of it is numbers by the names needed."""
+    found = _json(path, {})
+    good = isinstance(found.get("measure"), str) and all(
+        _are_numbers(found.get(key), names) for key, names in FRONTIER.items()
+    )
+    if found and not good:
+        raise DataError(
+            f"{path}: it must hold a text as measure, and frontier and best_of, lists "
+            "of finite numbers by name; remove it, and let the run write it again"
+        )
+    return found
+
+
+def _are_numbers(rows: object, names: set[str]) -> bool:
+    """Says whether a value is a list of finite numbers by name, those names there."""
+    return isinstance(rows, list) and all(
+        isinstance(row, dict)
+        and names <= row.keys()
+        and all(isinstance(v, int | float) and -LARGE < v < LARGE for v in row.values())
+        for row in rows
+    )
 
 
 def _is_cell(value: object) -> bool:

@@ -37,6 +37,9 @@ FINAL = (
     "rewards/margins",
     "logps/chosen",
     "logps/rejected",
+    "rollouts/reward",
+    "rollouts/kl",
+    "frontier/excess",
 )
 
 

@@ -27,20 +27,16 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from dpo_jax.config import best_of
-from dpo_jax.errors import (
-    ConfigError,
-    ModelError,
-    RunFolderError,
-    WriteError,
-    unknown,
-)
+from dpo_jax.errors import ConfigError, ModelError, RunFolderError, WriteError, unknown
 from dpo_jax.files import is_local, set_aside
 from dpo_jax.sharding.agree import exchange
 from dpo_jax.train import watchdog
 from dpo_jax.train.leaves import Description, check_same, describe, explained, flat
 from dpo_jax.train.manifest import (
+    PARAMS,
     clear_leftovers,
     files_of,
+    give_up,
     hash_files,
     is_committed,
     is_foreign,
@@ -72,6 +68,7 @@ class Checkpoints:
         every_steps: int,
         keep: int,
         keep_best: str = "",
+        after: str = "all",
     ):
         """Touches nothing on disk.
 
@@ -81,6 +78,7 @@ class Checkpoints:
           keep: how many of the newest steps are kept.
           keep_best: metric whose best step is kept as well, as `config.best_of` reads
             it; '' = none.
+          after: what is kept once the run is done: `all`, `params` or `none`.
         """
         self._folder = epath.Path(folder)
         if is_local(self._folder):
@@ -88,6 +86,7 @@ class Checkpoints:
         self._every_steps = every_steps
         self._keep = keep
         self._keep_best = best_of(keep_best)
+        self._after = after
         self._cleared = False
         self._saves = 0  # asked for, the same on all processes
         self._thread: threading.Thread | None = None
@@ -117,7 +116,7 @@ class Checkpoints:
     def save(
         self,
         step: int,
-        state: TrainState,
+        state: TrainState | dict[str, Params],
         meta: dict[str, Any],
         metrics: dict[str, float] | None = None,
     ) -> None:
@@ -187,6 +186,19 @@ class Checkpoints:
                 )
         if failure is not None:
             raise failure
+
+    def finish(self, step: int, params: Params | None) -> None:
+        """Gives up, once the run is done, what it is not to keep.
+
+        `params` are those after the last step; None where they are not at hand. Where
+        something cannot be written (WriteError) nothing is deleted.
+        """
+        self.wait()
+        if self._after == "params" and params is not None:
+            with Checkpoints(self._folder / PARAMS, every_steps=0, keep=1) as apart:
+                apart.save(step, {"params": params}, {})
+        if jax.process_index() == 0:
+            give_up(self._folder, self._after)
 
     def newest_verified(self, *, rename: bool = True) -> int | None:
         """Finds the newest step whose files match its manifest.

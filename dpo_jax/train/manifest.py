@@ -19,6 +19,8 @@ from dpo_jax.errors import ModelError
 from dpo_jax.train import watchdog
 
 MANIFEST = "MANIFEST.json"
+GIVEN_UP = "given_up.json"  # says that a finished run gave up its steps
+PARAMS = "params"  # the folder in which it kept the parameters of the last
 CHUNK = 1 << 22  # bytes hashed at a time
 HASHERS = 4  # files hashed at the same time; hashlib frees the interpreter lock
 
@@ -194,13 +196,46 @@ def prune(folder: epath.Path, *, keep: int, keep_best: tuple[str, str]) -> None:
     committed = sorted(step for step, path in steps.items() if is_committed(path))
     kept = {*committed[-keep:], *_best({s: steps[s] for s in committed}, keep_best)}
     for step, path in steps.items():
-        if step in kept or step > committed[-1] or is_foreign(path):
-            continue
-        try:
-            (path / MANIFEST).unlink(missing_ok=True)  # first: a half is no checkpoint
-            path.rmtree()
-        except OSError as error:
-            logging.warning("cannot delete the old checkpoint %s: %s", path, error)
+        if not (step in kept or step > committed[-1] or is_foreign(path)):
+            _delete(path)
+
+
+def _delete(path: epath.Path) -> None:
+    """Deletes a step folder, as far as that can be."""
+    try:
+        (path / MANIFEST).unlink(missing_ok=True)  # first: a half is no checkpoint
+        path.rmtree()
+    except OSError as error:
+        logging.warning("cannot delete the old checkpoint %s: %s", path, error)
+
+
+def give_up(folder: epath.Path, after: str) -> None:
+    """Deletes the steps of a finished run, and leaves word of it first.
+
+    Args:
+      folder: of the step folders.
+      after: `all` deletes nothing, `params` leaves those that were saved apart.
+
+    Raises:
+      WriteError: if the word cannot be left.
+    """
+    apart = step_folders(folder / PARAMS).values()
+    if after == "params" and not any(map(is_committed, apart)):
+        logging.warning("%s: no parameters were saved apart: all is kept", folder)
+    elif after != "all":
+        files.write_whole(folder / GIVEN_UP, json.dumps({"kept": after}) + "\n")
+        for path in step_folders(folder).values():
+            _delete(path)
+
+
+def given_up(folder: epath.Path) -> str:
+    """Tells what a finished run kept of its steps: `params`, `none`; '' = all."""
+    if not (folder / GIVEN_UP).exists():
+        return ""
+    try:
+        return str(files.read_json(folder / GIVEN_UP)["kept"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "none"
 
 
 def _best(steps: dict[int, epath.Path], keep_best: tuple[str, str]) -> list[int]:

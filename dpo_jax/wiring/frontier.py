@@ -30,6 +30,7 @@ from dpo_jax.types import Params, TrainState
 from dpo_jax.wiring.data import folder_beside
 from dpo_jax.wiring.parts import Parts
 from dpo_jax.wiring.reference import agreed, identity_of
+from dpo_jax.wiring.rewarding import MODEL
 from dpo_jax.wiring.sampled import ROLLOUT_SEED, Rollouts, Stage, make_judge
 
 FILE = "frontier.json"  # in the run folder
@@ -119,7 +120,9 @@ def true_rewards(parts: Parts) -> tuple[Reward, ...]:
 
 def judge_name(parts: Parts, judges: tuple[Reward, ...]) -> str:
     """Names who says the truth and with which code; '' where that may change unseen."""
-    config, scorer = parts.config, parts.scorer
+    config = parts.config
+    by_model = any(each.name == MODEL for each in judges)
+    scorer = parts.scorer if by_model else None
     own = {each.name for each in judges if each.function is not REWARDS.get(each.name)}
     if own and not config.rewards:
         return ""

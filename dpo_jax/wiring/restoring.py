@@ -20,6 +20,7 @@ from dpo_jax.models.decoder import abstract_params
 from dpo_jax.sharding import rules
 from dpo_jax.train import runfolder
 from dpo_jax.train.checkpoint import Checkpoints
+from dpo_jax.train.manifest import PARAMS, given_up
 from dpo_jax.types import Frozen, Params, TrainState
 from dpo_jax.wiring.model import Model, param_places
 from dpo_jax.wiring.parts import Parts
@@ -60,9 +61,16 @@ def first_step(
     Raises:
       ModelError: if steps were committed and none is sound.
       RunFolderError: if it lies behind the end of the run, or at the end of a run whose
-        configuration changed: its results would be told of a training that never was.
+        configuration changed: its results would be told of a training that never was;
+        or if the run was done once and kept none.
     """
     newest = checkpoints.newest_verified()
+    if newest is None and (kept := given_up(epath.Path(workdir) / "checkpoints")):
+        raise RunFolderError(
+            f"{workdir} was done and gave up its checkpoints (checkpoint.after="
+            f"{kept!r}), so nothing goes on from them; its policy is in "
+            f"{workdir}/export: choose another --workdir"
+        )
     if newest is None:
         logging.warning("no checkpoint was committed here: starting from step 0")
         return 0
@@ -184,7 +192,9 @@ def trained_state(workdir: AnyPath, parts: Parts) -> TrainState:
       ModelError: if the run has no checkpoint.
     """
     abstract = parts.trainer.abstract
-    return _newest(workdir, lambda saved, step: saved.restore(step, abstract))[1][0]
+    folder = epath.Path(workdir) / "checkpoints"
+    restore = lambda saved, step: saved.restore(step, abstract)  # noqa: E731
+    return _newest(workdir, restore, folder)[1][0]
 
 
 def trained_params(workdir: AnyPath, model: Model, mesh: Mesh) -> tuple[int, Params]:
@@ -195,14 +205,19 @@ def trained_params(workdir: AnyPath, model: Model, mesh: Mesh) -> tuple[int, Par
     """
     abstract = abstract_params(model.spec)
     wanted = rules.with_shardings(abstract, param_places(model.spec, mesh))
-    return _newest(workdir, lambda saved, step: saved.restore_params(step, wanted))
+    folder = epath.Path(workdir) / "checkpoints"
+    apart = given_up(folder) == "params"
+    return _newest(
+        workdir,
+        lambda saved, step: saved.restore_params(step, wanted),
+        folder / PARAMS if apart else folder,
+    )
 
 
 def _newest(
-    workdir: AnyPath, restore: Callable[[Checkpoints, int], T]
+    workdir: AnyPath, restore: Callable[[Checkpoints, int], T], folder: epath.Path
 ) -> tuple[int, T]:
     """Restores the newest verified step; the next where a living run deletes it."""
-    folder = epath.Path(workdir) / "checkpoints"
     checkpoints = Checkpoints(folder, every_steps=0, keep=1)
     while True:
         step = checkpoints.newest_verified(rename=False)
@@ -214,4 +229,9 @@ def _newest(
                 raise
             logging.info("step %d was deleted while it was read", step)
         if not checkpoints.committed_steps():
+            if kept := given_up(folder):
+                raise ModelError(
+                    f"{workdir} kept no train state when it was done (checkpoint.after="
+                    f"{kept!r}); its policy is {workdir}/export"
+                )
             raise ModelError(f"{workdir} has no committed checkpoint; train first")

@@ -378,8 +378,8 @@ def side_by_side(sampled: Sampled, count: int) -> list[dict[str, Any]]:
             "prompt": _shown(sampled.prompts[i]),
             "before": before.texts[i],
             "after": after.texts[i],
-            "reward_before": _number(before.rewards[i]),
-            "reward_after": _number(after.rewards[i]),
+            "reward_before": _number(before.shown[i]),
+            "reward_after": _number(after.shown[i]),
         }
         for i in range(min(count, len(sampled.prompts)))
     ]

@@ -237,9 +237,7 @@ def main(argv: list[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     mesh = make_mesh(1, 1, 1)
     with jax.set_mesh(mesh):
-        folder, spec = model_wiring.find_folder(
-            str(args.model), "main", is_scalar=False, ignored=()
-        )
+        folder, spec = model_wiring.find_folder(str(args.model), "", is_scalar=False)
         model = model_wiring.make_model(chosen, folder, spec)
         params = model_wiring.load_params(model, mesh, seed=0)
         ours, other = Ours(model, params, args.new), None

@@ -178,6 +178,7 @@ def test_several_samples_are_averaged_and_the_best_is_that_of_the_score():
         samples, kls, decode=lambda ids: " ".join(map(str, ids)), judge=by_index
     )
     assert found.texts == ["1"] and found.absent == 1
+    assert found.shown.tolist() == [1.0]  # of the text that is shown
     assert found.rewards.tolist() == [4 / 3] and found.kls.tolist() == [0.5]
     assert found.lengths.tolist() == [2.0] and found.by_name["short"].tolist() == [1.5]
     assert found.best[2].tolist() == [2.0] and np.isnan(found.best[3]).all()

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from dpo_jax.errors import DataError, WriteError
-from dpo_jax.report import figures, html, runs, tables
+from dpo_jax.report import figures, frontier, html, runs, tables
 
 EVIL = "<script>alert('x')</script>\x1b[31mred & \u202eback\x85"
 SHOWN = "<script>alert('x')</script>␛[31mred & \ufffdback\ufffd"
@@ -102,6 +102,27 @@ def test_missing_and_empty_metrics_of_several_runs_are_told_together(tmp_path):
         ),
         ("results", {"rows": [{"name": "a", "values": {"x": [1]}}]}, "row 0 must hold"),
         ("results", {"rows": [{"values": {}}]}, "row 0 must hold a name"),
+        ("frontier", [], "must hold a JSON dict"),
+        ("frontier", {"measure": "r", "frontier": 3, "best_of": []}, "finite numbers"),
+        (
+            "frontier",
+            {"measure": "r", "frontier": [{"kl": 1}], "best_of": []},
+            "finite",
+        ),
+        (
+            "frontier",
+            {"measure": 1, "frontier": [], "best_of": []},
+            "a text as measure",
+        ),
+        (
+            "frontier",
+            {
+                "measure": "r",
+                "frontier": [],
+                "best_of": [{"m": 10**400, "kl_bound": 0, "reward": float("nan")}],
+            },
+            "finite numbers",
+        ),
     ],
 )
 def test_malformed_files_are_data_errors(tmp_path, stem, value, told):
@@ -357,3 +378,94 @@ def test_gigabytes_of_zeros_are_no_metrics(tmp_path):
     os.truncate(folder / "metrics.jsonl", 2**33)
     with pytest.raises(DataError, match="is large and holds zeros"):
         runs.load(folder)
+
+
+CURVE = {
+    "measure": "true reward",
+    "frontier": [
+        {"kl": 4.0, "reward": 0.9, "trusted": False},
+        {"kl": 1.0, "reward": 0.8, "trusted": True},
+        {"kl": 0.0, "reward": 0.5, "trusted": True},
+    ],
+    "best_of": [{"m": 2, "kl_bound": 0.19, "reward": 0.6}],
+}
+
+
+def sampled_lines(*places):
+    return [
+        line(
+            step,
+            "eval",
+            **{"rollouts/kl": kl, "rollouts/reward": reward, "rollouts/reward_se": 0.1},
+        )
+        for step, (kl, reward) in enumerate(places)
+    ]
+
+
+def test_runs_lie_against_the_frontier_where_their_values_say(tmp_path):
+    """KL 0, 1, 4 stand at 0, 1, 2 of √KL; the frontier is solid up to KL 1."""
+    lines = [*sampled_lines((0.0, 0.5), (4.0, 0.7)), line(9, "eval", loss=0.5)]
+    one = runs.load(write_run(tmp_path / "one", lines, frontier=CURVE))
+    two = runs.load(write_run(tmp_path / "two", sampled_lines((1.0, 0.6))))
+    svg = ET.fromstring(frontier.draw([one, two]))
+    dots = svg.findall(f"{SVG}circle")
+    across = [float(dot.get("cx")) for dot in dots]
+    assert [dot.get("fill") for dot in dots] == [figures.color(i) for i in (0, 0, 1)]
+    assert across[1] - across[2] == pytest.approx(across[2] - across[0], abs=0.2)
+    down = [float(dot.get("cy")) for dot in dots]
+    assert down[0] - down[2] == pytest.approx(down[2] - down[1], abs=0.2)
+    thick = [p for p in svg.findall(f"{SVG}path") if p.get("stroke-width") == "1.8"]
+    dotted, solid = sorted(thick, key=lambda p: p.get("stroke-dasharray") is None)
+    assert solid.get("d").count("L") == dotted.get("d").count("L") == 1
+    assert solid.get("d").split("L")[1] == dotted.get("d").split("L")[0][1:]
+    words = [text.text for text in svg.findall(f"{SVG}text")]
+    assert {"frontier", "true reward", "2"} <= set(words)
+    assert frontier.draw([runs.load(write_run(tmp_path / "plain"))]) == ""
+
+
+def test_frontiers_that_differ_are_named(tmp_path):
+    other = {**CURVE, "measure": "reward"}
+    held = [
+        runs.load(write_run(tmp_path / name, sampled_lines((1.0, 0.6)), frontier=curve))
+        for name, curve in (("a", CURVE), ("b", CURVE), ("c", other))
+    ]
+    assert [name for name, _ in frontier.frontiers(held)] == ["a", "c"]
+    assert [name for name, _ in frontier.frontiers(held[:2])] == [""]
+    assert frontier.draw(held).count("frontier of ") == 2
+
+
+def test_samples_of_several_runs_stand_side_by_side_as_text(tmp_path):
+    """References that said the same stand once; each run's words with its score."""
+    sample = {"prompt": "P:", "before": "so so", "after": EVIL, "reward_before": 0.25}
+    folders = [
+        write_run(
+            tmp_path / name,
+            sampled_lines((1.0, 0.6)),
+            samples=[{**sample, "reward_after": reward}, {**sample, "prompt": name}],
+            frontier={**CURVE, "measure": EVIL},
+        )
+        for name, reward in (("dpo", 0.5), ("ppo", 0.75))
+    ]
+    loaded = runs.load_all(folders)
+    both, *alone = html.side_by_side(loaded)
+    assert both[0] == "P:"
+    assert [(side.label, side.reward) for side in both[1]] == [
+        ("reference", 0.25),
+        ("dpo", 0.5),
+        ("ppo", 0.75),
+    ]
+    assert [(p, [side.label for side in sides]) for p, sides in alone] == [
+        ("dpo", ["reference", "dpo"]),
+        ("ppo", ["reference", "ppo"]),
+    ]
+    text = html.render(loaded)
+    page = Page(text)
+    assert "script" not in {tag for tag, _ in page.tags} and "\x1b" not in text
+    assert (
+        page.text.count(SHOWN) >= 5
+    )  # four continuations, and what rewards are called
+    assert "Reward against KL" in page.text and "reward 0.7500" in page.text
+    changed = loaded[1].samples[0] | {"before": "another"}
+    loaded[1] = loaded[1]._replace(samples=[changed])
+    labels = [side.label for side in html.side_by_side(loaded)[0][1]]
+    assert labels == ["reference", "reference of ppo", "dpo", "ppo"]

@@ -20,7 +20,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dpo_jax.errors import ConfigError, ModelError, RunFolderError, WriteError
-from dpo_jax.train import checkpoint
+from dpo_jax.train import checkpoint, manifest
 from dpo_jax.train.checkpoint import Checkpoints
 from dpo_jax.types import TrainState
 
@@ -92,6 +92,26 @@ def lines(caplog):
     caplog.set_level(logging.INFO, logger="absl")
     yield lambda: "\n".join(r.getMessage() for r in caplog.records)
     logger.removeHandler(caplog.handler)
+
+
+@pytest.mark.parametrize("after", ["all", "params", "none"])
+def test_a_finished_run_keeps_what_it_is_told_to(tmp_path, after, lines):
+    """Where the parameters are not at hand, to keep them apart is to keep all."""
+    folder, state = tmp_path / "c", make_state(20)
+    checkpoints = saved(folder, 10, 20, after=after)
+    checkpoints.finish(20, None)
+    assert checkpoints.committed_steps() == ([] if after == "none" else [10, 20])
+    assert ("all is kept" in lines()) == (after == "params")
+    checkpoints.finish(20, state.params)
+    assert checkpoints.committed_steps() == ([10, 20] if after == "all" else [])
+    assert manifest.given_up(folder) == ("" if after == "all" else after)
+    if after == "params":
+        apart = Checkpoints(folder / manifest.PARAMS, every_steps=0, keep=1)
+        assert apart.newest_verified() == 20
+        found = apart.restore_params(20, abstract(state).params)
+        assert_equal(found, state.params)
+    checkpoints.finish(20, None)  # a relaunch of the finished run
+    assert manifest.given_up(folder) == ("" if after == "all" else after)
 
 
 def test_round_trip_is_bit_equal_with_types_and_meta(tmp_path, lines):

@@ -123,6 +123,7 @@ OTHERS = {  # key -> another value
     "data.seed": 3,
     "data.labels": "bradley_terry",
     "data.on_bad_row": "error",
+    "data.disjoint": True,
     "data.shuffle": False,
     "data.layout": "padded",
     "data.row_tokens": 64,
@@ -141,6 +142,7 @@ OTHERS = {  # key -> another value
     "optimizer.decay": 0.5,
     "optimizer.eps": 1e-3,
     "reward.name": "length",
+    "value.path": "nowhere",
     "reward.path": "nowhere",
     "reward.dtype": "bfloat16",
     "reward.weights": (2.0,),
@@ -157,6 +159,7 @@ OTHERS = {  # key -> another value
     "eval.frontier": 33,
     "eval.true_reward": "length",
     "checkpoint.every_steps": 1,
+    "checkpoint.after": "none",
     "checkpoint.keep": 7,
     "checkpoint.keep_best": "rewards/margins",
     "log.every_steps": 2,
@@ -286,6 +289,7 @@ ADMITTED = {  # key -> another value, and what a run needs to take it
         for section, base in OF_SAMPLES.items()
         if key.startswith(section)
     },
+    "value.path": ("{judge_one}", OF_SAMPLES["ppo."]),
     "reward.path": ("{judge_two}", {"reward.path": "{judge_one}"}),
     "reward.dtype": ("bfloat16", {"reward.path": "{judge_one}"}),
     "reward.weights": ((2.0,), {"reward.name": "length"}),
@@ -418,7 +422,7 @@ def events(functions, settings, *, bad):
 
 
 def kept_steps(checkpoints, patch):
-    """Saves nine steps, the third the best; lists those that stay."""
+    """Saves nine steps, the third the best, and ends; lists those that stay."""
 
     def save(path, leaves, overwrite):
         path.mkdir(parents=True)
@@ -431,6 +435,7 @@ def kept_steps(checkpoints, patch):
         worse = abs(step - 3.0)
         checkpoints.save(step, state, {}, {"loss": worse, "rewards/margins": -worse})
     checkpoints.wait()
+    checkpoints.finish(9, None)
     return checkpoints.committed_steps()
 
 

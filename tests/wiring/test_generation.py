@@ -274,14 +274,14 @@ def test_one_sampler_serves_a_policy_and_a_reference_like_it(ref_dtype, monkeypa
 
 def test_a_single_rollout_is_valid_json():
     """One value has no standard error: it is left out, not NaN."""
-    one = Rollout(["good"], np.ones(1), np.ones(1), np.ones(1), {}, {}, 0)
+    one = Rollout(["good"], *np.ones((4, 1)), {}, {}, 0)
     sampled = sampled_lib.Sampled(["the film"], one, one)
     metrics = sampled_lib.rollout_metrics(sampled)
     assert sorted(metrics) == ["rollouts/kl", "rollouts/length", "rollouts/reward"]
     results = sampled_lib.before_and_after(sampled)
     json.dumps([metrics, results], allow_nan=False)
     assert results["rows"][0]["values"]["true reward"] == 1.0
-    many = Rollout(["good"] * 2, *np.arange(6.0).reshape(3, 2), {}, {}, 0)
+    many = Rollout(["good"] * 2, *np.arange(8.0).reshape(4, 2) - 2, {}, {}, 0)
     results = sampled_lib.before_and_after(sampled_lib.Sampled(["a"] * 2, many, many))
     assert results["rows"][0]["values"]["true reward"] == (0.5, 0.5)
 

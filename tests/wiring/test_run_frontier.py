@@ -133,7 +133,8 @@ def test_one_device_finds_what_eight_do(tmp_path, monkeypatch):
 
 
 def rolled(rewards, kls):
-    return Rollout(["a"] * len(rewards), rewards, kls, np.ones(len(rewards)), {}, {}, 0)
+    ones = np.ones(len(rewards))
+    return Rollout(["a"] * len(ones), rewards, rewards, kls, ones, {}, {}, 0)
 
 
 class Last:

@@ -204,6 +204,11 @@ KEYS: dict[str, Key] = {
         "", "of 'sentiment': 'deterministic' (default), 'bradley_terry'"
     ),
     "data.on_bad_row": Key("error", "or 'drop'", choices=("error", "drop")),
+    "data.disjoint": Key(
+        False,
+        "True: rows of data.train whose prompt stands in data.eval are left out; with "
+        "data.eval=FILE[:10%] of the same file, a split by prompts",
+    ),
     "data.shuffle": Key(True, "in another order each epoch; False = as they stand"),
     "data.layout": Key(
         "prefix_shared",

@@ -212,7 +212,9 @@ class Worker:
             self._done.add(trial.name)
         elif code == RunFolderError.code:
             return None if state.word == "running" else self._fails(trial, line)
-        how = f"done, {state.detail}" if code == 0 else line or f"exit code {code}"
+        how = line or f"exit code {code}"
+        if code == 0:
+            how = f"done, {state.detail}{states.programs(trial)}"
         self._tell(f"{trial.name}: {how}")
         return code
 

@@ -10,8 +10,7 @@ from jax.sharding import Mesh
 
 from dpo_jax import config as config_lib
 from dpo_jax.config import Config
-from dpo_jax.data import loader
-from dpo_jax.errors import ConfigError
+from dpo_jax.data import mixture
 from dpo_jax.models import scalar
 from dpo_jax.objectives import OBJECTIVES, ON_POLICY
 from dpo_jax.rewards import REWARDS, RewardTable
@@ -144,15 +143,7 @@ def of_samples(
     value = scoring.value_model(config, model, tokenizer, mesh)
     judges = rewarding.chosen(config.reward, rewards)
     found = reading.sources_of(config, "train", tokenizer, reads_ratings=False)
-    if len(found) > 1:
-        raise ConfigError(
-            f"data.train={config.data.train!r} mixes sources, and objective={name!r} "
-            "takes its prompts from one; give one"
-        )
-    ((source, *_),) = found.values()
-    data, asked = prompts.load_prompts(
-        source, config.data.train, config.data, tokenizer
-    )
+    data, asked = prompts.load_prompts(found, config.data.train, config.data, tokenizer)
     agreeing.agree_on_rows(data)
     width = max(len(record.prompt) for record in data.train)
     sizes = on_policy.in_microbatches(
@@ -192,8 +183,8 @@ def of_samples(
     )
     turns = Turns(
         data.train,
-        loader.train_steps(
-            len(data.train),
+        mixture.train_steps(
+            data.sources_of("train"),
             pairs=sizes.prompts,
             steps=steps // sizes.updates,
             seed=reading.order_seed(config.seed, config.data.seed),

@@ -7,11 +7,12 @@ from absl import logging
 from jax.sharding import Mesh
 
 from dpo_jax.data.loader import Loader
+from dpo_jax.data.mixture import Sources
 from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.train import throughput
 from dpo_jax.types import Frozen, TrainState
 from dpo_jax.wiring.data import global_batches
-from dpo_jax.wiring.training import Facts, sizes
+from dpo_jax.wiring.training import Facts, shares, sizes
 from dpo_jax.wiring.turns import Turns
 
 
@@ -59,6 +60,7 @@ def of_turns(
     runs: Sequence[tuple[float, DecoderSpec]],
     first: int,
     peak: float,
+    sources: Sources,
     now: Callable[[], float],
 ) -> Feed:
     """Feeds the rollouts of turns.
@@ -69,6 +71,7 @@ def of_turns(
       runs: how many forward passes a turn takes of each model.
       first: updates already taken.
       peak: FLOP/s of all devices.
+      sources: whose shares of a turn's prompts are told, where there are several.
       now: tells the time in seconds.
     """
     updates = turns.sizes.updates
@@ -87,6 +90,7 @@ def of_turns(
             )
             for passes, spec in runs
         )
+        told |= shares(sources, turns.ids_at(step - 1))
         return {**told, "flops": flops / peak}
 
     return Feed(

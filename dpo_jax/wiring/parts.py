@@ -79,6 +79,7 @@ class Parts(NamedTuple):
         """Feeds the loop from update `first` on; `now` tells the time in seconds."""
         peak = throughput.peak(self.config.model.dtype).flops_per_second
         spec = self.model.spec
+        sources = self.data.sources_of("train")
         if self.turns is not None:
             epochs = 3.0 * self.turns.sizes.epochs  # each forward and backward
             runs = [(epochs + 1.0, spec)]  # the samples scored once before
@@ -88,10 +89,10 @@ class Parts(NamedTuple):
                 runs.append((epochs + 1.0, self.value.spec))
             if self.scorer is not None:
                 runs.append((1.0, self.scorer.model.spec))
-            return feeds.of_turns(self.turns, referred.frozen, runs, first, peak, now)
+            frozen = referred.frozen
+            return feeds.of_turns(self.turns, frozen, runs, first, peak, sources, now)
         assert referred.train is not None
         runs = self.ask is not None and self.ref["mode"] == "live"
         other = self.reference.spec if self.reference is not None and runs else None
-        sources = self.data.sources_of("train")
         facts = training.make_facts(referred.train, spec, other, peak, sources)
         return feeds.of_steps(referred.train, self.mesh, first, facts)

@@ -36,7 +36,7 @@ def on_policy_faults(config: Config) -> list[str]:
         return faults
     data, given = config.data, config[name]
     rows = {"layout", "row_tokens", "row_shapes", "cache_dir", "truncate_prompt"}
-    rows |= {"truncate_response", "scored"}
+    rows |= {"truncate_response", "scored", "disjoint"}
     used = set(schema.section("data")) - rows
     faults += config_lib.unused_options("data", data, used, by)
     if name != "online":

@@ -4,7 +4,7 @@ import functools
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -294,12 +294,18 @@ def make_facts(
             for passes, spec in runs
         )
         del counts["scored"]
-        if sources is not None and sources.several:
-            shares = sources.shares(loads.ids_at(number - 1))
-            counts |= {f"{name}/share": share for name, share in shares.items()}
+        if sources is not None:
+            counts |= shares(sources, loads.ids_at(number - 1))
         return {**counts, "flops": flops / peak}
 
     return facts
+
+
+def shares(sources: Sources, ids: Sequence[int]) -> dict[str, float]:
+    """Tells the share of each source among rows, where there are several."""
+    if not sources.several:
+        return {}
+    return {f"{name}/share": share for name, share in sources.shares(ids).items()}
 
 
 @functools.cache

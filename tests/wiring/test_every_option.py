@@ -123,6 +123,7 @@ OTHERS = {  # key -> another value
     "data.seed": 3,
     "data.labels": "bradley_terry",
     "data.on_bad_row": "error",
+    "data.disjoint": True,
     "data.shuffle": False,
     "data.layout": "padded",
     "data.row_tokens": 64,

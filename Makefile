@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest
 SPREAD := --numprocesses=$(WORKERS) --dist=worksteal
 AS_USERS := XLA_FLAGS= # compiled as users compile it, not as tests/conftest.py asks
 
-.PHONY: quickstart test parity losses lesson faults fuzz tpu gpu nightly real smollm2 lint format clean
+.PHONY: quickstart test parity losses lesson faults fuzz tpu gpu nightly real smollm2 fig2 fig2-real lint format clean
 
 $(VENV)/.installed: setup.py pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), sys.version'
@@ -93,6 +93,17 @@ real: $(REAL_VENV)/.installed
 # The pretrained model as a Hugging Face folder, for experiments.
 smollm2: $(REAL_VENV)/.installed
 	$(REAL_VENV)/bin/python -m experiments.smollm2 --out=.cache/smollm2
+
+# Figure 2 of the paper with its true frontier: TIER=quick or miniature here, and on a
+# pretrained model, hours on two cores.
+TIER ?= quick
+FIG2 := -m experiments.fig2_imdb_frontier.run --out=$(RUNS)/fig2
+fig2: $(VENV)/.installed
+	$(BIN)/python $(FIG2)/$(TIER) --tier=$(TIER)
+
+fig2-real: smollm2
+	$(REAL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check vaderSentiment
+	$(REAL_VENV)/bin/python $(FIG2)/real --tier=real
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -141,6 +141,7 @@ def _train(launch: Launch) -> Summary:
             outputs.leave_behind(workdir, parts.steps, values, results, sampled)
     seconds = clock.seconds()
     ended = Summary(parts.steps, first, False, values, results, report, seconds, peak)
+    ended = ended._replace(programs=clock.programs)
     if jax.process_index() == 0:
         outputs.write_timing(workdir, ended)
     checkpoints.finish(parts.steps, state.params)

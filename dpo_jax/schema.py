@@ -204,6 +204,11 @@ KEYS: dict[str, Key] = {
         "", "of 'sentiment': 'deterministic' (default), 'bradley_terry'"
     ),
     "data.on_bad_row": Key("error", "or 'drop'", choices=("error", "drop")),
+    "data.disjoint": Key(
+        False,
+        "True: rows of data.train whose prompt stands in data.eval are left out; with "
+        "data.eval=FILE[:10%] of the same file, a split by prompts",
+    ),
     "data.shuffle": Key(True, "in another order each epoch; False = as they stand"),
     "data.layout": Key(
         "prefix_shared",
@@ -354,6 +359,11 @@ KEYS: dict[str, Key] = {
     ),
     "reward.timeout_seconds": Key(
         600.0, "for all rewards together, each time they are asked", POSITIVE
+    ),
+    "value.path": Key(
+        "",
+        "ppo: the critic starts as this reward model, or as this language model with "
+        "a head that says 0; '' = such a head on the policy's own trunk",
     ),
     "rollout.prompts": Key(64, "of a turn, over the whole mesh", COUNT),
     "rollout.samples": Key(4, "of each prompt", COUNT),

@@ -104,6 +104,7 @@ def test_buckets_sum_to_the_wall_time(ran):
     timing = json.loads((run / "timing.json").read_text())
     assert timing["seconds"] == summary.seconds and timing["steps"] == STEPS
     assert timing["peak"] == summary.peak._asdict()
+    assert timing["programs"] == summary.programs
 
 
 def test_compiling_is_not_in_the_seconds_of_steps(ran):
@@ -130,7 +131,7 @@ def test_a_finished_run_is_told_from_its_files(config, ran, monkeypatch):
     again = build.run(config, ran[1])
     assert again.already_complete and again.seconds == {} and again.peak is None
     assert again._replace(already_complete=False, resumed_from=0) == ran[0]._replace(
-        seconds={}, peak=None, results=again.results
+        seconds={}, peak=None, results=again.results, programs={}
     )
     in_epochs = config.copy_and_resolve_references()
     in_epochs.train.update({"steps": 0, "epochs": 1.0})

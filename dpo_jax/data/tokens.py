@@ -85,6 +85,26 @@ class Records(Sequence[Record]):
             groups=counts * self.ranked,
         )
 
+    def prompts(self) -> list[bytes]:
+        """Returns the ids of each record's prompt as bytes, to be compared."""
+        firsts = self.firsts[:-1]
+        spans = zip(self.starts[firsts], self.lengths[firsts], strict=True)
+        return [self.ids[at : at + length].tobytes() for at, length in spans]
+
+    def only(self, kept: np.ndarray) -> "Records":
+        """Keeps some of the records: bool[N]."""
+        counts = np.diff(self.firsts)
+        parts = np.repeat(kept, counts)
+        responses = np.delete(parts, self.firsts[:-1])
+        return dataclasses.replace(
+            self,
+            starts=self.starts[parts],
+            lengths=self.lengths[parts],
+            firsts=np.append(0, np.cumsum(counts[kept])),
+            indices=self.indices[kept],
+            response={name: x[responses] for name, x in self.response.items()},
+        )
+
     def apart(self) -> "Records":
         """Makes a record of each response, with the prompt and index of its record."""
         counts = np.diff(self.firsts) - 1

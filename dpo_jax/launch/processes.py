@@ -19,27 +19,44 @@ PR_SET_PDEATHSIG = 1
 def start(
     arguments: Sequence[str], log: Path | None, environment: Mapping[str, str]
 ) -> subprocess.Popen:
-    """Starts `python -m dpo_jax …`.
-
-    The process is the first of a group of its own, so that a terminal's Ctrl-C comes to
-    the worker alone, which passes it on; on Linux it is killed when its worker dies.
+    """Starts `python -m dpo_jax …`, with this package, and as `spawn` does.
 
     Args:
       arguments: from the verb on.
       log: where it prints; None = where this process does.
-      environment: its variables; this package is put on its PYTHONPATH.
+      environment: its variables.
     """
     home = os.fspath(Path(dpo_jax.__file__).parent.parent)
     paths = [home, *filter(None, [environment.get("PYTHONPATH")])]
+    here = [] if os.getcwd() in sys.path else ["-P"]  # as this process has it
+    return spawn(
+        [sys.executable, *here, *command(arguments)[1:]],
+        log,
+        {**environment, "PYTHONPATH": os.pathsep.join(paths)},
+    )
+
+
+def spawn(
+    line: Sequence[str], log: Path | None, environment: Mapping[str, str]
+) -> subprocess.Popen:
+    """Starts a process that ends with this one.
+
+    It is the first of a group of its own, so that a terminal's Ctrl-C comes to the
+    worker alone, which passes it on; on Linux it is killed when its worker dies.
+
+    Args:
+      line: program and arguments.
+      log: where it prints; None = where this process does.
+      environment: its variables.
+    """
     with contextlib.ExitStack() as stack:
         printed = None if log is None else stack.enter_context(open(log, "ab"))
-        here = [] if os.getcwd() in sys.path else ["-P"]  # as this process has it
         return subprocess.Popen(
-            [sys.executable, *here, *command(arguments)[1:]],
+            line,
             stdin=subprocess.DEVNULL,
             stdout=printed,
             stderr=printed,
-            env={**environment, "PYTHONPATH": os.pathsep.join(paths)},
+            env=environment,
             process_group=0,
             preexec_fn=_bound(),
         )

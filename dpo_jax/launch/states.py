@@ -79,3 +79,12 @@ def committed(folder: Path) -> list[int]:
     """Lists the steps whose folders stand; nothing is verified."""
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     return [int(name) for name in names if re.fullmatch(r"\d+", name)]
+
+
+def programs(trial: Planned) -> str:
+    """Says what a trial compiled; '' where its run folder does not."""
+    try:
+        told = (runfolder.read_json(trial.folder, "timing.json") or {})["programs"]
+        return f"; {told['compiled']} programs compiled, {told['read']} read"
+    except (UserError, KeyError, TypeError):
+        return ""

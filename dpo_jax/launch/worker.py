@@ -190,7 +190,7 @@ class Worker:
         )
         with stop.passed_on(process):
             code = watched(process, lease)
-        if lease.lost:
+        if not lease.beat():
             owner = self._made(trial)[-1].worker or "another worker"
             self._tell(f"error[{EXIT_LEASE_LOST}]: {trial.name}: {owner} has the trial")
             return EXIT_LEASE_LOST
@@ -212,7 +212,9 @@ class Worker:
             self._done.add(trial.name)
         elif code == RunFolderError.code:
             return None if state.word == "running" else self._fails(trial, line)
-        how = f"done, {state.detail}" if code == 0 else line or f"exit code {code}"
+        how = line or f"exit code {code}"
+        if code == 0:
+            how = f"done, {state.detail}{states.programs(trial)}"
         self._tell(f"{trial.name}: {how}")
         return code
 

@@ -228,6 +228,43 @@ def attention(
     return backend.attend(q, k, v, seen, scale, softcap)
 
 
+def over_past(
+    q: Array,
+    keys: Array,
+    values: Array,
+    seen: Array,
+    *,
+    scale: float,
+    softcap: float = 0.0,
+) -> Array:
+    """Averages values over what a layer kept, for one query a row.
+
+    As `attention` by `DENSE`, but keys and values are read as they lie in the cache,
+    and without an axis of queries: XLA on CPU takes half the time.
+
+    Args:
+      q: [B, 1, H, E] queries.
+      keys: [B, K, S, E], of a dtype of its own.
+      values: [B, K, S, E] likewise.
+      seen: bool[B, 1, 1, S], True = visible; of some key.
+      scale: as for `attention`.
+      softcap: likewise.
+
+    Returns:
+      [B, 1, H, E] in the dtype of `q`.
+    """
+    chex.assert_shape(q, (None, 1, None, None))
+    grouped = q.reshape(len(q), keys.shape[1], -1, q.shape[3])  # [B, K, H / K, E]
+    keys, values = keys.astype(q.dtype), values.astype(q.dtype)
+    logits = jnp.einsum("BKGE,BKSE->BKGS", grouped, keys, preferred_element_type=WIDE)
+    logits = scale * logits
+    if softcap:
+        logits = softcap * jnp.tanh(logits / softcap)
+    logits = jnp.where(seen, logits, jnp.finfo(WIDE).min / 2)
+    weights = jax.nn.softmax(logits, axis=-1).astype(q.dtype)
+    return jnp.einsum("BKGS,BKSE->BKGE", weights, values).reshape(q.shape)
+
+
 def _documents(cells: Cells, window: int | Array) -> Array:
     """Keeps i32[B, T] documents, which is all where attention is plain."""
     assert isinstance(window, int) and not window

@@ -4,6 +4,7 @@ Parameters of one layer in, the residual stream out. This file knows nothing of 
 of the tree of a whole model or of files.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -138,18 +139,17 @@ def self_attention(
             y = rope_lib.rotate(y, *context.rope, interleaved=spec.rope_interleaved)
         return y
 
-    kept = seen = Kept(heads("k"), heads("v"))
+    kept = Kept(heads("k"), heads("v"))
+    attend = functools.partial(attention_lib.attention, backend=backend)
     if context.past is not None:
-        kept = cache_lib.put(context.past.kept, seen, context.past.positions)
-        seen = cache_lib.as_rows(kept, x.dtype)
-    y = attention_lib.attention(
+        kept = cache_lib.put(context.past.kept, kept, context.past.positions)
+        attend = attention_lib.over_past
+    y = attend(
         heads("q"),
-        seen.keys,
-        seen.values,
+        *kept,
         context.seen,
         scale=spec.attn_scale or spec.head_dim**-0.5,
         softcap=spec.attn_softcap,
-        backend=backend,
     )
     return linear(w["o"], y.reshape(*x.shape[:2], -1)), kept
 
@@ -177,7 +177,7 @@ def block(
       w: parameters of this layer.
       x: [B, T, D] residual stream.
       context: mask and angles of this layer.
-      backend: from `attention.fitting`.
+      backend: from `attention.fitting`; not read with a past.
       pin: applied to the residual stream; where a mesh pins its sharding.
 
     Returns:

@@ -4,7 +4,7 @@ One pair of arrays a layer, [B, K, S, E], so that grouped heads are stored once 
 layer with a window of w keeps w slots and no more. The token at position p lies in slot
 p mod S; which position a slot holds follows from the row's newest position, so nothing
 else need be stored, and rows of different lengths share one array. What is kept may be
-narrower than what is computed; attention reads it as it computes.
+narrower than what is computed.
 """
 
 from typing import NamedTuple
@@ -89,8 +89,3 @@ def put(kept: Kept, fresh: Kept, positions: Array) -> Kept:
             for old, new in zip(kept, fresh, strict=True)
         )
     )
-
-
-def as_rows(kept: Kept, dtype: jnp.dtype) -> Kept:
-    """Views [B, K, S, E] as the [B, S, K, E] that attention reads."""
-    return Kept(*(values.swapaxes(1, 2).astype(dtype) for values in kept))

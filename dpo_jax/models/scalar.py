@@ -58,13 +58,19 @@ def value_head(spec: DecoderSpec) -> Params:
     """Makes a critic on the policy's own trunk, which says 0 of everything.
 
     Returns:
-      What is trained beside the policy: `value/kernel` f32[D, 1].
+      What is trained beside the policy, as its `value`: `kernel` f32[D, 1].
     """
-    return {"value": {"kernel": jnp.zeros((spec.width, 1), jnp.float32)}}
+    return {"kernel": jnp.zeros((spec.width, 1), jnp.float32)}
+
+
+def on_trunk(params: Params, hidden: Array, batch: Batch) -> tuple[Array, Head]:
+    """Lets a critic of `value_head` read the policy's hidden states [B, T, D]."""
+    del batch
+    return hidden, Head(params["kernel"], None)
 
 
 def policy_of(params: Params) -> Params:
-    """Leaves the value head out."""
+    """Leaves the critic out."""
     return {name: tree for name, tree in params.items() if name != "value"}
 
 

@@ -30,6 +30,7 @@ from dpo_jax.types import (
     Sums,
 )
 
+Critic = Callable[[Params, Array, Batch], tuple[Array, Head]]
 Made = dict[str, Array]  # names of columns -> [N, n, G] or [N, n]
 
 
@@ -129,13 +130,14 @@ class SampleScorer:
       apply: the policy.
       chunk: scored tokens per row whose logits are held at a time.
       temperature: that the samples were drawn at.
-      critic: whether `params['value']` is a scalar head on the policy's trunk.
+      critic: (`params['value']`, the policy's [B, T, D] hidden states, rows) -> hidden
+        states and the scalar head on them; None without one.
     """
 
     apply: ApplyFn
     chunk: int
     temperature: float = 1.0
-    critic: bool = False
+    critic: Critic | None = None
 
     def __call__(
         self, params: Params, frozen: Frozen, batch: Batch, key: Array, hyper: Hyper
@@ -157,10 +159,10 @@ class SampleScorer:
             hidden, head, batch, chunk=self.chunk, temperature=self.temperature
         )
         said = {"logps": stats.logps, "entropy": stats.entropy}
-        if self.critic:
+        if self.critic is not None:
+            hidden, head = self.critic(params["value"], hidden, batch)
             states = jnp.take_along_axis(hidden, batch.parents[..., None], axis=1)
-            kernel = Head(params["value"]["kernel"], None)
-            said["values"] = scalar.token_scores(states, kernel)
+            said["values"] = scalar.token_scores(states, head)
         return said, reports
 
 

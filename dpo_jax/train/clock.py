@@ -31,12 +31,20 @@ COMPILING = frozenset(  # jax tells when each begins (a scalar) and ends (a dura
     f"/jax/core/compile/{stage}_duration"
     for stage in ("jaxpr_trace", "jaxpr_to_mlir_module", "backend_compile")
 )
+PROGRAMS = {  # what jax tells of the compile cache -> what happened to a program
+    "/jax/compilation_cache/cache_misses": "compiled",  # and kept
+    "/jax/compilation_cache/cache_hits": "read",
+}
 
 
 class Clock:
     """Books every moment since its making under one bucket; `other` if none is open.
 
     While it is entered, time that its thread spends compiling goes to `compile`.
+
+    Attributes:
+      programs: how many were compiled and kept in the compile cache, and read from it;
+        those that compile in a moment are not kept, and not counted.
     """
 
     def __init__(self, read: Callable[[], float] = time.perf_counter):
@@ -49,15 +57,22 @@ class Clock:
         self._seconds = dict.fromkeys(BUCKETS, 0.0)
         self._open = ["other"]
         self._thread = threading.get_ident()
+        self.programs = dict.fromkeys(PROGRAMS.values(), 0)
 
     def __enter__(self) -> "Clock":
         monitoring.register_scalar_listener(self._begun)
         monitoring.register_event_duration_secs_listener(self._ended)
+        monitoring.register_event_listener(self._cached)
         return self
 
     def __exit__(self, *_: object) -> None:
         monitoring.unregister_scalar_listener(self._begun)
         monitoring.unregister_event_duration_listener(self._ended)
+        monitoring.unregister_event_listener(self._cached)
+
+    def _cached(self, event: str, **_: object) -> None:
+        if event in PROGRAMS:
+            self.programs[PROGRAMS[event]] += 1
 
     def _begun(self, event: str, value: float, **_: object) -> None:
         del value

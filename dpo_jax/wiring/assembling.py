@@ -10,8 +10,7 @@ from jax.sharding import Mesh
 
 from dpo_jax import config as config_lib
 from dpo_jax.config import Config
-from dpo_jax.data import loader
-from dpo_jax.errors import ConfigError
+from dpo_jax.data import mixture
 from dpo_jax.models import scalar
 from dpo_jax.objectives import OBJECTIVES, ON_POLICY
 from dpo_jax.rewards import REWARDS, RewardTable
@@ -142,17 +141,10 @@ def of_samples(
 ) -> Parts:
     """Wires the turns of an on-policy run."""
     name, given = config.objective, config[config.objective]
+    value = scoring.value_model(config, model, tokenizer, mesh)
     judges = rewarding.chosen(config.reward, rewards)
     found = reading.sources_of(config, "train", tokenizer, reads_ratings=False)
-    if len(found) > 1:
-        raise ConfigError(
-            f"data.train={config.data.train!r} mixes sources, and objective={name!r} "
-            "takes its prompts from one; give one"
-        )
-    ((source, *_),) = found.values()
-    data, asked = prompts.load_prompts(
-        source, config.data.train, config.data, tokenizer
-    )
+    data, asked = prompts.load_prompts(found, config.data.train, config.data, tokenizer)
     agreeing.agree_on_rows(data)
     width = max(len(record.prompt) for record in data.train)
     sizes = on_policy.in_microbatches(
@@ -165,6 +157,7 @@ def of_samples(
         remat=config.model.remat,
         dtype=config.model.dtype,
         chunk=config.model.logits_chunk,
+        beside=None if value is None else value.spec,
     )
     config = config_lib.stated(config, {"batch.microbatches": sizes.microbatches})
     steps = total_steps(config)(len(data.train))
@@ -172,7 +165,7 @@ def of_samples(
     ignored = config.model.ignore_attributes
     ref_model = model_wiring.reference_model(model, ref, mesh, ignored)
     trainer = training.make_trainer(
-        config, losses, model, ref_model, mesh, steps, sizes, scorer
+        config, losses, model, ref_model, mesh, steps, sizes, scorer, value
     )
     ask = None
     if ref_model is not None:
@@ -191,8 +184,8 @@ def of_samples(
     )
     turns = Turns(
         data.train,
-        loader.train_steps(
-            len(data.train),
+        mixture.train_steps(
+            data.sources_of("train"),
             pairs=sizes.prompts,
             steps=steps // sizes.updates,
             seed=reading.order_seed(config.seed, config.data.seed),
@@ -233,6 +226,7 @@ def of_samples(
         rewards=judges,
         scorer=scorer,
         turns=turns,
+        value=value,
     )
 
 

@@ -364,6 +364,8 @@ def source_faults(given: Section) -> list[str]:
         f"data.{key}={str(given[key])!r} is not used by {both}; only by {', '.join(by)}"
         for key, by in unused.items()
     ]
+    if given["disjoint"] and not given["eval"]:
+        faults.append("data.disjoint=True is not used by data.eval=''; set data.eval")
     faults += mapping.faults_of(columns, "data.columns")
     for field, text in ((f"data.{split}", text) for split, text in said.items()):
         faults += mixture.faults_of(sources.parts_of(text, field), field)

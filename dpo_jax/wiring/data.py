@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
@@ -17,6 +18,7 @@ from dpo_jax.data import mixture, sources, tokenize
 from dpo_jax.data.loader import Loader
 from dpo_jax.data.mixture import Sources
 from dpo_jax.data.prepare import Prepared
+from dpo_jax.data.tokens import fingerprint
 from dpo_jax.errors import ConfigError, DataError, UserError
 from dpo_jax.files import AnyPath
 from dpo_jax.models import attention, files
@@ -159,6 +161,11 @@ def load_data(
         parts = {n: reading.load(each, tokenizer, folder) for n, each in found.items()}
         weights = [each.weight for each in found.values() if each.weight is not None]
         read[split], made_of[split] = mixture.together(parts, weights)
+    if config.data.disjoint and len(read) > 1:
+        train, made_of["train"] = disjoint(
+            read["train"], read["eval"], made_of["train"], batch=config.batch.pairs
+        )
+        read["train"] = train
     kept = {split: each.records for split, each in read.items()}
     return Data(
         tokenizer,
@@ -168,6 +175,47 @@ def load_data(
         read["train"].fingerprint if "train" in read else "",
         made_of,
     )
+
+
+def disjoint(
+    train: Prepared, held_out: Prepared, made_of: Sources, *, batch: int
+) -> tuple[Prepared, Sources]:
+    """Leaves rows of training out whose prompt stands in the evaluation set.
+
+    Args:
+      train: rows to train on.
+      held_out: to evaluate on.
+      made_of: the sources of `train`.
+      batch: rows that must be left.
+
+    Returns:
+      The others, with the account of them, and their sources.
+
+    Raises:
+      DataError: if they fill no batch.
+    """
+    known = set(held_out.records.prompts())
+    prompts = train.records.prompts()
+    kept = np.fromiter((each not in known for each in prompts), bool, len(prompts))
+    left_out, left = int((~kept).sum()), int(kept.sum())
+    if left < batch:
+        raise DataError(
+            f"data.disjoint leaves {left} of {len(kept)} rows of data.train, less than "
+            f"batch.pairs={batch}: the prompts of the others stand in data.eval; give "
+            "fewer rows to data.eval"
+        )
+    records = train.records.only(kept)
+    owners = np.searchsorted(made_of.starts, records.indices, side="right") - 1
+    sizes = np.bincount(owners, minlength=len(made_of.sizes)).tolist()
+    report = {
+        **train.report,
+        "kept": left,
+        "held_out": left_out,
+        "summary": f"{train.report['summary']}; {left_out} rows with "
+        "prompts of data.eval left out",
+    }
+    told = Prepared(records, report, fingerprint(records))
+    return told, made_of._replace(sizes=tuple(sizes))
 
 
 def rows_kept(account: Mapping[str, Any]) -> int:

@@ -1,17 +1,18 @@
 """What the loop takes its batches from: steps that are planned, or turns."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import logging
 from jax.sharding import Mesh
 
 from dpo_jax.data.loader import Loader
+from dpo_jax.data.mixture import Sources
 from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.train import throughput
 from dpo_jax.types import Frozen, TrainState
 from dpo_jax.wiring.data import global_batches
-from dpo_jax.wiring.training import Facts, sizes
+from dpo_jax.wiring.training import Facts, shares, sizes
 from dpo_jax.wiring.turns import Turns
 
 
@@ -56,9 +57,10 @@ def of_steps(loads: Loader, mesh: Mesh, first: int, facts: Facts) -> Feed:
 def of_turns(
     turns: Turns,
     frozen: Frozen,
-    spec: DecoderSpec,
+    runs: Sequence[tuple[float, DecoderSpec]],
     first: int,
     peak: float,
+    sources: Sources,
     now: Callable[[], float],
 ) -> Feed:
     """Feeds the rollouts of turns.
@@ -66,9 +68,10 @@ def of_turns(
     Args:
       turns: makes them.
       frozen: what does not change.
-      spec: of the policy.
+      runs: how many forward passes a turn takes of each model.
       first: updates already taken.
       peak: FLOP/s of all devices.
+      sources: whose shares of a turn's prompts are told, where there are several.
       now: tells the time in seconds.
     """
     updates = turns.sizes.updates
@@ -76,15 +79,19 @@ def of_turns(
     def facts(step: int, values: Mapping[str, float]) -> dict[str, float]:
         del values  # that of the device
         told = turns.facts(step, now())
-        flops = throughput.forward_flops(
-            sizes(spec),
-            tokens=told["tokens"],
-            scored=told.pop("scored"),
-            visible=spec.layers * told.pop("visible"),
+        scored, visible = told.pop("scored"), told.pop("visible")
+        flops = sum(
+            passes
+            * throughput.forward_flops(
+                sizes(spec),
+                tokens=told["tokens"],
+                scored=scored,
+                visible=spec.layers * visible,
+            )
+            for passes, spec in runs
         )
-        # each epoch forward and backward; the samples scored once before
-        passes = 3.0 * turns.sizes.epochs + 1.0 + ("ref" in frozen)
-        return {**told, "flops": passes * flops / peak}
+        told |= shares(sources, turns.ids_at(step - 1))
+        return {**told, "flops": flops / peak}
 
     return Feed(
         lambda state: turns.next_batch(state, frozen, now),

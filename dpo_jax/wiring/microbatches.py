@@ -99,6 +99,7 @@ def fewest_that_fit(
     remat: str,
     dtype: str,
     chunk: int,
+    beside: DecoderSpec | None = None,
 ) -> int:
     """Finds the fewest microbatches whose activations a device holds.
 
@@ -111,18 +112,16 @@ def fewest_that_fit(
       remat: as `Decoder` has it.
       dtype: of the computation.
       chunk: scored tokens per row whose logits are held at a time.
+      beside: of a critic that is trained with the policy.
     """
+    specs = [spec] if beside is None else [spec, beside]
     activations = functools.partial(
-        memory.activation_bytes,
-        spec,
-        tokens=tokens,
-        remat=remat,
-        dtype=dtype,
-        chunk=chunk,
+        memory.activation_bytes, tokens=tokens, remat=remat, dtype=dtype, chunk=chunk
     )
-    state = memory.state_bytes(spec) / (mesh.shape["fsdp"] * mesh.shape["tensor"])
+    state = sum(map(memory.state_bytes, specs))
+    state /= mesh.shape["fsdp"] * mesh.shape["tensor"]
     return fewest(
-        lambda rows: activations(rows=rows),
+        lambda rows: sum(activations(each, rows=rows) for each in specs),
         rows=rows,
         parts=parts,
         budget=budget_of(state, memory_of(mesh)),

@@ -11,10 +11,17 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from dpo_jax.errors import ConfigError, DeviceError
+from dpo_jax.models import scalar
 from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.objectives import OBJECTIVES
 from dpo_jax.objectives.algorithms import SampleKind
-from dpo_jax.objectives.on_policy import OnPolicy, SampleScorer, rollout_of, settled
+from dpo_jax.objectives.on_policy import (
+    Critic,
+    OnPolicy,
+    SampleScorer,
+    rollout_of,
+    settled,
+)
 from dpo_jax.sampling import compare
 from dpo_jax.sharding import arrays
 from dpo_jax.sharding import mesh as mesh_lib
@@ -22,6 +29,7 @@ from dpo_jax.train.step import Metrics, StepFn
 from dpo_jax.train.turn import take_turn
 from dpo_jax.types import ApplyFn, Frozen, Hyper, TrainState
 from dpo_jax.wiring import microbatches
+from dpo_jax.wiring.model import Model
 from dpo_jax.wiring.turns import Sizes, Turn
 
 Section = Mapping[str, Any]  # values of a section of the configuration
@@ -85,6 +93,7 @@ def in_microbatches(
     remat: str,
     dtype: str,
     chunk: int,
+    beside: DecoderSpec | None = None,
 ) -> Sizes:
     """Cuts the updates of a turn into microbatches: as many as asked, or as few as fit.
 
@@ -96,6 +105,7 @@ def in_microbatches(
       remat: as `Decoder` has it.
       dtype: of the computation.
       chunk: scored tokens per row whose logits are held at a time.
+      beside: of a critic that is trained with the policy.
 
     Raises:
       DeviceError: if rows do not divide over the mesh.
@@ -119,6 +129,7 @@ def in_microbatches(
                 remat=remat,
                 dtype=dtype,
                 chunk=chunk,
+                beside=beside,
             )
         )
     return sizes._replace(microbatches=asked)
@@ -173,6 +184,7 @@ class Learning:
       apply: the policy.
       chunk: scored tokens per row whose logits are held at a time.
       temperature: that samples are drawn and scored at.
+      value: the critic, where it is a model of its own.
     """
 
     name: str
@@ -181,6 +193,7 @@ class Learning:
     apply: ApplyFn
     chunk: int
     temperature: float
+    value: Model | None = None
 
     @functools.cached_property
     def objective(self) -> OnPolicy:
@@ -188,10 +201,17 @@ class Learning:
         kind = OBJECTIVES[self.name]
         assert isinstance(kind, SampleKind)
         algorithm = kind.make(self.given)
-        scorer = SampleScorer(
-            self.apply, self.chunk, self.temperature, critic=algorithm.critic
-        )
+        critic = self.critic if algorithm.critic else None
+        scorer = SampleScorer(self.apply, self.chunk, self.temperature, critic)
         return OnPolicy(algorithm, scorer)
+
+    @property
+    def critic(self) -> Critic:
+        """The value function: on the policy's trunk, or on one of its own."""
+        if self.value is None:
+            return scalar.on_trunk
+        apply = self.value.apply
+        return lambda params, hidden, batch: apply(params, batch)[:2]
 
     @property
     def stats(self) -> dict[str, Any]:

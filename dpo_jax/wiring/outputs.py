@@ -45,6 +45,7 @@ class Summary(NamedTuple):
       data: what data.json holds.
       seconds: what the time of this launch was spent on; see `train/clock.py`.
       peak: what `mfu` is a share of; None where nothing was trained.
+      programs: compiled and kept in the compile cache, and read from it.
     """
 
     step: int
@@ -55,6 +56,7 @@ class Summary(NamedTuple):
     data: dict[str, Any]
     seconds: dict[str, float] = {}
     peak: Peak | None = None
+    programs: dict[str, int] = {}
 
 
 def finished(workdir: AnyPath, last: Callable[[int], int]) -> Summary | None:
@@ -103,6 +105,7 @@ def write_timing(workdir: AnyPath, ended: Summary) -> None:
         "steps": ended.step - ended.resumed_from,
         "seconds": ended.seconds,
         "peak": ended.peak._asdict() if ended.peak else None,
+        "programs": ended.programs,
     }
     write_json(workdir, "timing.json", timing)
 

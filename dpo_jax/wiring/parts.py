@@ -27,7 +27,8 @@ class Parts(NamedTuple):
 
     In `config`, what it left open is stated; `ask` scores a batch under the reference,
     where what is trained reads that; `ref` says how it moves; `scorer` is the reward
-    model. There are `turns` of an on-policy run, else batches to `train` on.
+    model, `value` a critic with a trunk of its own. There are `turns` of an on-policy
+    run, else batches to `train` on.
     """
 
     config: Config
@@ -45,6 +46,7 @@ class Parts(NamedTuple):
     rewards: tuple[Reward, ...] = ()
     scorer: Scorer | None = None
     turns: Turns | None = None
+    value: Model | None = None
 
     def refer(
         self, workdir: os.PathLike | str, *, evaluation_only: bool = False
@@ -77,11 +79,20 @@ class Parts(NamedTuple):
         """Feeds the loop from update `first` on; `now` tells the time in seconds."""
         peak = throughput.peak(self.config.model.dtype).flops_per_second
         spec = self.model.spec
+        sources = self.data.sources_of("train")
         if self.turns is not None:
-            return feeds.of_turns(self.turns, referred.frozen, spec, first, peak, now)
+            epochs = 3.0 * self.turns.sizes.epochs  # each forward and backward
+            runs = [(epochs + 1.0, spec)]  # the samples scored once before
+            if "ref" in referred.frozen:
+                runs.append((1.0, spec))
+            if self.value is not None:
+                runs.append((epochs + 1.0, self.value.spec))
+            if self.scorer is not None:
+                runs.append((1.0, self.scorer.model.spec))
+            frozen = referred.frozen
+            return feeds.of_turns(self.turns, frozen, runs, first, peak, sources, now)
         assert referred.train is not None
         runs = self.ask is not None and self.ref["mode"] == "live"
         other = self.reference.spec if self.reference is not None and runs else None
-        sources = self.data.sources_of("train")
         facts = training.make_facts(referred.train, spec, other, peak, sources)
         return feeds.of_steps(referred.train, self.mesh, first, facts)

@@ -30,11 +30,13 @@ def on_policy_faults(config: Config) -> list[str]:
         if section not in used
         for fault in config_lib.unused_options(section, config[section], (), by)
     ]
+    if name != "ppo":
+        faults += config_lib.unused_options("value", config.value, (), by)
     if name not in ON_POLICY:
         return faults
     data, given = config.data, config[name]
     rows = {"layout", "row_tokens", "row_shapes", "cache_dir", "truncate_prompt"}
-    rows |= {"truncate_response", "scored"}
+    rows |= {"truncate_response", "scored", "disjoint"}
     used = set(schema.section("data")) - rows
     faults += config_lib.unused_options("data", data, used, by)
     if name != "online":

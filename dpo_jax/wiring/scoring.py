@@ -14,6 +14,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
+from dpo_jax.config import Config
 from dpo_jax.data import tokenize
 from dpo_jax.errors import ModelError, collected
 from dpo_jax.models import files, scalar
@@ -129,14 +130,8 @@ def make_scorer(
         trained=True,
         ignored=ignored,
     )
+    check_words(field, model, vocab, tokenizers)
     assert model.folder is not None
-    with collected(ModelError) as complaints:
-        if vocab > model.spec.vocab:
-            complaints.append(
-                f"{field} knows {model.spec.vocab} ids, and {vocab} may be sampled; "
-                "give a reward model of the policy's vocabulary"
-            )
-        complaints += word_faults(field, model.folder, tokenizers)
     pad = scalar.pad_id(files.read_config(model.folder))
 
     def score(params: Params, prompts: Prompts, samples: Samples) -> Array:
@@ -165,6 +160,62 @@ def of_frozen(scorer: Scorer | None, *, width: int) -> Score:
     )
 
 
+def value_model(
+    config: Config, policy: Model, tokenizer: Any, mesh: Mesh
+) -> Model | None:
+    """Builds the critic of `value.path`, in float32 masters; None without one.
+
+    Args:
+      config: of the run.
+      policy: it computes as this does, but for what its folder says.
+      tokenizer: of the policy.
+      mesh: of the run.
+
+    Raises:
+      UserError: as `make_scorer`.
+    """
+    path = config.value.path
+    if not path:
+        return None
+    model = model_wiring.scalar_model(
+        policy.decoder,
+        "value.path",
+        path,
+        mesh,
+        dtype="",
+        held=policy.held,
+        longest=config.data.max_tokens,
+        trained=False,
+        ignored=config.model.ignore_attributes,
+    )
+    check_words(f"value.path={path!r}", model, policy.spec.vocab, [tokenizer])
+    return model
+
+
+def check_words(
+    field: str, model: Model, vocab: int, tokenizers: Sequence[Any]
+) -> None:
+    """Refuses a model to which the ids of policies mean other words, or none.
+
+    Args:
+      field: the model, for the message.
+      model: with a folder.
+      vocab: ids that may be sampled.
+      tokenizers: of the policies.
+
+    Raises:
+      ModelError: so, or if its tokenizer cannot be read.
+    """
+    assert model.folder is not None
+    with collected(ModelError) as complaints:
+        if vocab > model.spec.vocab:
+            complaints.append(
+                f"{field} knows {model.spec.vocab} ids, and {vocab} may be sampled; "
+                "give a model of the policy's vocabulary"
+            )
+        complaints += word_faults(field, model.folder, tokenizers)
+
+
 def word_faults(field: str, folder: Path, tokenizers: Sequence[Any]) -> list[str]:
     """Complains of policies whose ids mean other words to the reward model.
 
@@ -190,7 +241,7 @@ def word_faults(field: str, folder: Path, tokenizers: Sequence[Any]) -> list[str
             faults.append(
                 f"{field} has another vocabulary than the policy: {len(wrong)} tokens "
                 f"differ, first {word!r}, id {i} of the policy and "
-                f"{known.get(word, 'none')} of its own tokenizer; give a reward model "
-                "of the policy's tokenizer"
+                f"{known.get(word, 'none')} of its own tokenizer; give a model of "
+                "the policy's tokenizer"
             )
     return faults

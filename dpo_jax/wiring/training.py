@@ -4,7 +4,7 @@ import functools
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +22,7 @@ from dpo_jax.objectives import OBJECTIVES
 from dpo_jax.objectives.judged import Kind
 from dpo_jax.sharding import arrays, rules
 from dpo_jax.train import optimizer, step, throughput
-from dpo_jax.types import Frozen, Hyper, Objective, Stats, TrainState
+from dpo_jax.types import Frozen, Hyper, Objective, Params, Stats, TrainState
 from dpo_jax.wiring.model import Model, abstract_weights, load_params
 from dpo_jax.wiring.objective import (
     Losses,
@@ -68,7 +68,7 @@ class Minimised(NamedTuple):
       objective: see `types.Objective`.
       stats: its running statistics before the first step.
       floats: hyper-parameters that it reads, but for those of `loss.*`.
-      critic: whether a value head is trained beside the policy.
+      value: shapes of the critic that is trained beside the policy; None without one.
       step_of: update -> step of the loop.
       places: shardings of what the loop hands to a step.
       ref: how the reference moves, as `config.ref` has it.
@@ -77,7 +77,7 @@ class Minimised(NamedTuple):
     objective: Objective
     stats: Stats
     floats: Mapping[str, float]
-    critic: bool
+    value: Params | None
     step_of: Callable[[step.StepFn], Callable[..., Any]]
     places: Any
     ref: Mapping[str, Any]
@@ -90,6 +90,7 @@ def minimised(
     reference: Model | None,
     mesh: Mesh,
     sizes: Sizes | None,
+    value: Model | None,
 ) -> Minimised:
     """Finds what a run minimises; arguments are those of `make_trainer`."""
     name, rows = config.objective, arrays.row_sharding(mesh, leading=1)
@@ -98,14 +99,17 @@ def minimised(
     ref, floats, heat = dict(config.ref), {}, 1.0
     if sizes is not None:
         given, heat = config[name], config.rollout.temperature
-        learning = Learning(name, given, mesh, model.apply, chunk, heat)
+        learning = Learning(name, given, mesh, model.apply, chunk, heat, value)
         step_of, places = learning.turns, Turn._make((rows, arrays.replicated(mesh)))
         floats, ref = floats_of(name, given), moving(name, given, ref, sizes.updates)
     if not isinstance(kind, Kind):
         assert learning is not None
         objective, stats = learning.objective, learning.stats
-        critic = objective.algorithm.critic
-        return Minimised(objective, stats, floats, critic, step_of, places, ref)
+        beside = None
+        if objective.algorithm.critic:
+            head = functools.partial(scalar_head.value_head, model.spec)
+            beside = abstract_params(value.spec) if value else jax.eval_shape(head)
+        return Minimised(objective, stats, floats, beside, step_of, places, ref)
     whole = reference if needs_whole_reference(losses) else None
     objective = make_objective(
         kind,
@@ -118,7 +122,7 @@ def minimised(
         labels=config.online.labels,
     )
     stats = start_stats(losses)
-    return Minimised(objective, stats, floats, False, step_of, places, ref)
+    return Minimised(objective, stats, floats, None, step_of, places, ref)
 
 
 def make_trainer(
@@ -130,6 +134,7 @@ def make_trainer(
     steps: int,
     sizes: Sizes | None = None,
     scorer: Scorer | None = None,
+    value: Model | None = None,
 ) -> Trainer:
     """Wires model, loss and optimizer into a step over the mesh; runs nothing.
 
@@ -142,9 +147,10 @@ def make_trainer(
       steps: updates of the run.
       sizes: of a turn, of an on-policy run.
       scorer: the reward model; None without one. It is frozen, and no step reads it.
+      value: the critic, where it is a model of its own.
     """
     name, values = config.optimizer.name, config.optimizer.to_dict()
-    what = minimised(config, losses, model, reference, mesh, sizes)
+    what = minimised(config, losses, model, reference, mesh, sizes, value)
     follows = bool(what.ref["sync_every_steps"])
     take = functools.partial(
         step.train_step,
@@ -156,7 +162,7 @@ def make_trainer(
     tx = optimizer.direction(name, values)
     make = functools.partial(step.init_state, tx=tx, stats=what.stats)
     abstract, places = state_places(
-        model.spec, make, mesh, follows=follows, critic=what.critic
+        model.spec, make, mesh, follows=follows, value=what.value
     )
     live = config.ref.mode == "live" and not follows
     frozen: Frozen = {}
@@ -191,9 +197,9 @@ def make_trainer(
             params = jax.tree.map(jnp.copy, known)  # the files are read once
         else:
             params = load(model)
-        if what.critic:  # which says 0 of everything
-            params = {**params, **scalar_head.value_head(model.spec)}
-            params = jax.device_put(params, places.params)
+        if what.value is not None:
+            critic = load(value) if value else scalar_head.value_head(model.spec)
+            params = jax.device_put({**params, "value": critic}, places.params)
         start = jax.jit(make, out_shardings=places, donate_argnames=("params", "ref"))
         # the seed is an argument, or each one would compile a program of its own
         return start(params=params, ref=ref, seed=np.uint32(config.seed))
@@ -235,7 +241,7 @@ def state_places(
     mesh: Mesh,
     *,
     follows: bool,
-    critic: bool = False,
+    value: Params | None = None,
 ) -> tuple[TrainState, Any]:
     """Returns the abstract train state and the sharding of each leaf.
 
@@ -244,13 +250,12 @@ def state_places(
       make: `(params, seed, ref=None) -> state`.
       mesh: of the run.
       follows: whether the reference is part of the state.
-      critic: whether a value head is trained beside the policy.
+      value: shapes of the critic that is trained beside the policy; None without one.
     """
     params = abstract_params(spec)
     ref = params if follows else None
-    if critic:
-        value = jax.eval_shape(functools.partial(scalar_head.value_head, spec))
-        params = {**params, **value}
+    if value is not None:
+        params = {**params, "value": value}
     abstract = jax.eval_shape(make, params, seed=0, ref=ref)
     return abstract, rules.shardings(abstract, mesh, rules.STATE_RULES)
 
@@ -289,12 +294,18 @@ def make_facts(
             for passes, spec in runs
         )
         del counts["scored"]
-        if sources is not None and sources.several:
-            shares = sources.shares(loads.ids_at(number - 1))
-            counts |= {f"{name}/share": share for name, share in shares.items()}
+        if sources is not None:
+            counts |= shares(sources, loads.ids_at(number - 1))
         return {**counts, "flops": flops / peak}
 
     return facts
+
+
+def shares(sources: Sources, ids: Sequence[int]) -> dict[str, float]:
+    """Tells the share of each source among rows, where there are several."""
+    if not sources.several:
+        return {}
+    return {f"{name}/share": share for name, share in sources.shares(ids).items()}
 
 
 @functools.cache

@@ -33,7 +33,7 @@ from dpo_jax.wiring import generation
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring.model import Model
 
-HOW = {  # name -> options of both samplers
+HOW: dict[str, dict[str, Any]] = {  # name -> options of both samplers
     "greedy": {"temperature": 0.0},
     "top-p .9": {"temperature": 1.0, "top_p": 0.9},
     "plain": {"temperature": 1.0},
@@ -110,13 +110,13 @@ class Ours:
         return found
 
 
-def theirs(model: Any, new: int) -> Callable[[np.ndarray, int, str], int]:
+def theirs(model: Any, new: int) -> Callable[..., int]:
     """Makes transformers' `generate` of a model do the same."""
     import torch
 
     def run(prompts: np.ndarray, samples: int, how: str) -> int:
         ids = torch.from_numpy(prompts).long()
-        given = dict(HOW[how])
+        given = {**HOW[how]}
         given["do_sample"] = given["temperature"] > 0
         if not given["do_sample"]:
             del given["temperature"]
@@ -237,9 +237,7 @@ def main(argv: list[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     mesh = make_mesh(1, 1, 1)
     with jax.set_mesh(mesh):
-        folder, spec = model_wiring.find_folder(
-            str(args.model), "main", is_scalar=False, ignored=()
-        )
+        folder, spec = model_wiring.find_folder(str(args.model), "", is_scalar=False)
         model = model_wiring.make_model(chosen, folder, spec)
         params = model_wiring.load_params(model, mesh, seed=0)
         ours, other = Ours(model, params, args.new), None

@@ -180,6 +180,25 @@ def test_train_prints_what_it_ended_with(trained):
     assert not (run / "errors").exists()
 
 
+@pytest.mark.parametrize("name", ["ppo", "rloo", "awr", "online"])
+def test_every_algorithm_of_its_config_takes_three_steps(name, capsys, tmp_path):
+    """`train --config=configs/ppo.py:algorithm=NAME`, small, one update a turn."""
+    small = {"model.preset": "tiny", "data.train": "sentiment", "data.limit": 24}
+    small |= {"reward.name": "sentiment", "rollout.prompts": 8, "rollout.samples": 2}
+    small |= {"rollout.max_new_tokens": 4, "data.max_tokens": 20, "train.steps": 3}
+    small["data.max_prompt_tokens"] = 12
+    small |= {"ppo.epochs": 1} if name == "ppo" else {}
+    small |= {"batch.pairs": 8} if name == "online" else {}
+    words = [f"--config.{key}={value}" for key, value in small.items()]
+    config, run = f"--config=configs/ppo.py:algorithm={name}", tmp_path / "run"
+    code = cli.main(["dpo_jax", "train", config, f"--workdir={run}", *words])
+    assert code == 0, capsys.readouterr().err
+    lines = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["turn"]) for line in lines] == [(1, 1), (2, 2), (3, 3)]
+    assert all(line["rollout_seconds"] > 0 for line in lines)
+    assert (run / "export" / "model.safetensors").exists()
+
+
 def test_profile_leaves_a_trace(trained):
     """Of a run that ends before the last step that would have been traced."""
     (trace,) = (trained[2] / "profile").rglob("*.xplane.pb")

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,8 @@ from dpo_jax.cli import sweep
 from dpo_jax.errors import SweepError
 from dpo_jax.launch.worker import Walk
 
+CACHE = Path(__file__).parents[2] / ".cache" / "jax"
+LIMIT = 600  # seconds
 FILE = """
 from dpo_jax.launch import Trial
 
@@ -109,21 +112,22 @@ def test_how_a_sweep_ends(capsys):
 
 
 @pytest.mark.faults
-def test_a_sweep_is_stopped_goes_on_and_ends(file, tmp_path):
+def test_a_sweep_is_stopped_goes_on_and_ends(file, tmp_path, monkeypatch):
     """SIGTERM to the sweep is passed on; the relaunch does what is missing alone."""
+    monkeypatch.setenv("DPO_JAX_COMPILE_CACHE", str(CACHE))
     out = tmp_path / "out"
     command = [sys.executable, "-m", "dpo_jax", "sweep", file, f"--out={out}"]
     started = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert started.stdout is not None
-    until = time.monotonic() + 120
+    until = time.monotonic() + LIMIT
     while not (out / "sft" / "metrics.jsonl").exists() and time.monotonic() < until:
         time.sleep(0.05)
     started.send_signal(signal.SIGTERM)
-    printed, _ = started.communicate(timeout=120)
+    printed, _ = started.communicate(timeout=LIMIT)
     assert started.returncode == 75, printed
     ended = json.loads((out / ".sweep/sft/0001.json").read_text())
     assert ended["code"] == 75 and "sft: preempted" in printed
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
     assert done.returncode == 9, done.stderr
     assert "sft: done, step 200" in done.stdout and "dpo: done, step 10" in done.stdout
     assert "bad: error[" in done.stderr and "1 of 3 trials failed: bad" in done.stderr

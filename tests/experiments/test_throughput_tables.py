@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from dpo_jax.models.decoder import abstract_params
-from experiments.throughput import inputs, run, shapes, trace
+from experiments.throughput import generation, inputs, run, shapes, trace
 from experiments.throughput.trace import Span
 
 PUBLISHED = {  # parameters, as the hub's model pages count them
@@ -65,3 +65,15 @@ def test_the_sample_is_the_same_every_time():
     drawn = inputs.sample(rows, 20)
     assert drawn == inputs.sample(rows, 20) and drawn != rows[:20]
     assert len({row["prompt"] for row in drawn}) == 20
+
+
+def test_generation_is_timed_in_turns_and_the_best_counts(monkeypatch):
+    """Two runs of 6 and 3 tokens, of which each is warmed up once."""
+    clock = iter([0.0, 2.0, 0.0, 1.0, 0.0, 1.0, 0.0, 3.0])
+    monkeypatch.setattr(generation.time, "perf_counter", lambda: next(clock))
+    calls = []
+    runs = (lambda: calls.append("ours") or 6), (lambda: calls.append("theirs") or 3)
+    assert generation.best_of(2, *runs) == [6.0, 3.0]
+    assert calls == ["ours", "theirs"] * 3
+    text = generation.table([generation.Row(32, 4, "plain", 6.0, 3.0)])
+    assert text.endswith("| 32 | 4 | plain | 6.0 | 3.0 | 2.00 |\n")

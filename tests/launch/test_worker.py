@@ -155,6 +155,18 @@ def test_what_the_plan_says_of_run_folders(tmp_path, planned):
     )
 
 
+def test_what_a_trial_compiled_is_told(tmp_path, planned):
+    """A sweep over floats compiles once: the second trial reads."""
+    timing = tmp_path / "base" / "timing.json"
+    timing.parent.mkdir()
+    timing.write_text('{"programs": {"compiled": 1, "read": 2}}')
+    _, told = walk(tmp_path, planned, Stub(planned))
+    assert "base: done, step 3; 1 programs compiled, 2 read" in told
+    assert "one: done, step 3" in told
+    timing.write_text('{"programs": []}')
+    assert states.programs(planned[0]) == ""
+
+
 def test_a_run_that_a_process_holds_is_running(tmp_path, planned):
     base = planned[0]
     with runfolder.claim(base.folder, first=True):

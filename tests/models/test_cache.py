@@ -9,7 +9,7 @@ import pytest
 from family_cases import drawn
 
 from dpo_jax import heads
-from dpo_jax.models import cache, decode
+from dpo_jax.models import attention, cache, decode
 from dpo_jax.models.cache import Kept
 from dpo_jax.models.decoder import Decoder
 from dpo_jax.models.spec import DecoderSpec, preset
@@ -72,6 +72,24 @@ def test_filling_is_putting_one_by_one():
         seen = np.asarray(cache.held(LENGTHS - 1, slots) >= 0)[:, None, :, None]
         for ours, theirs in zip(whole, kept, strict=True):
             np.testing.assert_array_equal(np.where(seen, ours, 0), theirs)
+
+
+@pytest.mark.parametrize("softcap", [0.0, 1.5])
+def test_attention_to_the_past_is_that_of_whole_rows(softcap):
+    """Four query heads on two kv heads of seven slots, of which some are seen."""
+    rng = np.random.default_rng(1)
+    q, keys, values = (
+        jnp.asarray(rng.normal(size=(B, *shape)), jnp.float32)
+        for shape in ((1, 4, 5), (2, P, 5), (2, P, 5))
+    )
+    seen = (np.arange(P) < LENGTHS[:, None])[:, None, None, :]
+    given = {"scale": 0.7, "softcap": softcap}
+    found = attention.over_past(q, keys, values, seen, **given)
+    rows = (x.swapaxes(1, 2) for x in (keys, values))
+    wanted = attention.attention(q, *rows, seen, **given, backend=attention.DENSE)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    half = attention.over_past(q, keys.astype("bfloat16"), values, seen, **given)
+    assert half.dtype == jnp.float32 and 1e-5 < np.abs(half - wanted).max() < 0.05
 
 
 @pytest.mark.parametrize("name", SPECS)

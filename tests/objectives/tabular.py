@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpo_jax import schema
+from dpo_jax.models import scalar
 from dpo_jax.objectives import OBJECTIVES, on_policy
 from dpo_jax.objectives.on_policy import OnPolicy, SampleScorer
 from dpo_jax.sampling.rollout import Prompts, rows_of
@@ -151,5 +152,6 @@ def loss_of(objective, hyper, batch):
 def made(name, **given):
     given = defaults(name, **given)
     algorithm = OBJECTIVES[name].make(given)
-    objective = OnPolicy(algorithm, SampleScorer(apply, 64, critic=algorithm.critic))
+    critic = scalar.on_trunk if algorithm.critic else None
+    objective = OnPolicy(algorithm, SampleScorer(apply, 64, critic=critic))
     return objective, hyper_of(name, given, 0.1)

@@ -29,6 +29,15 @@ def test_truncations_by_hand():
     assert kept(pick.keep_min_p, 1.0) == [0]
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_sum_that_is_just_enough_needs_no_more(count):
+    """Chances of ½, ¼, ⅛, ⅛ add up without rounding; p is one of their sums."""
+    logits = np.log(np.array([0.125, 0.5, 0.125, 0.25], np.float32))
+    p = [0.5, 0.75, 1.0][count - 1]
+    due = {1: [1], 2: [1, 3], 3: [0, 1, 2, 3]}[count]
+    assert kept(pick.keep_top_p, p, logits) == due
+
+
 @pytest.mark.parametrize("p", [1e-6, 0.1, 0.5, 0.9, 0.99])
 def test_the_nucleus_is_that_of_a_sort(p):
     logits = 3 * np.random.default_rng(0).normal(size=2000).astype(np.float32)

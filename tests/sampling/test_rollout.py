@@ -121,6 +121,34 @@ def test_an_end_as_the_last_token_is_an_end():
     assert found.ended[0, 0] and found.mask[0].all() and found.mask[1, 0, 0]
 
 
+@pytest.mark.parametrize("new", [1, 2, 48])
+def test_a_full_cache_is_as_good_as_a_roomy_one(new):
+    """A prompt that fills its 16 places, so that P + G slots are all there are.
+
+    With 48 new tokens they are all the positions of the model, too.
+    """
+    full = np.arange(3, 19)
+    (alone,) = run(PLAIN, n=1, prompts=[full], new=new, ends=()).tokens
+    with_others = run(PLAIN, n=1, prompts=[full, np.arange(3, 20)], new=new, ends=())
+    np.testing.assert_array_equal(alone, with_others.tokens[0])
+    rows = rows_of("padded", [Record(0, full.astype(np.int32), (alone[0],))])[2]
+    said, _ = score(rows)
+    found = run(PLAIN, n=1, prompts=[full], new=new, ends=())
+    np.testing.assert_allclose(said[0, :new], found.logps[0, 0], atol=1e-4)
+
+
+def test_all_rows_may_end_at_once_and_what_follows_is_empty():
+    """The first token of everybody ends it, also where the second prompt is of one."""
+    plain = run(pick.greedy, n=1, prompts=THREE, new=NEW, ends=())
+    first = tuple(set(plain.tokens[:, 0, 0].tolist()))
+    found = run(pick.greedy, n=2, prompts=THREE, new=NEW, ends=first)
+    assert found.ended.all() and (found.mask.sum(-1) == 1).all()
+    np.testing.assert_array_equal(
+        found.tokens[..., 0], plain.tokens[..., 0].repeat(2, 1)
+    )
+    assert not found.tokens[..., 1:].any() and not found.logps[..., 1:].any()
+
+
 def test_more_tokens_only_add_to_fewer():
     whole = samples(PLAIN, n=2)
     for new in (1, 3):

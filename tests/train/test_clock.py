@@ -117,6 +117,16 @@ def test_other_threads_and_other_times_are_not_heard(time):
     assert spent(clock) == {"other": 3}
 
 
+def test_programs_of_the_compile_cache_are_counted(time):
+    say = monitoring.record_event
+    with Clock(time) as clock:
+        for name in ("misses", "hits", "hits"):
+            say(f"/jax/compilation_cache/cache_{name}")
+        say("/jax/compilation_cache/tasks_using_cache")
+    say("/jax/compilation_cache/cache_hits")  # the clock has been left
+    assert clock.programs == {"compiled": 1, "read": 2}
+
+
 def test_jax_says_when_it_compiles():
     with Clock() as clock:
         with clock.bucket("step"):

@@ -123,6 +123,7 @@ OTHERS = {  # key -> another value
     "data.seed": 3,
     "data.labels": "bradley_terry",
     "data.on_bad_row": "error",
+    "data.disjoint": True,
     "data.shuffle": False,
     "data.layout": "padded",
     "data.row_tokens": 64,
@@ -141,6 +142,7 @@ OTHERS = {  # key -> another value
     "optimizer.decay": 0.5,
     "optimizer.eps": 1e-3,
     "reward.name": "length",
+    "value.path": "nowhere",
     "reward.path": "nowhere",
     "reward.dtype": "bfloat16",
     "reward.weights": (2.0,),
@@ -287,6 +289,7 @@ ADMITTED = {  # key -> another value, and what a run needs to take it
         for section, base in OF_SAMPLES.items()
         if key.startswith(section)
     },
+    "value.path": ("{judge_one}", OF_SAMPLES["ppo."]),
     "reward.path": ("{judge_two}", {"reward.path": "{judge_one}"}),
     "reward.dtype": ("bfloat16", {"reward.path": "{judge_one}"}),
     "reward.weights": ((2.0,), {"reward.name": "length"}),

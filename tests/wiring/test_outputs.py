@@ -215,7 +215,7 @@ def test_timing_of_no_training(tmp_path, data):
     (tmp_path / "timing.json").write_bytes(data)  # of a launch before
     outputs.write_timing(tmp_path, outputs.Summary(3, 1, False, {}, {}, {}))
     found = json.loads((tmp_path / "timing.json").read_text())
-    assert found == {"steps": 2, "seconds": {}, "peak": None}
+    assert found == {"steps": 2, "seconds": {}, "peak": None, "programs": {}}
 
 
 def test_a_bad_batch_is_written_by_one_process(tmp_path, monkeypatch):

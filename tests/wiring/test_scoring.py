@@ -5,15 +5,20 @@ import json
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from dpo_jax import build
 from dpo_jax.data.sources import sentiment
-from dpo_jax.errors import ConfigError, ModelError
+from dpo_jax.errors import ConfigError, DataError, ModelError
+from dpo_jax.losses import LOSSES
 from dpo_jax.models import hf, scalar
 from dpo_jax.models.decoder import init_params
 from dpo_jax.models.spec import preset
 from dpo_jax.rewards import REWARDS
-from tests.wiring.test_turns import configured, lines_of
+from dpo_jax.sharding.mesh import make_mesh
+from dpo_jax.wiring import checks
+from dpo_jax.wiring.assembling import make_parts
+from tests.wiring.test_turns import configured, exported, lines_of
 
 pytestmark = pytest.mark.losses
 TOKENIZER = sentiment.tokenizer()
@@ -221,3 +226,70 @@ def test_sample_keeps_what_the_model_likes_best(reward, tmp_path, capsys):
     other = saved(tmp_path / "other", tokenizer=swapped())
     with pytest.raises(ModelError, match="another vocabulary"):
         sample.main([*best[:-1], f"--config.reward.path={other}"])
+
+
+def critic(path, **given):
+    return configured("ppo", **{"value.path": path, "train.steps": 8, **given})
+
+
+def test_a_critic_of_its_own_resumes_bit_equal(reward, tmp_path):
+    """It is saved whole, and no part of the policy that is exported."""
+    build.run(critic(reward), tmp_path / "whole")
+
+    def failing(prompts, **given):
+        turns.append(len(prompts))
+        if len(turns) == 2:
+            raise RuntimeError("out")
+        return REWARDS["sentiment"](prompts, **given)
+
+    turns, run = [], tmp_path / "run"
+    with pytest.raises(DataError, match="raised RuntimeError: out"):
+        build.run(critic(reward), run, rewards={**REWARDS, "sentiment": failing})
+    assert build.run(critic(reward), run).resumed_from == 4
+    assert lines_of(run) == lines_of(tmp_path / "whole")
+    assert exported(run) == exported(tmp_path / "whole")
+    names = safetensors.numpy.load(exported(run))
+    assert not any("score" in name or "value" in name for name in names)
+
+
+def test_a_critic_starts_as_its_folder_says(reward, tmp_path):
+    """As the reward model whole; on a language model its head says 0."""
+    spec = preset("tiny", vocab=SPEC.vocab, max_positions=20)
+    policy, held = saved(tmp_path / "policy", spec), {}
+    mesh = make_mesh(data=8, fsdp=1, tensor=1)
+    for path in (reward, policy):
+        config = critic(path)
+        with jax.set_mesh(mesh):
+            parts = make_parts(config, checks.check(config, LOSSES), mesh)
+            params = parts.trainer.init(parts.refer(tmp_path / "run").frozen).params
+        held[path] = jax.device_get(params["value"])
+    wanted = hf.load_params(reward, SPEC)
+    jax.tree.map(np.testing.assert_array_equal, held[reward], wanted)
+    assert not held[policy]["score"]["kernel"].any()
+    tokens = hf.load_params(policy, spec)["embed"]["tokens"]
+    np.testing.assert_array_equal(held[policy]["embed"]["tokens"], tokens)
+
+
+def test_a_critic_learns_what_samples_are_worth(reward, tmp_path):
+    given = {"optimizer.lr": 1e-2, "ppo.value_coef": 1.0, "ppo.value_clip": 10.0}
+    given |= {"reward.name": "two", "train.steps": 24, "ppo.kl_coef": 0.0}
+    two = {"two": lambda prompts, **given: [2.0] * len(prompts)}
+    config = critic(reward, **given, **{"ppo.kl_target": 0.0})
+    build.run(config, tmp_path / "run", rewards=two)
+    lines = lines_of(tmp_path / "run")
+    assert lines[-1]["value_loss"] < 0.2 * lines[0]["value_loss"]
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "said"),
+    [
+        ("rloo", "{reward}", "value.path=.* is not used by objective='rloo'"),
+        ("ppo", "nowhere", "nowhere"),
+        ("ppo", "{other}", "value.path=.* has another vocabulary"),
+    ],
+)
+def test_a_critic_that_cannot_be_used_is_refused(name, path, said, reward, tmp_path):
+    other = saved(tmp_path / "other", tokenizer=swapped())
+    path = path.format(reward=reward, other=other)
+    with pytest.raises((ConfigError, ModelError), match=said):
+        build.run(configured(name, **{"value.path": path}), tmp_path / "run")

@@ -96,23 +96,28 @@ def test_each_algorithm_trains_and_says_what_the_field_asks(name, root):
 def test_a_reward_that_fails_costs_nothing_and_the_run_resumes_bit_equal(
     name, root, tmp_path
 ):
-    """It is named with its prompt; the last whole turn is committed."""
-    asked = []
+    """It is named with its prompt; the last whole turn is committed.
 
-    def failing(**given):
-        asked.append(len(given["prompts"]))
-        if len(asked) == 3:
-            raise RuntimeError("the judge is out")
-        return REWARDS["sentiment"](**given)
+    Each launch takes one turn and fails in the next, so that the run is resumed at each
+    boundary of its turns.
+    """
+    run, turns = tmp_path / "run", len(lines_of(trained(name, root)))
+    updates = configured(name).train.steps // turns
+    for taken in range(1, turns):
+        asked = []
 
-    run = tmp_path / "run"
-    with pytest.raises(DataError, match="'sentiment' raised RuntimeError: the judge"):
-        build.run(configured(name), run, rewards={**REWARDS, "sentiment": failing})
-    assert asked[:3] == [32, 32, 32]  # then one by one, to name the prompt
-    turns = lines_of(run)
-    assert [line["turn"] for line in turns] == [1, 2]
-    summary = build.run(configured(name), run)
-    assert summary.resumed_from == turns[-1]["step"]
+        def failing(asked=asked, **given):
+            asked.append(len(given["prompts"]))
+            if len(asked) == 2:
+                raise RuntimeError("the judge is out")
+            return REWARDS["sentiment"](**given)
+
+        with pytest.raises(DataError, match="'sentiment' raised RuntimeError: the ju"):
+            build.run(configured(name), run, rewards={**REWARDS, "sentiment": failing})
+        assert asked[:2] == [32, 32]  # then one by one, to name the prompt
+        assert [line["turn"] for line in lines_of(run)] == [*range(1, taken + 1)]
+        assert (run / "checkpoints" / str(taken * updates)).is_dir()
+    assert build.run(configured(name), run).resumed_from == (turns - 1) * updates
     assert lines_of(run) == lines_of(trained(name, root))
     assert exported(run) == exported(trained(name, root))
 
@@ -171,6 +176,34 @@ def test_rewards_are_given_the_columns_of_the_rows(tmp_path):
     build.run(configured("rloo", **given), tmp_path / "run", rewards={"judge": judge})
     assert sorted(map(int, seen[0])) == sorted([*range(16)] * 2)
     assert seen[0][::2] == seen[0][1::2]  # the samples of a prompt stand together
+
+
+def test_prompts_of_a_mixture_are_drawn_by_their_weights(tmp_path):
+    """12 and 4 of each turn's 16; a row has the columns of its own file alone."""
+    for name, column in (("films", "star"), ("books", "pages")):
+        rows = [{"prompt": "the movie was", column: str(i)} for i in range(8)]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    sentiment.tokenizer().save_pretrained(tmp_path / "tokenizer")
+    seen = []
+
+    def judge(prompts, completions, star, pages):
+        seen.append([*zip(star, pages, strict=True)][::2])
+        return [float(s or p) for s, p in zip(star, pages, strict=True)]
+
+    mixed = f"{tmp_path}/films.jsonl:0.75+{tmp_path}/books.jsonl:0.25"
+    given = {"data.train": mixed, "data.limit": 0, "train.steps": 4}
+    given |= {"reward.name": "judge", "tokenizer.path": str(tmp_path / "tokenizer")}
+    build.run(configured("rloo", **given), tmp_path / "run", rewards={"judge": judge})
+    for line, rows in zip(lines_of(tmp_path / "run"), seen, strict=True):
+        assert (line["films/share"], line["books/share"]) == (0.75, 0.25)
+        assert sum(pages is None for _, pages in rows) == 12
+        assert all((star is None) != (pages is None) for star, pages in rows)
+    assert sorted(int(pages) for rows in seen for _, pages in rows if pages) == [
+        *range(8)
+    ]
+    told = json.loads((tmp_path / "run" / "data.json").read_text())
+    assert told["train"]["sources"]["films"]["kept"] == 8
 
 
 @pytest.mark.parametrize(

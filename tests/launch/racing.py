@@ -1,0 +1,84 @@
+"""A worker whose trials train nothing, and such a trial: processes for the tests.
+
+    python racing.py OUT LEASE_SECONDS here|strangers    a worker of six trials
+    python racing.py train … --workdir=RUN               a trial
+
+A trial keeps a chain of hashes as its state, a checkpoint a step, under the lock of its
+run folder, and leaves word of each write in OUT/events.txt, with the time. Of strangers
+nothing can be said, as of processes of other hosts.
+"""
+
+import hashlib
+import os
+import sys
+import time
+from pathlib import Path
+
+from launch_cases import finish, load
+
+from dpo_jax.cli.train import watch_lease
+from dpo_jax.launch import processes
+from dpo_jax.launch.trial import Trial, plan
+from dpo_jax.launch.worker import LEASE, Rules, Worker
+from dpo_jax.train import runfolder
+
+TRIALS, STEPS, SECONDS = 6, 10, 0.1
+
+
+def planned(out):
+    trials = [Trial(f"t{i}", "tiny", {"seed": i}) for i in range(TRIALS)]
+    return plan(trials, str(out), load)
+
+
+def state_of(name, steps=STEPS):
+    """The state of a trial after so many steps."""
+    state = name
+    for step in range(steps):
+        state = hashlib.sha256(f"{state} {step}".encode()).hexdigest()
+    return state
+
+
+def train(run, taken):
+    watch_lease(taken)
+    token = int(taken.stem) - 1
+
+    def note(what):
+        with open(run.parent / "events.txt", "a") as file:
+            file.write(f"{time.monotonic()} {run.name} {token} {what}\n")
+
+    with runfolder.claim(run, first=True):
+        folder = run / "checkpoints"
+        folder.mkdir(exist_ok=True)
+        done = max((int(path.name) for path in folder.iterdir()), default=0)
+        note(f"from {done}")
+        state = (folder / f"{done}").read_text() if done else run.name
+        for step in range(done, STEPS):
+            time.sleep(SECONDS)
+            state = hashlib.sha256(f"{state} {step}".encode()).hexdigest()
+            runfolder.files.write_whole(folder / f"{step + 1}", state)
+            note(f"step {step + 1}")
+        (trial,) = [t for t in planned(run.parent) if t.name == run.name]
+        finish(trial)
+        note("end")
+
+
+def start(arguments, log, environment):
+    line = [sys.executable, __file__, *arguments]
+    return processes.spawn(line, log, environment)
+
+
+def work(out, seconds, strangers):
+    if strangers:
+        processes.mark = lambda pid: ""
+    tell = lambda line: print(line, flush=True)  # noqa: E731
+    rules = Rules(lease_seconds=float(seconds), first=os.getpid())
+    worker = Worker(Path(out), f"pid {os.getpid()}", rules, os.environ, tell, start)
+    with processes.stopping() as stop:
+        return worker.walk(planned(out), stop).code
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "train":
+        train(Path(sys.argv[-1].partition("=")[2]), Path(os.environ[LEASE]))
+    else:
+        sys.exit(work(sys.argv[1], sys.argv[2], sys.argv[3] == "strangers"))

@@ -31,7 +31,8 @@ from dpo_jax.wiring import microbatches, reading
 
 FOLDER = "token_cache"  # beside the run folder, so that the runs of a sweep share it
 MOST_PLANNED = 2**26  # rows of all steps, repeated ones counted again
-MOST_EPOCHS = 100_000
+MOST_STEPS = 2**22  # some 250 bytes each
+MOST_EPOCHS = 100_000  # an order each, where there is more than a row
 USUAL_ROW = 2**16  # tokens, that few pairs may fill badly
 MOSTLY_PADDING = 8  # times the tokens of a microbatch
 
@@ -237,11 +238,13 @@ def total_steps(records: int, *, steps: int, epochs: float, pairs: int) -> int:
     """
     whole = steps or int(epochs * records / pairs)
     planned, passes = whole * pairs, whole * pairs / max(records, 1)
-    if planned > MOST_PLANNED or passes > MOST_EPOCHS:
+    orders = passes if records > 1 else 1
+    if whole > MOST_STEPS or planned > MOST_PLANNED or orders > MOST_EPOCHS:
         raise ConfigError(
             f"train.steps={steps}, train.epochs={epochs:g}, batch.pairs={pairs} make "
             f"{whole:.4g} steps, {passes:.4g} passes over {records} rows; at most "
-            f"{MOST_PLANNED} rows and {MOST_EPOCHS} passes are planned: lower one"
+            f"{MOST_STEPS} steps, {MOST_PLANNED} rows and {MOST_EPOCHS} passes are "
+            "planned: lower one"
         )
     if whole < 1:
         raise ConfigError(

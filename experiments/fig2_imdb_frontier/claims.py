@@ -17,7 +17,7 @@ from experiments.fig2_imdb_frontier.points import Experiment, Point
 ERRORS = 3.0  # standard errors that count as noise
 SURE = 2.33  # standard errors of a difference, one-sided p < .01
 LN2_SLACK = 1e-6
-AREA_KLS = np.linspace(0.3, 3.0, 28)  # nats, between which gaps are averaged
+AREA_KLS = np.linspace(0.3, 3.0, 28)  # nats, over which gaps are averaged
 MODEST_GAIN, MODEST_KL = 0.2, 1.5  # of preferred-FT
 LARGEST_N = 16  # of best-of-N that is compared with the frontier
 NEARLY = 0.02  # how far it may lie beneath, in reward
@@ -38,7 +38,7 @@ class Claim(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """How far a method lies beneath the frontier on average over `AREA_KLS`.
+    """How far a method lies beneath the frontier on average over KLs.
 
     Attributes:
       mean: of the reward.
@@ -122,13 +122,14 @@ def order_of_gaps(found: Experiment) -> Iterator[Claim]:
 
 
 def gap(of: Sequence[Point], found: Experiment) -> Gap:
-    """Averages the frontier less the best point within each KL."""
+    """Averages the frontier less the best point within each KL where it is trusted."""
     curve = found.bounds.trusted or found.bounds.curve
     kls, rewards = np.array([place[:2] for place in curve]).T
-    above = np.interp(AREA_KLS, kls, rewards)
-    best = [points_lib.best_within(of, kl) for kl in AREA_KLS]
-    known = [(a - p.reward, p.reward_se) for a, p in zip(above, best, strict=True) if p]
-    gaps, errors = np.array(known).T
+    known = AREA_KLS[AREA_KLS <= kls[-1]]
+    above = np.interp(known, kls, rewards)
+    best = [points_lib.best_within(of, kl) for kl in known]
+    pairs = zip(above, best, strict=True)
+    gaps, errors = np.array([(a - p.reward, p.reward_se) for a, p in pairs if p]).T
     return Gap(float(gaps.mean()), float(errors.mean()))
 
 

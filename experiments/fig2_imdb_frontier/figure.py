@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 
 from dpo_jax.report.figures import COLORS
@@ -11,6 +12,8 @@ from experiments.fig2_imdb_frontier.points import METHODS, Bounds, Experiment, P
 
 Paper = Mapping[str, Sequence[tuple[float, float]]]  # method -> (KL, reward)
 
+FARTHEST = 20.0  # nats, of the paper's axis
+KLS = (0, 0.2, 0.5, 1, 2, 3, 5, 8, 12, 16, 20)
 INK, GREY = "#333333", "#9a9a9a"
 COLOR = dict(zip(METHODS, COLORS, strict=False))
 PAPER = {  # what the paper calls a method -> ours
@@ -46,8 +49,10 @@ def draw(found: Experiment, paper: Paper) -> Figure:
     draw_paper(theirs, paper)
     limits = (min(low, 0.45) - 0.03, 1.01)
     for axes in (ours, theirs):
-        axes.set(xlim=(-0.3, 20.0), ylim=limits)
-        axes.set(xlabel="KL to the reference, nats a response", ylabel="true reward")
+        axes.set_xscale("function", functions=(np.sqrt, np.square))
+        axes.set(xlim=(0.0, FARTHEST), ylim=limits, xticks=KLS)
+        axes.set_xlabel("KL to the reference, nats a response; square-root scale")
+        axes.set_ylabel("true reward")
     draw_cost(seconds, found.points, "seconds")
     seconds.set_title("The same against training time")
     seconds.set(xscale="log", ylim=limits, ylabel="true reward")
@@ -80,8 +85,8 @@ def draw_frontier(axes: Any, found: Experiment) -> None:
                 label=label,
             )
             label = None
-    beyond = sum(point.kl > 20.0 for point in found.points)
-    right = f" ({beyond} points beyond 20 nats)" if beyond else ""
+    beyond = sum(point.kl > FARTHEST for point in found.points)
+    right = f" ({beyond} lie beyond {FARTHEST:g} nats)" if beyond else ""
     axes.set_title(f"Ours: every evaluation of every trial{right}")
     axes.legend(loc="lower right", fontsize=8)
 

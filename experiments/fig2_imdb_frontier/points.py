@@ -135,7 +135,8 @@ class Experiment(NamedTuple):
 def read(out: Path) -> Experiment:
     """Reads the folder of a tier; trials that have measured nothing are left out."""
     data = json.loads((out / "data" / "data.json").read_text(encoding="utf-8"))
-    folders = sorted(file.parent for file in out.glob("*/metrics.jsonl"))
+    files = sorted(out.glob("*/metrics.jsonl"))
+    folders = [file.parent for file in files if file.stat().st_size]
     found = {folder.name: runs.load(folder) for folder in folders}
     points = [
         point
@@ -148,7 +149,7 @@ def read(out: Path) -> Experiment:
         for name, run in found.items()
         if (losses := runs.series(run, "train", "loss")[1])
     }
-    return Experiment(points, bounds_of(out, found), data, first)
+    return Experiment(points, bounds_of(found), data, first)
 
 
 def method_of(trial: str) -> str:
@@ -199,12 +200,12 @@ def points_of(run: Run, offline_samples: int) -> list[Point]:
     ]
 
 
-def bounds_of(out: Path, found: dict[str, Run]) -> Bounds:
+def bounds_of(found: dict[str, Run]) -> Bounds:
     """Reads the frontier, which is one for all trials, and best-of-N."""
-    files = sorted(out.glob("*/frontier.json"))
-    if not files:
+    told = [run.frontier for run in found.values() if run.frontier]
+    if not told:
         return Bounds([], [], [])
-    said = json.loads(files[0].read_text(encoding="utf-8"))
+    said = told[0]
     keys = Optimum._fields
     curve = sorted(Optimum(*(place[k] for k in keys)) for place in said["frontier"])
     keys = ("m", "kl_bound", "reward", "reward_se")

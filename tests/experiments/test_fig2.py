@@ -182,6 +182,7 @@ def folder(tmp_path):
     begun = {"step": 0, "split": "eval", "rollouts/kl": 0.0, "rollouts/kl_se": 0.0}
     begun |= {"rollouts/reward": 0.5, "rollouts/reward_se": 0.01}
     write_run(tmp_path / "dpo.beta=5", [begun])
+    write_run(tmp_path / "dpo.beta=0.05", [])
     best = {"name": "best of 4 of the reference", "values": {}}
     best["values"] = {"true reward": [0.72, 0.01], points_lib.BEST_KL: 0.64}
     write_run(
@@ -192,7 +193,8 @@ def folder(tmp_path):
         {"kl": kl, "reward": r, "reward_se": 0.01, "trusted": kl < 5} for kl, r in CURVE
     ]
     bests = [{"m": 2, "kl_bound": 0.19, "reward": 0.59, "reward_se": 0.01}]
-    bounds = {"frontier": places[::-1], "best_of": bests}
+    places = [{**dict.fromkeys(("beta", "kl_se", "samples"), 1.0), **p} for p in places]
+    bounds = {"measure": "true reward", "frontier": places[::-1], "best_of": bests}
     write_json(tmp_path / "dpo.beta=1" / "frontier.json", bounds)
     write_json(tmp_path / "data" / "data.json", {"samples": 1_000})
     return tmp_path

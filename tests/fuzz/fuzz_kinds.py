@@ -5,6 +5,7 @@ from pathlib import Path
 from random import Random
 
 import fuzz_doors as doors
+import fuzz_files as files
 import fuzz_models as models
 import fuzz_rows as rows
 import fuzz_runs as runs
@@ -34,4 +35,8 @@ KINDS: dict[str, Callable[[Random, Base, Path], Case]] = {
     "on policy": doors.on_policy,
     "config file": doors.config_file,
     "rewards": doors.rewards,
+    "tokenizer parts": files.tokenizer_parts,
+    "header": files.header,
+    "table": files.table,
+    "turn": files.turn,
 }

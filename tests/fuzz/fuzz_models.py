@@ -63,10 +63,17 @@ def config_alike(random: Random, base: Base, folder: Path) -> Case:
     return Case(argv, what, (), "same", "train pairs")
 
 
-def _header(path: Path) -> tuple[dict[str, Any], bytes]:
+def header_of(path: Path) -> tuple[dict[str, Any], bytes]:
+    """Splits a file into what its header says and the bytes of the tensors."""
     data = path.read_bytes()
     size = int.from_bytes(data[:8], "little")
     return json.loads(data[8 : 8 + size]), data[8 + size :]
+
+
+def write_header(path: Path, header: dict[str, Any], body: bytes) -> None:
+    """Writes a header before the bytes of the tensors."""
+    text = mutate.text_of(header).encode(errors="surrogatepass")
+    path.write_bytes(len(text).to_bytes(8, "little") + text + body)
 
 
 def weights(random: Random, base: Base, folder: Path) -> Case:
@@ -79,13 +86,12 @@ def weights(random: Random, base: Base, folder: Path) -> Case:
     if how < 0.3:
         what = _poison(random, path)
     elif how < 0.6:
-        header, body = _header(path)
+        header, body = header_of(path)
         what = mutate.change(random, header)
-        text = mutate.text_of(header).encode()
-        path.write_bytes(len(text).to_bytes(8, "little") + text + body)
+        write_header(path, header, body)
         must = "any"
     elif how < 0.7:
-        header, body = _header(path)
+        header, body = header_of(path)
         tree = random.choice((None, [], 1, "x", {}, mutate.doubled(random, header)))
         text = (tree if isinstance(tree, str) else mutate.text_of(tree)).encode()
         size = random.choice((len(text), len(text), 2**63, 10**8, 0))

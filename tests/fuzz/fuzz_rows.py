@@ -22,7 +22,8 @@ ROWS = (2, 3, 4)  # codes that blame rows, what reads them, and their template
 TEXTS = (".jsonl", ".json", ".csv", ".tsv")
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """Reads rows."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -76,7 +77,7 @@ def texts(random: Random, base: Base, folder: Path) -> Case:
     """Rows of some kind in some format, one of them changed."""
     name = random.choice(list(OBJECTIVES))
     source = base.folder / f"{name}.jsonl"
-    rows, at = _rows(source), random.randrange(4)
+    rows, at = rows_of(source), random.randrange(4)
     ending = random.choice((".jsonl", *TEXTS))
     packing = random.choice(("", "", ".gz", ".zst"))
     what = mutate.change(random, rows[at])
@@ -222,7 +223,7 @@ def columns(random: Random, base: Base, folder: Path) -> Case:
 def rows_alike(random: Random, base: Base, folder: Path) -> Case:
     """Rows written in another way that says the same."""
     source = random.choice((base.pairs, base.chats))
-    rows = _rows(source)
+    rows = rows_of(source)
     ways = ("blank lines", "CRLF", "escapes", "spaces", "key order", "gzip", "members")
     ways += ("parquet", "a column nobody reads", "no last newline", ".json", "zstd")
     what = random.choice(ways + ((".csv", ".tsv") if source == base.pairs else ()))
@@ -298,7 +299,7 @@ def _odd_column(random: Random, count: int) -> Any:
 def parquet_alike(random: Random, base: Base, folder: Path) -> Case:
     """A parquet file with a strange column that nobody reads."""
     source = random.choice((base.pairs, base.chats))
-    table = pyarrow.Table.from_pylist(_rows(source))
+    table = pyarrow.Table.from_pylist(rows_of(source))
     column = _odd_column(random, len(table))
     name = random.choice(("created", "id", "meta", "time stamp"))
     path = folder / "rows.parquet"
@@ -315,7 +316,7 @@ def parquet_alike(random: Random, base: Base, folder: Path) -> Case:
 def parquet(random: Random, base: Base, folder: Path) -> Case:
     """A parquet file with a strange column in the place of one that is read, or cut."""
     source = random.choice((base.pairs, base.chats))
-    table = pyarrow.Table.from_pylist(_rows(source))
+    table = pyarrow.Table.from_pylist(rows_of(source))
     at = random.randrange(table.num_columns)
     name, what = table.column_names[at], "damaged"
     if random.random() < 0.6:
@@ -410,7 +411,7 @@ def prompts(random: Random, base: Base, folder: Path) -> Case:
     path = folder / f"prompts.jsonl{random.choice(('', '', '.gz'))}"
     rows = [
         {"prompt": row["prompt"]}
-        for row in _rows(random.choice((base.pairs, base.chats)))
+        for row in rows_of(random.choice((base.pairs, base.chats)))
     ]
     tree: Any = rows[0]
     what = mutate.change(random, tree)

@@ -71,6 +71,7 @@ def _work(name: str, seed: int, base: Base, folder: Path) -> None:
     code = 99
     try:
         os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_DATA, (FENCE, FENCE))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         for number, file in ((1, "stdout"), (2, "stderr")):
@@ -255,8 +256,24 @@ def names_of(kinds: list[str], count: int, first: int) -> list[str]:
 
 
 def run(names: list[str], seed: int, base: Base, tally: Tally, workers: int) -> None:
-    """Runs inputs, a few at a time."""
+    """Runs inputs, a few at a time; SIGTERM and Ctrl-C leave it at what has ended."""
     waiting, running = collections.deque(names), list[Child]()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        _run(waiting, running, seed, base, tally, workers)
+    except KeyboardInterrupt:
+        for child in running:
+            os.killpg(child.pid, signal.SIGKILL)
+
+
+def _run(
+    waiting: collections.deque[str],
+    running: list[Child],
+    seed: int,
+    base: Base,
+    tally: Tally,
+    workers: int,
+) -> None:
     while waiting or running:
         while waiting and len(running) < workers:
             name = waiting.popleft()
@@ -312,7 +329,8 @@ def main() -> int:
         run(names, given.seed, base, tally, given.workers)
     spent = time.monotonic() - since
     sys.stdout.write(f"\n{tally.table()}\n")
-    sys.stdout.write(f"seed {given.seed}, {len(names)} inputs, {spent:.0f} s: ")
+    tried = sum(counted.total() for counted in tally.counts.values())
+    sys.stdout.write(f"seed {given.seed}, {tried} inputs, {spent:.0f} s: ")
     sys.stdout.write(
         f"{tally.bad} ended badly\n" if tally.bad else "none ended badly\n"
     )

@@ -3,12 +3,19 @@
 import json
 import math
 
+import jax
+import numpy as np
 import pytest
 
 from dpo_jax import build, schema
 from dpo_jax.data.sources import sentiment
 from dpo_jax.errors import ConfigError, DataError
+from dpo_jax.models import hf
+from dpo_jax.models.decoder import Decoder
+from dpo_jax.sharding.mesh import make_mesh
 from dpo_jax.wiring import data as data_wiring
+from dpo_jax.wiring import scoring
+from dpo_jax.wiring.model import load_params
 
 TOKENIZER = sentiment.tokenizer()
 PROMPTS = ["the movie was", "i loved the", "the plot", "the film was very", "the cast"]
@@ -110,3 +117,40 @@ def test_a_reward_model_starts_at_ln_2_and_keeps_its_best_step(file, tmp_path):
     saved = {step: value for step, value in accuracy.items() if step}
     best = max(saved.values())
     assert steps >= {6} and any(saved[step] == best for step in steps)
+
+
+@pytest.mark.parity
+def test_transformers_reads_the_scores_of_a_runs_export(file, tmp_path):
+    """Of a text that ended and of one that was cut, padded and alone."""
+    torch = pytest.importorskip("torch")
+    import transformers
+
+    build.run(configured(file, **{"train.steps": 2}), tmp_path / "run")
+    folder = tmp_path / "run" / "export"
+    prompt = TOKENIZER("the movie was")["input_ids"]
+    ids = [[[20, 9, TOKENIZER.eos_token_id], [21]]]
+    mesh = make_mesh(data=8, fsdp=1, tensor=1)
+    spec = hf.scalar_spec_of(hf.read_config(folder))
+    with jax.set_mesh(mesh):
+        scorer = scoring.make_scorer(
+            Decoder(spec),
+            {"path": str(folder), "dtype": ""},
+            mesh,
+            batch=8,
+            vocab=spec.vocab,
+            longest=16,
+            tokenizers=[TOKENIZER],
+        )
+        assert scorer is not None
+        params = load_params(scorer.model, mesh, seed=0)
+        ours = scorer(params, [np.array(prompt)], ids, width=4)[0]
+    auto = transformers.AutoModelForSequenceClassification
+    model = auto.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    rows = [{"input_ids": [*prompt, *sample]} for sample in ids[0]]
+    batch = tokenizer.pad(rows, return_tensors="pt")
+    assert batch["attention_mask"].sum() < batch["attention_mask"].numel()
+    with torch.no_grad():
+        theirs = model(**batch).logits.numpy()[:, 0]
+    np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=0)
+    assert abs(ours[0] - ours[1]) > 1e-4

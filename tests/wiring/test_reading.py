@@ -164,6 +164,27 @@ def test_names_of_sources_are_short_and_differ():
     assert reading.mixture.names_of(parts) == ["x", "x_2", "set"]
 
 
+@pytest.mark.parametrize(
+    "records, given",
+    [
+        (1000, {"steps": 2**22 + 1, "pairs": 1}),
+        (1000, {"steps": 2**20, "pairs": 65}),
+        (2, {"steps": 100_001, "pairs": 2}),
+        (1000, {"epochs": 1e9, "pairs": 8}),
+    ],
+)
+def test_no_more_is_planned_than_memory_and_time_hold(records, given):
+    given = {"steps": 0, "epochs": 1.0} | given
+    with pytest.raises(ConfigError, match="are planned: lower one"):
+        data_wiring.total_steps(records, **given)
+
+
+def test_one_row_may_be_passed_over_without_end():
+    """It has one order, whatever the epoch."""
+    steps = data_wiring.total_steps(1, steps=1_000_000, epochs=1.0, pairs=1)
+    assert steps == 1_000_000
+
+
 METHODS = [{}, {"loss__name": "ipo", "loss__beta": 0.7, "optimizer__lr": 1e-3}]
 
 

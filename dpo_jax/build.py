@@ -24,7 +24,7 @@ from dpo_jax.train.clock import Clock
 from dpo_jax.train.metrics import MetricsLog
 from dpo_jax.train.step import Metrics, without_transfers
 from dpo_jax.types import Batch, TrainState
-from dpo_jax.wiring import agreeing, checks, evaluation, outputs, restoring
+from dpo_jax.wiring import agreeing, checks, evaluation, exporting, outputs, restoring
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring.assembling import make_parts, total_steps
@@ -67,7 +67,7 @@ def run(
     agreeing.agree_on_start(flat(config), workdir, config.distributed.timeout_seconds)
     clock, bound = Clock(), checks.check(config, losses, rewards)
     mesh = make_mesh(**config.mesh)
-    outputs.check_own_target(workdir)
+    exporting.check_own_target(workdir)
     config, forks = restoring.relaunched(config, workdir, fork=fork)
     ended = outputs.finished(workdir, total_steps(config))
     if ended is not None and not forks:
@@ -127,7 +127,7 @@ def _train(launch: Launch) -> Summary:
         launch.stop.rest(parts.steps)
     sampled = None if measures.rollouts is None else measures.rollouts.last
     with clock.bucket("export"):
-        outputs.export(
+        exporting.export(
             parts.model,
             policy_of(state.params),
             parts.data.tokenizer,
@@ -277,14 +277,14 @@ def export_run(
 ) -> None:
     """Exports the newest checkpoint of a run as an HF folder."""
     config = restoring.run_config(workdir)
-    outputs.check_target(out, workdir, overwrite=overwrite)
+    exporting.check_target(out, workdir, overwrite=overwrite)
     mesh = make_mesh(**config.mesh)
     with jax.set_mesh(mesh):
         tokenizer = data_wiring.load_tokenizer(config)
         folder, spec = model_wiring.find_model(config, tokenizer)
         model = model_wiring.make_model(config, folder, spec)
         step, params = restoring.trained_params(workdir, model, mesh)
-        outputs.export(
+        exporting.export(
             model,
             params,
             tokenizer,

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     out = common.required(values, "out")
     common.setup_logging()
     from dpo_jax import build
-    from dpo_jax.wiring import outputs, restoring
+    from dpo_jax.wiring import exporting, restoring
 
     common.setup_jax(restoring.run_config(workdir), debug=values["debug"].value)
     dtype, overwrite = values["dtype"].value, values["overwrite"].value
@@ -39,6 +39,6 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     sys.stdout.write(f"{out}\n")
     if values["push"].value:
-        address = outputs.push(Path(out), values["push"].value)
+        address = exporting.push(Path(out), values["push"].value)
         sys.stdout.write(f"{address}\n")
     return 0

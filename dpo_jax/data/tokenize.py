@@ -67,7 +67,8 @@ def load_tokenizer(path: str, revision: str = "") -> Any:
       revision: of the hub; '' = its newest.
 
     Raises:
-      ModelError: if it cannot be loaded, asks for remote code or has no EOS token.
+      ModelError: if it cannot be loaded, asks for remote code, has no EOS token, or a
+        chat template that is no text.
     """
     folder = Path(path)
     _refuse_remote_code(folder)
@@ -87,6 +88,13 @@ def load_tokenizer(path: str, revision: str = "") -> Any:
             "holds tokenizer.json"
         ) from error
     check_eos(tokenizer, path)
+    named = tokenizer.chat_template
+    for template in named.values() if isinstance(named, dict) else [named or ""]:
+        if not isinstance(template, str):
+            kind = type(template).__name__
+            raise ModelError(
+                f"tokenizer.path={path!r}: chat_template is {kind}; a text is due"
+            )
     return tokenizer
 
 

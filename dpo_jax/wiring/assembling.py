@@ -20,6 +20,7 @@ from dpo_jax.wiring import (
     agreeing,
     checks,
     generation,
+    microbatches,
     objective,
     on_policy,
     prompts,
@@ -71,7 +72,7 @@ def make_parts(
     """Reads the data and the model's description, and wires the step."""
     for text in checks.unusual(losses):
         logging.warning("%s", text)
-    checks.check_batch(mesh, config.batch.pairs, config.batch.microbatches)
+    microbatches.check(mesh, config.batch.pairs, config.batch.microbatches)
     tokenizer = data_wiring.load_tokenizer(config)
     config = data_wiring.with_clock(config, tokenizer)
     folder, spec = model_wiring.find_model(config, tokenizer)
@@ -112,20 +113,20 @@ def make_parts(
         chunk, whole = config.model.logits_chunk, needs_whole_reference(losses)
         ask = model_wiring.compile_ask(asked, mesh, chunk=chunk, whole=whole)
     return Parts(
-        config,
-        mesh,
-        data,
-        steps,
-        losses,
-        model,
-        ref_model,
-        ask,
-        trainer,
-        train,
-        held_out,
-        config.ref,
-        rewarding.chosen(config.reward, rewards),
-        scorer,
+        config=config,
+        mesh=mesh,
+        data=data,
+        steps=steps,
+        losses=losses,
+        model=model,
+        reference=ref_model,
+        ask=ask,
+        trainer=trainer,
+        train=train,
+        eval=held_out,
+        ref=config.ref,
+        rewards=rewarding.chosen(config.reward, rewards),
+        scorer=scorer,
     )
 
 
@@ -210,22 +211,22 @@ def of_samples(
         score=scoring.of_frozen(scorer, width=sizes.new_tokens),
     )
     return Parts(
-        config,
-        mesh,
-        data,
-        steps,
-        losses,
-        model,
-        ref_model,
-        ask,
-        trainer,
-        None,
-        None,
-        ref,
-        judges,
-        scorer,
-        turns,
-        value,
+        config=config,
+        mesh=mesh,
+        data=data,
+        steps=steps,
+        losses=losses,
+        model=model,
+        reference=ref_model,
+        ask=ask,
+        trainer=trainer,
+        train=None,
+        eval=None,
+        ref=ref,
+        rewards=judges,
+        scorer=scorer,
+        turns=turns,
+        value=value,
     )
 
 

@@ -6,21 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jax.sharding import Mesh
 
 from dpo_jax import config as config_lib
 from dpo_jax.config import Config
 from dpo_jax.data import layouts, mixture, sources
 from dpo_jax.data.sources import mapping
 from dpo_jax.data.sources.mapping import NO_COLUMNS, ColumnMap
-from dpo_jax.errors import ConfigError, DataError, DeviceError, collected, unknown
+from dpo_jax.errors import ConfigError, DataError, collected, unknown
 from dpo_jax.losses import LOSSES, Bound, LossTable, find, pairwise
 from dpo_jax.losses.loss import default_of, options, pick, range_of
 from dpo_jax.objectives import OBJECTIVES
 from dpo_jax.objectives.algorithms import SampleKind
 from dpo_jax.objectives.judged import Kind
 from dpo_jax.rewards import REWARDS, RewardTable
-from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.train import optimizer
 from dpo_jax.wiring import objective, rewarding, sample_checks
 from dpo_jax.wiring.data import Data
@@ -400,23 +398,3 @@ def clock_faults(now: str) -> list[str]:
     except ValueError:
         return [f"data.now={now!r} is no time; write it as 2026-07-26T08:00:00"]
     return []
-
-
-def check_batch(mesh: Mesh, pairs: int, microbatches: int) -> None:
-    """Checks that the batch fits the devices.
-
-    Raises:
-      DeviceError: with the numbers and the nearest that fit.
-    """
-    shards = mesh_lib.row_shards(mesh)
-    if pairs % shards:
-        near = f"{pairs - pairs % shards} or " if pairs > shards else ""
-        raise DeviceError(
-            f"batch.pairs={pairs} is not a multiple of the {shards} data shards; use "
-            f"{near}{pairs - pairs % shards + shards}"
-        )
-    if microbatches > pairs:
-        raise DeviceError(
-            f"batch.microbatches={microbatches} exceeds batch.pairs={pairs}; use at "
-            f"most {pairs}"
-        )

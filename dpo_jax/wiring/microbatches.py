@@ -1,4 +1,4 @@
-"""How many parts a step is run in, where `batch.microbatches=0` leaves it open."""
+"""Whether a step fits the devices, and in how many parts it is run."""
 
 import functools
 import math
@@ -10,12 +10,33 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from dpo_jax.data.loader import Loader
+from dpo_jax.errors import DeviceError
 from dpo_jax.models import memory
 from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.sharding import mesh as mesh_lib
 
 MORE_PLACES = 1.05  # of tokens, that microbatches may need without a limit of memory
 LITTLE = 3 * 2**28  # bytes of activations that are worth no further microbatch
+
+
+def check(mesh: Mesh, pairs: int, microbatches: int) -> None:
+    """Checks that the batch fits the devices.
+
+    Raises:
+      DeviceError: with the numbers and the nearest that fit.
+    """
+    shards = mesh_lib.row_shards(mesh)
+    if pairs % shards:
+        near = f"{pairs - pairs % shards} or " if pairs > shards else ""
+        raise DeviceError(
+            f"batch.pairs={pairs} is not a multiple of the {shards} data shards; use "
+            f"{near}{pairs - pairs % shards + shards}"
+        )
+    if microbatches > pairs:
+        raise DeviceError(
+            f"batch.microbatches={microbatches} exceeds batch.pairs={pairs}; use at "
+            f"most {pairs}"
+        )
 
 
 def choose(

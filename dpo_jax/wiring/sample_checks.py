@@ -178,7 +178,7 @@ def rollout_faults(config: Config) -> list[str]:
             f"eval.rollouts={count} needs a data.eval with a true "
             f"reward ({known}), not {source!r}, or reward.name or reward.path"
         )
-    faults += frontier_faults(config)
+    faults += frontier_faults(given, source, judged)
     if reference == "none":
         faults.append("eval.rollouts needs a reference; set ref.mode='live' or 0")
     if reference == "cached":
@@ -189,20 +189,25 @@ def rollout_faults(config: Config) -> list[str]:
     return faults
 
 
-def frontier_faults(config: Config) -> list[str]:
-    """Complains of too few samples for a frontier, and of a truth that is none."""
-    given, faults = config.eval, []
-    if given.frontier and (given.frontier < LEAST_OF_FRONTIER or given.rollouts < 2):
+def frontier_faults(given: Section, source: str, names: Sequence[str]) -> list[str]:
+    """Complains of too few samples for a frontier, and of a truth that is none.
+
+    Args:
+      given: `config.eval`.
+      source: `data.eval`.
+      names: of the rewards.
+    """
+    faults, truth, samples = [], given["true_reward"], given["frontier"]
+    if samples and (samples < LEAST_OF_FRONTIER or given["rollouts"] < 2):
         faults.append(
-            f"eval.frontier={given.frontier} with eval.rollouts={given.rollouts}: a "
+            f"eval.frontier={samples} with eval.rollouts={given['rollouts']}: a "
             f"frontier takes {LEAST_OF_FRONTIER} samples of 2 prompts at least; 0 = off"
         )
-    names = rewarding.names_of(config.reward)
-    if given.true_reward and sources.truth_of(config.data.eval) is not None:
+    if truth and sources.truth_of(source) is not None:
         faults.append(
-            f"eval.true_reward={given.true_reward!r} is not used by data.eval="
-            f"{config.data.eval!r}, which has a true reward; set it to ''"
+            f"eval.true_reward={truth!r} is not used by data.eval="
+            f"{source!r}, which has a true reward; set it to ''"
         )
-    elif given.true_reward and given.true_reward not in names:
-        faults.append(unknown("eval.true_reward", given.true_reward, names))
+    elif truth and truth not in names:
+        faults.append(unknown("eval.true_reward", truth, names))
     return faults

@@ -1,7 +1,7 @@
 """What a run samples as it goes: prompts of data.eval, beside the reference."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -148,7 +148,7 @@ def make_stage(
       frozen: what does not change, its parameters among it.
     """
     asked, true = rollout_questions(config, tokenizer)
-    prompts = rollout_prompts(config, tokenizer, asked, any_length=true)
+    prompts = rollout_prompts(config.data, tokenizer, asked, any_length=true)
     new_tokens = config.data.max_tokens - config.data.max_prompt_tokens
     if config.objective in ON_POLICY:
         new_tokens = config.rollout.max_new_tokens
@@ -233,12 +233,12 @@ def rollout_questions(config: Config, tokenizer: Any) -> tuple[Questions, bool]:
 
 
 def rollout_prompts(
-    config: Config, tokenizer: Any, asked: Questions, *, any_length: bool
+    given: Mapping[str, Any], tokenizer: Any, asked: Questions, *, any_length: bool
 ) -> list[np.ndarray]:
     """Encodes the prompts that are sampled.
 
     Args:
-      config: of the run.
+      given: `config.data`.
       tokenizer: of the policy.
       asked: the prompts.
       any_length: whether they may exceed data.max_prompt_tokens.
@@ -246,10 +246,10 @@ def rollout_prompts(
     Raises:
       DataError: if one does and may not: a reward would read what the policy does not.
     """
-    template = tokenize.read_chat_template(config.data.chat_template, tokenizer)
-    join, now = config.data.join, config.data.now
+    template = tokenize.read_chat_template(given["chat_template"], tokenizer)
+    join, now = given["join"], given["now"]
     prompts = generation.encode(tokenizer, asked, join=join, template=template, now=now)
-    most = config.data.max_prompt_tokens
+    most = given["max_prompt_tokens"]
     long = [i for i, prompt in enumerate(prompts) if len(prompt) > most]
     if long and not any_length:
         raise DataError(

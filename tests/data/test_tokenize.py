@@ -392,6 +392,17 @@ def test_what_cannot_be_used_is_refused(tmp_path):
         load_tokenizer(str(tmp_path))
 
 
+@pytest.mark.parametrize("template", [7, {"default": 7}, ["x"]])
+def test_a_template_that_is_no_text_is_refused(tmp_path, template):
+    build().save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"chat_template": template})
+    )
+    with pytest.raises(ModelError, match="chat_template is|cannot be loaded"):
+        load_tokenizer(str(tmp_path))
+
+
 def test_a_chat_template_is_read_from_its_file(tmp_path):
     path = tmp_path / "t.jinja"
     path.write_text(TEMPLATE)

@@ -46,7 +46,7 @@ from dpo_jax.types import Columns, Samples, TokenPlaces, TrainState
 from dpo_jax.wiring import (
     agreeing,
     checks,
-    outputs,
+    exporting,
     reference,
     restoring,
     rewarding,
@@ -498,7 +498,7 @@ def observe(config, workdir, monkeypatch):
         patch.setattr(sampled.generation, "encode", encode_prompt)
         patch.setattr(rewarding, "make_asker", make_asker)
         patch.setattr(sampled.batches, "rollouts", rollouts)
-        patch.setattr(outputs, "export", None)
+        patch.setattr(exporting, "export", None)
         with pytest.raises(Written):
             build.run(config, workdir)
     if "ref_cache" in seen:  # its batches wait for what the reference says

@@ -18,7 +18,7 @@ from dpo_jax.losses import LOSSES
 from dpo_jax.models import scalar
 from dpo_jax.models.decoder import init_params
 from dpo_jax.models.spec import preset
-from dpo_jax.wiring import outputs
+from dpo_jax.wiring import exporting, outputs
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ class Hub:
 def test_push_uploads_the_folder(monkeypatch, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
-    assert outputs.push(tmp_path, "me/policy") == "https://hub/me/policy"
+    assert exporting.push(tmp_path, "me/policy") == "https://hub/me/policy"
     assert Hub.asked == [("me/policy", ["config.json"])]
 
 
@@ -75,7 +75,7 @@ def test_push_without_a_network_says_the_way_out(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
     monkeypatch.setattr(Hub, "create_repo", refuse)
     with pytest.raises(WriteError, match="me/policy.*no route.*hf auth login"):
-        outputs.push(tmp_path, "me/policy")
+        exporting.push(tmp_path, "me/policy")
 
 
 def test_card_hides_passwords(config):
@@ -108,7 +108,7 @@ def test_the_pad_token_of_a_reward_model_ends_no_text(pad, special, expected, tm
         additional_special_tokens=special,
     )
     number = None if expected is None else words.index(expected)
-    other, stated = outputs.scored_at_the_end(given)
+    other, stated = exporting.scored_at_the_end(given)
     assert stated == {"pad_token_id": number} and given.pad_token == pad
     assert (other or given).pad_token == (expected or pad)
     spec = scalar.scalar_spec(preset("tiny", vocab=8, max_positions=8))
@@ -116,7 +116,7 @@ def test_the_pad_token_of_a_reward_model_ends_no_text(pad, special, expected, tm
     model: Any = SimpleNamespace(spec=spec, folder=None)
     for name in ("drawn", "copied"):
         out = tmp_path / name
-        outputs.export(model, params, given, out, card="", own_tokenizer=False)
+        exporting.export(model, params, given, out, card="", own_tokenizer=False)
         config = json.loads((out / "config.json").read_bytes())
         assert config["pad_token_id"] == number
         saved = transformers.AutoTokenizer.from_pretrained(out)
@@ -136,7 +136,7 @@ def policy(folder=None):
 
 def export(target, folder=None):
     model, params = policy(folder)
-    outputs.export(
+    exporting.export(
         model,
         params,
         sentiment.tokenizer(),
@@ -147,7 +147,7 @@ def export(target, folder=None):
 
 
 def check(target, run, **options):
-    outputs.check_target(target, run, **{"overwrite": False, **options})
+    exporting.check_target(target, run, **{"overwrite": False, **options})
 
 
 def test_an_export_replaces_itself_only(tmp_path):
@@ -163,7 +163,7 @@ def test_an_export_replaces_itself_only(tmp_path):
         check(out, run)
     assert f"{out} holds config.json, model-00001-of-00002.safe" in str(caught.value)
     check(out, run, overwrite=True)
-    (out / outputs.WRITTEN).write_text("[]")
+    (out / exporting.WRITTEN).write_text("[]")
     with pytest.raises(ConfigError, match="README.md, config.json, model"):
         check(out, run)
 
@@ -172,10 +172,10 @@ def test_a_link_out_of_the_run_folder(tmp_path):
     run, precious = tmp_path / "run", tmp_path / "precious"
     run.mkdir()
     precious.mkdir()
-    outputs.check_own_target(run)
+    exporting.check_own_target(run)
     (run / "export").symlink_to(precious)
     with pytest.raises(ConfigError, match=f"run/export is a link to {precious}"):
-        outputs.check_own_target(run)
+        exporting.check_own_target(run)
     with pytest.raises(ConfigError, match=f"is a link to {precious}; name another"):
         check(run / "export", run)
     check(run / "export", run, overwrite=True)
@@ -204,10 +204,10 @@ def test_an_export_to_a_store_ends_with_its_configuration(store, monkeypatch):
     monkeypatch.setattr(files, "write_whole", write)
     target = store("gs://bucket/export")
     export(target)
-    assert names[-2:] == ["config.json", outputs.WRITTEN] and len(names) > 4
-    assert not outputs.foreign_files(target)
+    assert names[-2:] == ["config.json", exporting.WRITTEN] and len(names) > 4
+    assert not exporting.foreign_files(target)
     (target / "config.json").write_text("{}")
-    assert outputs.foreign_files(target) == ["config.json"]
+    assert exporting.foreign_files(target) == ["config.json"]
 
 
 @pytest.mark.parametrize("data", [b"", b"[", b"\xff"])

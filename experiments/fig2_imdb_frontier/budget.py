@@ -47,9 +47,9 @@ class Part(NamedTuple):
 
 
 RATES = {
-    # Samples and updates on pairs were measured; the others follow from these by the
-    # tokens that pass through the model, forward and backward.
-    "real": Rates(45.0, 0.08, 0.40, 0.30, 0.55, 0.18),
+    # Samples, updates on pairs, turns and starts were measured; the others follow by
+    # the tokens that pass through the model, forward and backward.
+    "real": Rates(45.0, 0.08, 0.40, 0.30, 0.27, 0.18),
 }
 
 

@@ -129,7 +129,7 @@ def _agreeing(items: list[tuple[str, Any]]) -> dict[str, Any]:
 def write_whole(path: AnyPath, data: bytes | str) -> None:
     """Makes a file appear with all its bytes, forced to disk, or not at all.
 
-    A link of that name is replaced, never followed.
+    A link of that name is replaced, never followed; a device is written to.
 
     Raises:
       WriteError: if it cannot be written; what stood there is as it was.
@@ -138,7 +138,7 @@ def write_whole(path: AnyPath, data: bytes | str) -> None:
     data = data.encode() if isinstance(data, str) else data
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        if is_local(target):
+        if is_local(target) and not Path(target).is_char_device():
             _replace(Path(target), data)
         else:
             target.write_bytes(data)

@@ -35,6 +35,17 @@ def test_links_are_replaced_and_not_followed(tmp_path):
     assert not (tmp_path / "x").is_symlink()
 
 
+def test_devices_are_written_to_and_stay():
+    """By a superuser they could be replaced by a file, for all programs."""
+    read, write = os.openpty()
+    terminal = os.ttyname(write)
+    files.write_whole(terminal, "one")
+    assert os.read(read, 3) == b"one"
+    assert os.ttyname(write) == terminal
+    os.close(read)
+    os.close(write)
+
+
 @pytest.mark.parametrize(
     ("number", "way_out"), [(errno.ENOSPC, "free some"), (errno.EACCES, "name a place")]
 )

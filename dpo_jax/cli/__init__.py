@@ -8,7 +8,6 @@ import importlib
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -27,6 +26,7 @@ from dpo_jax.errors import (
     one_line,
     unknown,
 )
+from dpo_jax.train.handlers import handled
 
 VERBS = {
     "train": "train a policy, or go on training it, in a run folder",
@@ -109,8 +109,7 @@ def preempted_early(verb: str) -> Iterator[None]:
 
     Not where a parent watches over this process: it knows more, and jax takes SIGTERM.
     """
-    main_thread = threading.current_thread() is threading.main_thread()
-    if verb != "train" or parent.link() is not None or not main_thread:
+    if verb != "train" or parent.link() is not None:
         yield
         return
 
@@ -118,11 +117,8 @@ def preempted_early(verb: str) -> Iterator[None]:
         os.write(2, f"{Preempted(0)}; relaunch to go on\n".encode())
         os._exit(EXIT_PREEMPTED)
 
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
+    with handled((signal.SIGTERM,), leave):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def report_error(

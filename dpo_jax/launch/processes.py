@@ -7,11 +7,11 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import dpo_jax
+from dpo_jax.train.handlers import handled
 
 PR_SET_PDEATHSIG = 1
 
@@ -153,13 +153,5 @@ class Stop:
 def stopping() -> Iterator[Stop]:
     """Yields what SIGTERM and SIGINT are told to; gives the handlers back."""
     stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
+    with handled((signal.SIGTERM, signal.SIGINT), stop.take):
         yield stop
-        return
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, stop.take) for number in numbers}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,12 +1,10 @@
 """SIGTERM and SIGINT: between steps a question that the loop asks, else the end.
 
-Python handles signals in its main thread alone: run in another thread, a run leaves
-them to the program around it.
+Run in another thread than the main one, a run leaves them to the program around it.
 """
 
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,6 +13,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from dpo_jax.errors import Preempted
+from dpo_jax.train.handlers import handled
 
 NUMBERS = (signal.SIGTERM, signal.SIGINT)
 
@@ -70,13 +69,6 @@ class Stop:
 def stop_requests() -> Iterator[Stop]:
     """Yields what the run asks whether to stop; gives the handlers back at the end."""
     stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
     numbers = (signal.SIGINT,) if jax.process_count() > 1 else NUMBERS
-    before = {number: signal.signal(number, stop.take) for number in numbers}
-    try:
+    with handled(numbers, stop.take):
         yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

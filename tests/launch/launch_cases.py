@@ -89,3 +89,10 @@ def walk(out, planned, stub, stop=None, **rules):
     worker = Worker(Path(out), "me", Rules(**rules), {"A": "1"}, told.append, stub)
     stop = processes.Stop() if stop is None else stop
     return worker.walk(planned, stop), told
+
+
+def walker(out, stub, told):
+    """Makes workers that start stubs: what a launcher is given."""
+    return lambda variables: Worker(
+        Path(out), "me", Rules(), {"A": "1", **variables}, told.append, stub
+    )

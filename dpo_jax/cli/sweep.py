@@ -28,6 +28,7 @@ from dpo_jax.launch.trial import Planned, Trial
 from dpo_jax.launch.worker import FAILING, Rules, Walk, Worker
 
 PASSED = ("failures", "lease_seconds")  # flags that workers are given
+PAUSE = 30.0  # seconds; see `Rules.pause`
 SHORTEST = 5.0  # seconds of a lease
 
 
@@ -102,6 +103,7 @@ def worker_of(values: common.Flags, variables: Mapping[str, str]) -> Worker:
         lease_seconds=values["lease_seconds"].value,
         first=os.getpid() if values["worker"].value else 0,
         only=values["only"].value,
+        pause=PAUSE,
     )
     name = f"pid {os.getpid()} on {socket.gethostname()}"
     inherited = environment.of_trials(os.environ, values["pass_env"].value)

@@ -14,6 +14,7 @@ TEST = [
     "pytest>=8",
     "pytest-xdist>=3.8",
     "hypothesis>=6",
+    "jsonschema>=4",
     "psutil>=6",
     "openai>=2",  # a judge behind a server of the tests' own
     "setuptools>=77",
@@ -47,6 +48,7 @@ setuptools.setup(
         "tensorboardX>=2.6",
         "jinja2>=3.1",
         "numpy>=2",
+        "pyyaml>=6",
         "tqdm",
     ],
     extras_require={

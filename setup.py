@@ -29,7 +29,13 @@ setuptools.setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["dpo_jax", "dpo_jax.*"]),
-    package_data={"dpo_jax": ["report/templates/*.html", "evals/prompts/*.toml"]},
+    package_data={
+        "dpo_jax": [
+            "report/templates/*.html",
+            "gallery/*.html",
+            "evals/prompts/*.toml",
+        ]
+    },
     entry_points={"console_scripts": ["dpo-jax = dpo_jax.__main__:main"]},
     install_requires=[
         "jax>=0.10.2,<0.11; python_version<'3.12'",
@@ -63,6 +69,8 @@ setuptools.setup(
         "parity": ["torch==2.13.0", "trl"],
         "experiments": DRAW,
         "lesson": [*DRAW, "nbformat>=5", "nbclient>=0.10", "ipykernel>=6"],
+        "docs": ["mkdocs-material>=9.6"],
+        "browser": ["playwright"],
         "lint": ["ruff", "pyright"],
     },
 )

@@ -36,7 +36,7 @@ VERBS = {
     "winrate": "compare samples with other answers by judges: win rates, best-of-N",
     "export": "write a run's policy as a Hugging Face folder",
     "sweep": "run the trials of a sweep file, each in a run folder of its own",
-    "report": "write report.html of one or more runs",
+    "report": "write report.html of one or more runs, or of the losses",
 }
 EXAMPLES = {
     "train": "--config=dpo --config.model.path=MODEL --config.data.train=PAIRS.jsonl "

@@ -10,7 +10,7 @@ FLOORS = [
     "trl types errors precision files lines heads logps columns exact schema config"
     " config_files models sharding report",
     "losses data sampling train evals configs",
-    "objectives rewards launch experiments",
+    "objectives rewards launch gallery experiments",
     "wiring build inspection",
     "cli __main__",
 ]

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import setuptools
 
-DRAW = ["matplotlib>=3.9"]  # the figures of experiments
 TEST = [
-    *DRAW,
     "pytest>=8",
     "pytest-xdist>=3.8",
     "hypothesis>=6",
@@ -54,6 +52,8 @@ setuptools.setup(
         "tensorboardX>=2.6",
         "jinja2>=3.1",
         "numpy>=2",
+        "scipy",
+        "matplotlib>=3.9",
         "pyyaml>=6",
         "tqdm",
     ],
@@ -67,8 +67,7 @@ setuptools.setup(
         "track": ["wandb"],
         "test": TEST,
         "parity": ["torch==2.13.0", "trl"],
-        "experiments": DRAW,
-        "lesson": [*DRAW, "nbformat>=5", "nbclient>=0.10", "ipykernel>=6"],
+        "lesson": ["nbformat>=5", "nbclient>=0.10", "ipykernel>=6"],
         "docs": ["mkdocs-material>=9.6"],
         "browser": ["playwright"],
         "lint": ["ruff", "pyright"],

@@ -97,21 +97,23 @@ def arms_of(entries: Sequence[Entry]) -> Arms:
     free = [key for key in differing if _is_strength(key, configs)]
     keys = [key for key in differing if key not in (LR, *SEEDS, *free)]
     keys = keys or free or [key for key in differing if key == LR]
-    names = named([tuple(config.get(key) for key in keys) for config in configs], keys)
-    places = {}
-    for entry, config, before, name in zip(compared, configs, usual, names, strict=True):
+    methods = [tuple(config.get(key) for key in keys) for config in configs]
+    names, places = named(methods, keys), {}
+    for entry, config, before, name in zip(
+        compared, configs, usual, names, strict=True
+    ):
         peers = [c for c, n in zip(configs, names, strict=True) if n == name]
         tuned = [key for key in varying(peers) if key == LR or key in free]
         setting = tuple((key, config.get(key)) for key in tuned)
         is_usual = all(before.get(key) == value for key, value in setting)
         seed = (config["seed"], config["data.seed"])
         places[entry.name] = Place(name, setting, seed, is_usual)
-    first = [usual[0].get(key) for key in keys]
-    like = [n for n, c in zip(names, configs, strict=True) if [c.get(key) for key in keys] == first]
+    first = tuple(usual[0].get(key) for key in keys)
+    base = names[methods.index(first)] if first in methods else names[0]
     data = [key for key in differing if key.startswith("data.") and key not in SEEDS]
     same = not data and "batch.pairs" not in differing
     stages = [entry.name for entry in entries if entry.name in needed]
-    return Arms(places, (like or names)[0], stages, same)
+    return Arms(places, base, stages, same)
 
 
 def varying(configs: Sequence[Flat]) -> list[str]:
@@ -179,4 +181,3 @@ def _is_strength(key: str, configs: Sequence[Flat]) -> bool:
     values = [config[key] for config in configs if key in config]
     own = key.partition(".")[0] in OWN
     return own and all(isinstance(value, float) for value in values)
-

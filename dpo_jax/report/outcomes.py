@@ -97,4 +97,3 @@ def _rose(run: Run) -> bool:
 
 def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
-

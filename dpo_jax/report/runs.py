@@ -235,19 +235,24 @@ def _rollouts(path: epath.Path) -> dict[str, Any]:
     found = _json(path, {})
     policy = found.get("policy")
     lists = [policy.get(name) for name in MEASURED] if isinstance(policy, dict) else []
-    good = all(isinstance(found.get(key), str) for key in ("measure", "prompts"))
-    good = good and all(isinstance(each, list) for each in lists) and bool(lists)
-    if found and not (
-        good
-        and len({len(each) for each in lists}) == 1
-        and all(v is None or _is_finite(v) for each in lists for v in each)
-    ):
+    texts = [found.get("measure"), found.get("prompts")]
+    good = bool(lists) and all(isinstance(text, str) for text in texts)
+    if found and not (good and _are_measured(lists)):
         raise DataError(
-            f"{path}: it must hold texts as measure and prompts, and as policy lists of "
-            f"{', '.join(MEASURED)} with a finite number or null a prompt; remove it "
+            f"{path}: it must hold texts as measure and prompts, and as policy lists "
+            f"of {', '.join(MEASURED)}, a finite number or null a prompt; remove it "
             "(the run then shows its means alone)"
         )
     return found
+
+
+def _are_measured(lists: list[Any]) -> bool:
+    """Says whether values are lists of one length, of finite numbers or null."""
+    return (
+        all(isinstance(each, list) for each in lists)
+        and len({len(each) for each in lists}) == 1
+        and all(v is None or _is_finite(v) for each in lists for v in each)
+    )
 
 
 def _is_finite(value: object) -> bool:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-DRAWS = 4000  # of a bootstrap: its standard errors are then right to 1 %
+DRAWS = 2000  # of a bootstrap: its standard errors are then right to 2 %
 CONFIDENCE = 0.95  # of intervals; an effect is seen where p < 1 − this
 POWER = 0.8  # with which the smallest effect is seen
 

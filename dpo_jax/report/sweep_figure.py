@@ -61,10 +61,8 @@ def draw_differences(
     names = [f"{row.setting.method}\n{row.setting.text}" for row in rows]
     axes.set_yticks(range(len(rows)), [n.strip() for n in names], fontsize=7)
     axes.set_ylim(-0.7, len(rows) - 0.3)
-    axes.set_xlabel(
-        f"{measure} − {found.arms.base}'s, {stats.CONFIDENCE:.0%} interval (uncorrected)",
-        fontsize=8,
-    )
+    of = f"{stats.CONFIDENCE:.0%} interval (uncorrected)"
+    axes.set_xlabel(f"{measure} − {found.arms.base}'s, {of}", fontsize=8)
     axes.set_title("Each at its best setting, on test prompts", fontsize=9)
 
 

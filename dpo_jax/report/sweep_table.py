@@ -24,6 +24,13 @@ from dpo_jax.report.outcomes import Outcome
 from dpo_jax.report.runs import plain
 from dpo_jax.report.tables import Cell, ReportTable, cell_text
 
+QUIET = ("new", "begun", "waiting", "running")  # states that launching it again mends
+SHOWN = 8  # names of such trials
+FEW = {
+    1: "WARNING: one seed: errors say nothing of other runs.",
+    2: "WARNING: two seeds: intervals are wide, and where prompts matter as much as "
+    "seeds, p < 5% comes by chance in up to 10% of comparisons; give three or more.",
+}
 ABOUT = (
     "Settings are chosen by the mean reward on the validation prompts (those of even "
     "number) and reported on the test prompts, once. Both are measured on the same "
@@ -83,7 +90,7 @@ def methods_table(found: Comparison) -> ReportTable:
     """Tabulates each method at its usual setting and at its best, against the base."""
     columns = (
         *("method", "trials", "diverged", "seeds"),
-        *("usual setting", "usual: reward", "best setting", "best: reward"),
+        *("default setting", "default: reward", "tuned setting", "tuned: reward"),
         *(f"− {found.arms.base}", "from", "to", "p (Holm)", "smallest effect"),
         *("KL (nats)", "length (tokens)"),
     )
@@ -120,7 +127,7 @@ def methods_table(found: Comparison) -> ReportTable:
 
 def matched_table(found: Comparison) -> ReportTable:
     """Tabulates each method at its best setting within a KL to the reference."""
-    columns = ("within KL", "method", "best setting", "reward", f"− {found.arms.base}")
+    columns = ("within KL", "method", "tuned setting", "reward", f"− {found.arms.base}")
     columns += ("from", "to", "p (Holm)", "smallest effect", "KL (nats)")
     rows = [
         (
@@ -190,11 +197,11 @@ def notes_of(
     ]
     if not first.prompts:
         lines.append(
-            "WARNING: at least one run keeps no rollouts.json, so only means are known: "
-            "chosen and reported are the same numbers, and errors are over seeds alone."
+            "WARNING: a run keeps no rollouts.json, so means alone are known: chosen "
+            "and reported are the same numbers, and errors are over seeds alone."
         )
-    if most == 1:
-        lines.append("WARNING: one seed: errors say nothing of other runs.")
+    if most < 3:
+        lines.append(FEW[most])
     if found.unjudged:
         lines.append(f"{found.unjudged} prompts have no verdict in some run: left out.")
     if found.arms.stages:
@@ -203,12 +210,17 @@ def notes_of(
 
 
 def missing(entries: Sequence[Entry]) -> list[str]:
-    """Says which trials are not done."""
-    left = [f"{entry.name} ({entry.state})" for entry in entries if entry.state]
+    """Says which trials are not done: some that wait, all that need a person."""
+    left = [entry for entry in entries if entry.state]
     if not left:
         return [f"All {len(entries)} trials are done."]
-    done = len(entries) - len(left)
-    return [f"HALF FINISHED: {done} of {len(entries)} trials. Missing: " + ", ".join(left)]
+    done, lines = len(entries) - len(left), []
+    quiet = [e.name for e in left if e.state.partition(" ")[0] in QUIET]
+    if quiet:
+        more = f" and {len(quiet) - SHOWN} more" if len(quiet) > SHOWN else ""
+        lines.append(f"Not done: {', '.join(quiet[:SHOWN])}{more}.")
+    lines += [f"{e.name}: {e.state}" for e in left if e.name not in quiet]
+    return [f"HALF FINISHED: {done} of {len(entries)} trials are done.", *lines]
 
 
 def unequal(entries: Sequence[Entry], found: Comparison) -> list[str]:

@@ -12,8 +12,8 @@ class Entry(NamedTuple):
     Attributes:
       strength: the option of its own that is tuned, of `config.loss`.
       values: tried on the embedded reviews; the first is its authors' usual one.
-      pod: tried on UltraFeedback, as arXiv:2405.14734 table 7 did where it has the loss;
-        the first is the default.
+      pod: tried on UltraFeedback, the first is the default; where arXiv:2405.14734 has
+        the loss, from what its table 7 tried.
       keys: what else it is given, of `config.loss`.
     """
 

@@ -86,6 +86,6 @@ class Stub:
 def walk(out, planned, stub, stop=None, **rules):
     """Lets one worker walk; returns how it ended, and what it told."""
     told = []
-    worker = Worker(Path(out), "me", Rules(**rules), {"A": "1"}, told.append, stub)
+    worker = Worker(str(out), "me", Rules(**rules), {"A": "1"}, told.append, stub)
     stop = processes.Stop() if stop is None else stop
     return worker.walk(planned, stop), told

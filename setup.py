@@ -14,6 +14,7 @@ TEST = [
     "pytest>=8",
     "pytest-xdist>=3.8",
     "hypothesis>=6",
+    "jsonschema>=4",
     "psutil>=6",
     "setuptools>=77",
 ]
@@ -27,7 +28,7 @@ setuptools.setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["dpo_jax", "dpo_jax.*"]),
-    package_data={"dpo_jax": ["report/templates/*.html"]},
+    package_data={"dpo_jax": ["report/templates/*.html", "gallery/*.html"]},
     entry_points={"console_scripts": ["dpo-jax = dpo_jax.__main__:main"]},
     install_requires=[
         "jax>=0.10.2,<0.11; python_version<'3.12'",
@@ -46,6 +47,7 @@ setuptools.setup(
         "tensorboardX>=2.6",
         "jinja2>=3.1",
         "numpy>=2",
+        "pyyaml>=6",
         "tqdm",
     ],
     extras_require={
@@ -60,6 +62,8 @@ setuptools.setup(
         "parity": ["torch==2.13.0", "trl"],
         "experiments": DRAW,
         "lesson": [*DRAW, "nbformat>=5", "nbclient>=0.10", "ipykernel>=6"],
+        "docs": ["mkdocs-material>=9.6"],
+        "browser": ["playwright"],
         "lint": ["ruff", "pyright"],
     },
 )

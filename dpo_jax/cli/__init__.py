@@ -35,7 +35,7 @@ VERBS = {
     "evaluate": "evaluate the newest checkpoint of a run",
     "export": "write a run's policy as a Hugging Face folder",
     "sweep": "run the trials of a sweep file, each in a run folder of its own",
-    "report": "write report.html of one or more runs",
+    "report": "write report.html of one or more runs, or of the losses",
 }
 EXAMPLES = {
     "train": "--config=dpo --config.model.path=MODEL --config.data.train=PAIRS.jsonl "

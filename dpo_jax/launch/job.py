@@ -111,11 +111,13 @@ def command(job: Job, task: Task, index: str = "") -> list[str]:
       task: of it.
       index: of the host, as the engine's files name it, where a trial has several.
     """
+    hosts = [f"--hosts={job.hosts}", f"--host_index={index}"]
+    hosts += [] if task.only else [f"--group={task.name}"]
     return [
         *("sweep", job.file, f"--out={job.out}", "--worker"),
         *([f"--only={task.only}"] if task.only else []),
         *job.flags,
-        *([f"--hosts={job.hosts}", f"--host_index={index}"] if job.hosts > 1 else []),
+        *(hosts if job.hosts > 1 else []),
     ]
 
 

@@ -14,6 +14,7 @@ TEST = [
     "pytest>=8",
     "pytest-xdist>=3.8",
     "hypothesis>=6",
+    "jsonschema>=4",
     "psutil>=6",
     "setuptools>=77",
 ]
@@ -46,6 +47,7 @@ setuptools.setup(
         "tensorboardX>=2.6",
         "jinja2>=3.1",
         "numpy>=2",
+        "pyyaml>=6",
         "tqdm",
     ],
     extras_require={

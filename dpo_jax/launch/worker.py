@@ -44,12 +44,15 @@ class Rules(NamedTuple):
       lease_seconds: without a beat, after which a trial is another's to take.
       first: place in the list that the walk starts from.
       only: the trial to run alone; '' = all.
+      pause: seconds before a worker ends whose only trial waits for others, so that an
+        engine that starts it again at once does not spin.
     """
 
     failures: int = 3
     lease_seconds: float = 60.0
     first: int = 0
     only: str = ""
+    pause: float = 0.0
 
 
 class Walk(NamedTuple):
@@ -151,8 +154,10 @@ class Worker:
         if state.word == "damaged":
             line = f"error[{RunFolderError.code}]: {state.detail}"
             return self._fails(trial, line)
-        if any(states.state_of(needed[n]).word != "done" for n in trial.needs):
-            return EXIT_PREEMPTED if self._rules.only else None
+        if missing := self._missing(trial, needed):
+            if not self._rules.only:
+                return None
+            return self._too_early(trial, needed, missing, stop)
         made = self._made(trial)
         before = self._before[trial.name]
         if line := spent(made, trial.id, self._rules.failures, before):
@@ -169,6 +174,31 @@ class Worker:
             if processes.end_marked(stale.process):
                 let_go(trial)
         return self._run(trial, lease, stop)
+
+    def _missing(self, trial: Planned, needed: Mapping[str, Planned]) -> list[str]:
+        return [n for n in trial.needs if states.state_of(needed[n]).word != "done"]
+
+    def _too_early(
+        self,
+        trial: Planned,
+        needed: Mapping[str, Planned],
+        missing: Sequence[str],
+        stop: Stop,
+    ) -> int | None:
+        """Pauses, as nothing else is to be done; says why it comes back."""
+        self._tell(f"{trial.name}: waits for {', '.join(missing)}")
+        until = time.monotonic() + self._rules.pause
+        while not stop and time.monotonic() < until:
+            time.sleep(POLL)
+            if not self._missing(trial, needed):
+                return None
+        for name in missing:
+            last = self._made(needed[name])[-1:]
+            if last and last[0].id == needed[name].id and last[0].code in FAILING:
+                return self._fails(
+                    trial, f"{trial.name} waits for {name}, which failed"
+                )
+        return EXIT_PREEMPTED
 
     def _fails(self, trial: Planned, line: str) -> int:
         self._failed[trial.name] = line

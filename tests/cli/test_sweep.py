@@ -64,6 +64,8 @@ def test_dry_run_prints_the_plan_and_touches_nothing(capsys, file, tmp_path):
         (["--launcher=slurn"], "--launcher='slurn' is not known; did you mean"),
         (["--workers=0", "--failures=0"], "--workers=0 must be ≥ 1 · --failures=0"),
         (["--lease_seconds=1"], "--lease_seconds=1.0 must be ≥ 5.0"),
+        (["--only=dpo", "--workers=2"], "--workers beside --worker or --only"),
+        (["--worker", "--local_cpus=4096"], "--local_cpus=4096 for each of 1 workers"),
         (["--only=dpoo"], "--only='dpoo' is not known; did you mean 'dpo'?"),
         (["more.py"], "sweep needs one file"),
     ],
@@ -74,6 +76,18 @@ def test_flags_that_make_no_sense_are_refused(capsys, file, tmp_path, flags, sai
     code, _, err = call(capsys, file, f"--out={tmp_path}/out", *flags)
     assert code == 2 and said in err and err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_dry_run_says_what_each_worker_has(capsys, file, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "")
+    monkeypatch.delenv("DPO_JAX_CPU_DEVICES", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    out = f"--out={tmp_path}/out"
+    code, printed, _ = call(capsys, file, out, "--dry_run", "--workers=2")
+    assert code == 0 and printed.splitlines()[-2:] == [
+        "worker 0: CUDA_VISIBLE_DEVICES=4,5",
+        "worker 1: CUDA_VISIBLE_DEVICES=6,7",
+    ]
 
 
 def test_files_that_are_no_sweep_are_refused(capsys, tmp_path):

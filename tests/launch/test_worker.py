@@ -1,6 +1,8 @@
 """A worker walks a list: with trials that end at once, as they are told."""
 
 import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -111,6 +113,34 @@ def test_only_runs_one_and_comes_back_when_it_is_too_early(tmp_path, planned):
     assert walk(tmp_path, planned, stub, only="base")[0].code == 0
     assert walk(tmp_path, planned, stub, only="two")[0] == (0, {}, [])
     assert stub.started == ["base", "two"]
+
+
+def test_too_early_pauses_and_goes_on_when_the_other_is_done(tmp_path, planned):
+    """An engine that starts it again at once does not spin; a signal ends the pause."""
+    stub, began = Stub(planned), time.monotonic()
+    timer = threading.Timer(0.3, lambda: finish(planned[0]))
+    timer.start()
+    assert planned[0].name == "base"
+    ended, told = walk(tmp_path, planned, stub, only="one", pause=60)
+    timer.join()
+    assert ended.code == 0 and stub.started == ["one"] and time.monotonic() - began < 50
+    assert told[0] == "one: waits for base"
+    stop = processes.Stop()
+    timer = threading.Timer(0.3, stop.take, (signal.SIGTERM, None))
+    timer.start()
+    ended, _ = walk(tmp_path, planned, stub, stop, only="last", pause=60)
+    timer.join()
+    assert ended == (75, {}, ["last"]) and time.monotonic() - began < 50
+
+
+def test_too_early_fails_by_name_when_the_other_failed(tmp_path, planned):
+    """It does not come back for ever to a trial that nobody runs."""
+    stub = Stub(planned, {"base": [6]})
+    assert walk(tmp_path, planned, stub, only="base")[0].code == 9
+    ended, _ = walk(tmp_path, planned, stub, only="one")
+    assert ended == (9, {"one": "one waits for base, which failed"}, [])
+    assert walk(tmp_path, planned, stub, only="base")[0].code == 0
+    assert walk(tmp_path, planned, stub, only="one")[0].code == 0
 
 
 def test_a_signal_reaches_the_trial(tmp_path, planned):

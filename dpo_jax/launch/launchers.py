@@ -1,0 +1,11 @@
+"""The launchers: a file each, and a row here."""
+
+from dpo_jax.launch import gke, local
+from dpo_jax.launch.job import Launcher
+
+LAUNCHERS = {
+    "local": Launcher(
+        "workers on this machine", local.Options, local.render, local.launch
+    ),
+    "gke": Launcher("JobSets on GKE", gke.Options, gke.render, gke.launch),
+}

@@ -177,9 +177,9 @@ def resident_of(parts: Parts) -> dict[str, int]:
 def needed_of(programs: Sequence[Program], resident: int) -> int | None:
     """Finds the most bytes that a device holds; None = unknown.
 
-    While a program runs that is not given all that trains and is frozen, that lies
-    beside it; so do batches that wait, and the weights to decode while prompts are
-    read.
+    While a program runs that is not given all that trains and is frozen, or does not
+    read it (jit lets such arguments go), that lies beside it; so do batches that wait,
+    and the weights to decode while prompts are read.
     """
     most = 0
     waiting = BATCHES * programs[-1].held.get("batch and rest", 0)
@@ -188,7 +188,8 @@ def needed_of(programs: Sequence[Program], resident: int) -> int | None:
         if each.memory is None:
             return None
         given = sum(size for role, size in each.held.items() if role in RESIDENT)
-        beside = max(0, resident - given) + waiting
+        unread = max(0, sum(each.held.values()) - each.memory.arguments)
+        beside = max(0, resident - given) + unread + waiting
         beside += decoding if each.name == "prefill" else 0
         most = max(most, each.memory.peak + beside)
     return most

@@ -20,7 +20,7 @@ def main(arguments: Sequence[str]) -> int:
     values = common.parse(arguments, config=True, define=define)
     topology, config = common.required(values, "topology"), values["config"].value
     common.setup_logging()
-    setup_devices(topology, config, debug=values["debug"].value)
+    setup_devices(topology, config)
     from dpo_jax import booking
     from dpo_jax.cli.own_functions import losses_of, rewards_of
 
@@ -59,8 +59,11 @@ def define(values: flags.FlagValues) -> None:
     common.define_own(values, "losses", "rewards")
 
 
-def setup_devices(topology: str, config: Config, *, debug: bool) -> None:
-    """Sets jax up for a topology: nothing is asked of a TPU, a network or a lock."""
+def setup_devices(topology: str, config: Config) -> None:
+    """Sets jax up for a topology: nothing is asked of a TPU, a network or a lock.
+
+    `--debug` prints tracebacks; a step that looks for NaN would be another program.
+    """
     from importlib.util import find_spec
 
     name, sides = chips.parse(topology)
@@ -75,7 +78,7 @@ def setup_devices(topology: str, config: Config, *, debug: bool) -> None:
     import jax
 
     jax.config.update("jax_platforms", "cpu")
-    common.setup_jax(config, debug=debug)
+    common.setup_jax(config, debug=False)
 
 
 def compiler_flags(environment: Mapping[str, str]) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """The launchers: a file each, and a row here."""
 
-from dpo_jax.launch import gke, local
+from dpo_jax.launch import gke, local, slurm
 from dpo_jax.launch.job import Launcher
 
 LAUNCHERS = {
@@ -8,4 +8,5 @@ LAUNCHERS = {
         "workers on this machine", local.Options, local.render, local.launch
     ),
     "gke": Launcher("JobSets on GKE", gke.Options, gke.render, gke.launch),
+    "slurm": Launcher("arrays of SLURM", slurm.Options, slurm.render, slurm.launch),
 }

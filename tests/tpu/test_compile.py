@@ -85,6 +85,7 @@ def test_prefix_shared_rows_run_the_kernel_by_mask(topology):
     assert sorted(kernels(step.text)) == sorted(KERNELS)
     assert most_logits(ref.text) == most_logits(step.text) == SPEC.width < SCORED
     memory = step.memory
+    assert memory is not None
     assert memory.aliased > 0.9 * memory.arguments - memory.temporaries
     assert step.traffic["all-gather"].bytes > 0  # parameters are spread
 

@@ -57,7 +57,7 @@ setuptools.setup(
         "lora": ["qwix"],
         "ray": ["ray"],
         "judge": ["openai"],
-        "track": ["wandb"],
+        "track": ["wandb", "trackio"],
         "test": TEST,
         "parity": ["torch==2.13.0", "trl"],
         "experiments": DRAW,

@@ -81,7 +81,7 @@ class _TensorBoard:
 
 
 def _wandb(about: About) -> Tracker:
-    import wandb
+    import wandb  # pyright: ignore[reportMissingImports]
 
     settings = wandb.Settings(silent=True, init_timeout=CLOSE_SECONDS)
     return wandb.init(
@@ -96,7 +96,7 @@ def _wandb(about: About) -> Tracker:
 
 
 def _trackio(about: About) -> Tracker:
-    import trackio
+    import trackio  # pyright: ignore[reportMissingImports]
 
     name = f"{about.name}-{about.id[:8]}"  # which is the identity there
     config = {key: str(value) for key, value in about.config.items()}

@@ -64,7 +64,7 @@ setuptools.setup(
         "lora": ["qwix"],
         "ray": ["ray"],
         "judge": ["openai>=2"],
-        "track": ["wandb"],
+        "track": ["wandb", "trackio"],
         "test": TEST,
         "parity": ["torch==2.13.0", "trl"],
         "lesson": ["nbformat>=5", "nbclient>=0.10", "ipykernel>=6"],

@@ -67,7 +67,7 @@ setuptools.setup(
         "ray": ["ray"],
         "judge": ["openai>=2"],
         "ifeval": IFEVAL,
-        "track": ["wandb"],
+        "track": ["wandb", "trackio"],
         "test": TEST,
         "parity": ["torch==2.13.0", "trl"],
         "experiments": DRAW,

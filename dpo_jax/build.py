@@ -13,7 +13,7 @@ from absl import logging
 from etils import epath
 
 from dpo_jax import __version__
-from dpo_jax.config import Config, flat, to_json
+from dpo_jax.config import Config, flat
 from dpo_jax.losses import LOSSES
 from dpo_jax.models.scalar import policy_of
 from dpo_jax.rewards import REWARDS, RewardTable
@@ -117,8 +117,8 @@ def _train(launch: Launch) -> Summary:
             start = restoring.resume(
                 checkpoints, parts, referred.frozen, first, fork=launch.fork
             )
-        text, report = to_json(config), parts.data.report
-        log = outputs.begin(workdir, text, report, first, start.seal)
+        report = parts.data.report
+        log = outputs.begin(workdir, config, report, first, start.seal)
         for split, account in report.items():
             logging.info("data.%s: %s", split, account["summary"])
         logging.info("mfu is a share of %.4g FLOP/s: %s", *peak)

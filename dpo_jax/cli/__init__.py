@@ -30,6 +30,7 @@ from dpo_jax.train.handlers import handled
 
 VERBS = {
     "train": "train a policy, or go on training it, in a run folder",
+    "plan": "compile a run's step for a topology, before it is booked: bytes, bounds",
     "show": "show a row as the model sees it: ids, text, mask, boundary, truncation",
     "sample": "continue prompts with one or several policies, side by side",
     "evaluate": "evaluate the newest checkpoint of a run",
@@ -42,6 +43,7 @@ VERBS = {
 EXAMPLES = {
     "train": "--config=dpo --config.model.path=MODEL --config.data.train=PAIRS.jsonl "
     "--workdir=runs/dpo",
+    "plan": "--config=dpo --config.model.path=MODEL --topology=v4:2x2x4",
     "show": "--workdir=runs/dpo --index=3 --explain",
     "sample": "--workdir=runs/dpo --prompts=PROMPTS.jsonl --n=4 --out=samples.jsonl",
     "evaluate": "--workdir=runs/dpo --config.data.eval=HELD_OUT.jsonl",

@@ -544,7 +544,7 @@ def started(turns, params):
     """Says which arrays the sampling of two prompts starts with."""
     sizes, ints = turns.sizes, lambda *dims: jax.ShapeDtypeStruct(dims, np.int32)  # noqa: E731
     asked = Prompts(ints(2, sizes.width), ints(2), ints(2))
-    start = lambda *given: turns._sampler.start(*given, 0, sizes.samples)  # noqa: E731
+    start = lambda *given: turns.sampler.start(*given, 0, sizes.samples)  # noqa: E731
     return jax.eval_shape(start, policy_of(params), asked, jax.random.key(0))
 
 
@@ -554,7 +554,7 @@ def turns_of(parts):
     told = {k: v for k, v in vars(turns).items() if k not in ("_mesh", "_lay")}
     told["_rewards"] = [(r.name, r.weight) for r in parts.rewards]
     with jax.set_mesh(parts.mesh):
-        told["_sampler"] = started(turns, parts.trainer.abstract.params)
+        told["sampler"] = started(turns, parts.trainer.abstract.params)
     seen["turns"] = {
         name: re.sub(r"0x[0-9a-f]+", "", str(v)) for name, v in told.items()
     }

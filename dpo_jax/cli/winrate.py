@@ -149,6 +149,8 @@ def _check(values: common.Flags) -> None:
                 f"--judge names {len(urls)} servers, and {KEY} is of one; ask one a "
                 "time, with the same --verdicts, then all without the key"
             )
+        if urls and os.environ.get("DPO_JAX_DISTRIBUTED"):
+            complaints.append("--judge names a server: ask it from one process")
         if any("@" in url.partition("//")[2].partition("/")[0] for url in urls):
             complaints.append(f"--judge: an address holds a password; set {KEY}")
 

@@ -191,6 +191,14 @@ def test_a_key_goes_to_one_server(capsys, monkeypatch):
     assert code == 2 and "names 2 servers" in err and KEY not in err
 
 
+def test_a_server_is_asked_by_one_process(capsys, monkeypatch):
+    monkeypatch.setattr(cli.parent, "split", lambda: None)
+    monkeypatch.setenv("DPO_JAX_DISTRIBUTED", "localhost:1,2,0")
+    flags = ["--samples=a.jsonl", "--judge=a@http://one/v1", "--out=nowhere"]
+    code, _, err = call(capsys, *flags)
+    assert code == 2 and "ask it from one process" in err
+
+
 def test_what_does_not_fit_is_named(capsys, tmp_path, baseline):
     files = samples(tmp_path / "one.jsonl", 4)
     flags = [f"--samples={files}", f"--out={tmp_path}/out", "--judge=sentiment"]

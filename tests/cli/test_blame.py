@@ -59,6 +59,15 @@ def test_a_full_memory_says_what_takes_less(error):
     assert isinstance(told, DeviceError) and "raise batch.microbatches" in str(told)
 
 
+def test_a_path_that_cannot_be_opened_is_named(tmp_path, capsys):
+    (tmp_path / "loop").symlink_to("loop")
+    for path in (tmp_path / ("x" * 5000), tmp_path / "loop"):
+        assert cli.report_error(raised(path.read_text), []) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"error[2]: '{str(path)[:100]}"[:60])
+        assert said.endswith("; name another\n") and len(said) < 500
+
+
 def test_a_bug_of_our_own_stays_one():
     assert blame.of_machine(raised(blame.of_machine, None)) is None
     assert blame.of_machine(KeyError("x")) is None

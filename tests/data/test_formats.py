@@ -294,6 +294,8 @@ def test_globs_and_folders_of_shards_are_one_source(folder):
     assert prompts(f"file://{folder}/part-[01].jsonl") == every[:8]
     with pytest.raises(DataError, match="no data file has such a name"):
         prompts(f"{folder}/*.parquet")
+    with pytest.raises(DataError, match="no data file has such a name"):
+        prompts(f"{folder}/a.jsonl[{'9' * 5000}]")  # longer than any name may be
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ SMALLER = (
     "raise batch.microbatches, lower data.max_tokens, or set model.remat='block', "
     "model.dtype='bfloat16' or more of mesh.fsdp"
 )
+OF_STORES = {"fsspec", "gcsfs", "s3fs", "adlfs", "huggingface_hub", "aiohttp", "etils"}
 STORES = "give a local path, or one of gs://, s3://, az://, hf://"
 OF_PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EMFILE)
 BEING_IMPORTED = "<module>"  # the name of a frame
@@ -50,6 +51,9 @@ def of_machine(error: Exception) -> UserError | None:
     ]
     if isinstance(error, KeyError) and str(error).endswith("://'"):
         return ConfigError(f"no files are read or written at {error}…; {STORES}")
+    where = Path(frames[-1].filename).parts if frames else ()
+    if isinstance(error, (ValueError, OSError)) and OF_STORES.intersection(where):
+        return ConfigError(f"a path cannot be used ({said}); {STORES}")
     if BEING_IMPORTED not in [frame.name for frame in frames]:
         return None
     named = [

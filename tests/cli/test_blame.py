@@ -45,6 +45,13 @@ def test_an_address_of_no_store_is_named():
     assert isinstance(told, ConfigError) and "at 'http://'…; give a local" in str(told)
 
 
+def test_an_address_that_a_store_refuses_is_told(capsys):
+    """The library raises what it likes: here a ValueError of the hub's."""
+    error = raised(lambda: list(epath.Path("hf://").glob("a.*")))
+    assert isinstance(error, ValueError) and cli.report_error(error, []) == 2
+    assert "a path cannot be used (" in capsys.readouterr().err
+
+
 def test_platforms_without_devices_are_named(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "foo")
     told = blame.of_machine(RuntimeError("Unable to initialize backend 'foo': no"))

@@ -54,7 +54,7 @@ class Place(NamedTuple):
 
 def render(job: Job, options: Options) -> str:
     """Says what each task runs, where, and behind which others."""
-    place = check(job, options)
+    place, job = check(job, options), absolute(job)
     where = f"{place.version} {place.topology}" if place.topology else options.resources
     lines = []
     for task in tasks(job):
@@ -82,13 +82,20 @@ def check(job: Job, options: Options) -> Place:
     return Place(options.topology, options.version, job.hosts, resources)
 
 
+def absolute(job: Job) -> Job:
+    """Names files as they are named from anywhere: a task of Ray starts elsewhere."""
+    file, sign, argument = job.file.partition(":")
+    out = job.out if "://" in job.out else os.path.abspath(job.out)
+    return job._replace(file=os.path.abspath(file) + sign + argument, out=out)
+
+
 def launch(job: Job, options: Options, here: Here) -> Walk:
     """Submits all tasks, waits for them, and says how the sweep ended.
 
     Raises:
       ConfigError: if there is no Ray, or no cluster.
     """
-    place = check(job, options)
+    place, job = check(job, options), absolute(job)
     try:
         import ray
     except ImportError as error:
@@ -188,6 +195,12 @@ def reserved(place: Place) -> tuple[Any, Callable[[Sequence[str]], list[Any]]]:
         found = tpu.slice_placement_group(
             place.topology, place.version, head_reservation_timeout_s=None
         )
+        if found.num_hosts != place.hosts:
+            found.shutdown()
+            raise ConfigError(
+                f"--hosts={place.hosts}, and a slice {place.version} {place.topology} "
+                f"has {found.num_hosts}"
+            )
         return found, lambda line: tpu.run_on_slice(task, line, -1, tpu_slice=found)
     bundles = [place.resources] * place.hosts
     group = placement_group(bundles, strategy="STRICT_SPREAD")

@@ -2,8 +2,9 @@
 
 A slice starts its worker by itself when it boots, from a startup script, so nothing
 hangs on a connection. This process looks at what there is and at what there should be:
-a slice that was taken away is deleted, and when it is gone another is asked for, under a
-name of its own; whose worker has ended is deleted. What it does not know it waits for.
+a slice that was taken away is deleted, and when it is gone another is asked for, under
+a name of its own; one whose worker has ended is deleted. What it does not know it waits
+for.
 """
 
 import json
@@ -124,8 +125,8 @@ def check(job: Job, options: Options) -> None:
     required(options, "tpu_vm", "type", "runtime", "zone", "package")
     if not job.out.startswith(("gs://", "/")):
         raise ConfigError(
-            f"--out={job.out}: name a folder gs://…, or one of a disk that all hosts of "
-            "all slices mount"
+            f"--out={job.out}: name a folder gs://…, or /… of a disk that all hosts "
+            "of all slices mount"
         )
 
 

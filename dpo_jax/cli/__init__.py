@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 
-from dpo_jax import __version__
+from dpo_jax import __version__, gcs
 from dpo_jax.cli import blame, parent
 from dpo_jax.cli.peers import place_of
 from dpo_jax.errors import (
@@ -83,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError(unknown("verb", verb, VERBS))
         if holding := [word[:80] for word in rest if "\0" in word]:
             raise ConfigError(f"{holding[0]!r} holds a NUL character")
+        gcs.use(os.environ.get("STORAGE_EMULATOR_HOST", ""))
         named = os.environ.get("DPO_JAX_DISTRIBUTED", "")
         place = place_of(named)
         many = named == "auto" or (place is not None and place.count > 1)

@@ -87,7 +87,7 @@ class Stub:
 def walk(out, planned, stub, stop=None, **rules):
     """Lets one worker walk; returns how it ended, and what it told."""
     told = []
-    worker = Worker(Path(out), "me", Rules(**rules), {"A": "1"}, told.append, stub)
+    worker = Worker(str(out), "me", Rules(**rules), {"A": "1"}, told.append, stub)
     stop = processes.Stop() if stop is None else stop
     return worker.walk(planned, stop), told
 
@@ -95,7 +95,7 @@ def walk(out, planned, stub, stop=None, **rules):
 def walker(out, stub, told):
     """Makes workers that start stubs: what a launcher is given."""
     return lambda variables: Worker(
-        Path(out), "me", Rules(), {"A": "1", **variables}, told.append, stub
+        str(out), "me", Rules(), {"A": "1", **variables}, told.append, stub
     )
 
 

@@ -9,8 +9,8 @@ import pytest
 from launch_cases import Stub, chain, finish, walk
 
 from dpo_jax.launch import processes, states
-from dpo_jax.launch.attempts import Claims, read_all
-from dpo_jax.launch.worker import LEASE
+from dpo_jax.launch.attempts import Claims, folder_of, read_all
+from dpo_jax.launch.hosts import LEASE
 from dpo_jax.train import runfolder
 
 
@@ -20,7 +20,7 @@ def planned(tmp_path):
 
 
 def made(out, name):
-    return [(a.code, a.line) for a in read_all(Path(out) / ".sweep" / name)]
+    return [(a.code, a.line) for a in read_all(folder_of(str(out), name))]
 
 
 def test_all_is_done_once_in_order_and_not_again(tmp_path, planned):
@@ -91,7 +91,7 @@ def test_an_end_with_0_and_nothing_done_is_a_failure(tmp_path, planned):
 
 
 def test_a_trial_of_anothers_is_not_started(tmp_path, planned):
-    other = Claims("other", 60.0).take(tmp_path / ".sweep" / "one", "id")
+    other = Claims("other", 60.0).take(folder_of(str(tmp_path), "one"), "id")
     assert other is not None
     stop = processes.Stop()
     stub = Stub(planned)

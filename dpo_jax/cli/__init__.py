@@ -33,6 +33,7 @@ VERBS = {
     "show": "show a row as the model sees it: ids, text, mask, boundary, truncation",
     "sample": "continue prompts with one or several policies, side by side",
     "evaluate": "evaluate the newest checkpoint of a run",
+    "winrate": "compare samples with other answers by judges: win rates, best-of-N",
     "export": "write a run's policy as a Hugging Face folder",
     "sweep": "run the trials of a sweep file, each in a run folder of its own",
     "report": "write report.html of one or more runs, or of the losses",
@@ -43,6 +44,8 @@ EXAMPLES = {
     "show": "--workdir=runs/dpo --index=3 --explain",
     "sample": "--workdir=runs/dpo --prompts=PROMPTS.jsonl --n=4 --out=samples.jsonl",
     "evaluate": "--workdir=runs/dpo --config.data.eval=HELD_OUT.jsonl",
+    "winrate": "--samples=samples.jsonl --against=chosen --judge=model "
+    "--config=runs.py --config.reward.path=REWARD_MODEL --out=winrate",
     "export": "--workdir=runs/dpo --out=policy --dtype=bfloat16",
     "sweep": "experiments/NAME/sweep.py --out=runs/NAME --dry_run",
     "report": "runs/dpo runs/simpo --out=report.html",

@@ -7,6 +7,7 @@ Ray itself retries nothing, so that nothing runs twice unseen; what is no fault 
 trial is started again here, on hosts that are reserved afresh.
 """
 
+import importlib
 import os
 import re
 import shlex
@@ -97,7 +98,7 @@ def launch(job: Job, options: Options, here: Here) -> Walk:
     """
     place, job = check(job, options), absolute(job)
     try:
-        import ray
+        ray = library("ray")
     except ImportError as error:
         raise ConfigError(
             "Ray is missing; install it: pip install 'dpo_jax[ray]'"
@@ -122,8 +123,7 @@ def launch(job: Job, options: Options, here: Here) -> Walk:
 
 def wait_for(references: dict[str, Any], here: Here) -> None:
     """Waits for tasks; tells how each ends, and stops all where this process is."""
-    import ray
-
+    ray = library("ray")
     names = {reference: name for name, reference in references.items()}
     until = float("inf")
     while names and time.monotonic() < until:
@@ -138,8 +138,7 @@ def wait_for(references: dict[str, Any], here: Here) -> None:
 
 def result_of(reference: Any) -> int:
     """Returns the exit code of a task; that of a kill where Ray lost it."""
-    import ray
-
+    ray = library("ray")
     try:
         return ray.get(reference)
     except ray.exceptions.TaskCancelledError:
@@ -173,6 +172,11 @@ def run_trial(line: Sequence[str], place: Place, *needed: int) -> int:
         time.sleep(REST)
 
 
+def library(name: str) -> Any:
+    """Imports a module of Ray: an extra, whose first module has the name of this one."""
+    return importlib.import_module(name)
+
+
 class Group(NamedTuple):
     """Hosts that were reserved: `shutdown` gives them back, as that of a slice does."""
 
@@ -185,11 +189,9 @@ def reserved(place: Place) -> tuple[Any, Callable[[Sequence[str]], list[Any]]]:
     Returns:
       What gives them back, and what starts a command on all of them.
     """
-    import ray
-    from ray.util import tpu
-    from ray.util.placement_group import placement_group, remove_placement_group
-    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
+    ray, tpu = library("ray"), library("ray.util.tpu")
+    groups = library("ray.util.placement_group")
+    strategies = library("ray.util.scheduling_strategies")
     task = ray.remote(max_retries=0)(run_host)
     if place.topology:
         found = tpu.slice_placement_group(
@@ -203,7 +205,7 @@ def reserved(place: Place) -> tuple[Any, Callable[[Sequence[str]], list[Any]]]:
             )
         return found, lambda line: tpu.run_on_slice(task, line, -1, tpu_slice=found)
     bundles = [place.resources] * place.hosts
-    group = placement_group(bundles, strategy="STRICT_SPREAD")
+    group = groups.placement_group(bundles, strategy="STRICT_SPREAD")
     ray.get(group.ready())
 
     def start(line: Sequence[str]) -> list[Any]:
@@ -211,14 +213,14 @@ def reserved(place: Place) -> tuple[Any, Callable[[Sequence[str]], list[Any]]]:
             task.options(
                 num_cpus=place.resources.get("CPU", 0),
                 num_gpus=place.resources.get("GPU", 0),
-                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                scheduling_strategy=strategies.PlacementGroupSchedulingStrategy(
                     placement_group=group, placement_group_bundle_index=index
                 ),
             ).remote(line, index)
             for index in range(place.hosts)
         ]
 
-    return Group(lambda: remove_placement_group(group)), start
+    return Group(lambda: groups.remove_placement_group(group)), start
 
 
 def run_host(line: Sequence[str], index: int) -> int:
@@ -231,8 +233,7 @@ def run_host(line: Sequence[str], index: int) -> int:
     Returns:
       The exit code.
     """
-    import ray
-
+    ray = library("ray")
     if index < 0:
         labels = ray.get_runtime_context().get_node_labels()
         index = int(labels["ray.io/tpu-worker-id"])

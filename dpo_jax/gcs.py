@@ -135,8 +135,9 @@ def replace(url: str, data: bytes, generation: int, mark: bytes) -> int | None:
 
 def delete(url: str, generation: int) -> bool:
     """Deletes an object of one generation; False if it is another now, or gone."""
-    condition = {"ifGenerationMatch": generation}
-    return _ask("DELETE", _place(*split(url)), **condition)[0] not in REFUSED
+    place = _place(*split(url))
+    status, *_ = _ask("DELETE", place, ifGenerationMatch=generation)
+    return status not in REFUSED
 
 
 def names(folder: str) -> list[str]:
@@ -147,7 +148,7 @@ def names(folder: str) -> list[str]:
         query = {"prefix": prefix, "delimiter": "/", "fields": "items(name)"}
         query["fields"] += ",nextPageToken"
         query |= {"pageToken": page} if page else {}
-        status, _, data = _ask("GET", f"/storage/v1/b/{bucket}/o", **query)
+        status, _, data = _ask("GET", f"/storage/v1/b/{bucket}/o", None, **query)
         if status == 404:
             raise ConfigError(f"{folder}: there is no such bucket")
         listed = json.loads(data)
@@ -232,14 +233,14 @@ def _credentials(pid: int) -> tuple[Any, Callable[[], None]]:
     """Finds this machine's credentials, and how they are renewed."""
     del pid  # a fork finds its own
     try:
-        import google.auth
-        import google.auth.exceptions
-        import google.auth.transport.requests
+        from google import auth  # pyright: ignore (of the extra)
+        from google.auth import exceptions as faults  # pyright: ignore
+        from google.auth.transport import requests  # pyright: ignore
     except ImportError as error:
         raise ConfigError(f"gs:// needs the extra `gcs` ({error})") from error
     try:
-        credentials, _ = google.auth.default(scopes=[ACCESS])
-    except google.auth.exceptions.DefaultCredentialsError as error:
+        credentials, _ = auth.default(scopes=[ACCESS])
+    except faults.DefaultCredentialsError as error:
         raise ConfigError(
             f"gs://: no credentials on this machine ({error}); see `gcloud auth "
             "application-default login`"
@@ -247,10 +248,10 @@ def _credentials(pid: int) -> tuple[Any, Callable[[], None]]:
 
     def renew() -> None:
         try:
-            credentials.refresh(google.auth.transport.requests.Request())
-        except google.auth.exceptions.TransportError as error:
+            credentials.refresh(requests.Request())
+        except faults.TransportError as error:
             raise Unreachable(f"no token for gs://: {error}") from error
-        except google.auth.exceptions.RefreshError as error:
+        except faults.RefreshError as error:
             raise ConfigError(f"gs://: the credentials are refused: {error}") from error
 
     return credentials, renew

@@ -173,7 +173,7 @@ def run_trial(line: Sequence[str], place: Place, *needed: int) -> int:
 
 
 def library(name: str) -> Any:
-    """Imports a module of Ray: an extra, whose first module has the name of this one."""
+    """Imports a module of Ray, an extra that has the name of this very module."""
     return importlib.import_module(name)
 
 

@@ -29,7 +29,7 @@ from dpo_jax.train.throughput import Peak
 from dpo_jax.wiring.data import rows_kept
 from dpo_jax.wiring.objective import losses_of, used_options
 from dpo_jax.wiring.rewarding import names_of
-from dpo_jax.wiring.sampled import Sampled, side_by_side
+from dpo_jax.wiring.sampled import Sampled, by_prompt, side_by_side
 
 SHOWN_SAMPLES = 12
 
@@ -194,10 +194,14 @@ def leave_behind(
     results: dict[str, Any],
     sampled: Sampled | None,
 ) -> None:
-    """Writes samples.json, results.json and, last, report.html: the run is whole."""
+    """Writes samples.json, rollouts.json, results.json and, last, report.html.
+
+    With that the run is whole.
+    """
     if sampled is not None:
         shown = side_by_side(sampled, SHOWN_SAMPLES)
         write_json(workdir, "samples.json", shown)
+        write_json(workdir, "rollouts.json", {"step": step, **by_prompt(sampled)})
     write_json(workdir, "results.json", {**results, "step": step, "values": values})
     if files.is_local(workdir):
         html.write_report([workdir], Path(workdir) / "report.html")

@@ -76,7 +76,7 @@ def test_temperatures_and_best_of_by_the_embedded_truth(capsys, tmp_path, baseli
     assert "2 by sentiment" in printed and "0.58 ± 0.15" in printed
     table = list(csv.DictReader((out / "table.csv").open()))
     assert float(table[0]["win_rate"]) == pytest.approx(3.5 / 6)
-    assert (out / "table.md").read_text().startswith(f"## Win rate against {baseline}")
+    assert (out / "table.md").read_text().startswith(f"**Win rate against {baseline}")
     assert told["by_length"][0]["policy"] == "dpo:0"
 
 

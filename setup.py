@@ -52,7 +52,6 @@ setuptools.setup(
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
         "gcs": ["gcsfs", "etils[epath-gcs]"],
-        "lora": ["qwix"],
         "ray": ["ray"],
         "judge": ["openai"],
         "track": ["wandb"],

@@ -273,10 +273,12 @@ def export_run(
     *,
     dtype: str,
     overwrite: bool = False,
+    merged: bool = False,
     losses: checks.LossTable = LOSSES,
 ) -> None:
-    """Exports the newest checkpoint of a run as an HF folder."""
+    """Exports the newest checkpoint of a run as an HF folder, or one of peft."""
     config = restoring.run_config(workdir)
+    exporting.check_merged(config, merged=merged, dtype=dtype)
     exporting.check_target(out, workdir, overwrite=overwrite)
     mesh = make_mesh(**config.mesh)
     with jax.set_mesh(mesh):
@@ -284,6 +286,9 @@ def export_run(
         folder, spec = model_wiring.find_model(config, tokenizer)
         model = model_wiring.make_model(config, folder, spec)
         step, params = restoring.trained_params(workdir, model, mesh)
+        if merged:
+            seed = config.seed
+            model, params = model_wiring.merged(model, params, mesh, seed=seed)
         exporting.export(
             model,
             params,

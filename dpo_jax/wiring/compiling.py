@@ -17,6 +17,7 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
+from dpo_jax import roles
 from dpo_jax.config import Config
 from dpo_jax.data import layouts
 from dpo_jax.errors import DeviceError
@@ -126,7 +127,8 @@ def compile_run(
         if reference is not None:
             chunk, whole = config.model.logits_chunk, needs_whole_reference(losses)
             ask = model_wiring.compile_ask(reference, mesh, chunk=chunk, whole=whole)
-            params = model_wiring.abstract_weights(reference, mesh)
+            own = model_wiring.abstract_own(reference, mesh)
+            params = roles.whole(own, trainer.frozen)
             if config.ref.mode == "live":
                 programs.append(compiled("reference", ask, params, batch))
             batch = annotated(ask, params, batch, mesh)

@@ -66,6 +66,9 @@ class Parts(NamedTuple):
             train=None if evaluation_only else self.train,
             held_out=self.eval,
             workdir=workdir,
+            frozen=model_wiring.base_params(
+                self.model, self.mesh, seed=self.config.seed
+            ),
         )
         if self.scorer is not None:
             model, seed = self.scorer.model, self.config.seed

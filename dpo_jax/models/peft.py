@@ -430,7 +430,7 @@ def _up_from_disk(up: np.ndarray, site: Site, head_dim: int) -> np.ndarray:
 def _up_to_disk(up: np.ndarray, site: Site, head_dim: int) -> np.ndarray:
     """Turns our B [r, out] into that of a folder, [out, r]."""
     if site.op != "qkv_heads":
-        return np.ascontiguousarray(up.T)
+        return up.T
     stops = np.cumsum(site.fan_outs)[:-1]
     return OPS[site.op].join(np.split(up, stops, axis=-1), head_dim)
 
@@ -464,8 +464,9 @@ def folder_files(
         module = out[site.name].module
         site = dataclasses.replace(site, module=module)
         downs, ups = (to_every_host(flat[f"{site.name}/{leaf}"]) for leaf in "ab")
-        host = [np.ascontiguousarray(down.T) for down in downs]
+        host = [down.T for down in downs]
         host += [_up_to_disk(up, site, spec.head_dim) for up in ups]
+        host = map(np.ascontiguousarray, host)  # safetensors knows no strides
         names = [PREFIX + name for name in _pairs(site, spec.layers)]
         tensors |= dict(zip(names, host, strict=True))
     config = config_of(adapters, out, spec, base=base, revision=revision)

@@ -21,11 +21,14 @@ def faults(given: Section, model: Section, ref: Section) -> list[str]:
         by = "lora.rank=0 without model.adapter"
         complaints = config_lib.unused_options("lora", given, ("rank",), by)
         return complaints + [f"{adapter} is not used by {by}"] * bool(ref["adapter"])
+    which = f"lora.rank={given['rank']}"
+    if model["adapter"]:
+        which = f"model.adapter={model['adapter']!r}"
     complaints = []
     if model["preset"]:
         complaints.append(
-            f"model.preset={model['preset']!r}: an adapter needs weights that others "
-            "can find; set model.path"
+            f"{which} and model.preset={model['preset']!r}: an adapter needs weights "
+            "that others can find; set model.path"
         )
     if ref["adapter"] and (ref["path"] or ref["mode"] == "none"):
         complaints.append(

@@ -3,7 +3,6 @@
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from dpo_jax.errors import ConfigError, SweepError
@@ -112,11 +111,13 @@ def command(job: Job, task: Task, index: str = "") -> list[str]:
       task: of it.
       index: of the host, as the engine's files name it, where a trial has several.
     """
+    hosts = [f"--hosts={job.hosts}", f"--host_index={index}"]
+    hosts += [] if task.only else [f"--group={task.name}"]
     return [
         *("sweep", job.file, f"--out={job.out}", "--worker"),
         *([f"--only={task.only}"] if task.only else []),
         *job.flags,
-        *([f"--hosts={job.hosts}", f"--host_index={index}"] if job.hosts > 1 else []),
+        *(hosts if job.hosts > 1 else []),
     ]
 
 
@@ -146,7 +147,7 @@ def ended(job: Job) -> Walk:
     for trial in job.trials:
         if states.state_of(trial).word == "done":
             continue
-        made = attempts.read_all(Path(job.out) / ".sweep" / trial.name)
+        made = attempts.read_all(attempts.folder_of(job.out, trial.name))
         last = made[-1] if made else None
         if wrong := next((n for n in trial.needs if n in failed), ""):
             failed[trial.name] = f"{trial.name} waits for {wrong}, which failed"

@@ -12,7 +12,6 @@ from absl import logging
 from etils import epath
 
 from dpo_jax import files, roles
-from dpo_jax.config import Config
 from dpo_jax.errors import ConfigError, WriteError
 from dpo_jax.files import AnyPath
 from dpo_jax.models import files as files_lib
@@ -49,7 +48,15 @@ def export(
       card: text of its README.md.
       own_tokenizer: whether the tokenizer is another than the model folder's.
       dtype: of the weights written; adapters are float32.
+
+    Raises:
+      ConfigError: if adapters are to have another.
     """
+    if model.adapters is not None and dtype != "float32":
+        raise ConfigError(
+            f"--dtype={dtype} is not used by an adapter, whose weights are float32; "
+            "leave it out, or add --merged"
+        )
     beside = {"README.md": card.encode()}
     if own_tokenizer or not model.folder:
         beside |= tokenizer_files(tokenizer)
@@ -128,24 +135,6 @@ def scored_at_the_end(tokenizer: Any) -> tuple[Any, dict[str, int | None]]:
     other = copy.deepcopy(tokenizer)
     other.pad_token = pads[0]
     return other, {"pad_token_id": other.pad_token_id}
-
-
-def check_merged(config: Config, *, merged: bool, dtype: str) -> None:
-    """Refuses `--merged` where nothing can be, and a dtype of adapters.
-
-    Raises:
-      ConfigError: so.
-    """
-    adapted = bool(config.lora.rank or config.model.adapter)
-    if merged and not adapted:
-        raise ConfigError(
-            "--merged is of a run that trained adapters (lora.rank > 0); leave it out"
-        )
-    if adapted and not merged and dtype != "float32":
-        raise ConfigError(
-            f"--dtype={dtype} is not used by an adapter, whose weights are float32; "
-            "leave it out, or add --merged"
-        )
 
 
 def check_target(target: AnyPath, workdir: AnyPath, *, overwrite: bool) -> None:

@@ -63,6 +63,11 @@ class Model(NamedTuple):
     on_base: bool = False
     source: tuple[str, str] = ("", "")
 
+    @property
+    def passes(self) -> float:
+        """Forward passes that a step is worth: kernels that stand get no gradient."""
+        return 3.0 if self.adapters is None else 2.0
+
 
 def find_model(config: Config, tokenizer: Any) -> tuple[Path | None, DecoderSpec]:
     """Finds the policy's folder and spec, or draws them up from a preset.
@@ -201,12 +206,11 @@ def assemble(decoder: Decoder, folder: Path | None, held: str) -> Model:
     return Model(spec, folder, held, apply, decoder, decoder.head)
 
 
-def check_loadable(model: Model, mesh: Mesh) -> None:
-    """Refuses a model that the mesh or its own folder cannot give, before loading it.
+def check_heads(model: Model, mesh: Mesh) -> None:
+    """Refuses a model whose heads do not divide over the mesh.
 
     Raises:
-      DeviceError: if heads do not divide over the mesh.
-      ModelError: if weights cannot be read, or are not those of its `config.json`.
+      DeviceError: naming the sizes that do.
     """
     tensor, spec = mesh.shape["tensor"], model.spec
     shared = math.gcd(spec.heads, spec.kv_heads)
@@ -216,8 +220,21 @@ def check_loadable(model: Model, mesh: Mesh) -> None:
             f"mesh.tensor={tensor} does not divide {spec.heads} heads and "
             f"{spec.kv_heads} kv heads; use {' or '.join(fits)}"
         )
+
+
+def check_loadable(model: Model, mesh: Mesh) -> None:
+    """Refuses a model that the mesh or its own folder cannot give, before loading it.
+
+    Raises:
+      DeviceError: as `check_heads`.
+      ModelError: if weights cannot be read, or are not those of its `config.json`.
+    """
+    check_heads(model, mesh)
     if model.folder is not None:
         hf.check_weights(model.folder, stored_spec(model))
+
+
+Check = Callable[[Model, Mesh], None]
 
 
 def stored_spec(model: Model) -> DecoderSpec:
@@ -302,9 +319,15 @@ def merged(
 
     Returns:
       A model without adapters, and its weights.
+
+    Raises:
+      ConfigError: if the policy has none.
     """
     adapters, plain = model.adapters, model._replace(adapters=None, held="float32")
-    assert adapters is not None
+    if adapters is None:
+        raise ConfigError(
+            "--merged is of a run that trained adapters (lora.rank > 0); leave it out"
+        )
     both = whole(trained, {"base": load_params(plain, mesh, seed=seed)})
     add = jax.jit(lora.merge, static_argnums=1, donate_argnums=0)
     return plain, jax.device_put(add(both, adapters), param_places(plain.spec, mesh))
@@ -344,7 +367,11 @@ def abstract_own(model: Model, mesh: Mesh) -> Params:
 
 
 def reference_model(
-    policy: Model, ref: Mapping[str, Any], mesh: Mesh, ignored: Collection[str] = ()
+    policy: Model,
+    ref: Mapping[str, Any],
+    mesh: Mesh,
+    ignored: Collection[str] = (),
+    check: Check = check_loadable,
 ) -> Model | None:
     """Builds the reference's decoder; its weights come later. None without one.
 
@@ -353,6 +380,7 @@ def reference_model(
       ref: `config.ref`. One that moves is held as the policy is: as float32 masters.
       mesh: of the run.
       ignored: see `find_folder`.
+      check: what is refused before it is loaded.
 
     Raises:
       ModelError: if it cannot be used, or its table does not fit the policy's.
@@ -372,7 +400,7 @@ def reference_model(
     decoder = policy.decoder.clone(spec=spec, dtype=dtype)
     held = policy.held if ref["sync_every_steps"] else dtype.name
     model = assemble(decoder, folder, held)
-    check_loadable(model, mesh)
+    check(model, mesh)
     return model
 
 
@@ -408,6 +436,7 @@ def scalar_model(
     longest: int,
     trained: bool,
     ignored: Collection[str] = (),
+    check: Check = check_loadable,
 ) -> Model:
     """Builds a model with a scalar head of a folder; its weights come later.
 
@@ -422,6 +451,7 @@ def scalar_model(
       trained: whether its head must be in the folder; else a language model gets one
         that says 0 of everything.
       ignored: see `find_folder`.
+      check: what is refused before it is loaded.
 
     Raises:
       ModelError: if it cannot be used.
@@ -442,7 +472,7 @@ def scalar_model(
     of = jnp.dtype(dtype or like.dtype)
     decoder = like.clone(spec=spec, dtype=of, shared=True)
     model = assemble(decoder, folder, held or of.name)._replace(scores_zero=True)
-    check_loadable(model, mesh)
+    check(model, mesh)
     return model
 
 

@@ -276,6 +276,8 @@ def make_facts(
     reference: DecoderSpec | None,
     peak: float,
     sources: Sources | None = None,
+    *,
+    passes: float = 3.0,
 ) -> Facts:
     """Builds what tells the loop what the host knows of a step's batch.
 
@@ -285,8 +287,10 @@ def make_facts(
       reference: what is run forward beside it; None where nothing is.
       peak: FLOP/s of all devices; `flops` are given in seconds at that speed.
       sources: whose shares of a step are told, where there are several.
+      passes: forward passes that a step is worth; the backward pass takes two, or one
+        where weights get no gradient.
     """
-    runs = [(3.0, policy)]  # the backward pass takes twice the forward pass
+    runs = [(passes, policy)]
     if reference is not None:
         runs.append((1.0, reference))
 
@@ -294,14 +298,14 @@ def make_facts(
         del values  # lengths are known before the step
         counts = loads.facts(number - 1)
         flops = sum(
-            passes
+            times
             * throughput.forward_flops(
                 sizes(spec),
                 tokens=counts["tokens"],
                 scored=counts["scored"],
                 visible=visible_pairs(spec, loads, number - 1),
             )
-            for passes, spec in runs
+            for times, spec in runs
         )
         del counts["scored"]
         if sources is not None:

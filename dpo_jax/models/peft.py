@@ -497,8 +497,13 @@ def config_of(
     """
     ours = [sites[site.name] for site in adapters.sites]
     first, carried = adapters.sites[0], FAMILIES[spec.model_type].carried
-    tails = {site.name: site.module.rpartition("{i}.")[2] for site in ours}
-    targets = sorted(tails.values())
+    tails = {name: site.module.rpartition("{i}.")[2] for name, site in sites.items()}
+    lasts = [tail.rpartition(".")[2] for tail in tails.values()]
+    short = {  # where it names no other module
+        name: last if lasts.count(last) == 1 else tail
+        for (name, tail), last in zip(tails.items(), lasts, strict=True)
+    }
+    targets = sorted(short[site.name] for site in ours)
     if carried:  # a tower beside it has modules of the same names
         each = range(spec.layers)
         targets = [s.module.replace("{i}", str(i)) for s in ours for i in each]

@@ -249,7 +249,7 @@ def test_a_card_of_one_family_says_how_its_weights_lie():
     assert [says[case]["fan_in_fan_out"] for case in says] == [True, False, False]
     assert all(type(said["lora_alpha"]) is int for said in says.values())
     assert says["gpt2"]["target_modules"] == [
-        *("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+        *("attn.c_proj", "c_attn", "c_fc", "mlp.c_proj")
     ]
     named = says["gemma3"]["target_modules"]  # its vision tower has a q_proj, too
     assert "model.language_model.layers.6.self_attn.q_proj" in named

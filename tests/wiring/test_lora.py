@@ -9,18 +9,15 @@ import pytest
 from safetensors.numpy import load_file
 
 from dpo_jax import build, schema
-from dpo_jax.data.sources import sentiment
 from dpo_jax.errors import ConfigError, ModelError, RunFolderError
 from dpo_jax.losses import LOSSES
-from dpo_jax.models import hf
-from dpo_jax.models.decoder import init_params
-from dpo_jax.models.spec import preset
 from dpo_jax.sharding.mesh import make_mesh
 from dpo_jax.train.checkpoint import Checkpoints
 from dpo_jax.wiring import checks
 from dpo_jax.wiring.assembling import make_parts
-from dpo_jax.wiring.exporting import tokenizer_files
+from dpo_jax.wiring.generation import Policy, SampleRequest, read_prompts, sample
 from tests.equal_runs import TIMING_KEYS
+from tests.tiny_base import write_base
 
 pytestmark = pytest.mark.losses
 LN_2 = float(np.float32(np.log(2)))
@@ -30,11 +27,7 @@ LN_2 = float(np.float32(np.log(2)))
 def root(tmp_path_factory):
     """A folder with a base, drawn at random."""
     root = tmp_path_factory.mktemp("lora")
-    tokenizer = sentiment.tokenizer()
-    spec = preset("tiny", vocab=len(tokenizer), max_positions=32)
-    params, beside = init_params(spec, jax.random.key(7)), tokenizer_files(tokenizer)
-    ids = {"eos_token_id": tokenizer.eos_token_id}
-    hf.save_params(params, spec, root / "base", beside=beside, token_ids=ids)
+    write_base(root / "base")
     return root
 
 
@@ -220,6 +213,7 @@ def test_an_adapter_is_trained_on_from_the_policy_that_it_was(root, tmp_path):
     assert all(np.array_equal(again[name], was[name]) for name in was)
 
 
+WORDS = ("film", "plot", "movie", "story")
 BF16 = {"model.dtype": "bfloat16", "lora.init": "a_zero", "lora.rslora": True}
 
 
@@ -280,6 +274,48 @@ def test_what_adapters_cannot_be_is_refused(given, said, root, tmp_path):
     }
     with pytest.raises((ConfigError, ModelError), match=said):
         build.run(configured(root, **given), tmp_path / "run")
+
+
+def test_a_policy_is_sampled_and_evaluated_beside_its_base(root, tmp_path):
+    """Greedily, the text of the run is that of its merged export, and not the base's.
+
+    Of the reference, which is the base, rollouts know the KL.
+    """
+    given = {"data.eval": "sentiment", "eval.limit": 8, "eval.rollouts": 4}
+    config = configured(root, **given, **{"train.steps": 2, "optimizer.lr": 0.1})
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    assert build.run(config, run).values["rollouts/kl"] > 0.05
+    assert build.evaluate(config, run).values["rollouts/kl"] > 0.05
+    build.export_run(run, whole, dtype="float32", merged=True)
+    merged, base = (
+        configured(root, **{"lora.rank": 0, "model.path": str(folder)})
+        for folder in (whole, root / "base")
+    )
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"the {w}"}) + "\n" for w in WORDS))
+    asked = SampleRequest(
+        prompts=str(file),
+        limit=0,
+        max_new_tokens=6,
+        n=1,
+        temperature=0.0,
+        top_k=0,
+        top_p=1.0,
+        min_p=0.0,
+        stop=(),
+        seed=0,
+        batch=8,
+    )
+    policies = [
+        Policy("run", config, run),
+        Policy("merged", merged, None),
+        Policy("base", base, None),
+    ]
+    said = sample(read_prompts(asked, []), asked, policies, make_mesh(-1, 1, 1))
+    texts = {
+        name: [one.tokens for (one,) in of] for name, of in said.completions.items()
+    }
+    assert texts["run"] == texts["merged"] != texts["base"]
 
 
 def test_what_is_not_merged_has_no_dtype(root, tmp_path):

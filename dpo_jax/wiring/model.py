@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from dpo_jax.config import Config
 from dpo_jax.data import tokenize
 from dpo_jax.errors import ConfigError, DeviceError, ModelError
-from dpo_jax.models import attention, files, hf, lora, peft, scalar
+from dpo_jax.models import attention, files, hf, lora, peft, scalar, sites
 from dpo_jax.models.decoder import Decoder, abstract_params, init_params
 from dpo_jax.models.families import described
 from dpo_jax.models.lora import Adapters
@@ -177,10 +177,10 @@ def adapters_of(
       ModelError: if the folder cannot be used.
     """
     if start:
-        return peft.agreeing(_adapter(start, spec), spec, given, start)
+        return sites.agreeing(_adapter(start, spec), spec, given, start)
     if not given["rank"]:
         return None
-    return peft.fresh(spec, **given)
+    return sites.fresh(spec, **given)
 
 
 def assemble(decoder: Decoder, folder: Path | None, held: str) -> Model:

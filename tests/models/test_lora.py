@@ -9,7 +9,8 @@ import pytest
 from family_cases import CONFIGS, LENGTH, compiled, drawn, forests, sequences
 
 from dpo_jax import heads, roles
-from dpo_jax.models import decode, decoder, hf, lora, peft
+from dpo_jax.models import decode, decoder, hf, lora
+from dpo_jax.models import sites as sites_lib
 from dpo_jax.train.leaves import flat
 
 GIVEN = {"rank": 3, "alpha": 6, "rslora": False, "targets": (), "init": "b_zero"}
@@ -19,7 +20,7 @@ def made(case, **given):
     """A spec with random weights, and adapters that have not started."""
     spec = hf.spec_of(CONFIGS[case])
     base = jax.tree.map(lambda x: 0.2 * x, drawn(spec))
-    return spec, base, peft.fresh(spec, **(GIVEN | given))
+    return spec, base, sites_lib.fresh(spec, **(GIVEN | given))
 
 
 def random_tree(adapters):

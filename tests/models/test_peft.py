@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from test_parity import folder, root, torch_logits, torch_model  # noqa: F401
 
 from dpo_jax import errors, heads, roles
-from dpo_jax.models import decoder, hf, lora, peft
+from dpo_jax.models import decoder, hf, lora, peft, sites
 from dpo_jax.train.leaves import flat
 
 GIVEN = {"rank": 3, "alpha": 5, "rslora": False, "targets": (), "init": "b_zero"}
@@ -23,7 +23,7 @@ NAMES = ("adapter_config.json", "adapter_model.safetensors")
 
 def adapters_of(spec, **given):
     """Adapters on all linear maps, one of another rank and alpha."""
-    fresh = peft.fresh(spec, **(GIVEN | given))
+    fresh = sites.fresh(spec, **(GIVEN | given))
     first = dataclasses.replace(fresh.sites[0], rank=2, alpha=7)
     return dataclasses.replace(fresh, sites=(*fresh.sites[1:], first))
 
@@ -102,7 +102,7 @@ def test_peft_computes_what_an_export_says(case, root, tmp_path):  # noqa: F811
 def saved(tmp_path):
     """An adapter of a tiny Llama on disk; makes it anew with a config changed."""
     spec = spec_of("llama")
-    adapters = peft.fresh(spec, **GIVEN)
+    adapters = sites.fresh(spec, **GIVEN)
     written(tmp_path, random_tree(adapters), adapters, spec)
     config = json.loads((tmp_path / NAMES[0]).read_text())
 
@@ -221,7 +221,7 @@ def test_numbers_that_are_none_are_refused(saved):
     ],
 )
 def test_targets_name_maps_as_the_family_calls_them(case, targets, names):
-    found = peft.fresh(spec_of(case), **(GIVEN | {"targets": targets}))
+    found = sites.fresh(spec_of(case), **(GIVEN | {"targets": targets}))
     assert {site.name for site in found.sites} == set(names.split())
 
 
@@ -233,11 +233,11 @@ def test_every_kernel_of_every_family_has_a_site(case):
         for path in decoder.leaves(spec)
         if path.startswith("layers/") and path.endswith("/kernel")
     }
-    parts = [part for site in peft.sites_of(spec).values() for part in site.parts]
+    parts = [part for site in sites.sites_of(spec).values() for part in site.parts]
     assert sorted(parts) == sorted(kernels)
     shapes = {
         f"layers/{p}/kernel": w
-        for s in peft.sites_of(spec).values()
+        for s in sites.sites_of(spec).values()
         for p, w in zip(s.parts, s.fan_outs, strict=True)
     }
     leaves = decoder.leaves(spec)
@@ -257,7 +257,7 @@ def test_a_card_of_one_family_says_how_its_weights_lie():
 
 def config_of(case):
     spec = spec_of(case)
-    adapters = peft.fresh(spec, **GIVEN)
+    adapters = sites.fresh(spec, **GIVEN)
     held = peft.folder_files(
         random_tree(adapters), adapters, spec, base="x", revision=""
     )

@@ -36,7 +36,7 @@ from dpo_jax.data.sources import sentiment
 from dpo_jax.data.sources.files import Request
 from dpo_jax.errors import NonFiniteError, UserError
 from dpo_jax.losses import LOSSES, find
-from dpo_jax.models import hf, lora, peft, scalar
+from dpo_jax.models import hf, lora, peft, scalar, sites
 from dpo_jax.models.decoder import abstract_params
 from dpo_jax.models.scalar import policy_of
 from dpo_jax.models.spec import preset
@@ -385,7 +385,7 @@ def configured(tmp_path_factory):
         hf.save_params(jax.tree.map(zeros, abstract_params(judge)), judge, at)
     for name, rank in (("adapter", 2), ("other", 3)):
         given = {"alpha": 4, "rslora": False, "targets": (), "init": "b_zero"}
-        fresh = peft.fresh(spec, rank=rank, **given)
+        fresh = sites.fresh(spec, rank=rank, **given)
         tree = jax.tree.map(zeros, lora.abstract(fresh))
         held = peft.folder_files(tree, fresh, spec, base="one", revision="")
         hf.save_files(folder / name, held, "adapter_config.json")

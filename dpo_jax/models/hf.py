@@ -23,7 +23,7 @@ from flax import traverse_util
 
 from dpo_jax import errors
 from dpo_jax.files import sync
-from dpo_jax.models import decoder, files, scalar
+from dpo_jax.models import decoder, files, scalar, vocabulary
 from dpo_jax.models.families import FAMILIES, spec_of
 from dpo_jax.models.files import Stored, read_config
 from dpo_jax.models.spec import DecoderSpec, Row
@@ -137,6 +137,7 @@ def check_weights(folder: str | Path, spec: DecoderSpec) -> None:
     Raises:
       ModelError: as `load_params`.
     """
+    spec = vocabulary.unpadded(spec)
     with contextlib.ExitStack() as stack:
         stored = files.open_weights(Path(folder), stack)
         with errors.collected(errors.ModelError) as complaints:
@@ -165,15 +166,17 @@ def load_params(folder: str | Path, spec: DecoderSpec, shardings: Any = None) ->
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     places: Any = traverse_util.flatten_dict(shardings or {}, sep="/")
     flat: dict[str, Array] = {}
+    held = vocabulary.unpadded(spec)
     with contextlib.ExitStack() as stack:
         stored = files.open_weights(Path(folder), stack)
-        rows = rows_of(spec, stored)
+        rows = rows_of(held, stored)
         with errors.collected(errors.ModelError) as complaints:
-            complaints += [f"{folder}: {c}" for c in _check(spec, rows, stored)]
+            complaints += [f"{folder}: {c}" for c in _check(held, rows, stored)]
         for row in rows:
             for part, path in enumerate(row.paths):
                 shape = decoder.leaves(spec)[path].shape
-                read: Any = _reader(row, part, spec, stored)
+                read: Any = _reader(row, part, held, stored)
+                read = vocabulary.reading(read, path, spec)
                 place = here if shardings is None else places[path]
                 flat[path] = jax.make_array_from_callback(shape, place, read)
                 flat[path].block_until_ready()  # else the host holds every leaf at once
@@ -255,6 +258,7 @@ def save_params(
     if dtype not in EXPORT_DTYPES:
         raise errors.ConfigError(errors.unknown("dtype", dtype, EXPORT_DTYPES))
     assert source_dir is None or token_ids is None, "source_dir has its own token_ids"
+    spec = vocabulary.unpadded(spec)
     out = Path(out_dir)
     if source_dir is not None and out.resolve() == Path(source_dir).resolve():
         raise errors.ConfigError(
@@ -301,9 +305,8 @@ def _source(
     read = scalar_spec_of if spec.scalar else spec_of
     if read(config, ignored=config) != spec:  # the unknown was refused when it was read
         raise errors.ModelError(f"{folder / 'config.json'} describes another model")
-    found = {f for p in files.TOKENIZER_FILES for f in folder.glob(p) if f.is_file()}
-    names = {f.relative_to(folder).as_posix() for f in found} | {"config.json"}
-    copied = {name: (folder / name).read_bytes() for name in sorted(names)}
+    copied = beside_weights(folder)
+    copied["config.json"] = (folder / "config.json").read_bytes()
     wrong = {k for k in ("dtype", "torch_dtype") if config.get(k) not in (None, dtype)}
     new_head = spec.scalar and not scalar.is_classifier(config)
     ours = scalar.classifier_config(config) if new_head else config
@@ -313,6 +316,13 @@ def _source(
     if ours != config:  # a wrong dtype would make transformers round the weights
         copied["config.json"] = _json(ours)
     return copied
+
+
+def beside_weights(folder: Path) -> dict[str, bytes]:
+    """Returns the files of a folder that are neither weights nor `config.json`."""
+    found = {f for p in files.TOKENIZER_FILES for f in folder.glob(p) if f.is_file()}
+    names = sorted(f.relative_to(folder).as_posix() for f in found)
+    return {name: (folder / name).read_bytes() for name in names}
 
 
 def _tensors(
@@ -326,6 +336,8 @@ def _tensors(
         for layer, name in enumerate(names_of(row, spec)):
             leaves = [flat[path] for path in row.paths]
             parts = [to_every_host(leaf[layer] if stacked else leaf) for leaf in leaves]
+            named = zip(row.paths, parts, strict=True)
+            parts = [vocabulary.cut(path, part, spec) for path, part in named]
             yield name, OPS[row.op].join(parts, spec.head_dim)
 
 
@@ -391,6 +403,25 @@ def _write_weights(
     return written
 
 
+def save_files(out_dir: str | Path, data: dict[str, bytes], last: str) -> list[str]:
+    """Writes files that are in memory as `save_params` does, one of them last.
+
+    Returns:
+      Their names.
+
+    Raises:
+      WriteError: if the folder cannot be written.
+    """
+    out, names = Path(out_dir), sorted(data, key=lambda name: name == last)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            _publish(out, {**data}, names)
+        return names
+    except OSError as error:
+        raise errors.WriteError(f"{out} cannot be written: {error}") from error
+
+
 def _publish(out: Path, data: dict[str, bytes | None], names: list[str]) -> None:
     """Writes the small files, forces all to disk, renames them into place in order."""
     for name in names:
@@ -401,6 +432,7 @@ def _publish(out: Path, data: dict[str, bytes | None], names: list[str]) -> None
             partial.write_bytes(content)
         sync(partial)
     stale = {file.name for file in out.glob("model*.safetensors")} | {files.INDEX}
+    stale |= {files.ADAPTER, files.ADAPTER_WEIGHTS, "config.json"}
     for name in stale - set(names):
         (out / name).unlink(missing_ok=True)
     for name in names:

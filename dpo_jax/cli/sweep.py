@@ -12,6 +12,7 @@ from typing import Any, get_args, get_type_hints
 
 from absl import flags
 
+from dpo_jax import config as config_lib
 from dpo_jax.cli import common, hosts
 from dpo_jax.config import Config
 from dpo_jax.errors import (
@@ -28,6 +29,7 @@ from dpo_jax.launch.job import Here, Job
 from dpo_jax.launch.launchers import LAUNCHERS
 from dpo_jax.launch.trial import Planned, Trial
 from dpo_jax.launch.worker import FAILING, Rules, Walk, Worker
+from dpo_jax.report.arms import Entry
 
 PASSED = ("failures", "lease_seconds", "silent_seconds")  # flags that workers are given
 PAUSE = 30.0  # seconds; see `Rules.pause`
@@ -47,6 +49,12 @@ def main(arguments: Sequence[str]) -> int:
     planned = trial.plan(load_sweep(files[0]), out, load)
     if only and only not in [each.name for each in planned]:
         raise ConfigError(unknown("--only", only, [each.name for each in planned]))
+    if values["table"].value:
+        from dpo_jax.report import sweep_table  # matplotlib, which others need not have
+
+        sys.stdout.write(sweep_table.write(entries_of(planned, out), out))
+        sys.stdout.write(f"\n{out}/table.csv, .md, .tex, .png\n")
+        return 0
     named = values["launcher"].value
     job, launcher = job_of(values, files[0], planned), LAUNCHERS[named]
     options = options_of(values, named)
@@ -67,6 +75,32 @@ def main(arguments: Sequence[str]) -> int:
         if walk is not None and group.count > 1:
             Leader(Group(out, group), group).leave(walk.code)
         return 0 if walk is None else ended(walk, planned)
+
+
+def entries_of(planned: Sequence[Planned], out: str) -> list[Entry]:
+    """Says of each trial what its table is made from."""
+    found = states.states_of(planned)
+    entries = []
+    for each in planned:
+        word, detail = found[each.name]
+        every = attempts.read_all(attempts.folder_of(out, each.name))
+        made = [attempt for attempt in every if attempt.id == each.id]
+        code = made[-1].code if made else None
+        state = " ".join(filter(None, (word, detail)))
+        if word != "done" and code in FAILING:
+            state = f"failed: {made[-1].line}"
+        entries.append(
+            Entry(
+                each.name,
+                each.folder,
+                config_lib.flat(each.config),
+                each.usual,
+                each.needs,
+                "" if word == "done" else state,
+                code,
+            )
+        )
+    return entries
 
 
 def job_of(values: common.Flags, file: str, planned: Sequence[Planned]) -> Job:
@@ -136,6 +170,8 @@ def define(values: flags.FlagValues) -> None:
     text("launcher", "local", f"who runs the trials. {told}", flag_values=values)
     what = "print the plan and what would be submitted; run nothing"
     switch("dry_run", False, what, flag_values=values)
+    what = "compare what is done: OUT/table.csv, .md, .tex and .png; runs nothing"
+    switch("table", False, what, flag_values=values)
     text("only", "", "run this trial alone", flag_values=values)
     what = "be one of several workers that walk the same list"
     switch("worker", False, what, flag_values=values)

@@ -11,7 +11,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from absl import logging
 from etils import epath
@@ -104,7 +104,8 @@ class Pointer:
         """
         self.take()
         gone = set(drop)
-        steps = {s: p for s, p in self._steps.items() if s not in gone} | (add or {})
+        steps = {s: p for s, p in self._steps.items() if s not in gone}
+        steps |= add or {}
         if steps == self._steps:
             return
         data, mark = self._text(steps), self._writer.encode()
@@ -121,7 +122,7 @@ class Pointer:
         about = {"attempt": self._attempt, "writer": self._writer, "steps": steps}
         return (json.dumps(about, indent=1) + "\n").encode()
 
-    def _lose(self, other: int) -> None:
+    def _lose(self, other: int) -> NoReturn:
         raise LeaseLostError(
             f"{self._folder.path(POINTER)}: attempt {other} has this run, which was "
             f"attempt {self._attempt}'s; nothing more is published"

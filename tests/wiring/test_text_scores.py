@@ -1,13 +1,15 @@
 """A reward model as a judge of texts: by its own tokenizer, whoever was sampled."""
 
+import json
+
 import numpy as np
 import pytest
 
-from dpo_jax.errors import ConfigError
+from dpo_jax.errors import ConfigError, DataError
 from dpo_jax.evals.judges import Answer, Comparison
 from dpo_jax.rewards import REWARDS
 from dpo_jax.sharding.mesh import make_mesh
-from dpo_jax.wiring import text_scores
+from dpo_jax.wiring import benches, text_scores
 from tests.wiring.test_scoring import SPEC, TOKENIZER, alone, saved
 from tests.wiring.test_turns import configured
 
@@ -94,3 +96,56 @@ def test_a_model_judge_needs_a_model():
     config = configured("ppo", **{"reward.path": ""})
     with pytest.raises(ConfigError, match="reward.path; set it"):
         text_scores.of_reward(config, "model", REWARDS, MESH)
+
+
+def test_rewardbench_of_a_reward_model(reward):
+    """Each score is the model's own; where the right answer stands changes nothing."""
+    rows = [
+        ("row 0", {"id": "1", "subset": "Math", "prompt": PROMPTS[0]}),
+        ("row 1", {"id": "2", "subset": "Math", "prompt": PROMPTS[1]}),
+    ]
+    scores = scores_of(reward)
+    wants = []
+    for at, (_, fields) in enumerate(rows):
+        order = [TEXTS[at], *(text for text in TEXTS if text != TEXTS[at])]
+        fields |= {"chosen": order[:1], "rejected": order[1:]}
+        own = scores([Answer(fields["prompt"], text) for text in order])
+        wants.append(float(own[0] == own.max()))
+    told = benches.rewardbench2(rows, scores, as_chats=False)
+    assert told["subsets"]["Math"]["value"] == np.mean(wants)
+    assert told["mean_of_subsets"] == np.mean(wants)
+    flat = benches.rewardbench2(rows, lambda a: np.zeros(len(a)), as_chats=False)
+    assert flat["mean_of_subsets"] == pytest.approx(1 / 3)
+    with pytest.raises(DataError, match="row 0: an answer has no score"):
+        benches.rewardbench2(rows, lambda a: np.full(len(a), np.nan), as_chats=False)
+
+
+def test_rewardbench_asks_chat_models_in_chats():
+    seen = []
+
+    def scores(answers):
+        seen.extend(answers)
+        return np.arange(len(answers), 0.0, -1)
+
+    row = {"id": "1", "subset": "Math", "prompt": "p", "chosen": ["x"], "rejected": "y"}
+    with pytest.raises(DataError, match="'rejected' is str; list is due"):
+        benches.rewardbench2([("row 0", row)], scores, as_chats=True)
+    row["rejected"] = ["y", "z"]
+    told = benches.rewardbench2([("row 0", row)], scores, as_chats=True)
+    assert told["mean_of_subsets"] == 1.0
+    assert {str(each.prompt) for each in seen} == {"[{'role': 'user', 'content': 'p'}]"}
+
+
+def test_bench_writes_what_it_found(reward, tmp_path, capsys):
+    from dpo_jax import cli
+
+    row = {"id": "1", "subset": "Math", "prompt": PROMPTS[0], "chosen": TEXTS[:1]}
+    data = tmp_path / "rows.jsonl"
+    data.write_text(json.dumps({**row, "rejected": TEXTS[1:]}) + "\n")
+    flags = ["--name=rewardbench2", f"--data={data}", f"--out={tmp_path}/out"]
+    flags += [f"--config.reward.path={reward}"]
+    assert cli.main(["dpo_jax", "bench", *flags]) == 0, capsys.readouterr().err
+    told = json.loads((tmp_path / "out/rewardbench2.json").read_text())
+    assert told["model"] == reward and told["as_chats"] is False
+    assert told["subsets"]["Math"]["prompts"] == 1
+    assert "mean of subsets" in capsys.readouterr().out

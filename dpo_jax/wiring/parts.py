@@ -73,6 +73,9 @@ class Parts(NamedTuple):
             train=None if evaluation_only else self.train,
             held_out=self.eval,
             workdir=workdir,
+            frozen=model_wiring.base_params(
+                self.model, self.mesh, seed=self.config.seed
+            ),
         )
         if self.scorer is not None:
             model, seed = self.scorer.model, self.config.seed
@@ -85,11 +88,12 @@ class Parts(NamedTuple):
     def runs(self, frozen: Frozen) -> list[tuple[float, DecoderSpec]]:
         """Lists the forward passes that a turn takes of each model."""
         assert self.turns is not None
-        epochs = 3.0 * self.turns.sizes.epochs  # each forward and backward
-        runs = [(epochs + 1.0, self.model.spec)]  # the samples scored once before
-        if "ref" in frozen:
+        epochs = float(self.turns.sizes.epochs)  # each forward and backward
+        runs = [(self.model.passes * epochs + 1.0, self.model.spec)]  # scored before
+        if "ref" in frozen or (self.reference is not None and self.reference.on_base):
             runs.append((1.0, self.model.spec))
         if self.value is not None:
+            epochs *= self.value.passes
             runs.append((epochs + 1.0, self.value.spec))
         if self.scorer is not None:
             runs.append((1.0, self.scorer.model.spec))
@@ -106,5 +110,7 @@ class Parts(NamedTuple):
         assert referred.train is not None
         runs = self.ask is not None and self.ref["mode"] == "live"
         other = self.reference.spec if self.reference is not None and runs else None
-        facts = training.make_facts(referred.train, spec, other, peak, sources)
+        facts = training.make_facts(
+            referred.train, spec, other, peak, sources, passes=self.model.passes
+        )
         return feeds.of_steps(referred.train, self.mesh, first, facts)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dpo_jax import exact
+from dpo_jax import exact, roles
 from dpo_jax.config import Config
 from dpo_jax.data import prepare, sources, tokenize
 from dpo_jax.data.columns import Text
@@ -29,7 +29,7 @@ from dpo_jax.sampling.rollout import Prompts, rows_of
 from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.types import Array, Frozen, Params, Samples, TrainState
 from dpo_jax.wiring import generation, reading, rewarding, scoring
-from dpo_jax.wiring.model import Model, load_params
+from dpo_jax.wiring.model import Model, own_params
 from dpo_jax.wiring.parts import Parts
 from dpo_jax.wiring.reading import EVAL_SEED
 from dpo_jax.wiring.reference import Referred
@@ -80,6 +80,7 @@ class Stage(NamedTuple):
       measure: what rewards are called.
       score: ids of n samples of each prompt -> scores [N, n] by the reward model; None
         without one.
+      frozen: what does not change.
     """
 
     questions: Questions
@@ -89,6 +90,7 @@ class Stage(NamedTuple):
     mesh: Mesh
     measure: str
     score: Callable[[list[list[list[int]]]], np.ndarray | None]
+    frozen: Frozen
 
     def sampler(self, model: Model) -> Sampler:
         """Makes what continues prompts with a model."""
@@ -157,8 +159,9 @@ def make_stage(
     true = true or bool(config.eval.true_reward)
     measure = Sampled._field_defaults["measure"] if true else "reward"
     said = scoring.of_frozen(scorer, width=new_tokens)
-    score = functools.partial(said, frozen or {}, prompts)
-    return Stage(asked, prompts, new_tokens, tokenizer, mesh, measure, score)
+    frozen = frozen or {}
+    score = functools.partial(said, frozen, prompts)
+    return Stage(asked, prompts, new_tokens, tokenizer, mesh, measure, score, frozen)
 
 
 def make_rollouts(
@@ -207,9 +210,9 @@ def make_rollouts(
     held = None if moves else start
 
     def sample(state: TrainState) -> Sampled:
-        ref = state.ref if held is None else held
-        tell = functools.partial(compiled, state.params, ref)
-        after = play(sampler, state.params, tell)
+        ref = roles.reference(state, stage.frozen) if held is None else held
+        params = roles.policy(state.params, stage.frozen)
+        after = play(sampler, params, functools.partial(compiled, params, ref))
         return Sampled(stage.questions.prompts, after, before, stage.measure)
 
     return sample
@@ -217,10 +220,11 @@ def make_rollouts(
 
 def start_of(parts: Parts, referred: Referred) -> Params:
     """Returns the reference before the first step; one that moves is read again."""
-    if "ref" in referred.frozen:
-        return referred.frozen["ref"]
     assert parts.reference is not None  # `checks.rollout_faults`
-    return load_params(parts.reference, parts.mesh, seed=parts.config.seed)
+    own = referred.frozen.get("ref")
+    if own is None:
+        own = own_params(parts.reference, parts.mesh, seed=parts.config.seed)
+    return roles.whole(own, referred.frozen)
 
 
 def rollout_questions(config: Config, tokenizer: Any) -> tuple[Questions, bool]:

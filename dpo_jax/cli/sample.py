@@ -69,7 +69,8 @@ def main(arguments: Sequence[str]) -> int:
     asker = _asker(config, values) if values["best"].value else None
     policies = [generation.Policy(name, run_config(name), name) for name in runs]
     for name in folders:
-        own = stated(config, {"model.path": name, "model.preset": ""})
+        whole = {"model.adapter": "", "lora.rank": 0}
+        own = stated(config, {"model.path": name, "model.preset": "", **whole})
         policies.append(generation.Policy(name, own, None))
     common.setup_jax(config, debug=values["debug"].value)
     found = sources_of(config, "eval", None) if config.data.eval else {}

@@ -82,7 +82,8 @@ def dialogues(count=PAIRS):
             chosen, rejected = row["chosen"], row["rejected"]
             end = chosen.rfind("\n\nAssistant:") + len("\n\nAssistant:")
             fits = max(len(chosen), len(rejected)) <= LONGEST
-            if fits and rejected[:end] == chosen[:end] and rejected[end:]:
+            both = chosen[end:].strip() and rejected[end:].strip()
+            if fits and both and rejected[:end] == chosen[:end]:
                 found.append((chosen[:end], chosen[end:], rejected[end:]))
     return found[:count]
 

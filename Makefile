@@ -103,6 +103,7 @@ ray: $(RAY_VENV)/.installed
 
 nightly: $(VENV)/.parity
 	$(AS_USERS) $(PYTEST) -m nightly
+	$(MAKE) ray
 
 real: $(REAL_VENV)/.installed
 	$(AS_USERS) $(REAL_VENV)/bin/python -m pytest -m real tests/real

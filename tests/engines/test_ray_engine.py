@@ -35,7 +35,9 @@ def cluster():
         env=environment,
     )
     assert process.stdout is not None and process.stdin is not None
-    yield process.stdout.readline().strip(), environment
+    address = process.stdout.readline().strip()
+    assert address, "the cluster does not start"
+    yield address, environment
     process.stdin.close()
     process.wait(120)
 

@@ -191,6 +191,8 @@ def test_dry_run_prints_the_commands_as_the_documentation_has_them(job):
 def test_options_that_are_missing_are_named(job):
     with pytest.raises(ConfigError, match="needs --tpu_vm_zone, --tpu_vm_package"):
         tpu_vm.render(job, OPTIONS._replace(zone="", package=""))
+    with pytest.raises(ConfigError, match="--hosts=2: leave it out"):
+        tpu_vm.render(job._replace(hosts=2), OPTIONS)
     with pytest.raises(ConfigError, match="--out=here: name a folder gs://"):
         tpu_vm.render(job._replace(out="here"), OPTIONS)
 

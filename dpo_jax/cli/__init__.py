@@ -91,6 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError(unknown("verb", verb, VERBS))
         if holding := [word[:80] for word in rest if "\0" in word]:
             raise ConfigError(f"{holding[0]!r} holds a NUL character")
+        # what another process made must be seen: gcsfs keeps listings for ever
+        os.environ.setdefault("FSSPEC_GCS", '{"use_listings_cache": false}')
         gcs.use(os.environ.get("STORAGE_EMULATOR_HOST", ""))
         named = os.environ.get("DPO_JAX_DISTRIBUTED", "")
         place = place_of(named)
@@ -110,6 +112,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except Exception as error:  # the top of the process
         return report_error(error, rest, keep=verb == "train")
+    except BaseException as error:  # a library's that is written in Rust, and panics
+        if (told := blame.of_panic(error)) is None:
+            raise
+        told.__cause__ = error
+        return report_error(told, rest, keep=verb == "train")
 
 
 @contextlib.contextmanager

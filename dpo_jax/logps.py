@@ -101,15 +101,6 @@ def picked_rows(values: Array, at: Array) -> Array:
     return values.at[at].get(mode="fill", fill_value=0)
 
 
-def ref_logits(
-    listed: Listed, at: Array, softcap: float, linear: Linear | None
-) -> Array | None:
-    """Returns the reference's logits of a chunk, [size, V]; None without one."""
-    if linear is None:
-        return None
-    return logits(picked_rows(flat(listed.ref_states), at), Head(*linear, softcap))
-
-
 def tempered(values: Array, temperature: float) -> Array:
     """Divides logits, or what comes back to them, by the temperature."""
     return values if temperature == 1.0 else values / temperature
@@ -129,6 +120,17 @@ class Options(NamedTuple):
     softcap: float
     ref_softcap: float
     temperature: float = 1.0
+
+
+def ref_logits(
+    listed: Listed, at: Array, options: Options, linear: Linear | None
+) -> Array | None:
+    """Returns the reference's tempered logits of a chunk, [size, V]; None without."""
+    if linear is None:
+        return None
+    head = Head(*linear, options.ref_softcap)
+    values = logits(picked_rows(flat(listed.ref_states), at), head)
+    return tempered(values, options.temperature)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -160,7 +162,7 @@ def scored_forward(
             states = picked_rows(rows, every.parents[i])
             values = logits(states, Head(*linear, options.softcap))  # [size, V]
             values = tempered(values, options.temperature)
-            others = ref_logits(listed, every.entries[i], options.ref_softcap, ref)
+            others = ref_logits(listed, every.entries[i], options, ref)
             return measured(values, every.targets[i], others)
 
         def one(i: Array, found: tuple) -> tuple:
@@ -210,7 +212,7 @@ def scored_backward(options: Options, saved: tuple, slopes: TokenStats) -> tuple
             at, parents = every.entries[i], every.parents[i]
             states = picked_rows(rows, parents)  # [size, D]
             values = logits(states, Head(*linear, options.softcap))  # [size, V]
-            others = ref_logits(listed, at, options.ref_softcap, ref)
+            others = ref_logits(listed, at, options, ref)
             normalizer, slopes = jax.tree.map(lambda x: picked_rows(x, at), given)
             d_values = logit_gradient(
                 tempered(values, options.temperature),
@@ -271,8 +273,8 @@ def token_logps(
       chunk: list entries per row whose logits are held at a time at most; at least 1.
       scored_mask: bool[B, C] which entries count; None = all.
       ref: ([B, C, D] the reference's hidden states at `parents`, its head); what comes
-        from it carries no gradient back. It is not tempered.
-      temperature: > 0, of the distribution that is scored.
+        from it carries no gradient back.
+      temperature: > 0, that the logits of both are divided by.
 
     Returns:
       f32[B, C] each, 0 where the mask is False. `logps` and `kl` carry gradients to

@@ -10,6 +10,7 @@ from dpo_jax.config import Config
 from dpo_jax.data.loader import Loader
 from dpo_jax.rewards.ask import Reward
 from dpo_jax.train import throughput
+from dpo_jax.types import Params
 from dpo_jax.wiring import feeds, reference, training, turns
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring.data import Data
@@ -18,6 +19,7 @@ from dpo_jax.wiring.model import Ask, Model
 from dpo_jax.wiring.objective import Losses
 from dpo_jax.wiring.reference import Referred
 from dpo_jax.wiring.scoring import Scorer
+from dpo_jax.wiring.standard import Standard
 from dpo_jax.wiring.training import Trainer
 from dpo_jax.wiring.turns import Turns
 
@@ -27,8 +29,8 @@ class Parts(NamedTuple):
 
     In `config`, what it left open is stated; `ask` scores a batch under the reference,
     where what is trained reads that; `ref` says how it moves; `scorer` is the reward
-    model, `value` a critic with a trunk of its own. There are `turns` of an on-policy
-    run, else batches to `train` on.
+    model, `standard` what measures the moments of its scores, `value` a critic with a
+    trunk of its own. There are `turns` of an on-policy run, else batches to `train` on.
     """
 
     config: Config
@@ -47,6 +49,7 @@ class Parts(NamedTuple):
     scorer: Scorer | None = None
     turns: Turns | None = None
     value: Model | None = None
+    standard: Standard | None = None
 
     def refer(
         self, workdir: os.PathLike | str, *, evaluation_only: bool = False
@@ -70,10 +73,23 @@ class Parts(NamedTuple):
         if self.scorer is not None:
             model, seed = self.scorer.model, self.config.seed
             reward = model_wiring.load_params(model, self.mesh, seed=seed)
-            referred = referred._replace(frozen={**referred.frozen, "reward": reward})
+            frozen = {**referred.frozen, "reward": reward}
+            if self.standard is not None:
+                start = referred.frozen.get("ref") or self.start()
+                keep = not evaluation_only
+                found = self.standard.of_run(start, reward, workdir, keep=keep)
+                frozen["standard"] = found
+            referred = referred._replace(frozen=frozen)
         if self.turns is None:
             return referred
         return referred._replace(annotate=turns.of_rollouts(referred.annotate))
+
+    def start(self) -> Params:
+        """Loads the reference as it is before the first step."""
+        assert self.reference is not None  # `checks.config_faults`
+        return model_wiring.load_params(
+            self.reference, self.mesh, seed=self.config.seed
+        )
 
     def feed(self, referred: Referred, first: int, now: Callable[[], float]) -> Feed:
         """Feeds the loop from update `first` on; `now` tells the time in seconds."""

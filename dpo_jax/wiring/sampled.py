@@ -27,7 +27,7 @@ from dpo_jax.sampling.rollout import Prompts, rows_of
 from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.types import Array, Frozen, Params, Samples, TrainState
 from dpo_jax.wiring import generation, reading, rewarding, scoring
-from dpo_jax.wiring.model import Model, load_params
+from dpo_jax.wiring.model import Model
 from dpo_jax.wiring.parts import Parts
 from dpo_jax.wiring.reading import EVAL_SEED
 from dpo_jax.wiring.reference import Referred
@@ -78,6 +78,8 @@ class Stage(NamedTuple):
       measure: what rewards are called.
       score: ids of n samples of each prompt -> scores [N, n] by the reward model; None
         without one.
+      moments: that its scores are standardized by; () = by none.
+      temperature: that policy and reference are sampled and measured at.
     """
 
     questions: Questions
@@ -87,12 +89,14 @@ class Stage(NamedTuple):
     mesh: Mesh
     measure: str
     score: Callable[[list[list[list[int]]]], np.ndarray | None]
+    moments: tuple[float, ...] = ()
+    temperature: float = 1.0
 
     def sampler(self, model: Model) -> Sampler:
         """Makes what continues prompts with a model."""
         return batches.make_sampler(
             generation.make_decoding(model.decoder),
-            pick=pick.sampler(temperature=1.0),
+            pick=pick.sampler(temperature=self.temperature),
             stops=self.stops(model),
             max_new_tokens=self.new_tokens,
             mesh=self.mesh,
@@ -140,6 +144,9 @@ def make_stage(
 ) -> Stage:
     """Reads the prompts that a run samples; all its samples have one length.
 
+    An on-policy run is measured at the temperature that it trains at, as TRL's is: its
+    rewards, its KL and its frontier are those of the policy that draws the samples.
+
     Args:
       config: of the run.
       tokenizer: of the policy.
@@ -155,8 +162,20 @@ def make_stage(
     true = true or bool(config.eval.true_reward)
     measure = Sampled._field_defaults["measure"] if true else "reward"
     said = scoring.of_frozen(scorer, width=new_tokens)
-    score = functools.partial(said, frozen or {}, prompts)
-    return Stage(asked, prompts, new_tokens, tokenizer, mesh, measure, score)
+    held = frozen or {}
+    score = functools.partial(said, held, prompts)
+    moments = tuple(map(float, jax.device_get(held.get("standard", ()))))
+    return Stage(
+        asked,
+        prompts,
+        new_tokens,
+        tokenizer,
+        mesh,
+        measure,
+        score,
+        moments,
+        config.rollout.temperature,
+    )
 
 
 def make_rollouts(
@@ -185,6 +204,7 @@ def make_rollouts(
             apply=policy.apply,
             ref_apply=reference.apply,
             chunk=chunk,
+            temperature=stage.temperature,
         )
 
     def play(sampler: Sampler, params: Params, kl: Callable[..., Array]) -> Rollout:
@@ -215,10 +235,7 @@ def make_rollouts(
 
 def start_of(parts: Parts, referred: Referred) -> Params:
     """Returns the reference before the first step; one that moves is read again."""
-    if "ref" in referred.frozen:
-        return referred.frozen["ref"]
-    assert parts.reference is not None  # `checks.rollout_faults`
-    return load_params(parts.reference, parts.mesh, seed=parts.config.seed)
+    return referred.frozen.get("ref") or parts.start()
 
 
 def rollout_questions(config: Config, tokenizer: Any) -> tuple[Questions, bool]:

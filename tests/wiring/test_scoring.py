@@ -305,9 +305,9 @@ def test_moments_are_measured_once_and_on_one_device_as_on_eight(
 def test_evaluation_has_the_unit_of_the_turns(reward, tmp_path):
     """And the frontier's verdicts are not those of other moments, kept beside."""
     seen = []
-    given = {**only(reward), "data.eval": "sentiment", "eval.rollouts": 8}
+    given = {"data.eval": "sentiment", "eval.rollouts": 8}
     for count in (0, 48):
-        config = standardized(reward, count, **given, **{"reward.name": "kept+model"})
+        config = standardized(reward, count, **given)
         build.run(config, tmp_path / str(count), rewards=kept(seen))
     half = len(seen) // 2
     held = json.loads((tmp_path / "48" / "standard.json").read_text())

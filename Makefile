@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest
 SPREAD := --numprocesses=$(WORKERS) --dist=worksteal
 AS_USERS := XLA_FLAGS= # compiled as users compile it, not as tests/conftest.py asks
 
-.PHONY: quickstart test parity losses lesson faults fuzz tpu gpu nightly real smollm2 fig2 fig2-real lint format clean
+.PHONY: quickstart test parity losses lesson faults fuzz tpu gpu nightly real smollm2 fig2 fig2-real docs browser lint format clean
 
 $(VENV)/.installed: setup.py pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), sys.version'
@@ -44,6 +44,10 @@ $(VENV)/.lint: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lint]'
 	touch $@
 
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs,browser]'
+	touch $@
+
 quickstart: $(VENV)/.installed
 	$(TRAIN) --config=configs/quickstart.py:stage=sft,steps=300 \
 	  --workdir=$(RUNS)/quickstart/sft
@@ -53,7 +57,7 @@ quickstart: $(VENV)/.installed
 	  --out=$(RUNS)/quickstart/report.html
 
 test: $(VENV)/.installed
-	$(PYTEST) $(SPREAD) -m 'not parity and not losses and not faults and not tpu and not gpu and not nightly and not real'
+	$(PYTEST) $(SPREAD) -m 'not parity and not losses and not faults and not tpu and not gpu and not nightly and not real and not browser'
 
 parity: $(VENV)/.parity
 	$(AS_USERS) $(PYTEST) $(SPREAD) -m 'parity and not nightly'
@@ -104,6 +108,14 @@ fig2: $(VENV)/.installed
 fig2-real: smollm2
 	$(REAL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check vaderSentiment
 	$(REAL_VENV)/bin/python $(FIG2)/real --tier=real
+
+# The documentation as a site in runs/docs that works from disk.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --config-file=docs/mkdocs.yml
+
+# The pages of the project in a headless Chromium: CHROMIUM=… names another than Debian's.
+browser: docs
+	$(PYTEST) -m browser tests/browser
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

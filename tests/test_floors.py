@@ -7,17 +7,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    "trl types errors precision files lines heads logps columns exact schema config"
-    " config_files models sharding report",
+    "trl types errors precision files gcs folders lines heads logps columns exact"
+    " schema config config_files models sharding report",
     "losses data sampling train evals configs",
-    "objectives rewards launch experiments",
-    "wiring build inspection",
+    "objectives rewards launch gallery experiments",
+    "wiring build inspection booking",
     "cli __main__",
 ]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms.split()}
 # import no jax themselves
 BLINK = (
-    "config config_files schema files lines data rewards report configs launch"
+    "config config_files schema files gcs folders lines data rewards report configs"
+    " launch"
 ).split()
 
 

@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 
-from dpo_jax import __version__
+from dpo_jax import __version__, gcs
 from dpo_jax.cli import blame, parent
 from dpo_jax.cli.peers import place_of
 from dpo_jax.errors import (
@@ -30,19 +30,27 @@ from dpo_jax.train.handlers import handled
 
 VERBS = {
     "train": "train a policy, or go on training it, in a run folder",
+    "plan": "compile a run's step for a topology, before it is booked: bytes, bounds",
     "show": "show a row as the model sees it: ids, text, mask, boundary, truncation",
     "sample": "continue prompts with one or several policies, side by side",
     "evaluate": "evaluate the newest checkpoint of a run",
+    "winrate": "compare samples with other answers by judges: win rates, best-of-N",
+    "bench": "score IFEval or RewardBench 2; write AlpacaEval's and Arena-Hard's files",
     "export": "write a run's policy as a Hugging Face folder",
     "sweep": "run the trials of a sweep file, each in a run folder of its own",
-    "report": "write report.html of one or more runs",
+    "report": "write report.html of one or more runs, or of the losses",
 }
 EXAMPLES = {
     "train": "--config=dpo --config.model.path=MODEL --config.data.train=PAIRS.jsonl "
     "--workdir=runs/dpo",
+    "plan": "--config=dpo --config.model.path=MODEL --topology=v4:2x2x4",
     "show": "--workdir=runs/dpo --index=3 --explain",
     "sample": "--workdir=runs/dpo --prompts=PROMPTS.jsonl --n=4 --out=samples.jsonl",
     "evaluate": "--workdir=runs/dpo --config.data.eval=HELD_OUT.jsonl",
+    "winrate": "--samples=samples.jsonl --against=chosen --judge=model "
+    "--config=runs.py --config.reward.path=REWARD_MODEL --out=winrate",
+    "bench": "--name=ifeval --data=input_data.jsonl --samples=samples.jsonl "
+    "--out=ifeval",
     "export": "--workdir=runs/dpo --out=policy --dtype=bfloat16",
     "sweep": "experiments/NAME/sweep.py --out=runs/NAME --dry_run",
     "report": "runs/dpo runs/simpo --out=report.html",
@@ -83,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError(unknown("verb", verb, VERBS))
         if holding := [word[:80] for word in rest if "\0" in word]:
             raise ConfigError(f"{holding[0]!r} holds a NUL character")
+        gcs.use(os.environ.get("STORAGE_EMULATOR_HOST", ""))
         named = os.environ.get("DPO_JAX_DISTRIBUTED", "")
         place = place_of(named)
         many = named == "auto" or (place is not None and place.count > 1)

@@ -88,7 +88,7 @@ def main(arguments: Sequence[str]) -> int:
 
     if jax.process_index() == 0:
         if values["out"].value:
-            write_rows(values["out"].value, rows(answers))
+            write_rows(values["out"].value, rows(answers, request.temperature))
         sys.stdout.write(side_by_side(answers))
     return 0
 
@@ -142,7 +142,7 @@ def _names(listed: str) -> list[str]:
     return [name for name in listed.split(",") if name]
 
 
-def rows(answers: Any) -> Iterator[dict[str, Any]]:
+def rows(answers: Any, temperature: float) -> Iterator[dict[str, Any]]:
     """Yields what the JSONL file holds: one object a continuation."""
     for index, prompt in enumerate(answers.prompts):
         for name, completions in answers.completions.items():
@@ -152,6 +152,7 @@ def rows(answers: Any) -> Iterator[dict[str, Any]]:
                     del said["reward"]
                 yield {
                     "policy": name,
+                    "temperature": temperature,
                     "index": index,
                     "prompt": prompt,
                     "prompt_ids": answers.prompt_ids[name][index],

@@ -1,19 +1,20 @@
 """`train`: trains a policy, or goes on training it, in a run folder."""
 
+import contextlib
 import os
 import sys
 import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags, logging
 from tqdm import tqdm
 
+from dpo_jax import folders
 from dpo_jax.cli import common, parent
 from dpo_jax.config import check
 from dpo_jax.errors import EXIT_LEASE_LOST
-from dpo_jax.launch.worker import LEASE
+from dpo_jax.launch.hosts import LEASE
 
 TRACED_STEPS = 5
 LEASE_SECONDS = 1.0  # between looks at the lease of a sweep's trial
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     check(config)  # in a blink, before jax is imported
     common.setup_logging()
     if taken := os.environ.get(LEASE):
-        watch_lease(Path(taken))
+        watch_lease(taken)
     common.setup_jax(config, debug=values["debug"].value)
     from dpo_jax import build
     from dpo_jax.cli.own_functions import losses_of, rewards_of
@@ -73,18 +74,22 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def watch_lease(taken: Path) -> None:
+def watch_lease(taken: str) -> None:
     """Ends this process, from a thread, as soon as another worker has its trial.
 
     The worker that started it may be stopped, and can then not end it.
 
     Args:
-      taken: the file whose existence says so.
+      taken: the file whose existence says so, of a disk or of gs://.
     """
+    seconds = max(LEASE_SECONDS, folders.folder_at(os.path.dirname(taken)).rest)
 
     def watch() -> None:
-        while not taken.exists():
-            time.sleep(LEASE_SECONDS)
+        while True:
+            with contextlib.suppress(OSError):  # of a store that does not answer
+                if folders.has(taken):
+                    break
+            time.sleep(seconds)
         line = f"error[{EXIT_LEASE_LOST}]: {taken}: another worker has this trial\n"
         os.write(2, line.encode())
         os._exit(EXIT_LEASE_LOST)

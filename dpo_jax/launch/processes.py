@@ -28,9 +28,8 @@ def start(
     """
     home = os.fspath(Path(dpo_jax.__file__).parent.parent)
     paths = [home, *filter(None, [environment.get("PYTHONPATH")])]
-    here = [] if os.getcwd() in sys.path else ["-P"]  # as this process has it
     return spawn(
-        [sys.executable, *here, *command(arguments)[1:]],
+        [*interpreter(), *command(arguments)[1:]],
         log,
         {**environment, "PYTHONPATH": os.pathsep.join(paths)},
     )
@@ -65,6 +64,11 @@ def spawn(
 def command(arguments: Sequence[str]) -> list[str]:
     """Writes the command line of a trial."""
     return ["python", "-m", "dpo_jax", *arguments]
+
+
+def interpreter() -> list[str]:
+    """Names the Python of this process, which reads the working folder as it does."""
+    return [sys.executable, *([] if os.getcwd() in sys.path else ["-P"])]
 
 
 def _bound() -> Callable[[], None] | None:

@@ -50,6 +50,7 @@ class Planned(NamedTuple):
         host or time is among what they are made of.
       needs: names of the trials that it waits for.
       config: the whole configuration.
+      usual: what `--config` names, flat, without the trial's overrides.
       folder: the run folder.
       arguments: of the command line, from `train` on.
     """
@@ -58,6 +59,7 @@ class Planned(NamedTuple):
     id: str
     needs: tuple[str, ...]
     config: Config
+    usual: Mapping[str, Any]
     folder: str
     arguments: tuple[str, ...]
 
@@ -155,7 +157,9 @@ def _resolve(
     exports = {name: f"{p.folder}/export" for name, p in earlier.items()}
     folder = f"{out}/{trial.name}"
     values = {key: _filled(key, value, exports) for key, value in given.items()}
-    config = overridden(load(trial.config, own), values)
+    config = load(trial.config, own)
+    usual = config_lib.flat(config)
+    config = overridden(config, values)
     config_lib.check(config)
     ids = {f"{p.folder}/export": p.id for p in earlier.values()}
     arguments = [
@@ -170,6 +174,7 @@ def _resolve(
         identity(config, ids),
         needs_of(trial),
         config,
+        usual,
         folder,
         tuple(arguments),
     )

@@ -13,18 +13,13 @@ import jinja2
 import markupsafe
 
 from dpo_jax import files
-from dpo_jax.report import figures, frontier, runs, tables
+from dpo_jax.report import figures, frontier, glossary, runs, tables
 
 TEMPLATES = Path(__file__).parent / "templates"
-CAPTIONS = {
-    "loss": "the training objective",
-    "rewards/margins": "reward of the chosen − of the rejected response",
-    "rewards/accuracies": "share of pairs whose chosen response has the higher reward",
-    "logps/chosen": "log-probability of the chosen response, nats",
-    "logps/rejected": "log-probability of the rejected response, nats",
-    "grad_norm": "before clipping",
-    "lr": "learning rate",
-}
+FIRST = (  # metrics whose curves stand first
+    *("loss", "rewards/margins", "rewards/accuracies"),
+    *("logps/chosen", "logps/rejected", "grad_norm", "lr"),
+)
 
 
 class Side(NamedTuple):
@@ -37,10 +32,11 @@ class Side(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """A metric's curves."""
+    """A metric's curves, with what it means and what a run that goes well shows."""
 
     metric: str
     caption: str
+    healthy: str
     svg: str
 
 
@@ -61,8 +57,8 @@ def write_report(folders: Sequence[os.PathLike | str], out: os.PathLike | str) -
 def render(loaded: list[runs.Run]) -> str:
     """Returns the page about some runs."""
     known = runs.names(loaded)
-    main = [name for name in CAPTIONS if name in known]
-    others = [name for name in known if name not in CAPTIONS]
+    main = [name for name in FIRST if name in known]
+    others = [name for name in known if name not in FIRST]
     return (
         make_environment()
         .get_template("report.html")
@@ -107,7 +103,7 @@ def side_by_side(loaded: list[runs.Run]) -> list[tuple[str, list[Side]]]:
 
 def _charts(loaded: list[runs.Run], metrics: list[str]) -> list[Chart]:
     return [
-        Chart(name, CAPTIONS.get(name, ""), markupsafe.Markup(svg))
+        Chart(name, *glossary.captions(name), markupsafe.Markup(svg))
         for name in metrics
         if (svg := figures.curves(loaded, name))
     ]

@@ -16,6 +16,7 @@ FRONTIER = {  # numbers of each row of frontier.json that are shown
     "frontier": {"kl", "reward", "trusted"},
     "best_of": {"m", "kl_bound", "reward"},
 }
+MEASURED = ("reward", "kl", "length")  # of each prompt, in rollouts.json
 LARGE = 1e300  # beyond what any figure can hold
 
 
@@ -33,6 +34,8 @@ class Run(NamedTuple):
       results: `results.json`: {"title", "rows": [{"name", "values"}]}; {} without one.
       frontier: `frontier.json`: {"measure", "frontier": [{"kl", "reward", "trusted",
         …}], "best_of": [{"m", "kl_bound", "reward", …}]}; {} without one.
+      rollouts: `rollouts.json`: {"measure", "prompts", "policy": {"reward", "kl",
+        "length"}, …}, lists with a number (None = no verdict) a prompt; {} without one.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Run(NamedTuple):
     samples: list[dict[str, Any]]
     results: dict[str, Any]
     frontier: dict[str, Any]
+    rollouts: dict[str, Any]
 
 
 def load(folder: os.PathLike | str) -> Run:
@@ -61,6 +65,7 @@ def load(folder: os.PathLike | str) -> Run:
         samples=_samples(path / "samples.json"),
         results=_results(path / "results.json"),
         frontier=_frontier(path / "frontier.json"),
+        rollouts=_rollouts(path / "rollouts.json"),
     )
 
 
@@ -220,6 +225,38 @@ def _frontier(path: epath.Path) -> dict[str, Any]:
             "of finite numbers by name; remove it, and let the run write it again"
         )
     return found
+
+
+def _rollouts(path: epath.Path) -> dict[str, Any]:
+    """Reads what was measured of each prompt, and checks that it is lists of a length.
+
+    The policy's, that is: the reference's are shown nowhere.
+    """
+    found = _json(path, {})
+    policy = found.get("policy")
+    lists = [policy.get(name) for name in MEASURED] if isinstance(policy, dict) else []
+    texts = [found.get("measure"), found.get("prompts")]
+    good = bool(lists) and all(isinstance(text, str) for text in texts)
+    if found and not (good and _are_measured(lists)):
+        raise DataError(
+            f"{path}: it must hold texts as measure and prompts, and as policy lists "
+            f"of {', '.join(MEASURED)}, a finite number or null a prompt; remove it "
+            "(the run then shows its means alone)"
+        )
+    return found
+
+
+def _are_measured(lists: list[Any]) -> bool:
+    """Says whether values are lists of one length, of finite numbers or null."""
+    return (
+        all(isinstance(each, list) for each in lists)
+        and len({len(each) for each in lists}) == 1
+        and all(v is None or _is_finite(v) for each in lists for v in each)
+    )
+
+
+def _is_finite(value: object) -> bool:
+    return _is_number(value) and -LARGE < value < LARGE
 
 
 def _are_numbers(rows: object, names: set[str]) -> bool:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from dpo_jax import heads
 from dpo_jax.sampling.pick import Pick
+from dpo_jax.sharding.arrays import shaped
 from dpo_jax.types import Array, Batch, Head, Params, Samples
 
 
@@ -66,6 +67,23 @@ class State(NamedTuple):
     lengths: Array
     keys: Array
     cache: Any
+
+
+def abstract_prompts(rows: int, width: int, place: Any) -> Prompts:
+    """Describes N = rows prompts of P = width tokens that lie somewhere."""
+    ids = shaped((rows,), jnp.int32, place)
+    return Prompts(shaped((rows, width), jnp.int32, place), ids, ids)
+
+
+def abstract_samples(rows: int, n: int, new: int, place: Any) -> Samples:
+    """Describes n samples of G = new tokens of each prompt."""
+    whole = (rows, n, new)
+    return Samples(
+        shaped(whole, jnp.int32, place),
+        shaped(whole, jnp.bool_, place),
+        shaped(whole, jnp.float32, place),
+        shaped(whole[:2], jnp.bool_, place),
+    )
 
 
 def prompt_rows(prompts: Prompts) -> Batch:

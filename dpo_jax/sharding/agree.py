@@ -111,9 +111,10 @@ def code() -> dict[str, str]:
     for path in sorted(root.rglob("*.py")):
         digest.update(f"{path.relative_to(root)} {path.stat().st_size}\n".encode())
         digest.update(path.read_bytes())
-    versions = {name: metadata.version(name) for name in LIBRARIES}
-    return {
-        "code of dpo_jax": digest.hexdigest()[:16],
-        "Python": platform.python_version(),
-        **versions,
-    }
+    return {"code of dpo_jax": digest.hexdigest()[:16], **versions()}
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the libraries that numbers depend on."""
+    libraries = {name: metadata.version(name) for name in LIBRARIES}
+    return {"Python": platform.python_version(), **libraries}

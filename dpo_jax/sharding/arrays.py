@@ -1,7 +1,7 @@
 """Host rows to global arrays, and back; and what each shard of rows does alone."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +24,11 @@ def row_sharding(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """Puts the whole array on every device."""
     return NamedSharding(mesh, P())
+
+
+def shaped(shape: Sequence[int], dtype: Any, place: Any) -> jax.ShapeDtypeStruct:
+    """Describes an array that lies somewhere."""
+    return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=place)
 
 
 def rows_here(sharding: NamedSharding, n: int) -> np.ndarray:

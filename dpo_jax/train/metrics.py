@@ -1,4 +1,4 @@
-"""metrics.jsonl, the source of truth, with TensorBoard events beside it.
+"""metrics.jsonl, the source of truth, and the trackers that mirror it.
 
 One JSON object a line, `{"step": 1, "split": "train", …}`. Only process 0 writes. What
 a checkpoint stands on lies in parts as well, see `dpo_jax/lines.py`.
@@ -9,21 +9,21 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import logging
 from etils import epath
-from tensorboardX import SummaryWriter
 
 from dpo_jax import files, lines
 from dpo_jax.lines import Seal
+from dpo_jax.train.trackers import Mirror
 
 PART_SECONDS = 60.0  # between the parts of an object store, at least
 
 
 class MetricsLog:
-    """Appends to metrics.jsonl and to TensorBoard events.
+    """Appends to metrics.jsonl, and tells trackers.
 
     A resumed run first drops the lines after its checkpoint, so that no line is double,
     missing or extra.
@@ -36,6 +36,7 @@ class MetricsLog:
         resume_step: int,
         attempt: int = 1,
         sealed: Seal | None = None,
+        mirrors: Sequence[Mirror] = (),
     ):
         """Opens the log.
 
@@ -45,6 +46,7 @@ class MetricsLog:
           attempt: number of this launch.
           sealed: what the checkpoint of that step says of the lines; None if it is of
             a version that did not say.
+          mirrors: trackers that are told each line; closed with the log.
 
         Raises:
           WriteError: if the folder does not take it.
@@ -60,14 +62,12 @@ class MetricsLog:
         self._first = resume_step + 1 if kept and in_parts else 0
         self._last = resume_step
         self._flushed = time.monotonic()
+        self._mirrors = mirrors
         try:
-            self._events = self._file = None
+            self._file = None
             if local:
                 files.write_whole(self._path, text)
                 self._file = open(self._path, "a")  # noqa: SIM115 (until `close`)
-                purged = resume_step + 1 if resume_step else 0
-                events = os.fspath(self._folder / "tensorboard")
-                self._events = SummaryWriter(events, purge_step=purged)
             elif self._path.exists():  # of an earlier version, or copied from a disk
                 self._write_part()
                 self._path.unlink()
@@ -95,10 +95,8 @@ class MetricsLog:
                 self._file.flush()
         except OSError as error:
             raise files.unwritable(self._path, error, len(line)) from error
-        if self._events is not None:
-            for name, value in row.items():
-                if isinstance(value, float):
-                    self._events.add_scalar(f"{split}/{name}", value, step)
+        for mirror in self._mirrors:
+            mirror.write(step, split, row)
 
     def _write_part(self) -> None:
         """Writes the lines since the last part; the next begins behind their steps."""
@@ -124,12 +122,12 @@ class MetricsLog:
         return Seal(self._count, self._digest.hexdigest())
 
     def close(self) -> None:
-        """Writes what is left and closes the files."""
+        """Writes what is left, closes the file, and lets the trackers end."""
         self.seal()
         if self._file is not None:
             self._file.close()
-        if self._events is not None:
-            self._events.close()
+        for mirror in self._mirrors:
+            mirror.close()
 
 
 def recovered(folder: epath.Path, step: int, sealed: Seal | None) -> list[str]:

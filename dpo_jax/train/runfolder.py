@@ -31,6 +31,7 @@ FILES = (
     "data.json",
     "results.json",
     "samples.json",
+    "rollouts.json",
     "timing.json",
     "report.html",
     "metrics.jsonl",

@@ -22,20 +22,16 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from dpo_jax.sharding.chips import CHIPS
+
 FIRST_SECONDS, AGAIN_SECONDS = 0.8, 0.2  # to measure on a host that is new, or known
 DRAWN = 2048  # rows and columns of random numbers; a larger matrix repeats them
 
 # FLOP/s of dense bfloat16 products, of one device as jax counts and names them.
-# TPU: Google Cloud's page of each version, "peak compute per chip (bf16)".
+# TPU: `sharding.chips`.
 # A100, H100, H200: NVIDIA's datasheets; half of the figures "with sparsity".
 PEAKS: dict[str, float] = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,  # v5e
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,  # v5p
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,  # v6e
-    "TPU v6e": 918e12,
+    **{kind: chip.flops for chip in CHIPS.values() for kind in chip.kinds},
     "NVIDIA A100-SXM4-40GB": 312e12,
     "NVIDIA A100-SXM4-80GB": 312e12,
     "NVIDIA A100-PCIE-40GB": 312e12,

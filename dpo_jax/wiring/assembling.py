@@ -25,7 +25,6 @@ from dpo_jax.wiring import (
     microbatches,
     objective,
     on_policy,
-    prompts,
     reading,
     rewarding,
     scoring,
@@ -38,6 +37,7 @@ from dpo_jax.wiring.objective import Losses, needs_whole_reference
 from dpo_jax.wiring.parts import Parts
 from dpo_jax.wiring.scoring import Scorer
 from dpo_jax.wiring.standard import Standard
+from dpo_jax.wiring.supply import FROM_FILES, Supply
 from dpo_jax.wiring.turns import Comparing, Turns
 
 DRAWN = ("temperature", "max_new_tokens", "cache_dtype")  # of `config.rollout`
@@ -73,14 +73,25 @@ def make_parts(
     workdir: os.PathLike | str | None = None,
     splits: Sequence[str] = ("train", "eval"),
     rewards: RewardTable = REWARDS,
+    supply: Supply = FROM_FILES,
 ) -> Parts:
-    """Reads the data and the model's description, and wires the step."""
+    """Reads the data and the model's description, and wires the step.
+
+    Args:
+      config: of the run.
+      losses: of the run.
+      mesh: of the run; of any devices, if nothing is to be run.
+      workdir: the run folder; None = tokens are kept in data.cache_dir or nowhere.
+      splits: of the data that are read.
+      rewards: the table that `reward.name` is looked up in.
+      supply: where tokenizer, model and rows come from.
+    """
     for text in checks.unusual(losses):
         logging.warning("%s", text)
     microbatches.check(mesh, config.batch.pairs, config.batch.microbatches)
-    tokenizer = data_wiring.load_tokenizer(config)
+    tokenizer = supply.tokenizer(config)
     config = data_wiring.with_clock(config, tokenizer)
-    folder, spec = model_wiring.find_model(config, tokenizer)
+    folder, spec = supply.model(config, tokenizer)
     model = model_wiring.make_model(config, folder, spec)
     model_wiring.check_loadable(model, mesh)
     ignored = config.model.ignore_attributes
@@ -91,14 +102,19 @@ def make_parts(
         batch=config.rollout.batch,
         vocab=spec.vocab,
         longest=config.data.max_tokens,
-        tokenizers=[tokenizer],
+        tokenizers=supply.speakers(tokenizer),
         ignored=ignored,
+        check=supply.check,
     )
     if config.objective in ON_POLICY:
-        return of_samples(config, losses, mesh, tokenizer, model, scorer, rewards)
-    ref_model = model_wiring.reference_model(model, config.ref, mesh, ignored)
+        return of_samples(
+            config, losses, mesh, tokenizer, model, scorer, rewards, supply
+        )
+    ref_model = model_wiring.reference_model(
+        model, config.ref, mesh, ignored, supply.check
+    )
     rated = checks.reads_ratings(losses, config.loss)
-    data = data_wiring.load_data(  # the slowest
+    data = supply.rows(  # the slowest
         config, tokenizer, workdir, splits, reads_ratings=rated
     )
     agreeing.agree_on_rows(data)
@@ -143,13 +159,15 @@ def of_samples(
     model: Model,
     scorer: Scorer | None,
     rewards: RewardTable,
+    supply: Supply,
 ) -> Parts:
-    """Wires the turns of an on-policy run."""
+    """Wires the turns of an on-policy run; arguments are those of `make_parts`."""
     name, given = config.objective, config[config.objective]
-    value = scoring.value_model(config, model, tokenizer, mesh)
+    value = scoring.value_model(
+        config, model, supply.speakers(tokenizer), mesh, supply.check
+    )
     judges = rewarding.chosen(config.reward, rewards)
-    found = reading.sources_of(config, "train", tokenizer, reads_ratings=False)
-    data, asked = prompts.load_prompts(found, config.data.train, config.data, tokenizer)
+    data, asked = supply.prompts(config, tokenizer)
     agreeing.agree_on_rows(data)
     width = max(len(record.prompt) for record in data.train)
     sizes = on_policy.in_microbatches(
@@ -168,7 +186,7 @@ def of_samples(
     steps = total_steps(config)(len(data.train))
     ref = on_policy.moving(name, given, config.ref, sizes.updates)
     ignored = config.model.ignore_attributes
-    ref_model = model_wiring.reference_model(model, ref, mesh, ignored)
+    ref_model = model_wiring.reference_model(model, ref, mesh, ignored, supply.check)
     trainer = training.make_trainer(
         config, losses, model, ref_model, mesh, steps, sizes, scorer, value
     )

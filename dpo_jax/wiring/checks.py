@@ -19,7 +19,7 @@ from dpo_jax.objectives import OBJECTIVES
 from dpo_jax.objectives.algorithms import SampleKind
 from dpo_jax.objectives.judged import Kind
 from dpo_jax.rewards import REWARDS, RewardTable
-from dpo_jax.train import optimizer
+from dpo_jax.train import optimizer, trackers
 from dpo_jax.wiring import objective, rewarding, sample_checks
 from dpo_jax.wiring.data import Data
 from dpo_jax.wiring.objective import Losses
@@ -48,6 +48,7 @@ def check(config: Config, table: LossTable, rewards: RewardTable = REWARDS) -> L
     with collected(ConfigError) as complaints:
         missing = [name for name in names if name not in table]
         complaints += [unknown("loss.name", name, table) for name in missing]
+        complaints += trackers.faults(config.log.to, config.log.project)
         complaints += sample_checks.on_policy_faults(config)
         if isinstance(kind, SampleKind):
             by = f"objective={config.objective!r}"

@@ -1,72 +1,136 @@
 """A run's programs compiled for devices that need not be there.
 
-The same wiring as training, with arrays that are shapes and nothing else. libtpu
-compiles for TPUs on a machine without one, so what a step takes of a device's memory,
-and what it sends between devices, is known before a pod is booked. This file reads no
-data: which rows a step holds, its caller says.
+The parts of a run are built as `train` builds them; here their programs get arguments
+that are shapes and nothing else. libtpu compiles for TPUs on a machine without one, so
+what a step takes of a device's memory, and what it sends between devices, is known
+before a pod is booked.
 """
 
-import collections
+import math
 import re
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from dpo_jax.config import Config
 from dpo_jax.data import layouts
 from dpo_jax.errors import DeviceError
-from dpo_jax.models.spec import DecoderSpec
-from dpo_jax.sharding import arrays, rules
-from dpo_jax.train import annotate
+from dpo_jax.models import blockwise
+from dpo_jax.sampling import batches
+from dpo_jax.sampling.rollout import abstract_prompts, abstract_samples
+from dpo_jax.sharding import arrays, hlo, rules
+from dpo_jax.sharding import mesh as mesh_lib
+from dpo_jax.train import annotate, flops
 from dpo_jax.types import Batch, Params
 from dpo_jax.wiring import model as model_wiring
-from dpo_jax.wiring import training
-from dpo_jax.wiring.objective import Losses, needs_whole_reference
+from dpo_jax.wiring.digests import digest_of
+from dpo_jax.wiring.parts import Parts
+from dpo_jax.wiring.turns import Turn
 
 ONE_CORE = {"v4": "megacore"}  # topologies that list a chip's cores unless asked not to
-COLLECTIVE = re.compile(
-    r"= .*? (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)"
-    r"(?:-start)?\(.*?channel_id=(\d+)"
-)
-FUSED = "%all-reduce-scatter"  # a computation that TPUs run as one reduce-scatter
+REFUSED = re.compile(r"[Uu]sed ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
 
 
-class Program(NamedTuple):
-    """What the compiler says of a program; bytes are those of one device.
+class Memory(NamedTuple):
+    """What the compiler says of a program's memory: bytes of one device.
 
     Attributes:
-      name: `reference` or `train step`.
-      seconds: to trace, lower and compile.
-      arguments: bytes that come in.
-      outputs: bytes that go out.
-      aliased: bytes of the outputs that lie where donated arguments lay.
-      temporaries: bytes held besides, at most.
-      code: bytes of the program itself.
-      collectives: how many of each kind its text has; those in a loop's body, such as
-        that over the layers, count once.
-      text: optimized HLO.
+      arguments: that come in.
+      outputs: that go out.
+      aliased: of the outputs that lie where donated arguments lay.
+      temporaries: held besides, at most.
+      code: of the program itself.
     """
 
-    name: str
-    seconds: float
     arguments: int
     outputs: int
     aliased: int
     temporaries: int
     code: int
-    collectives: dict[str, int]
-    text: str
 
     @property
     def peak(self) -> int:
-        """Bytes of a device that arguments, outputs, temporaries and code take."""
+        """Bytes that arguments, outputs, temporaries and code take."""
         fresh = self.outputs - self.aliased
         return self.arguments + fresh + self.temporaries + self.code
+
+
+class Program(NamedTuple):
+    """What the compiler says of a program.
+
+    Attributes:
+      name: such as `reference` or `train step`.
+      seconds: to trace, lower and compile.
+      memory: None = unknown: the compiler says nothing, or zero where there is some.
+      refused: why it does not fit, in the compiler's words; '' = it compiled.
+      held: role -> bytes of one device that its arguments have.
+      leaves: (name, bytes of one device) of its arguments, the largest first.
+      traffic: what its collectives send.
+      flops: its matrix products, on all devices together.
+      outputs: shapes with shardings; None where it was refused.
+      text: optimized HLO; '' where it was refused.
+      digest: 16 hex digits of the lowered program.
+    """
+
+    name: str
+    seconds: float
+    memory: Memory | None
+    refused: str
+    held: Mapping[str, int]
+    leaves: Sequence[tuple[str, int]]
+    traffic: Mapping[str, hlo.Traffic]
+    flops: flops.Counted
+    outputs: Any
+    text: str
+    digest: str
+
+
+class Loops(NamedTuple):
+    """How long the loops run, at most, of which a program does not say it.
+
+    Attributes:
+      vocab: V, which tells the loop over logits from the others.
+      chunks: of a row's scored tokens, whose logits are held at once.
+      blocks: of keys in a row; a causal row needs half of them on average.
+    """
+
+    vocab: int
+    chunks: int
+    blocks: int
+
+    def __call__(self, eqn: Any) -> int:
+        """Says how long a loop of a jaxpr runs."""
+        sizes = {n for each in eqn.invars for n in getattr(each.aval, "shape", ())}
+        return self.chunks if self.vocab in sizes else max(1, (self.blocks + 1) // 2)
+
+
+def loops_of(parts: Parts, *, scored: int, tokens: int) -> Loops:
+    """Counts the loops of rows of so many tokens, C and T of the dimension key."""
+    chunks = -(-scored // parts.config.model.logits_chunk)
+    return Loops(parts.model.spec.vocab, chunks, -(-tokens // blockwise.BLOCK))
+
+
+class Asked(NamedTuple):
+    """A program that is to be compiled.
+
+    Attributes:
+      name: of it.
+      run: the jitted function.
+      given: arguments that are shapes with shardings, by what they are.
+      fixed: further arguments, static ones among them.
+      loops: of unknown length.
+    """
+
+    name: str
+    run: Any
+    given: Mapping[str, Any]
+    fixed: tuple[Any, ...] = ()
+    loops: Loops = Loops(0, 1, 1)
 
 
 def tpus(topology: str) -> Sequence[Any]:
@@ -87,54 +151,54 @@ def tpus(topology: str) -> Sequence[Any]:
     return described.devices
 
 
-def compile_run(
-    config: Config,
-    losses: Losses,
-    folder: Path | None,
-    spec: DecoderSpec,
-    shape: layouts.Shape,
-    mesh: Mesh,
-    *,
-    steps: int,
-) -> list[Program]:
-    """Compiles what a step of `train` runs.
+def of_step(parts: Parts, shape: layouts.Shape | None = None) -> list[Asked]:
+    """Lists what a step of `train` runs, without an on-policy run's turns.
 
     Args:
-      config: of the run.
-      losses: of the run.
-      folder: where the policy's weights would come from; None = drawn.
-      spec: of the policy.
-      shape: of a microbatch, over the whole mesh.
-      mesh: of any devices.
-      steps: of the run, for the schedule.
+      parts: of the run.
+      shape: of a microbatch over the whole mesh; None = the largest of the plan.
 
     Returns:
       The pass of a live reference, if there is one, and the train step.
-
-    Raises:
-      UserError: where `train` would refuse, too.
-      DeviceError: if a program does not fit the devices.
     """
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        policy = model_wiring.make_model(config, folder, spec)
-        model_wiring.check_loadable(policy, mesh)
-        ignored = config.model.ignore_attributes
-        reference = model_wiring.reference_model(policy, config.ref, mesh, ignored)
-        trainer = training.make_trainer(config, losses, policy, reference, mesh, steps)
-        batch = abstract_batch(shape, config.batch.microbatches or 1, mesh)
-        programs = []
-        if reference is not None:
-            chunk, whole = config.model.logits_chunk, needs_whole_reference(losses)
-            ask = model_wiring.compile_ask(reference, mesh, chunk=chunk, whole=whole)
-            params = model_wiring.abstract_weights(reference, mesh)
-            if config.ref.mode == "live":
-                programs.append(compiled("reference", ask, params, batch))
-            batch = annotated(ask, params, batch, mesh)
-        hyper = jax.eval_shape(trainer.hyper)
-        replicated = dict.fromkeys(hyper, arrays.replicated(mesh))
-        hyper = rules.with_shardings(hyper, replicated)
-        given = (trainer.abstract, trainer.frozen, batch, hyper)
-        return [*programs, compiled("train step", trainer.step, *given)]
+    assert parts.train is not None
+    loads = parts.train
+    most = max(range(len(loads)), key=lambda step: loads.shape_at(step).rows)
+    shape = shape or loads.shape_at(most)
+    batch = abstract_batch(shape, loads.microbatches, parts.mesh)
+    loops = loops_of(parts, scored=shape.scored, tokens=shape.tokens)
+    asked, batch = with_reference(parts, batch, loops)
+    given = {**state_of(parts), "batch": batch, "hyper": hyper_of(parts)}
+    return [*asked, Asked(parts.updates, parts.trainer.step, given, loops=loops)]
+
+
+def state_of(parts: Parts) -> dict[str, Any]:
+    """Returns what trains and what is frozen, as shapes."""
+    return {"state": parts.trainer.abstract, "frozen": parts.trainer.frozen}
+
+
+def hyper_of(parts: Parts) -> Any:
+    """Returns the float hyper-parameters, as shapes."""
+    hyper = jax.eval_shape(parts.trainer.hyper)
+    return rules.with_shardings(
+        hyper, dict.fromkeys(hyper, arrays.replicated(parts.mesh))
+    )
+
+
+def with_reference(
+    parts: Parts, batch: Batch, loops: Loops
+) -> tuple[list[Asked], Batch]:
+    """Lists the reference's pass, if one runs, and adds the columns that it gives."""
+    if parts.ask is None:
+        return [], batch
+    reference, mesh = parts.reference, parts.mesh
+    assert reference is not None
+    params = parts.trainer.frozen.get("ref") or parts.trainer.abstract.ref
+    if params is None:  # from the cache: it does not run beside the step
+        weights = model_wiring.abstract_weights(reference, mesh)
+        return [], annotated(parts.ask, weights, batch, mesh)
+    pass_ = Asked("reference", parts.ask, {"ref": params, "batch": batch}, loops=loops)
+    return [pass_], annotated(parts.ask, params, batch, mesh)
 
 
 def abstract_batch(shape: layouts.Shape, microbatches: int, mesh: Mesh) -> Batch:
@@ -156,46 +220,171 @@ def annotated(ask: Any, params: Params, batch: Batch, mesh: Mesh) -> Batch:
     return annotate.with_tokens(batch, rules.with_shardings(columns, places))
 
 
-def compiled(name: str, program: Any, *shapes: Any) -> Program:
-    """Compiles a jitted function for arguments that are shapes with shardings.
-
-    Raises:
-      DeviceError: in the compiler's words, if it does not fit the devices.
-    """
+def compiled(asked: Asked, devices: int) -> Program:
+    """Compiles a program for arguments that are shapes with shardings."""
     start = time.perf_counter()
+    traced = asked.run.trace(*asked.given.values(), *asked.fixed)
+    counted = flops.counted(traced.jaxpr, trips=asked.loops)
+    lowered = traced.lower()
+    digest = digest_of(lowered)
+    memory, text, refused, outputs = None, "", "", None
     try:
-        done = program.lower(*shapes).compile()
+        done = lowered.compile()
+        memory, text = memory_of(done), done.as_text()
+        outputs = rules.with_shardings(lowered.out_info, done.output_shardings)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise DeviceError(f"{name} does not fit: {error}") from error
-    seconds = time.perf_counter() - start
-    memory, text = done.memory_analysis(), done.as_text()
+        refused = str(error)
+    leaves = leaves_of(asked.given)
+    held: dict[str, int] = {}
+    for name, size in leaves:
+        held[role_of(name)] = held.get(role_of(name), 0) + size
     return Program(
-        name,
-        seconds,
-        memory.argument_size_in_bytes,
-        memory.output_size_in_bytes,
-        memory.alias_size_in_bytes,
-        memory.temp_size_in_bytes,
-        memory.generated_code_size_in_bytes,
-        collectives(text),
+        asked.name,
+        time.perf_counter() - start,
+        memory,
+        refused,
+        held,
+        sorted(leaves, key=lambda leaf: -leaf[1]),
+        hlo.traffic(text, devices=devices, trips=asked.loops.chunks) if text else {},
+        counted,
+        outputs,
         text,
+        digest,
     )
 
 
-def collectives(text: str) -> dict[str, int]:
-    """Counts the collectives in optimized HLO, the most frequent kind first.
+def memory_of(done: Any) -> Memory | None:
+    """Reads what the compiler says of memory; None where it says nothing, or zero."""
+    said = done.memory_analysis()
+    if said is None:
+        return None
+    memory = Memory(
+        said.argument_size_in_bytes,
+        said.output_size_in_bytes,
+        said.alias_size_in_bytes,
+        said.temp_size_in_bytes,
+        said.generated_code_size_in_bytes,
+    )
+    some = memory.arguments > 0 and memory.outputs > 0 and memory.temporaries > 0
+    return memory if some else None
 
-    One that runs beside other work stands there several times, under one channel.
+
+def used_of(refused: str) -> tuple[float, float] | None:
+    """Reads (bytes needed, bytes there) out of a compiler's refusal, if it says so."""
+    match = REFUSED.search(refused)
+    if match is None:
+        return None
+    used, of_used, there, of_there = match.groups()
+    units = {"": 1, **{letter: 2 ** (10 * i) for i, letter in enumerate("KMGT", 1)}}
+    return float(used) * units[of_used], float(there) * units[of_there]
+
+
+def leaves_of(tree: Any) -> list[tuple[str, int]]:
+    """Lists (name, bytes of one device) of shapes with shardings."""
+    found = jax.tree_util.tree_leaves_with_path(tree)
+    return [(rules.path_name(path), bytes_of(leaf)) for path, leaf in found]
+
+
+def bytes_of(leaf: Any) -> int:
+    """Counts the bytes that a device holds of an array."""
+    place = getattr(leaf, "sharding", None)
+    shape = leaf.shape if place is None else place.shard_shape(leaf.shape)
+    return math.prod(shape) * leaf.dtype.itemsize
+
+
+ROLES = (
+    (r"^state/params/value/", "value model"),
+    (r"^weights/", "weights to decode"),
+    (r"^(state/params|params)/", "parameters"),
+    (r"^state/opt_state/", "optimizer"),
+    (r"^(state/ref|frozen/ref|ref)/", "reference"),
+    (r"^(frozen/reward|reward)/", "reward model"),
+    (r"/cache/", "KV cache"),
+    (r"", "batch and rest"),
+)
+
+
+def role_of(name: str) -> str:
+    """Says what an argument is for, by its name."""
+    return next(role for pattern, role in ROLES if re.search(pattern, name))
+
+
+def of_turn(parts: Parts) -> list[Asked]:
+    """Lists what a turn of an on-policy run runs, but for sampling, see `sampling`.
+
+    Returns:
+      The reward model's pass, the reference's, and the turn's updates.
     """
-    channels, heading = {}, ""
-    for line in text.splitlines():
-        if not line.startswith(" "):
-            heading = line
-        match = COLLECTIVE.search(line)
-        if match is not None:
-            kind, channel = match.groups()
-            fused = heading.startswith(FUSED)
-            channels[channel] = "reduce-scatter" if fused else kind
-    return dict(collections.Counter(channels.values()).most_common())
+    turns, mesh = parts.turns, parts.mesh
+    assert turns is not None
+    sizes, spread = turns.sizes, arrays.row_sharding(mesh)
+    new = sizes.samples * sizes.new_tokens
+    loops = loops_of(parts, scored=new, tokens=sizes.width + new)
+    asked = []
+    if parts.scorer is not None:
+        part = part_of(parts)
+        given = {
+            "reward": parts.trainer.frozen["reward"],
+            "prompts": abstract_prompts(part.size, part.width, spread),
+            "samples": abstract_samples(part.size, part.n, sizes.new_tokens, spread),
+        }
+        asked.append(Asked("reward model", parts.scorer.score, given, loops=loops))
+    passes, batch = with_reference(parts, turns.abstract(), loops)
+    order = (sizes.updates, sizes.microbatches, sizes.rows)
+    turn = Turn(batch, arrays.shaped(order, jnp.int32, arrays.replicated(mesh)))
+    given = {**state_of(parts), "batch": turn, "hyper": hyper_of(parts)}
+    step = Asked(parts.updates, parts.trainer.step, given, loops=loops)
+    return [*asked, *passes, step]
+
+
+def part_of(parts: Parts) -> batches.Part:
+    """Says what is drawn together, as `batches.rollouts` shares prompts out."""
+    turns = parts.turns
+    assert turns is not None
+    sizes, shards = turns.sizes, mesh_lib.row_shards(parts.mesh)
+    each = parts.config.rollout.batch * shards
+    lengths = [sizes.width] * sizes.prompts
+    return next(batches.plan(lengths, sizes.samples, batch=each, shards=shards))
+
+
+def sampling(parts: Parts, tell: Callable[[str], None]) -> list[Program]:
+    """Compiles what draws the samples of a turn: each part's result is the next's.
+
+    Args:
+      parts: of an on-policy run.
+      tell: is told what is compiled next.
+    """
+    turns, mesh = parts.turns, parts.mesh
+    assert turns is not None
+    sampler, part, devices = turns.sampler, part_of(parts), mesh.size
+    abstract, frozen = parts.trainer.abstract, parts.trainer.frozen
+    params = turns.drawing(abstract, frozen)
+    found = []
+
+    def run(name: str, jitted: Any, given: dict[str, Any], *fixed: Any) -> Any:
+        tell(name)
+        found.append(compiled(Asked(name, jitted, given, fixed), devices))
+        return found[-1].outputs
+
+    weights = run("weights to decode", sampler.ready, {"params": params})
+    spread, alone = arrays.row_sharding(mesh), arrays.replicated(mesh)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    given = {
+        "params": params,
+        "prompts": abstract_prompts(part.size, part.width, spread),
+        "key": arrays.shaped(key.shape, key.dtype, alone),
+        "first": np.int32(0),
+    }
+    state = run("prefill", sampler.start, given, part.n)
+    if weights is not None and state is not None:
+        rows = part.size * part.n
+        given = {
+            "weights": weights,
+            "state": state,
+            "until": np.int32(0),
+            "kept": arrays.shaped((rows,), jnp.int32, spread),
+        }
+        run("decode", sampler.advance, given)
+    return found

@@ -4,6 +4,7 @@ import functools
 import math
 from collections.abc import Callable
 
+import jax
 import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
@@ -13,6 +14,7 @@ from dpo_jax.data.loader import Loader
 from dpo_jax.errors import DeviceError
 from dpo_jax.models import memory
 from dpo_jax.models.spec import DecoderSpec
+from dpo_jax.sharding import chips
 from dpo_jax.sharding import mesh as mesh_lib
 
 MORE_PLACES = 1.05  # of tokens, that microbatches may need without a limit of memory
@@ -164,5 +166,13 @@ def budget_of(state: float, limit: float | None) -> float:
 
 
 def memory_of(mesh: Mesh) -> float | None:
-    """Asks a device of this process what memory it has; a CPU does not say."""
-    return (mesh.local_devices[0].memory_stats() or {}).get("bytes_limit")
+    """Says what memory a device has: it is asked, or is of a kind that is known.
+
+    A CPU does not say; a device of a topology is not there to be asked.
+    """
+    device = next(iter(mesh.local_devices or mesh.devices.flat))
+    try:
+        return (device.memory_stats() or {}).get("bytes_limit")
+    except jax.errors.JaxRuntimeError:
+        chip = chips.of_kind(device.device_kind)
+        return None if chip is None else chip.memory

@@ -165,12 +165,11 @@ def assemble(decoder: Decoder, folder: Path | None, held: str) -> Model:
     return Model(spec, folder, held, apply, decoder, decoder.head)
 
 
-def check_loadable(model: Model, mesh: Mesh) -> None:
-    """Refuses a model that the mesh or its own folder cannot give, before loading it.
+def check_heads(model: Model, mesh: Mesh) -> None:
+    """Refuses a model whose heads do not divide over the mesh.
 
     Raises:
-      DeviceError: if heads do not divide over the mesh.
-      ModelError: if weights cannot be read, or are not those of its `config.json`.
+      DeviceError: naming the sizes that do.
     """
     tensor, spec = mesh.shape["tensor"], model.spec
     shared = math.gcd(spec.heads, spec.kv_heads)
@@ -180,8 +179,21 @@ def check_loadable(model: Model, mesh: Mesh) -> None:
             f"mesh.tensor={tensor} does not divide {spec.heads} heads and "
             f"{spec.kv_heads} kv heads; use {' or '.join(fits)}"
         )
+
+
+def check_loadable(model: Model, mesh: Mesh) -> None:
+    """Refuses a model that the mesh or its own folder cannot give, before loading it.
+
+    Raises:
+      DeviceError: as `check_heads`.
+      ModelError: if weights cannot be read, or are not those of its `config.json`.
+    """
+    check_heads(model, mesh)
     if model.folder is not None:
         hf.check_weights(model.folder, stored_spec(model))
+
+
+Check = Callable[[Model, Mesh], None]
 
 
 def stored_spec(model: Model) -> DecoderSpec:
@@ -238,7 +250,11 @@ def abstract_weights(model: Model, mesh: Mesh) -> Params:
 
 
 def reference_model(
-    policy: Model, ref: Mapping[str, Any], mesh: Mesh, ignored: Collection[str] = ()
+    policy: Model,
+    ref: Mapping[str, Any],
+    mesh: Mesh,
+    ignored: Collection[str] = (),
+    check: Check = check_loadable,
 ) -> Model | None:
     """Builds the reference's decoder; its weights come later. None without one.
 
@@ -247,6 +263,7 @@ def reference_model(
       ref: `config.ref`. One that moves is held as the policy is: as float32 masters.
       mesh: of the run.
       ignored: see `find_folder`.
+      check: what is refused before it is loaded.
 
     Raises:
       ModelError: if it cannot be used, or its table does not fit the policy's.
@@ -264,7 +281,7 @@ def reference_model(
     decoder = policy.decoder.clone(spec=spec, dtype=dtype)
     held = policy.held if ref["sync_every_steps"] else dtype.name
     model = assemble(decoder, folder, held)
-    check_loadable(model, mesh)
+    check(model, mesh)
     return model
 
 
@@ -279,6 +296,7 @@ def scalar_model(
     longest: int,
     trained: bool,
     ignored: Collection[str] = (),
+    check: Check = check_loadable,
 ) -> Model:
     """Builds a model with a scalar head of a folder; its weights come later.
 
@@ -293,6 +311,7 @@ def scalar_model(
       trained: whether its head must be in the folder; else a language model gets one
         that says 0 of everything.
       ignored: see `find_folder`.
+      check: what is refused before it is loaded.
 
     Raises:
       ModelError: if it cannot be used.
@@ -313,7 +332,7 @@ def scalar_model(
     of = jnp.dtype(dtype or like.dtype)
     decoder = like.clone(spec=spec, dtype=of, shared=True)
     model = assemble(decoder, folder, held or of.name)._replace(scores_zero=True)
-    check_loadable(model, mesh)
+    check(model, mesh)
     return model
 
 

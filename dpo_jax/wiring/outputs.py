@@ -1,6 +1,7 @@
 """What a run leaves behind: accounts, samples, results, the report, a model's card."""
 
 import json
+import os
 import re
 import subprocess
 from collections.abc import Callable, Mapping
@@ -11,8 +12,8 @@ import jax
 from absl import logging
 from etils import epath
 
-from dpo_jax import __version__, files
-from dpo_jax.config import Config, fingerprint, flat
+from dpo_jax import __version__, files, lines
+from dpo_jax.config import Config, fingerprint, flat, to_json
 from dpo_jax.errors import RunFolderError
 from dpo_jax.files import AnyPath
 from dpo_jax.lines import Seal
@@ -22,13 +23,13 @@ from dpo_jax.objectives.algorithms import SampleKind
 from dpo_jax.objectives.judged import Kind
 from dpo_jax.report import html
 from dpo_jax.report.runs import results_fault
-from dpo_jax.train import runfolder
+from dpo_jax.train import runfolder, trackers
 from dpo_jax.train.metrics import MetricsLog
 from dpo_jax.train.throughput import Peak
 from dpo_jax.wiring.data import rows_kept
 from dpo_jax.wiring.objective import losses_of, used_options
 from dpo_jax.wiring.rewarding import names_of
-from dpo_jax.wiring.sampled import Sampled, side_by_side
+from dpo_jax.wiring.sampled import Sampled, by_prompt, side_by_side
 
 SHOWN_SAMPLES = 12
 
@@ -122,7 +123,7 @@ def write_json(workdir: AnyPath, name: str, value: Any) -> None:
 
 def begin(
     workdir: AnyPath,
-    text: str,
+    config: Config,
     report: dict[str, Any],
     first: int,
     sealed: Seal | None,
@@ -131,7 +132,7 @@ def begin(
 
     Args:
       workdir: the run folder, claimed.
-      text: what config.json is to hold.
+      config: what config.json is to hold.
       report: what data.json is to hold.
       first: steps already taken.
       sealed: what the checkpoint of that step says of the lines of metrics.jsonl.
@@ -141,10 +142,39 @@ def begin(
     """
     if jax.process_index():
         return None
+    text = to_json(config)
     runfolder.write_config(workdir, text)
     write_json(workdir, "data.json", report)
     attempt = runfolder.begin_attempt(workdir, json.loads(text), commit())
-    return MetricsLog(workdir, resume_step=first, attempt=attempt, sealed=sealed)
+    return MetricsLog(
+        workdir,
+        resume_step=first,
+        attempt=attempt,
+        sealed=sealed,
+        mirrors=mirrors(workdir, config, first),
+    )
+
+
+def mirrors(workdir: AnyPath, config: Config, first: int) -> list[trackers.Mirror]:
+    """Starts the trackers of `log.to`, in the run of theirs that this folder is."""
+    folder, to = epath.Path(workdir), trackers.named(config.log.to)
+    apart = [name for name in to if name != "tensorboard"]
+    kept, told = {}, {}
+    if apart:
+        before = trackers.read_identity(folder / "tracker.json")
+        kept = trackers.identity(before, fingerprint(config))
+        if kept == before:
+            told = trackers.told(lines.read(folder))
+        write_json(workdir, "tracker.json", kept)
+    about = trackers.About(
+        folder=os.fspath(folder) if files.is_local(workdir) else "",
+        name=folder.name,
+        id=kept.get("id", ""),
+        project=config.log.project,
+        config=flat(config),
+        first=first,
+    )
+    return [trackers.Mirror(name, about, told) for name in to]
 
 
 def bad_batch(workdir: AnyPath, number: int, ids: list[int]) -> str:
@@ -164,10 +194,14 @@ def leave_behind(
     results: dict[str, Any],
     sampled: Sampled | None,
 ) -> None:
-    """Writes samples.json, results.json and, last, report.html: the run is whole."""
+    """Writes samples.json, rollouts.json, results.json and, last, report.html.
+
+    With that the run is whole.
+    """
     if sampled is not None:
         shown = side_by_side(sampled, SHOWN_SAMPLES)
         write_json(workdir, "samples.json", shown)
+        write_json(workdir, "rollouts.json", {"step": step, **by_prompt(sampled)})
     write_json(workdir, "results.json", {**results, "step": step, "values": values})
     if files.is_local(workdir):
         html.write_report([workdir], Path(workdir) / "report.html")

@@ -8,9 +8,10 @@ from jax.sharding import Mesh
 
 from dpo_jax.config import Config
 from dpo_jax.data.loader import Loader
+from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.rewards.ask import Reward
 from dpo_jax.train import throughput
-from dpo_jax.types import Params
+from dpo_jax.types import Frozen, Params
 from dpo_jax.wiring import feeds, reference, training, turns
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring.data import Data
@@ -50,6 +51,11 @@ class Parts(NamedTuple):
     turns: Turns | None = None
     value: Model | None = None
     standard: Standard | None = None
+
+    @property
+    def updates(self) -> str:
+        """Names the program that trains."""
+        return "train step" if self.turns is None else "turn's updates"
 
     def refer(
         self, workdir: os.PathLike | str, *, evaluation_only: bool = False
@@ -91,21 +97,26 @@ class Parts(NamedTuple):
             self.reference, self.mesh, seed=self.config.seed
         )
 
+    def runs(self, frozen: Frozen) -> list[tuple[float, DecoderSpec]]:
+        """Lists the forward passes that a turn takes of each model."""
+        assert self.turns is not None
+        epochs = 3.0 * self.turns.sizes.epochs  # each forward and backward
+        runs = [(epochs + 1.0, self.model.spec)]  # the samples scored once before
+        if "ref" in frozen:
+            runs.append((1.0, self.model.spec))
+        if self.value is not None:
+            runs.append((epochs + 1.0, self.value.spec))
+        if self.scorer is not None:
+            runs.append((1.0, self.scorer.model.spec))
+        return runs
+
     def feed(self, referred: Referred, first: int, now: Callable[[], float]) -> Feed:
         """Feeds the loop from update `first` on; `now` tells the time in seconds."""
         peak = throughput.peak(self.config.model.dtype).flops_per_second
         spec = self.model.spec
         sources = self.data.sources_of("train")
         if self.turns is not None:
-            epochs = 3.0 * self.turns.sizes.epochs  # each forward and backward
-            runs = [(epochs + 1.0, spec)]  # the samples scored once before
-            if "ref" in referred.frozen:
-                runs.append((1.0, spec))
-            if self.value is not None:
-                runs.append((epochs + 1.0, self.value.spec))
-            if self.scorer is not None:
-                runs.append((1.0, self.scorer.model.spec))
-            frozen = referred.frozen
+            frozen, runs = referred.frozen, self.runs(referred.frozen)
             return feeds.of_turns(self.turns, frozen, runs, first, peak, sources, now)
         assert referred.train is not None
         runs = self.ask is not None and self.ref["mode"] == "live"

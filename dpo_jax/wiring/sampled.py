@@ -1,6 +1,8 @@
 """What a run samples as it goes: prompts of data.eval, beside the reference."""
 
 import functools
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -400,6 +402,29 @@ def side_by_side(sampled: Sampled, count: int) -> list[dict[str, Any]]:
         }
         for i in range(min(count, len(sampled.prompts)))
     ]
+
+
+def by_prompt(sampled: Sampled) -> dict[str, Any]:
+    """Lists what was measured of each prompt, as rollouts.json has it.
+
+    Each list has a number a prompt, its samples' mean, in the order in which they were
+    sampled; null where there is no verdict. `prompts` is a digest of their texts: where
+    it is the same, the numbers of two runs can be paired.
+    """
+    text = json.dumps(sampled.prompts, ensure_ascii=False)
+    both = {"policy": sampled.policy, "reference": sampled.reference}
+    return {
+        "measure": sampled.measure,
+        "prompts": hashlib.sha256(text.encode()).hexdigest()[:16],
+        **{
+            name: {
+                "reward": list(map(_number, rollout.rewards)),
+                "kl": list(map(_number, rollout.kls)),
+                "length": list(map(_number, rollout.lengths)),
+            }
+            for name, rollout in both.items()
+        },
+    }
 
 
 def _shown(prompt: Text) -> str:

@@ -100,6 +100,7 @@ def make_scorer(
     longest: int,
     tokenizers: Sequence[Any],
     ignored: Sequence[str] = (),
+    check: model_wiring.Check = model_wiring.check_loadable,
 ) -> Scorer | None:
     """Builds the reward model of `reward.path`; None without one. Loads no weights.
 
@@ -112,6 +113,7 @@ def make_scorer(
       longest: tokens of the longest prompt with a sample.
       tokenizers: of the policies that are sampled.
       ignored: see `model_wiring.find_folder`.
+      check: see `model_wiring.scalar_model`.
 
     Raises:
       ModelError: if it cannot be used, or reads other words than are sampled.
@@ -130,6 +132,7 @@ def make_scorer(
         longest=longest,
         trained=True,
         ignored=ignored,
+        check=check,
     )
     check_words(field, model, vocab, tokenizers)
     assert model.folder is not None
@@ -167,15 +170,20 @@ def of_frozen(scorer: Scorer | None, *, width: int) -> Score:
 
 
 def value_model(
-    config: Config, policy: Model, tokenizer: Any, mesh: Mesh
+    config: Config,
+    policy: Model,
+    tokenizers: Sequence[Any],
+    mesh: Mesh,
+    check: model_wiring.Check = model_wiring.check_loadable,
 ) -> Model | None:
     """Builds the critic of `value.path`, in float32 masters; None without one.
 
     Args:
       config: of the run.
       policy: it computes as this does, but for what its folder says.
-      tokenizer: of the policy.
+      tokenizers: whose words it must share.
       mesh: of the run.
+      check: see `model_wiring.scalar_model`.
 
     Raises:
       UserError: as `make_scorer`.
@@ -193,8 +201,9 @@ def value_model(
         longest=config.data.max_tokens,
         trained=False,
         ignored=config.model.ignore_attributes,
+        check=check,
     )
-    check_words(f"value.path={path!r}", model, policy.spec.vocab, [tokenizer])
+    check_words(f"value.path={path!r}", model, policy.spec.vocab, tokenizers)
     return model
 
 

@@ -15,7 +15,12 @@ from jax.sharding import Mesh
 from dpo_jax.rewards.ask import Verdicts, means
 from dpo_jax.sampling import batches, compare
 from dpo_jax.sampling.batches import Sampler
-from dpo_jax.sampling.rollout import Prompts, rows_of
+from dpo_jax.sampling.rollout import (
+    Prompts,
+    abstract_prompts,
+    abstract_samples,
+    rows_of,
+)
 from dpo_jax.sharding import arrays
 from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.train import turn as turn_lib
@@ -115,6 +120,8 @@ class Turns:
 
     Attributes:
       sizes: of a turn.
+      sampler: of whoever draws.
+      drawing: (state, frozen) -> its parameters.
     """
 
     def __init__(
@@ -150,7 +157,7 @@ class Turns:
           score: what the reward model says.
         """
         self._records, self._order, self.sizes = records, order, sizes
-        self._sampler, self._drawing, self._judge = sampler, drawing, judge
+        self.sampler, self.drawing, self._judge = sampler, drawing, judge
         self._decode, self._mesh, self._seed = decode, mesh, seed
         self._batch, self._comparing, self._score = batch, comparing, score
         self._facts: dict[int, dict[str, float]] = {}
@@ -176,7 +183,7 @@ class Turns:
         self._end(taken, begun)
         places = self._order[number]
         prompts = [self._records[at].prompt for at in places]
-        samples = self._drawn(self._drawing(state, frozen), prompts, number)
+        samples = self._drawn(self.drawing(state, frozen), prompts, number)
         drawn = now()
         ids = samples.ids()
         texts = [[self._decode(each) for each in row] for row in ids]
@@ -225,11 +232,11 @@ class Turns:
             params,
             prompts,
             key,
-            sampler=self._sampler,
+            sampler=self.sampler,
             n=self.sizes.samples,
             batch=self._batch * mesh_lib.row_shards(self._mesh),
         )
-        on_host = ((part, self._sampler.read(samples)) for part, _, samples in parts)
+        on_host = ((part, self.sampler.read(samples)) for part, _, samples in parts)
         return batches.gather(on_host, len(prompts), self.sizes.samples)
 
     def _laid(
@@ -263,6 +270,22 @@ class Turns:
         host = jax.tree.map(np.asarray, host)
         place = arrays.row_sharding(self._mesh)
         return self._lay(*arrays.spread(host, place))
+
+    def abstract(self) -> Batch:
+        """Describes the rows of a turn, before anything is annotated."""
+        sizes, place = self.sizes, arrays.row_sharding(self._mesh)
+        samples = abstract_samples(
+            sizes.prompts, sizes.samples, sizes.new_tokens, place
+        )
+        column = arrays.shaped(samples.ended.shape, np.float32, place)
+        columns = dict.fromkeys(("scores", "present", "ended"), column)
+        made = self._comparing
+        count = 0 if made is None else compare.pairs_of(made.rank, sizes.samples)
+        pairs = arrays.shaped((sizes.prompts, count, 2), np.int32, place)
+        prompts = abstract_prompts(sizes.prompts, sizes.width, place)
+        rows = jax.eval_shape(self._lay, prompts, samples, columns, pairs)
+        place = arrays.row_sharding(self._mesh, leading=1)
+        return jax.tree.map(lambda x: arrays.shaped(x.shape, x.dtype, place), rows)
 
     def _rows(
         self,

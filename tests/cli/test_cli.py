@@ -175,7 +175,7 @@ def test_train_prints_what_it_ended_with(trained):
     assert "before (reference)" in out and f"policy: {run}/export" in out
     names = {"config.json", "metrics.jsonl", "checkpoints", "export", "report.html"}
     names |= {"data.json", "log.txt", "results.json", "samples.json", "tensorboard"}
-    names |= {"timing.json", "profile"}
+    names |= {"timing.json", "profile", "rollouts.json"}
     assert names <= {path.name for path in run.iterdir()}
     assert not (run / "errors").exists()
 

@@ -8,10 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
+import sweep_cases
 
 from dpo_jax import cli
 from dpo_jax.cli import sweep
 from dpo_jax.errors import SweepError
+from dpo_jax.launch import trial
 from dpo_jax.launch.worker import Walk
 
 CACHE = Path(__file__).parents[2] / ".cache" / "jax"
@@ -64,6 +66,8 @@ def test_dry_run_prints_the_plan_and_touches_nothing(capsys, file, tmp_path):
         (["--launcher=slurn"], "--launcher='slurn' is not known; did you mean"),
         (["--workers=0", "--failures=0"], "--workers=0 must be ≥ 1 · --failures=0"),
         (["--lease_seconds=1"], "--lease_seconds=1.0 must be ≥ 5.0"),
+        (["--only=dpo", "--workers=2"], "--workers beside --worker or --only"),
+        (["--worker", "--local_cpus=4096"], "--local_cpus=4096 for each of 1 workers"),
         (["--only=dpoo"], "--only='dpoo' is not known; did you mean 'dpo'?"),
         (["more.py"], "sweep needs one file"),
     ],
@@ -74,6 +78,18 @@ def test_flags_that_make_no_sense_are_refused(capsys, file, tmp_path, flags, sai
     code, _, err = call(capsys, file, f"--out={tmp_path}/out", *flags)
     assert code == 2 and said in err and err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_dry_run_says_what_each_worker_has(capsys, file, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "")
+    monkeypatch.delenv("DPO_JAX_CPU_DEVICES", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    out = f"--out={tmp_path}/out"
+    code, printed, _ = call(capsys, file, out, "--dry_run", "--workers=2")
+    assert code == 0 and printed.splitlines()[-2:] == [
+        "worker 0: CUDA_VISIBLE_DEVICES=4,5",
+        "worker 1: CUDA_VISIBLE_DEVICES=6,7",
+    ]
 
 
 def test_files_that_are_no_sweep_are_refused(capsys, tmp_path):
@@ -133,3 +149,48 @@ def test_a_sweep_is_stopped_goes_on_and_ends(file, tmp_path, monkeypatch):
     assert "bad: error[" in done.stderr and "1 of 3 trials failed: bad" in done.stderr
     lines = (out / "sft" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, 201))
+
+
+TABLED = """
+from dpo_jax.launch import Trial
+
+
+def get_sweep(arg=None):
+    return [
+        Trial(f"{beta}.{seed}", "quickstart", {"loss.beta": beta, "seed": seed})
+        for beta in (1.0, 2.0)
+        for seed in (0, 1, 2)
+    ]
+"""
+
+
+def test_table_compares_what_is_done_and_runs_nothing(capsys, tmp_path):
+    """Rewards are .4 + .1 β; the last trial is not done; β = 1 is quickstart's."""
+    (tmp_path / "sweep.py").write_text(TABLED)
+    file, out = str(tmp_path / "sweep.py"), tmp_path / "out"
+    code, _, err = call(capsys, file, f"--out={out}", "--table")
+    assert code == 3 and "no finished trial was evaluated" in err
+    planned = trial.plan(sweep.load_sweep(file), str(out), sweep.load)
+    for each in planned[:-1]:
+        rewards = [0.4 + 0.1 * each.config.loss.beta + i / 50 for i in range(8)]
+        sweep_cases.finish_whole(each, rewards)
+    code, printed, _ = call(capsys, file, f"--out={out}", "--table")
+    assert code == 0 and printed.endswith(f"{out}/table.csv, .md, .tex, .png\n")
+    assert "| beta=1 | 3 | 0 | 3 |" in printed and "| beta=2 | 2 of 3 |" in printed
+    assert "HALF FINISHED: 5 of 6 trials are done." in printed
+    assert "− beta=1" in printed  # the base: what the configuration says
+    names = {path.name for path in out.iterdir() if path.name.startswith("table")}
+    assert names == {"table.csv", "table.md", "table.tex", "table.png"}
+    assert not (out / "2.0.2").exists() and not (out / ".sweep").exists()
+
+
+def test_table_imports_no_jax(tmp_path):
+    (tmp_path / "sweep.py").write_text(TABLED)
+    file, out = str(tmp_path / "sweep.py"), tmp_path / "out"
+    for each in trial.plan(sweep.load_sweep(file), str(out), sweep.load):
+        sweep_cases.finish_whole(each, [0.5, 0.6, 0.7, 0.8])
+    words = ["dpo_jax", "sweep", file, f"--out={out}", "--table"]
+    code = f"import sys; from dpo_jax import cli; cli.main({words!r})"
+    code += "; sys.exit('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert done.returncode == 0, done.stderr

@@ -33,7 +33,7 @@ def _of_run(random: Random) -> list[str]:
 
 def _entries(run: Path) -> list[Path]:
     names = ("config.json", "metrics.jsonl", "data.json", "results.json", "log.txt")
-    more = ("timing.json", "report.html", ".lock", "samples.json")
+    more = ("timing.json", "report.html", ".lock", "samples.json", "rollouts.json")
     kept = sorted(run.glob("attempts/*")) + sorted(run.glob("metrics/*"))
     return [run / name for name in (*names, *more)] + kept
 

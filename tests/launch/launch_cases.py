@@ -1,6 +1,7 @@
 """Sweeps for tests, and trials that end as they are told, without a process."""
 
 import json
+import os
 from pathlib import Path
 
 from dpo_jax import schema
@@ -86,6 +87,23 @@ class Stub:
 def walk(out, planned, stub, stop=None, **rules):
     """Lets one worker walk; returns how it ended, and what it told."""
     told = []
-    worker = Worker(Path(out), "me", Rules(**rules), {"A": "1"}, told.append, stub)
+    worker = Worker(str(out), "me", Rules(**rules), {"A": "1"}, told.append, stub)
     stop = processes.Stop() if stop is None else stop
     return worker.walk(planned, stop), told
+
+
+def walker(out, stub, told):
+    """Makes workers that start stubs: what a launcher is given."""
+    return lambda variables: Worker(
+        str(out), "me", Rules(), {"A": "1", **variables}, told.append, stub
+    )
+
+
+def shim(folder, monkeypatch, name, script):
+    """Puts a program before all others on PATH; it finds `folder` as $HERE."""
+    path = folder / "bin" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/bash\nHERE={folder}\n{script}\n")
+    path.chmod(0o755)
+    if not os.environ["PATH"].startswith(f"{path.parent}:"):
+        monkeypatch.setenv("PATH", f"{path.parent}:{os.environ['PATH']}")

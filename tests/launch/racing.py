@@ -18,8 +18,9 @@ from launch_cases import finish, load
 
 from dpo_jax.cli.train import watch_lease
 from dpo_jax.launch import processes
+from dpo_jax.launch.hosts import LEASE
 from dpo_jax.launch.trial import Trial, plan
-from dpo_jax.launch.worker import LEASE, Rules, Worker
+from dpo_jax.launch.worker import Rules, Worker
 from dpo_jax.train import runfolder
 
 TRIALS, STEPS, SECONDS = 6, 10, 0.1
@@ -40,7 +41,7 @@ def state_of(name, steps=STEPS):
 
 def train(run, taken):
     watch_lease(taken)
-    token = int(taken.stem) - 1
+    token = int(Path(taken).stem) - 1
 
     def note(what):
         with open(run.parent / "events.txt", "a") as file:
@@ -72,13 +73,13 @@ def work(out, seconds, strangers):
         processes.mark = lambda pid: ""
     tell = lambda line: print(line, flush=True)  # noqa: E731
     rules = Rules(lease_seconds=float(seconds), first=os.getpid())
-    worker = Worker(Path(out), f"pid {os.getpid()}", rules, os.environ, tell, start)
+    worker = Worker(str(out), f"pid {os.getpid()}", rules, os.environ, tell, start)
     with processes.stopping() as stop:
         return worker.walk(planned(out), stop).code
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "train":
-        train(Path(sys.argv[-1].partition("=")[2]), Path(os.environ[LEASE]))
+        train(Path(sys.argv[-1].partition("=")[2]), os.environ[LEASE])
     else:
         sys.exit(work(sys.argv[1], sys.argv[2], sys.argv[3] == "strangers"))

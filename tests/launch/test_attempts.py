@@ -5,7 +5,10 @@ import threading
 
 import pytest
 
+from dpo_jax import gcs
 from dpo_jax.errors import WriteError
+from dpo_jax.folders import Bucket, Disk, folder_at
+from dpo_jax.gcs import Unreachable
 from dpo_jax.launch import attempts, processes
 from dpo_jax.launch.attempts import Claims, read_all
 
@@ -22,9 +25,12 @@ class Clock:
         return self.now
 
 
-@pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "trial"
+@pytest.fixture(params=["disk", "bucket"])
+def folder(request, tmp_path, fake_gcs, monkeypatch):
+    """The folder of a trial's attempts: all holds on a disk and on gs://."""
+    monkeypatch.setattr(Bucket, "rest", 0.001)
+    disk = request.param == "disk"
+    return folder_at(tmp_path / "trial" if disk else "gs://bucket/trial")
 
 
 @pytest.fixture
@@ -53,8 +59,8 @@ def test_tokens_rise_and_a_trial_has_one_owner(folder, strangers):
 
 def test_of_many_who_race_one_wins(folder, strangers):
     """Two hundred times, five at once; the creation of a file decides."""
-    for number in range(200):
-        place, won = folder / str(number), []
+    for number in range(200 if isinstance(folder, Disk) else 40):
+        place, won = folder_at(folder.path(str(number))), []
         barrier = threading.Barrier(5)
 
         def race(name, place=place, won=won, barrier=barrier):
@@ -94,28 +100,29 @@ def test_who_lost_a_lease_writes_nothing_more(folder, strangers):
     assert reader.take(folder, ID) is None
     clock.now = 61.0
     taken, _ = reader.take(folder, ID)
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    before = {name: folder.read(name) for name in folder.names()}
     assert not lease.beat("process") and lease.lost
     lease.end(0, "")
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert {name: folder.read(name) for name in folder.names()} == before
     assert taken.beat("mine") and not taken.lost
 
 
-def test_a_disk_that_fails_is_tried_again_until_the_lease_runs_out(
+def test_a_store_that_fails_is_tried_again_until_the_lease_runs_out(
     folder, strangers, monkeypatch
 ):
     owner, _ = claims("owner", seconds=60.0)
     lease, _ = owner.take(folder, ID)
     now, broken = Clock(lease._began), [True]
     monkeypatch.setattr(attempts.time, "monotonic", now)
-    whole = attempts.files.write_whole
+    error = WriteError if isinstance(folder, Disk) else Unreachable
+    replace = folder.replace
 
-    def write(path, data):
+    def write(*arguments):
         if broken[0]:
-            raise WriteError("no")
-        whole(path, data)
+            raise error("no")
+        return replace(*arguments)
 
-    monkeypatch.setattr(attempts.files, "write_whole", write)
+    monkeypatch.setattr(folder, "replace", write)
     now.now += 30.0
     assert lease.beat()
     broken[0] = False
@@ -146,10 +153,111 @@ def test_a_worker_that_is_gone_from_this_host_is_waited_for_no_longer(
 
 
 def test_an_attempt_that_cannot_be_read_is_one_that_goes_on(folder, strangers):
-    folder.mkdir()
-    (folder / "0007.json").write_text("{")
+    folder.create("0007.json", b"{", b"{")
     reader, clock = claims()
     assert reader.take(folder, ID) is None
     clock.now = 61.0
     lease, _ = reader.take(folder, ID)
-    assert lease.token == 8 and json.loads((folder / "0008.json").read_text())
+    assert lease.token == 8 and json.loads(folder.read("0008.json").data)
+
+
+@pytest.fixture
+def bucket(fake_gcs, strangers, monkeypatch):
+    monkeypatch.setattr(Bucket, "rest", 0.001)
+    return Bucket("gs://bucket/trial")
+
+
+def test_a_creation_whose_answer_was_lost_is_ones_own(bucket, fake_gcs, monkeypatch):
+    """Lost once it is looked at again; lost for good, the next look adopts it."""
+    mine, _ = claims("mine")
+    fake_gcs.fault("POST", "0001", "lost")
+    assert mine.take(bucket, ID) is not None
+    monkeypatch.setattr(gcs, "WITHIN", 0.0)
+    fake_gcs.fault("POST", "other/0001", "lost")
+    other = Bucket("gs://bucket/other")
+    with pytest.raises(Unreachable):
+        mine.take(other, ID)
+    assert claims("another")[0].take(other, ID) is None
+    lease, stale = mine.take(other, ID)
+    assert (lease.token, stale) == (1, None) and lease.beat("p")
+    assert [a.process for a in read_all(other)] == ["p"]
+
+
+@pytest.mark.parametrize("what", ["lost", "dropped", 409, 412, 429, 503])
+@pytest.mark.parametrize("step", ["GET /", "GET 0001", "POST 0001", "GET 0002"])
+def test_faults_at_every_step_of_the_protocol(bucket, fake_gcs, step, what):
+    """I3: read again, then decide; one owner, whose beats and end are written."""
+    method, name = step.split()
+    if method == "GET" and what == 412:
+        what = 404 if name != "/" else 500  # gone between list and read
+    mine, _ = claims("mine")
+    fake_gcs.fault(method, f"{name}.json$" if name != "/" else "/$", what)
+    taken = mine.take(bucket, ID)
+    for _ in range(3):
+        taken = taken or mine.take(bucket, ID)
+    lease, _ = taken
+    fake_gcs.fault(method, f"{name}.json$" if name != "/" else "/$", what)
+    if step == "GET 0001":
+        fake_gcs.fault("POST", "0001", 412)  # so that it is read
+    if what == 404 and step == "GET 0001":  # gone: never taken back
+        assert not lease.beat("p") and read_all(bucket)[0].beat == 0
+        return
+    assert lease.beat("p") and lease.beat("q")
+    lease.end(0, "")
+    assert [(a.token, a.beat, a.code) for a in read_all(bucket)] == [(1, 2, 0)]
+
+
+def test_a_takeover_fences_the_stale_attempt_first(bucket, fake_gcs):
+    """A beat between the judgement and the takeover keeps the lease; none after it."""
+    owner, _ = claims("owner")
+    lease, _ = owner.take(bucket, ID)
+    reader, clock = claims("reader")
+    assert reader.take(bucket, ID) is None
+    clock.now = 61.0
+    read, beaten = bucket.read, []
+
+    def late(name):
+        found = read(name)
+        if not beaten:
+            beaten.append(lease.beat("late"))
+        return found
+
+    bucket.read = late
+    assert reader.take(bucket, ID) is None and beaten == [True]
+    bucket.read = read
+    clock.now = 122.0
+    assert reader.take(bucket, ID) is None
+    clock.now = 183.0
+    fake_gcs.fault("POST", "0002", 403)
+    with pytest.raises(WriteError, match="403"):
+        reader.take(bucket, ID)  # it dies between the two writes
+    assert not lease.beat("later") and lease.lost
+    third, other = claims("third")
+    assert third.take(bucket, ID) is None
+    other.now = 61.0
+    assert third.take(bucket, ID)[0].token == 2
+
+
+def test_no_object_is_changed_twice_a_second(fake_gcs, strangers, monkeypatch):
+    """And a lease of a minute is beaten every ten seconds or so."""
+    fake_gcs._strict = True
+    bucket = Bucket("gs://bucket/trial")
+    lease, _ = claims("mine")[0].take(bucket, ID)
+    assert lease.beat("process")
+    lease.end(0, "")
+    assert not fake_gcs.too_fast() and read_all(bucket)[0].code == 0
+    assert len(fake_gcs.changes) == 3
+    lease, _ = claims("mine")[0].take(Bucket("gs://bucket/other"), ID)
+    now = Clock(lease._began)
+    monkeypatch.setattr(attempts.time, "monotonic", now)
+    monkeypatch.setattr(attempts.time, "sleep", lambda seconds: None)
+    beaten = []
+    for _ in range(1200):
+        now.now += 0.1
+        before = len(fake_gcs.changes)
+        assert lease.beat()
+        beaten += [now.now] if len(fake_gcs.changes) > before else []
+        fake_gcs._last.clear()
+    pauses = [b - a for a, b in zip(beaten, beaten[1:], strict=False)]
+    assert 8 <= len(beaten) <= 12 and 10 <= min(pauses) <= max(pauses) < 13
+    assert len(set(pauses)) > 1  # with jitter

@@ -12,7 +12,7 @@ import pytest
 from racing import STEPS, TRIALS, planned, state_of
 
 from dpo_jax.launch import states
-from dpo_jax.launch.attempts import read_all
+from dpo_jax.launch.attempts import folder_of, read_all
 
 SCRIPT = Path(__file__).with_name("racing.py")
 LIMIT = 240  # seconds
@@ -93,7 +93,9 @@ def test_two_race_one_is_killed_and_one_more_comes(tmp_path, worker, whose):
     third = worker(seconds, whose)
     assert second.wait(LIMIT) == 0 and third.wait(LIMIT) == 0
     assert_all_done_once(tmp_path)
-    made = {t.name: read_all(tmp_path / ".sweep" / t.name) for t in planned(tmp_path)}
+    made = {
+        t.name: read_all(folder_of(str(tmp_path), t.name)) for t in planned(tmp_path)
+    }
     taken = [name for name, attempts in made.items() if len(attempts) > 1]
     assert len(taken) == 1 and [a.code for a in made[taken[0]]] == [None, 0]
     mine = [each for each in events(tmp_path) if each[1] == taken[0]]

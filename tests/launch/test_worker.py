@@ -1,14 +1,16 @@
 """A worker walks a list: with trials that end at once, as they are told."""
 
 import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from launch_cases import Stub, chain, finish, walk
 
 from dpo_jax.launch import processes, states
-from dpo_jax.launch.attempts import Claims, read_all
-from dpo_jax.launch.worker import LEASE
+from dpo_jax.launch.attempts import Claims, folder_of, read_all
+from dpo_jax.launch.hosts import LEASE
 from dpo_jax.train import runfolder
 
 
@@ -18,7 +20,7 @@ def planned(tmp_path):
 
 
 def made(out, name):
-    return [(a.code, a.line) for a in read_all(Path(out) / ".sweep" / name)]
+    return [(a.code, a.line) for a in read_all(folder_of(str(out), name))]
 
 
 def test_all_is_done_once_in_order_and_not_again(tmp_path, planned):
@@ -89,7 +91,7 @@ def test_an_end_with_0_and_nothing_done_is_a_failure(tmp_path, planned):
 
 
 def test_a_trial_of_anothers_is_not_started(tmp_path, planned):
-    other = Claims("other", 60.0).take(tmp_path / ".sweep" / "one", "id")
+    other = Claims("other", 60.0).take(folder_of(str(tmp_path), "one"), "id")
     assert other is not None
     stop = processes.Stop()
     stub = Stub(planned)
@@ -111,6 +113,34 @@ def test_only_runs_one_and_comes_back_when_it_is_too_early(tmp_path, planned):
     assert walk(tmp_path, planned, stub, only="base")[0].code == 0
     assert walk(tmp_path, planned, stub, only="two")[0] == (0, {}, [])
     assert stub.started == ["base", "two"]
+
+
+def test_too_early_pauses_and_goes_on_when_the_other_is_done(tmp_path, planned):
+    """An engine that starts it again at once does not spin; a signal ends the pause."""
+    stub, began = Stub(planned), time.monotonic()
+    timer = threading.Timer(0.3, lambda: finish(planned[0]))
+    timer.start()
+    assert planned[0].name == "base"
+    ended, told = walk(tmp_path, planned, stub, only="one", pause=60)
+    timer.join()
+    assert ended.code == 0 and stub.started == ["one"] and time.monotonic() - began < 50
+    assert told[0] == "one: waits for base"
+    stop = processes.Stop()
+    timer = threading.Timer(0.3, stop.take, (signal.SIGTERM, None))
+    timer.start()
+    ended, _ = walk(tmp_path, planned, stub, stop, only="last", pause=60)
+    timer.join()
+    assert ended == (75, {}, ["last"]) and time.monotonic() - began < 50
+
+
+def test_too_early_fails_by_name_when_the_other_failed(tmp_path, planned):
+    """It does not come back for ever to a trial that nobody runs."""
+    stub = Stub(planned, {"base": [6]})
+    assert walk(tmp_path, planned, stub, only="base")[0].code == 9
+    ended, _ = walk(tmp_path, planned, stub, only="one")
+    assert ended == (9, {"one": "one waits for base, which failed"}, [])
+    assert walk(tmp_path, planned, stub, only="base")[0].code == 0
+    assert walk(tmp_path, planned, stub, only="one")[0].code == 0
 
 
 def test_a_signal_reaches_the_trial(tmp_path, planned):

@@ -19,6 +19,8 @@ from dpo_jax.models import attention
 from dpo_jax.models.spec import preset
 from dpo_jax.sharding.mesh import make_mesh
 from dpo_jax.wiring import compiling, objective
+from dpo_jax.wiring.assembling import make_parts
+from dpo_jax.wiring.supply import FROM_CONFIG
 
 pytestmark = pytest.mark.tpu
 
@@ -34,7 +36,7 @@ def libtpu():
 
 def compiled(topology, backend, layout, chunk, ref="cached", tokens=TOKENS):
     """Compiles DPO with one row on each chip, 128 tokens of it scored."""
-    config = schema.base().lock()
+    config = schema.base()
     config.update_from_flattened_dict(
         {
             "model.attention": backend,
@@ -42,12 +44,21 @@ def compiled(topology, backend, layout, chunk, ref="cached", tokens=TOKENS):
             "model.logits_chunk": chunk,
             "data.layout": layout,
             "ref.mode": ref,
+            "data.train": "none.jsonl",
+            "model.preset": "tiny",
+            "mesh.data": 1,
+            "mesh.fsdp": -1,
+            "batch.microbatches": 1,
         }
     )
     mesh = make_mesh(1, -1, 1, compiling.tpus(topology))
     shape = Shape(mesh.size, tokens, SCORED, slots=16, comparisons=8)
     losses = objective.losses_of(config.loss, LOSSES)
-    return compiling.compile_run(config, losses, None, SPEC, shape, mesh, steps=100)
+    source = FROM_CONFIG._replace(model=lambda config, tokenizer: (None, SPEC))
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        parts = make_parts(config, losses, mesh, supply=source)
+        asked = compiling.of_step(parts, shape)
+        return [compiling.compiled(each, mesh.size) for each in asked]
 
 
 def most_logits(text):
@@ -73,8 +84,10 @@ def test_prefix_shared_rows_run_the_kernel_by_mask(topology):
     assert kernels(ref.text) == ["splash_mqa_fwd"]
     assert sorted(kernels(step.text)) == sorted(KERNELS)
     assert most_logits(ref.text) == most_logits(step.text) == SPEC.width < SCORED
-    assert step.aliased > 0.9 * step.arguments - step.temporaries
-    assert step.collectives["all-gather"] > 0  # parameters are spread
+    memory = step.memory
+    assert memory is not None
+    assert memory.aliased > 0.9 * memory.arguments - memory.temporaries
+    assert step.traffic["all-gather"].bytes > 0  # parameters are spread
 
 
 def test_packed_rows_run_the_kernel_by_documents_and_a_whole_chunk_is_seen():

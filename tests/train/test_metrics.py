@@ -1,11 +1,9 @@
 """metrics.jsonl: one JSON object a line, no line double, missing or extra."""
 
-import itertools
 import json
 
 import numpy as np
 import pytest
-from tensorboardX.proto.event_pb2 import Event
 
 from dpo_jax import files, lines
 from dpo_jax.errors import WriteError
@@ -55,28 +53,6 @@ def test_resumed_log_drops_later_lines(tmp_path):
     log(tmp_path, [1])
     assert [row["step"] for row in rows(tmp_path)] == [1]
     assert not list(tmp_path.glob("*.part"))
-
-
-def test_resumed_log_hides_later_tensorboard_events(tmp_path, monkeypatch):
-    """A SessionLog START tells TensorBoard to purge events from that step on.
-
-    The clock is turned on by a second at each look: event files are named after it.
-    """
-    clock = itertools.count(2e9)
-    monkeypatch.setattr("tensorboardX.event_file_writer.time.time", clock.__next__)
-    log(tmp_path, [1, 2, 3])
-    log(tmp_path, [3], resume_step=2)
-    log(tmp_path, [1])
-    starts = []
-    for path in sorted((tmp_path / "tensorboard").iterdir()):
-        data, at = path.read_bytes(), 0
-        while at < len(data):  # u64 length, its crc32, the event, its crc32
-            size = int.from_bytes(data[at : at + 8], "little")
-            event = Event.FromString(data[at + 12 : at + 12 + size])
-            if event.HasField("session_log"):
-                starts.append(event.step)
-            at += 16 + size
-    assert sorted(starts) == [0, 0, 3]
 
 
 def test_disk_that_takes_nothing_is_named(tmp_path):

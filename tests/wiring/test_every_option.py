@@ -14,11 +14,13 @@ number of devices says already, or is wrong.
 import contextlib
 import dataclasses
 import hashlib
-import importlib
+import importlib.machinery
 import itertools
 import json
 import os
 import re
+import sys
+import types
 from pathlib import Path
 from unittest import mock
 
@@ -47,6 +49,7 @@ from dpo_jax.wiring import (
     agreeing,
     checks,
     exporting,
+    outputs,
     reference,
     restoring,
     rewarding,
@@ -59,6 +62,8 @@ from dpo_jax.wiring import objective as wiring
 from dpo_jax.wiring.turns import Turn
 
 pytestmark = pytest.mark.losses
+WANDB = types.ModuleType("wandb")
+WANDB.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
 OPTIONS = {n: row for n, row in schema.section("loss").items() if n != "name"}
 ROOT = Path(__file__).parents[2]
 OTHERS = {  # key -> another value
@@ -165,6 +170,8 @@ OTHERS = {  # key -> another value
     "checkpoint.keep": 7,
     "checkpoint.keep_best": "rewards/margins",
     "log.every_steps": 2,
+    "log.to": "",
+    "log.project": "another",
     "rollout.prompts": 32,
     "rollout.samples": 3,
     "rollout.max_new_tokens": 3,
@@ -299,6 +306,7 @@ ADMITTED = {  # key -> another value, and what a run needs to take it
         {**OF_SAMPLES["ppo."], "reward.name": "model", "reward.path": "{judge_one}"},
     ),
     "reward.weights": ((2.0,), {"reward.name": "length"}),
+    "log.project": ("another", {"log.to": "wandb"}),
     "reward.timeout_seconds": (7.0, {"reward.name": "length"}),
 }
 ADMITTED["eval.true_reward"] = (
@@ -493,6 +501,10 @@ def observe(config, workdir, monkeypatch):
         seen.setdefault("prompts", []).append(text)
         return encode(tokenizer, text, **options)
 
+    def mirror(name, about, told):
+        seen.setdefault("trackers", []).append((name, about.project))
+        return mock.Mock()
+
     def kept(folder, name, make):
         seen.setdefault("tokens", []).append(os.path.relpath(folder, workdir))
         return make()
@@ -503,6 +515,8 @@ def observe(config, workdir, monkeypatch):
         patch.setattr(agreeing.agree, "agree", agree)
         patch.setattr(token_cache, "kept", kept)
         patch.setattr(loop, "run", run)
+        patch.setitem(sys.modules, "wandb", WANDB)
+        patch.setattr(outputs.trackers, "Mirror", mirror)
         patch.setattr(watchdog, "Watchdog", beats)
         patch.setattr(reference.CacheFiller, "complete", complete)
         patch.setattr(sampled.generation, "encode", encode_prompt)
@@ -541,7 +555,7 @@ def started(turns, params):
     """Says which arrays the sampling of two prompts starts with."""
     sizes, ints = turns.sizes, lambda *dims: jax.ShapeDtypeStruct(dims, np.int32)  # noqa: E731
     asked = Prompts(ints(2, sizes.width), ints(2), ints(2))
-    start = lambda *given: turns._sampler.start(*given, 0, sizes.samples)  # noqa: E731
+    start = lambda *given: turns.sampler.start(*given, 0, sizes.samples)  # noqa: E731
     return jax.eval_shape(start, policy_of(params), asked, jax.random.key(0))
 
 
@@ -551,7 +565,7 @@ def turns_of(parts):
     told = {k: v for k, v in vars(turns).items() if k not in ("_mesh", "_lay")}
     told["_rewards"] = [(r.name, r.weight) for r in parts.rewards]
     with jax.set_mesh(parts.mesh):
-        told["_sampler"] = started(turns, parts.trainer.abstract.params)
+        told["sampler"] = started(turns, parts.trainer.abstract.params)
     seen["turns"] = {
         name: re.sub(r"0x[0-9a-f]+", "", str(v)) for name, v in told.items()
     }

@@ -78,7 +78,7 @@ def watched(monkeypatch):
 
 
 def watch(turns, told):
-    keys, samples, start = {}, [], turns._sampler.start
+    keys, samples, start = {}, [], turns.sampler.start
     drawn, next_batch = turns._drawn, turns.next_batch
 
     def start_and_tell(params, prompts, key, first, n):
@@ -108,7 +108,7 @@ def watch(turns, told):
         keys.clear()
         return turn
 
-    turns._sampler = turns._sampler._replace(start=start_and_tell)
+    turns.sampler = turns.sampler._replace(start=start_and_tell)
     turns._drawn, turns.next_batch = draw_and_tell, make_and_tell
 
 

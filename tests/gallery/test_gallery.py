@@ -7,10 +7,11 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from dpo_jax.errors import WriteError
+from dpo_jax import cli, gallery
+from dpo_jax.cli.own_functions import losses_of
+from dpo_jax.gallery import curves, figures
+from dpo_jax.gallery import page as explorer
 from dpo_jax.losses import LOSSES, find, options
-from experiments.loss_gallery import curves, figures, run
-from experiments.loss_gallery import page as explorer
 
 STOPPED = {"beta_dpo", "alpha_dpo"}  # what follows the batch there has no gradient
 CORNERS = {  # Δ where the slope jumps or bends within a step; how many steps to leave
@@ -49,7 +50,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def entries():
-    return {entry.name: entry for entry in run.loss_entries()}
+    return {entry.name: entry for entry in gallery.loss_entries(LOSSES)}
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +159,7 @@ def test_page_has_every_loss_and_fetches_nothing(page):
     assert len(ids) == len(set(ids))
     assert "url(http" not in text and "@import" not in text
     assert 'href="https://arxiv.org/abs/2305.18290"' in text
-    for group in set(run.GROUPS.values()):
+    for group in set(gallery.GROUPS.values()):
         assert f"<h2>{group}</h2>" in text
 
 
@@ -198,15 +199,35 @@ def test_pictures_are_whole_and_alike_each_time(entries):
     assert [figures.tick(v) for v in (-1600.0, 0.05, 12e6)] == ["−1.6k", "0.05", "12M"]
 
 
-def test_the_page_is_written(entries, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(run, "loss_entries", lambda table: [entries["dpo"]])
+def test_report_draws_the_losses(entries, monkeypatch, tmp_path, capsys):
+    """`--losses=` draws the table, a path draws those of the file as well."""
+    drawn = lambda table: [entries[n] for n in table if n in {"dpo", "mine"}]  # noqa: E731
+    monkeypatch.setattr(gallery, "loss_entries", drawn)
+    monkeypatch.setitem(entries, "mine", entries["dpo"]._replace(name="mine"))
+    (tmp_path / "own.py").write_text("def mine(logps): return logps.chosen\n")
     out = tmp_path / "deep" / "losses.html"
-    run.main([f"--out={out}"])
+    assert cli.main(["dpo_jax", "report", "--losses=", f"--out={out}"]) == 0
     assert capsys.readouterr().out == f"{out}\n"
     assert "1 losses" in out.read_text()
+    assert (
+        cli.main(
+            ["dpo_jax", "report", f"--losses={tmp_path / 'own.py'}", f"--out={out}"]
+        )
+        == 0
+    )
+    assert "2 losses" in out.read_text()
+
+
+def test_report_refuses_runs_beside_losses_and_files_it_cannot_write(
+    entries, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setattr(gallery, "loss_entries", lambda table: [entries["dpo"]])
+    assert cli.main(["dpo_jax", "report", "runs/a", "--losses="]) == 2
+    assert "report draws runs or --losses, not both" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
-    with pytest.raises(WriteError, match="cannot write .*"):
-        run.main([f"--out={tmp_path / 'file' / 'x.html'}"])
+    out = tmp_path / "file" / "x.html"
+    assert cli.main(["dpo_jax", "report", "--losses=", f"--out={out}"]) == 7
+    assert "cannot write" in capsys.readouterr().err
 
 
 def test_a_loss_of_a_file_is_drawn_with_its_own_option(tmp_path):
@@ -219,6 +240,6 @@ def test_a_loss_of_a_file_is_drawn_with_its_own_option(tmp_path):
         "    x -= beta * (logps.ref_chosen - logps.ref_rejected)\n"
         "    return -jax.nn.log_sigmoid(x) * jax.nn.sigmoid(-x) ** focal_gamma\n"
     )
-    drawn = curves.curve("focal", run.losses_of(str(file)))
+    drawn = curves.curve("focal", losses_of(str(file)))
     assert drawn.setting["focal_gamma"] == 2.0
     np.testing.assert_allclose(drawn.loss[len(drawn.loss) // 2], np.log(2) / 4, 1e-5)

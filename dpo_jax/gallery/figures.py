@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.loss_gallery.curves import LossCurve
+from dpo_jax.gallery.curves import LossCurve
 
 INK = "#010203"  # stands for the text colour of the page until the SVG is written
 STYLE: dict[Any, Any] = {

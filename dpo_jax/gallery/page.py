@@ -14,10 +14,10 @@ import markupsafe
 import numpy as np
 
 from dpo_jax import files
+from dpo_jax.gallery import figures
+from dpo_jax.gallery.curves import LossCurve
 from dpo_jax.report import html
 from dpo_jax.report.runs import plain
-from experiments.loss_gallery import figures
-from experiments.loss_gallery.curves import LossCurve
 
 Markup = markupsafe.Markup
 

@@ -78,7 +78,8 @@ class Standard(NamedTuple):
         own = [held.get(name, 0.0) for name in Moments._fields]
         known = held.get("identity") == identity and all(type(x) is float for x in own)
         if agreed(np.array(known)):
-            found = Moments(*agreed(np.float32(own if known else (0, 0))).tolist())
+            told = np.array(own if known else (0, 0), np.float32)
+            found = Moments(*agreed(told).tolist())
         else:
             found = moments(self.scores(reference, reward))
             if keep and jax.process_index() == 0:

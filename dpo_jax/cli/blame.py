@@ -1,5 +1,6 @@
 """Which errors of libraries are those of a user's machine, and not of this program."""
 
+import errno
 import os
 import traceback
 from pathlib import Path
@@ -12,7 +13,9 @@ SMALLER = (
     "raise batch.microbatches, lower data.max_tokens, or set model.remat='block', "
     "model.dtype='bfloat16' or more of mesh.fsdp"
 )
+OF_STORES = {"fsspec", "gcsfs", "s3fs", "adlfs", "huggingface_hub", "aiohttp", "etils"}
 STORES = "give a local path, or one of gs://, s3://, az://, hf://"
+OF_PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EMFILE)
 BEING_IMPORTED = "<module>"  # the name of a frame
 
 
@@ -33,6 +36,12 @@ def of_machine(error: Exception) -> UserError | None:
         )
     if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):
         return DeviceError(f"the memory is full ({said}); {SMALLER}")
+    if isinstance(error, OSError) and error.errno in OF_PATHS:
+        shown = str(error.filename)
+        shown = shown if len(shown) < 200 else f"{shown[:200]}…"
+        return ConfigError(
+            f"{shown!r} cannot be opened: {error.strerror}; name another"
+        )
     if isinstance(error, ImportError) and not (error.name or "").startswith("dpo_jax"):
         return ConfigError(f"a library is missing ({said}); install it")
     frames = [
@@ -42,6 +51,9 @@ def of_machine(error: Exception) -> UserError | None:
     ]
     if isinstance(error, KeyError) and str(error).endswith("://'"):
         return ConfigError(f"no files are read or written at {error}…; {STORES}")
+    where = Path(frames[-1].filename).parts if frames else ()
+    if isinstance(error, (ValueError, OSError)) and OF_STORES.intersection(where):
+        return ConfigError(f"a path cannot be used ({said}); {STORES}")
     if BEING_IMPORTED not in [frame.name for frame in frames]:
         return None
     named = [

@@ -172,7 +172,8 @@ def load_config(named: str) -> Config:
     if not isinstance(loaded, ConfigDict):
         kind = type(loaded).__name__
         raise ConfigError(f"--config={named} gives a {kind}; return a ConfigDict")
-    check_whole(loaded, f"--config={named}")
+    with loading(f"--config={named}"):  # a dict within itself has no bottom
+        check_whole(loaded, f"--config={named}")
     return loaded
 
 

@@ -21,6 +21,12 @@ def main(arguments: Sequence[str]) -> int:
         flags.DEFINE_bool(
             "overwrite", False, "replace what lies in --out", flag_values=values
         )
+        flags.DEFINE_bool(
+            "merged",
+            False,
+            "of a LoRA run: the whole model, not the adapter",
+            flag_values=values,
+        )
         flags.DEFINE_string(
             "push", "", "owner/name on the hub to upload to", flag_values=values
         )
@@ -34,7 +40,8 @@ def main(arguments: Sequence[str]) -> int:
 
     common.setup_jax(restoring.run_config(workdir), debug=values["debug"].value)
     dtype, overwrite = values["dtype"].value, values["overwrite"].value
-    build.export_run(workdir, out, dtype=dtype, overwrite=overwrite)
+    merged = values["merged"].value
+    build.export_run(workdir, out, dtype=dtype, overwrite=overwrite, merged=merged)
     if not common.is_first():
         return 0
     sys.stdout.write(f"{out}\n")

@@ -9,12 +9,15 @@ import gc
 import resource
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from dpo_jax.errors import ModelError
 
 SECONDS = 5.0  # to render one chat
+ROW_SECONDS = 20.0  # of a processor, to render a chat up to each of its turns
 MEMORY = 256 * 2**20  # bytes, beside what the process holds
 CHARACTERS = 2**20  # beside four times what the chat holds
 WAY_OUT = "set data.chat_template to another"
@@ -46,6 +49,27 @@ def bounded() -> Iterator[None]:
             f"the chat template takes more than {MEMORY // 2**20} MiB for one chat; "
             f"{WAY_OUT}"
         ) from error
+
+
+def within_row(show: Callable[..., str]) -> Callable[..., str]:
+    """Bounds how long one row is rendered again and again, as to find its turns.
+
+    Args:
+      show: renders messages. What it gives raises a ModelError once `ROW_SECONDS` have
+        been spent on the row; it is of this row and this thread alone.
+    """
+    since = time.thread_time()
+
+    def bounded_show(chat: Any, *, tools: Any = (), answer: bool = False) -> str:
+        if time.thread_time() - since > ROW_SECONDS:
+            raise ModelError(
+                f"the chat template takes more than {ROW_SECONDS:g} s to show where "
+                "the turns of one chat lie; shorten the chat, or mark the answers in "
+                "the template with {% generation %}"
+            )
+        return show(chat, tools=tools, answer=answer)
+
+    return bounded_show
 
 
 def check_size(text: str, *, given: int) -> str:

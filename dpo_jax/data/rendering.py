@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+from dpo_jax.data import bounds
 from dpo_jax.data.kinds import RawRow
 from dpo_jax.data.sources.files import BadRow
 from dpo_jax.data.templates import render
@@ -41,7 +42,8 @@ def tried(
 
     try:
         template = find(row.tools)
-        return make(row, tokenizer, template, partial(render, tokenizer, template))
+        show = bounds.within_row(partial(render, tokenizer, template))
+        return make(row, tokenizer, template, show)
     except jinja2.TemplateSyntaxError as error:
         raise ModelError(f"the chat template cannot be read: {error}") from error
     except UserError as error:  # of `bounds`: the next row would take as much

@@ -123,6 +123,10 @@ def check(job: Job, options: Options) -> None:
       ConfigError: naming them.
     """
     required(options, "tpu_vm", "type", "runtime", "zone", "package")
+    if job.hosts != 1:
+        raise ConfigError(
+            f"--hosts={job.hosts}: leave it out, a slice knows how many hosts it has"
+        )
     if not job.out.startswith(("gs://", "/")):
         raise ConfigError(
             f"--out={job.out}: name a folder gs://…, or /… of a disk that all hosts "

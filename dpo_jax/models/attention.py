@@ -130,7 +130,7 @@ def _picked(platform: str, dtype: Any, softcap: float) -> str:
 def check(
     name: str, platform: str, *, dtype: Any, head_dim: int, softcap: float = 0.0
 ) -> None:
-    """Refuses a kernel where it cannot run.
+    """Refuses a kernel, or a dtype, where it cannot run.
 
     Args:
       name: `model.attention`.
@@ -142,6 +142,11 @@ def check(
     Raises:
       ConfigError: if they are of another kind, or the kernel does not do that.
     """
+    if platform == "cpu" and jnp.dtype(dtype) == jnp.float16:
+        raise errors.ConfigError(
+            "model.dtype='float16' has no matrix products on CPUs; use 'bfloat16' or "
+            "'float32'"
+        )
     home = {"splash": ("tpu", "TPUs"), "cudnn": ("gpu", "NVIDIA GPUs")}.get(name)
     if home is None:
         return

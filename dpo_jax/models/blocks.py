@@ -107,7 +107,7 @@ def product(x: Array, kernel: Array) -> Array:
 
 
 def linear(w: Tree, x: Array) -> Array:
-    """Returns x·kernel (+ bias) in the dtype of `x`.
+    """Returns x·kernel (+ the adapter's x·a·b) (+ bias) in the dtype of `x`.
 
     A tree laid out for decoding has `transposed`, [out, in], in place of `kernel`: for
     a few tokens XLA on CPU is up to twice as fast where the weights lead the product.
@@ -117,6 +117,8 @@ def linear(w: Tree, x: Array) -> Array:
         y = y.transpose(1, 2, 0)
     else:
         y = product(x, w["kernel"].astype(x.dtype))
+    if "a" in w:
+        y = y + (x @ w["a"].astype(x.dtype)) @ w["b"].astype(x.dtype)
     return y + w["bias"].astype(x.dtype) if "bias" in w else y
 
 

@@ -12,7 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from dpo_jax.models import blocks, cache
+from dpo_jax.models import blocks, cache, lora
 from dpo_jax.models import rope as rope_lib
 from dpo_jax.models.attention import DENSE
 from dpo_jax.models.cache import Cache, Kept
@@ -41,6 +41,7 @@ def ready(module: Decoder, params: Params) -> Weights:
         norm = any("norm" in str(key) for key in path)
         return leaf if norm else leaf.astype(module.dtype)
 
+    params = {**params, "layers": lora.spread(params["layers"], module.scales)}
     w = _transpose(jax.tree_util.tree_map_with_path(cast, params))
     layers = w["layers"]
     w["layers"] = tuple(

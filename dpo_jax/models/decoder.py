@@ -16,7 +16,8 @@ The tree of parameters (float32; a leaf that the spec does not ask for is absent
     head/bias                          [V]
     score/kernel                       [D, 1]               scalar; no head then
 
-Kernels are [in, out]. This file knows nothing of files, meshes or losses.
+Kernels are [in, out]. Beside one may lie an adapter, `a` and `b`, where the tree of
+`lora` has it. This file knows nothing of files, meshes or losses.
 """
 
 import zlib
@@ -31,7 +32,7 @@ import numpy as np
 from flax import traverse_util
 
 from dpo_jax.models import attention as attention_lib
-from dpo_jax.models import blocks, forest
+from dpo_jax.models import blocks, forest, lora
 from dpo_jax.models import rope as rope_lib
 from dpo_jax.models.cache import Kept
 from dpo_jax.models.spec import LAYOUT_NORMS, DecoderSpec
@@ -186,6 +187,7 @@ class Decoder(nn.Module):
         layer has a window, a kernel need not be told the mask.
       constrain: applied to each [B, T, D] of the residual stream; the place where a
         mesh pins its sharding.
+      scales: of adapters, where there are any.
     """
 
     spec: DecoderSpec
@@ -195,6 +197,7 @@ class Decoder(nn.Module):
     length: int = 0
     shared: bool = True
     constrain: Callable[[Array], Array] = lambda x: x
+    scales: lora.Scales = ()
 
     @nn.compact
     def __call__(self, batch: Batch) -> tuple[Array, Head]:
@@ -226,7 +229,8 @@ class Decoder(nn.Module):
         """
         chex.assert_rank([batch.tokens, batch.positions, batch.docs, batch.branches], 2)
         x = self.embed(w, batch.tokens, batch.positions)
-        x, kept = self._blocks(w["layers"], self.constrain(x), batch, keep)
+        layers = lora.spread(w["layers"], self.scales)
+        x, kept = self._blocks(layers, self.constrain(x), batch, keep)
         x = blocks.normalise(self.spec, w["final_norm"], x)
         return self.constrain(x), self.head(w), kept
 

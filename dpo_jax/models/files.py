@@ -36,6 +36,7 @@ TOKENIZER_FILES = (
     "generation_config.json",
 )
 ADAPTER = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 WANTED = ("config.json", ADAPTER, "*.safetensors", INDEX, *TOKENIZER_FILES)
 LONGEST_HEADER = 10**8  # bytes; what safetensors takes
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")

@@ -301,9 +301,8 @@ def _source(
     read = scalar_spec_of if spec.scalar else spec_of
     if read(config, ignored=config) != spec:  # the unknown was refused when it was read
         raise errors.ModelError(f"{folder / 'config.json'} describes another model")
-    found = {f for p in files.TOKENIZER_FILES for f in folder.glob(p) if f.is_file()}
-    names = {f.relative_to(folder).as_posix() for f in found} | {"config.json"}
-    copied = {name: (folder / name).read_bytes() for name in sorted(names)}
+    copied = beside_weights(folder)
+    copied["config.json"] = (folder / "config.json").read_bytes()
     wrong = {k for k in ("dtype", "torch_dtype") if config.get(k) not in (None, dtype)}
     new_head = spec.scalar and not scalar.is_classifier(config)
     ours = scalar.classifier_config(config) if new_head else config
@@ -313,6 +312,13 @@ def _source(
     if ours != config:  # a wrong dtype would make transformers round the weights
         copied["config.json"] = _json(ours)
     return copied
+
+
+def beside_weights(folder: Path) -> dict[str, bytes]:
+    """Returns the files of a folder that are neither weights nor `config.json`."""
+    found = {f for p in files.TOKENIZER_FILES for f in folder.glob(p) if f.is_file()}
+    names = sorted(f.relative_to(folder).as_posix() for f in found)
+    return {name: (folder / name).read_bytes() for name in names}
 
 
 def _tensors(
@@ -391,6 +397,25 @@ def _write_weights(
     return written
 
 
+def save_files(out_dir: str | Path, data: dict[str, bytes], last: str) -> list[str]:
+    """Writes files that are in memory as `save_params` does, one of them last.
+
+    Returns:
+      Their names.
+
+    Raises:
+      WriteError: if the folder cannot be written.
+    """
+    out, names = Path(out_dir), sorted(data, key=lambda name: name == last)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            _publish(out, {**data}, names)
+        return names
+    except OSError as error:
+        raise errors.WriteError(f"{out} cannot be written: {error}") from error
+
+
 def _publish(out: Path, data: dict[str, bytes | None], names: list[str]) -> None:
     """Writes the small files, forces all to disk, renames them into place in order."""
     for name in names:
@@ -401,6 +426,7 @@ def _publish(out: Path, data: dict[str, bytes | None], names: list[str]) -> None
             partial.write_bytes(content)
         sync(partial)
     stale = {file.name for file in out.glob("model*.safetensors")} | {files.INDEX}
+    stale |= {files.ADAPTER, files.ADAPTER_WEIGHTS, "config.json"}
     for name in stale - set(names):
         (out / name).unlink(missing_ok=True)
     for name in names:

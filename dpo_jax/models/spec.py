@@ -173,6 +173,7 @@ class Family(NamedTuple):
       ignored: regexes of tensors that some checkpoints carry and nobody needs.
       spellings: groups of prefixes that mean the same; tables use the first of a group,
         a checkpoint may use any.
+      modules: the spelling of the modules of the HF class, where it is not the first.
       carried: regexes of tensors that this decoder does not compute with, but that an
         export copies from the folder the weights came from.
       left: {attribute: a folder that carries it} of its `config.json` which nothing is
@@ -188,6 +189,7 @@ class Family(NamedTuple):
     table: tuple[Row, ...]
     ignored: tuple[str, ...] = ()
     spellings: tuple[tuple[str, ...], ...] = ()
+    modules: tuple[str, ...] = ()
     carried: tuple[str, ...] = ()
     native_code: tuple[str, ...] = ()
     left: dict[str, str] = {}

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dpo_jax import logps
+from dpo_jax import logps, roles
 from dpo_jax.models import scalar
 from dpo_jax.objectives import terms
 from dpo_jax.types import (
@@ -143,8 +143,8 @@ class SampleScorer:
         self, params: Params, frozen: Frozen, batch: Batch, key: Array, hyper: Hyper
     ) -> tuple[Columns, Reports]:
         """Runs the policy, and the critic on its trunk, over rows."""
-        del frozen, key, hyper
-        said, reports = self.tokens(params, batch)
+        del key, hyper
+        said, reports = self.tokens(roles.whole(params, frozen), batch)
         sums = {
             "logps": terms.total(said["logps"], batch),
             "old_logps": terms.total(batch.token["old_logps"], batch),

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from dpo_jax import roles
 from dpo_jax.models import scalar
 from dpo_jax.objectives import terms
 from dpo_jax.objectives.judged import Kind
@@ -39,8 +40,8 @@ class ScalarScorer:
         self, params: Params, frozen: Frozen, batch: Batch, key: Array, hyper: Hyper
     ) -> tuple[Columns, Reports]:
         """Runs the model on rows."""
-        del frozen, key, hyper
-        hidden, head, reports = self.apply(params, batch)
+        del key, hyper
+        hidden, head, reports = self.apply(roles.whole(params, frozen), batch)
         scores = {"scores": scalar.scores(hidden, head, batch.ends)}
         return terms.data_columns(batch, scores), reports
 

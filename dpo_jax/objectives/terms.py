@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from dpo_jax import logps
+from dpo_jax import logps, roles
 from dpo_jax.types import (
     ApplyFn,
     Array,
@@ -58,8 +58,9 @@ class Scorer:
         """Runs the model on rows and sums what it says over their responses."""
         ref = None
         if self.ref_head is not None:
-            ref = (batch.token["ref_states"], self.ref_head(frozen["ref"]))
-        hidden, head, reports = self.apply(params, batch)
+            held = roles.whole(frozen.get("ref", {}), frozen)
+            ref = (batch.token["ref_states"], self.ref_head(held))
+        hidden, head, reports = self.apply(roles.whole(params, frozen), batch)
         stats = logps.list_stats(
             hidden,
             head,

@@ -57,7 +57,8 @@ class Place(NamedTuple):
       setting: what is tuned, key -> value: `optimizer.lr` where it differs within the
         method, and the method's own strength.
       seed: the seeds.
-      usual: whether the setting is that of the trial's `--config`.
+      usual: whether the setting is that of the trial's `--config`; of an option that
+        this does not have, the first value that the sweep lists.
     """
 
     method: str
@@ -91,29 +92,60 @@ def arms_of(entries: Sequence[Entry]) -> Arms:
     """
     needed = {name for entry in entries for name in entry.needs}
     compared = [entry for entry in entries if entry.name not in needed]
-    configs = [_of_run(entry.config, entries) for entry in compared]
-    usual = [_of_run(entry.usual, entries) for entry in compared]
+    stages = [entry for entry in entries if entry.name in needed]
+    exports = {f"{entry.folder}/export": like(entry, stages) for entry in stages}
+    configs = [_of_run(entry.config, exports) for entry in compared]
+    usual = [_of_run(entry.usual, exports) for entry in compared]
     differing = varying(configs)
     free = [key for key in differing if _is_strength(key, configs)]
     keys = [key for key in differing if key not in (LR, *SEEDS, *free)]
     keys = keys or free or [key for key in differing if key == LR]
     methods = [tuple(config.get(key) for key in keys) for config in configs]
-    names, places = named(methods, keys), {}
-    for entry, config, before, name in zip(
-        compared, configs, usual, names, strict=True
-    ):
-        peers = [c for c, n in zip(configs, names, strict=True) if n == name]
-        tuned = [key for key in varying(peers) if key == LR or key in free]
-        setting = tuple((key, config.get(key)) for key in tuned)
-        is_usual = all(before.get(key) == value for key, value in setting)
-        seed = (config["seed"], config["data.seed"])
-        places[entry.name] = Place(name, setting, seed, is_usual)
+    names = named(methods, keys)
+    tuned = tuned_keys(names, configs, [LR, *free])
+    places = {
+        entry.name: place_of(name, tuned[name], config, before)
+        for entry, name, config, before in zip(
+            compared, names, configs, usual, strict=True
+        )
+    }
     first = tuple(usual[0].get(key) for key in keys)
     base = names[methods.index(first)] if first in methods else names[0]
     data = [key for key in differing if key.startswith("data.") and key not in SEEDS]
     same = not data and "batch.pairs" not in differing
-    stages = [entry.name for entry in entries if entry.name in needed]
-    return Arms(places, base, stages, same)
+    return Arms(places, base, [entry.name for entry in stages], same)
+
+
+def tuned_keys(
+    names: Sequence[str], configs: Sequence[Flat], free: Sequence[str]
+) -> dict[str, list[tuple[str, Any]]]:
+    """Lists what is tuned of each method: those of `free` that differ within it.
+
+    Args:
+      names: of each trial's method.
+      configs: of each trial.
+      free: keys.
+
+    Returns:
+      Name of a method -> its keys, each with the value of its first trial.
+    """
+    groups: dict[str, list[Flat]] = {}
+    for name, config in zip(names, configs, strict=True):
+        groups.setdefault(name, []).append(config)
+    return {
+        name: [(key, peers[0].get(key)) for key in varying(peers) if key in free]
+        for name, peers in groups.items()
+    }
+
+
+def place_of(
+    name: str, tuned: Sequence[tuple[str, Any]], config: Flat, usual: Flat
+) -> Place:
+    """Says where a trial of a method stands."""
+    setting = tuple((key, config.get(key)) for key, _ in tuned)
+    default = tuple((key, usual.get(key, first)) for key, first in tuned)
+    seed = (config["seed"], config["data.seed"])
+    return Place(name, setting, seed, setting == default)
 
 
 def varying(configs: Sequence[Flat]) -> list[str]:
@@ -157,9 +189,8 @@ def _said(key: str, value: Any) -> str:
     return text if key in NAMING else f"{key.rpartition('.')[2]}={text}"
 
 
-def _of_run(config: Flat, entries: Sequence[Entry]) -> Flat:
-    """Keeps what tells runs apart; exports of other trials by those, seeds aside."""
-    exports = {f"{entry.folder}/export": _stage(entry, entries) for entry in entries}
+def _of_run(config: Flat, exports: Mapping[str, str]) -> Flat:
+    """Keeps what tells runs apart, and puts names of stages for their exports."""
     return {
         key: exports.get(value, value) if isinstance(value, str) else value
         for key, value in config.items()
@@ -167,13 +198,11 @@ def _of_run(config: Flat, entries: Sequence[Entry]) -> Flat:
     }
 
 
-def _stage(entry: Entry, entries: Sequence[Entry]) -> str:
-    """Names a stage by the first trial that differs from it in its seed at most."""
-    without = {k: v for k, v in entry.config.items() if k not in SEEDS}
-    for other in entries:
-        if {k: v for k, v in other.config.items() if k not in SEEDS} == without:
-            return other.name
-    return entry.name
+def like(stage: Entry, stages: Sequence[Entry]) -> str:
+    """Names a stage by the first that differs from it in its seed at most."""
+    differing = [varying([stage.config, other.config]) for other in stages]
+    same = [set(keys) <= set(SEEDS) for keys in differing]
+    return stages[same.index(True)].name
 
 
 def _is_strength(key: str, configs: Sequence[Flat]) -> bool:

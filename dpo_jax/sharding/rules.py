@@ -31,6 +31,11 @@ PARAM_RULES: Rules = (
     (r"head/kernel$", P("fsdp", "tensor")),
     (r"head/bias$", P("tensor")),
     (r"(score|value)/kernel$", P("fsdp", None)),
+    (r"lora/(attn/(q|k|v|qkv)|mlp/(gate|up|gate_up))/a$", P(None, "fsdp")),
+    (r"lora/(attn/[qkv]|mlp/(gate|up))/b$", P(None, None, "tensor")),
+    (r"lora/(attn/o|mlp/down)/a$", P(None, "tensor")),
+    (r"lora/(attn/o|mlp/down)/b$", P(None, None, "fsdp")),
+    (r"lora/(attn/qkv|mlp/gate_up)/b$", P()),
 )
 STATE_RULES: Rules = (
     *PARAM_RULES,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from dpo_jax import logps
+from dpo_jax import logps, roles
 from dpo_jax.types import ApplyFn, Array, Batch, Frozen, Hyper, Params, TrainState
 
 TokenColumns = dict[str, Array]  # name -> [microbatches, B, C, …]
@@ -88,15 +88,13 @@ def reference(score: Callable[[Params, Batch], TokenColumns]) -> Annotate:
       score: jitted `ref_logps` or `ref_logps_and_states`.
 
     Returns:
-      The annotator: it reads the reference of the train state where that has one, else
-      `frozen['ref']`.
+      The annotator, of the parameters that `roles.reference` finds.
     """
 
     def annotate(
         state: TrainState, frozen: Frozen, batch: Batch, key: Array, hyper: Hyper
     ) -> Batch:
         del key, hyper
-        params = frozen["ref"] if state.ref is None else state.ref
-        return with_tokens(batch, score(params, batch))
+        return with_tokens(batch, score(roles.reference(state, frozen), batch))
 
     return annotate

@@ -9,9 +9,9 @@ from absl import logging
 from jax.sharding import Mesh
 
 from dpo_jax import config as config_lib
+from dpo_jax import roles
 from dpo_jax.config import Config
 from dpo_jax.data import mixture
-from dpo_jax.models import scalar
 from dpo_jax.models.decoder import Decoder
 from dpo_jax.objectives import OBJECTIVES, ON_POLICY
 from dpo_jax.rewards import REWARDS, RewardTable
@@ -230,7 +230,7 @@ def of_samples(
         ),
         sizes,
         sampler=sampler,
-        drawing=ref_params if by_ref else trained_params,
+        drawing=roles.reference if by_ref else _policy,
         judge=functools.partial(rewarding.of_samples, asker, asked),
         decode=functools.partial(tokenizer.decode, skip_special_tokens=True),
         mesh=mesh,
@@ -290,12 +290,6 @@ def make_sampler(
     )
 
 
-def trained_params(state: TrainState, frozen: Frozen) -> Params:
+def _policy(state: TrainState, frozen: Frozen) -> Params:
     """Returns the policy's parameters."""
-    del frozen
-    return scalar.policy_of(state.params)
-
-
-def ref_params(state: TrainState, frozen: Frozen) -> Params:
-    """Returns the reference's parameters."""
-    return frozen["ref"] if state.ref is None else state.ref
+    return roles.policy(state.params, frozen)

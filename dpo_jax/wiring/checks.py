@@ -20,7 +20,7 @@ from dpo_jax.objectives.algorithms import SampleKind
 from dpo_jax.objectives.judged import Kind
 from dpo_jax.rewards import REWARDS, RewardTable
 from dpo_jax.train import optimizer, trackers
-from dpo_jax.wiring import objective, rewarding, sample_checks
+from dpo_jax.wiring import lora_checks, objective, rewarding, sample_checks
 from dpo_jax.wiring.data import Data
 from dpo_jax.wiring.objective import Losses
 
@@ -78,6 +78,7 @@ def check(config: Config, table: LossTable, rewards: RewardTable = REWARDS) -> L
             start=config.model.score_start,
             rollouts=config.eval.rollouts,
         )
+        complaints += lora_checks.faults(config.lora, config.model, config.ref)
         complaints += optimizer_faults(config.optimizer) + source_faults(config.data)
         complaints += owner_faults(config.checkpoint.keep_best, config.data.eval)
         complaints += rewarding.config_faults(config, rewards)

@@ -18,6 +18,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
+from dpo_jax import roles
 from dpo_jax.data import layouts
 from dpo_jax.errors import DeviceError
 from dpo_jax.models import blockwise
@@ -193,10 +194,12 @@ def with_reference(
         return [], batch
     reference, mesh = parts.reference, parts.mesh
     assert reference is not None
-    params = parts.trainer.frozen.get("ref") or parts.trainer.abstract.ref
-    if params is None:  # from the cache: it does not run beside the step
-        weights = model_wiring.abstract_weights(reference, mesh)
-        return [], annotated(parts.ask, weights, batch, mesh)
+    own, frozen = parts.trainer.abstract.ref, parts.trainer.frozen
+    if own is None:
+        own = model_wiring.abstract_own(reference, mesh)
+    params = roles.whole(own, frozen)
+    if parts.ref["mode"] == "cached":  # it does not run beside the step
+        return [], annotated(parts.ask, params, batch, mesh)
     pass_ = Asked("reference", parts.ask, {"ref": params, "batch": batch}, loops=loops)
     return [pass_], annotated(parts.ask, params, batch, mesh)
 
@@ -299,6 +302,7 @@ ROLES = (
     (r"^weights/", "weights to decode"),
     (r"^(state/params|params)/", "parameters"),
     (r"^state/opt_state/", "optimizer"),
+    (r"^frozen/base/", "base"),
     (r"^(state/ref|frozen/ref|ref)/", "reference"),
     (r"^(frozen/reward|reward)/", "reward model"),
     (r"/cache/", "KV cache"),

@@ -11,11 +11,13 @@ import jax
 from absl import logging
 from etils import epath
 
-from dpo_jax import files
+from dpo_jax import files, roles
 from dpo_jax.errors import ConfigError, WriteError
 from dpo_jax.files import AnyPath
-from dpo_jax.models import hf
+from dpo_jax.models import files as files_lib
+from dpo_jax.models import hf, peft
 from dpo_jax.models.files import WANTED
+from dpo_jax.sharding.arrays import to_every_host
 from dpo_jax.train import manifest
 from dpo_jax.types import Params
 from dpo_jax.wiring import outputs
@@ -36,6 +38,8 @@ def export(
 ) -> None:
     """Writes the HF folder of a policy, with its tokenizer and a model card.
 
+    Where adapters were trained, that is a folder of peft.
+
     Args:
       model: whose parameters they are.
       params: on any devices.
@@ -43,8 +47,16 @@ def export(
       target: the folder to write; may be `gs://…`.
       card: text of its README.md.
       own_tokenizer: whether the tokenizer is another than the model folder's.
-      dtype: of the weights written.
+      dtype: of the weights written; adapters are float32.
+
+    Raises:
+      ConfigError: if adapters are to have another.
     """
+    if model.adapters is not None and dtype != "float32":
+        raise ConfigError(
+            f"--dtype={dtype} is not used by an adapter, whose weights are float32; "
+            "leave it out, or add --merged"
+        )
     beside = {"README.md": card.encode()}
     if own_tokenizer or not model.folder:
         beside |= tokenizer_files(tokenizer)
@@ -54,16 +66,19 @@ def export(
         beside |= {} if padding is None else tokenizer_files(padding)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(target) if files.is_local(target) else Path(scratch)
-        names = hf.save_params(
-            params,
-            model.spec,
-            folder,
-            source_dir=model.folder,
-            dtype=dtype,
-            token_ids=None if model.folder else token_ids(tokenizer),
-            beside=beside,
-            stated=stated,
-        )
+        if model.adapters is not None:
+            names = _save_adapters(model, params, folder, beside)
+        else:
+            names = hf.save_params(
+                params,
+                model.spec,
+                folder,
+                source_dir=model.folder,
+                dtype=dtype,
+                token_ids=None if model.folder else token_ids(tokenizer),
+                beside=beside,
+                stated=stated,
+            )
         if jax.process_index() == 0:
             written = manifest.hash_files(epath.Path(folder), names)
             if not files.is_local(target):
@@ -71,6 +86,24 @@ def export(
                     data = (folder / name).read_bytes()
                     files.write_whole(epath.Path(target) / name, data)
             outputs.write_json(target, WRITTEN, {"files": written})
+
+
+def _save_adapters(
+    model: Model, params: Params, folder: Path, beside: dict[str, bytes]
+) -> list[str]:
+    """Writes what was trained as a folder of peft; returns the names of its files."""
+    assert model.adapters is not None and model.folder is not None
+    path, revision = model.source
+    held = peft.folder_files(
+        params[roles.LORA],
+        model.adapters,
+        model.spec,
+        base=os.path.abspath(path) if os.path.isdir(path) else path,
+        revision=revision,
+        score=to_every_host(params["score"]["kernel"]) if model.spec.scalar else None,
+    )
+    held = {**hf.beside_weights(model.folder), **beside, **held}
+    return hf.save_files(folder, held, files_lib.ADAPTER)
 
 
 def scored_at_the_end(tokenizer: Any) -> tuple[Any, dict[str, int | None]]:

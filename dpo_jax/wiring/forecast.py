@@ -195,7 +195,9 @@ def needed_of(programs: Sequence[Program], resident: int) -> int | None:
     return most
 
 
-RESIDENT = ("parameters", "optimizer", "reference", "reward model", "value model")
+RESIDENT = (
+    *("parameters", "base", "optimizer", "reference", "reward model", "value model"),
+)
 
 
 def fits(
@@ -237,7 +239,7 @@ def runs_of(parts: Parts) -> list[tuple[float, DecoderSpec]]:
     """Lists the forward passes that a step takes of each model."""
     if parts.turns is not None:
         return parts.runs(parts.trainer.frozen)
-    runs = [(3.0, parts.model.spec)]
+    runs = [(parts.model.passes, parts.model.spec)]
     live = parts.ask is not None and parts.ref["mode"] == "live"
     if live and parts.reference is not None:
         runs.append((1.0, parts.reference.spec))

@@ -87,7 +87,8 @@ def make_bound(
     if stage.temperature != 1.0:
         identity["temperature"] = stage.temperature
     name, judges = ref_cache.name_of(identity), true_rewards(parts)
-    by = judge_name(parts, judges, stage.moments)
+    moments = jax.device_get(stage.frozen.get("standard", ()))
+    by = judge_name(parts, judges, [*map(float, moments)])
 
     def judged() -> Arrays:
         like = {

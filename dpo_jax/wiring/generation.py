@@ -199,10 +199,10 @@ def _answers(
     check_texts(policy.name, spec, max(map(len, encoded)), request.max_new_tokens)
     model = model_wiring.make_model(config, folder, spec)
     model_wiring.check_loadable(model, mesh)
-    if policy.workdir is None:
-        params = model_wiring.load_params(model, mesh, seed=config.seed)
-    else:
-        _, params = restoring.trained_params(policy.workdir, model, mesh)
+    base = model_wiring.base_params(model, mesh, seed=config.seed)
+    params = restoring.policy_params(
+        policy.workdir, model, mesh, base, seed=config.seed
+    )
     sampler = batches.make_sampler(
         make_decoding(model.decoder),
         pick=pick.sampler(

@@ -7,7 +7,7 @@ weights are held in and the rules of where they lie; one function loads them all
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,17 +19,20 @@ from jax.sharding import Mesh
 from dpo_jax.config import Config
 from dpo_jax.data import tokenize
 from dpo_jax.errors import ConfigError, DeviceError, ModelError
-from dpo_jax.models import attention, files, hf, scalar
+from dpo_jax.models import attention, files, hf, lora, peft, scalar, sites
 from dpo_jax.models.decoder import Decoder, abstract_params, init_params
 from dpo_jax.models.families import described
+from dpo_jax.models.lora import Adapters
 from dpo_jax.models.spec import DecoderSpec, preset
 from dpo_jax.objectives import OBJECTIVES
 from dpo_jax.precision import in_products_of
+from dpo_jax.roles import LORA, whole
 from dpo_jax.sharding import arrays, rules
 from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.train import annotate
-from dpo_jax.types import ApplyFn, Array, Batch, Head, Params, Reports
+from dpo_jax.types import ApplyFn, Array, Batch, Frozen, Head, Params, Reports
 
+PEFT_FILES = (files.ADAPTER, files.ADAPTER_WEIGHTS)
 Ask = Callable[[Params, Batch], annotate.TokenColumns]  # jitted, of a reference
 
 
@@ -44,6 +47,9 @@ class Model(NamedTuple):
       decoder: that computes it.
       head: parameters -> the map from hidden states to logits.
       scores_zero: whether a scalar head that its folder does not have starts at 0.
+      adapters: that it has beside its kernels; None without.
+      on_base: whether its kernels are those of the policy's base, held once.
+      source: the folder or hub id, and its revision, as they were given.
     """
 
     spec: DecoderSpec
@@ -53,6 +59,14 @@ class Model(NamedTuple):
     decoder: Decoder
     head: Callable[[Params], Head]
     scores_zero: bool = False
+    adapters: Adapters | None = None
+    on_base: bool = False
+    source: tuple[str, str] = ("", "")
+
+    @property
+    def passes(self) -> float:
+        """Forward passes that a step is worth: kernels that stand get no gradient."""
+        return 3.0 if self.adapters is None else 2.0
 
 
 def find_model(config: Config, tokenizer: Any) -> tuple[Path | None, DecoderSpec]:
@@ -138,8 +152,35 @@ def make_model(config: Config, folder: Path | None, spec: DecoderSpec) -> Model:
         shared=config.data.layout == "prefix_shared",
         constrain=arrays.constrain_rows,
     )
-    zero = config.model.score_start == "zero"
-    return assemble(decoder, folder, "float32")._replace(scores_zero=zero)
+    zero, held = config.model.score_start == "zero", "float32"
+    adapters = adapters_of(config.lora, config.model.adapter, spec)
+    if adapters is not None:  # the weights beside them stand still
+        held = config.model.dtype
+        decoder = decoder.clone(scales=adapters.scales)
+    model = assemble(decoder, folder, held)
+    source = (config.model.path, config.model.revision)
+    return model._replace(scores_zero=zero, adapters=adapters, source=source)
+
+
+def adapters_of(
+    given: Mapping[str, Any], start: str, spec: DecoderSpec
+) -> Adapters | None:
+    """Says which adapters a run trains; None where it trains all weights.
+
+    Args:
+      given: `config.lora`.
+      start: `model.adapter`, the folder that they start from; '' = they are fresh.
+      spec: of the policy.
+
+    Raises:
+      ConfigError: if a target names nothing, or the two contradict each other.
+      ModelError: if the folder cannot be used.
+    """
+    if start:
+        return sites.agreeing(_adapter(start, spec), spec, given, start)
+    if not given["rank"]:
+        return None
+    return sites.fresh(spec, **given)
 
 
 def assemble(decoder: Decoder, folder: Path | None, held: str) -> Model:
@@ -159,8 +200,8 @@ def assemble(decoder: Decoder, folder: Path | None, held: str) -> Model:
     )
 
     def apply(params: Params, batch: Batch) -> tuple[Array, Head, Reports]:
-        hidden, head = decoder.apply({"params": params}, batch)
-        return hidden, head, {}  # pyright: ignore (flax types both as one union)
+        hidden, head, _ = decoder.forward(params, batch, keep=lambda kept: None)
+        return hidden, head, {}
 
     return Model(spec, folder, held, apply, decoder, decoder.head)
 
@@ -231,7 +272,74 @@ def load_params(
             params = jax.device_put(params, places)
     if model.scores_zero and stored != model.spec:
         params = params | {"score": jax.tree.map(jnp.zeros_like, params["score"])}
-    return jax.tree.map(lambda x: x.astype(model.held), params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: x.astype(_held(model, path)), params
+    )
+
+
+def _held(model: Model, path: Sequence[Any]) -> jnp.dtype:
+    """Says in which dtype a leaf is held: a score beside adapters is a master."""
+    trained = model.adapters is not None and rules.path_name(path).startswith("score")
+    return jnp.dtype("float32" if trained else model.held)
+
+
+def own_params(model: Model, mesh: Mesh, *, seed: int) -> Params:
+    """Loads what a role has beside a base that it shares, or all of one without.
+
+    Returns:
+      Its adapters, {} where it has none; see `roles.whole`.
+    """
+    if model.adapters is None:
+        return {} if model.on_base else load_params(model, mesh, seed=seed)
+    adapters, folder = model.adapters, model.adapters.folder
+    places = rules.shardings({LORA: lora.abstract(adapters)}, mesh, rules.PARAM_RULES)
+    if folder is not None:
+        return {LORA: peft.load(folder, adapters, model.spec, places[LORA])}
+    drawn = jax.jit(lora.draw, static_argnums=0, out_shardings=places[LORA])
+    return {LORA: drawn(adapters, jax.random.key(seed))}
+
+
+def base_params(model: Model, mesh: Mesh, *, seed: int) -> Frozen:
+    """Loads what stands still of a policy with adapters: `base`; {} of one without."""
+    if model.adapters is None:
+        return {}
+    return {"base": load_params(model, mesh, seed=seed)}
+
+
+def merged(
+    model: Model, trained: Params, mesh: Mesh, *, seed: int
+) -> tuple[Model, Params]:
+    """Adds what was trained to float32 weights.
+
+    Args:
+      model: a policy with adapters.
+      trained: its part of the train state.
+      mesh: of the devices.
+      seed: of what is drawn.
+
+    Returns:
+      A model without adapters, and its weights.
+
+    Raises:
+      ConfigError: if the policy has none.
+    """
+    adapters, plain = model.adapters, model._replace(adapters=None, held="float32")
+    if adapters is None:
+        raise ConfigError(
+            "--merged is of a run that trained adapters (lora.rank > 0); leave it out"
+        )
+    both = whole(trained, {"base": load_params(plain, mesh, seed=seed)})
+    add = jax.jit(lora.merge, static_argnums=1, donate_argnums=0)
+    return plain, jax.device_put(add(both, adapters), param_places(plain.spec, mesh))
+
+
+def trained_shapes(model: Model) -> Params:
+    """Returns the shapes of what is trained of a policy: all, or what lies beside."""
+    params = abstract_params(model.spec)
+    if model.adapters is None:
+        return params
+    scores = {"score": params["score"]} if model.spec.scalar else {}
+    return {LORA: lora.abstract(model.adapters), **scores}
 
 
 def param_places(
@@ -243,10 +351,19 @@ def param_places(
 
 def abstract_weights(model: Model, mesh: Mesh) -> Params:
     """Returns parameters as shapes with shardings, in the dtype they are held in."""
-    held = jnp.dtype(model.held)
-    cast = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, held)  # noqa: E731
-    params = jax.tree.map(cast, abstract_params(model.spec))
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jax.ShapeDtypeStruct(leaf.shape, _held(model, path)),
+        abstract_params(model.spec),
+    )
     return rules.with_shardings(params, param_places(model.spec, mesh))
+
+
+def abstract_own(model: Model, mesh: Mesh) -> Params:
+    """Returns as shapes with shardings what `own_params` loads."""
+    if model.adapters is None:
+        return {} if model.on_base else abstract_weights(model, mesh)
+    own = {LORA: lora.abstract(model.adapters)}
+    return rules.with_shardings(own, rules.shardings(own, mesh, rules.PARAM_RULES))
 
 
 def reference_model(
@@ -271,6 +388,8 @@ def reference_model(
     """
     if ref["mode"] == "none":
         return None
+    if policy.adapters is not None and not ref["path"]:
+        return _on_base_of(policy, ref)
     folder, spec = policy.folder, policy.spec
     if ref["path"]:
         folder, spec = find_folder(
@@ -283,6 +402,27 @@ def reference_model(
     model = assemble(decoder, folder, held)
     check(model, mesh)
     return model
+
+
+def _adapter(path: str, spec: DecoderSpec) -> Adapters:
+    """Finds an adapter's folder, and says what it holds for a decoder."""
+    return peft.read(files.resolve(path, wanted=PEFT_FILES), spec)
+
+
+def _on_base_of(policy: Model, ref: Mapping[str, Any]) -> Model:
+    """Builds the reference that stands on the base of a policy with adapters."""
+    assert policy.adapters is not None
+    if ref["adapter"] == "base":
+        return policy._replace(adapters=None, on_base=True)
+    if ref["adapter"]:
+        adapters = _adapter(ref["adapter"], policy.spec)
+        model = assemble(
+            policy.decoder.clone(scales=adapters.scales), policy.folder, policy.held
+        )
+        return model._replace(adapters=adapters, on_base=True)
+    moves = bool(ref["sync_every_steps"])
+    starts = policy.adapters if moves or policy.adapters.folder else None
+    return policy._replace(adapters=starts, on_base=True)
 
 
 def scalar_model(

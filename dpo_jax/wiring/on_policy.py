@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from dpo_jax import roles
 from dpo_jax.errors import ConfigError, DeviceError
 from dpo_jax.models import scalar
 from dpo_jax.models.spec import DecoderSpec
@@ -237,7 +238,7 @@ class Learning:
         ) -> tuple[TrainState, Metrics]:
             algorithm, known = self.objective.algorithm, hyper | state.stats
             rollout, said = settled(
-                state.params,
+                roles.whole(state.params, frozen),
                 turn.rollout,
                 known,
                 algorithm=algorithm,

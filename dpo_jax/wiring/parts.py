@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
+from dpo_jax import roles
 from dpo_jax.config import Config
 from dpo_jax.data.loader import Loader
 from dpo_jax.models.spec import DecoderSpec
@@ -75,14 +76,16 @@ class Parts(NamedTuple):
             train=None if evaluation_only else self.train,
             held_out=self.eval,
             workdir=workdir,
+            frozen=model_wiring.base_params(
+                self.model, self.mesh, seed=self.config.seed
+            ),
         )
         if self.scorer is not None:
             model, seed = self.scorer.model, self.config.seed
             reward = model_wiring.load_params(model, self.mesh, seed=seed)
             frozen = {**referred.frozen, "reward": reward}
             if self.standard is not None:
-                start = referred.frozen.get("ref") or self.start()
-                keep = not evaluation_only
+                start, keep = self.start(frozen), not evaluation_only
                 found = self.standard.of_run(start, reward, workdir, keep=keep)
                 frozen["standard"] = found
             referred = referred._replace(frozen=frozen)
@@ -90,21 +93,24 @@ class Parts(NamedTuple):
             return referred
         return referred._replace(annotate=turns.of_rollouts(referred.annotate))
 
-    def start(self) -> Params:
-        """Loads the reference as it is before the first step."""
-        assert self.reference is not None  # `checks.config_faults`
-        return model_wiring.load_params(
-            self.reference, self.mesh, seed=self.config.seed
-        )
+    def start(self, frozen: Frozen) -> Params:
+        """Returns the reference before the first step; one that moves is read again."""
+        assert self.reference is not None  # `checks` refuse it without one
+        own = frozen.get("ref")
+        if own is None:
+            seed = self.config.seed
+            own = model_wiring.own_params(self.reference, self.mesh, seed=seed)
+        return roles.whole(own, frozen)
 
     def runs(self, frozen: Frozen) -> list[tuple[float, DecoderSpec]]:
         """Lists the forward passes that a turn takes of each model."""
         assert self.turns is not None
-        epochs = 3.0 * self.turns.sizes.epochs  # each forward and backward
-        runs = [(epochs + 1.0, self.model.spec)]  # the samples scored once before
-        if "ref" in frozen:
+        epochs = float(self.turns.sizes.epochs)  # each forward and backward
+        runs = [(self.model.passes * epochs + 1.0, self.model.spec)]  # scored before
+        if "ref" in frozen or (self.reference is not None and self.reference.on_base):
             runs.append((1.0, self.model.spec))
         if self.value is not None:
+            epochs *= self.value.passes
             runs.append((epochs + 1.0, self.value.spec))
         if self.scorer is not None:
             runs.append((1.0, self.scorer.model.spec))
@@ -121,5 +127,7 @@ class Parts(NamedTuple):
         assert referred.train is not None
         runs = self.ask is not None and self.ref["mode"] == "live"
         other = self.reference.spec if self.reference is not None and runs else None
-        facts = training.make_facts(referred.train, spec, other, peak, sources)
+        facts = training.make_facts(
+            referred.train, spec, other, peak, sources, passes=self.model.passes
+        )
         return feeds.of_steps(referred.train, self.mesh, first, facts)

@@ -18,6 +18,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from dpo_jax import roles
 from dpo_jax.data import layouts, ref_cache
 from dpo_jax.data.loader import Loader
 from dpo_jax.data.ref_cache import Entries, Store
@@ -40,7 +41,7 @@ class Referred(NamedTuple):
     """Where the steps and the evaluation of a run get the reference's columns.
 
     Attributes:
-      frozen: `ref`, where a reference that does not move is held; else nothing.
+      frozen: `ref`, where a reference that does not move is held, beside what was.
       annotate: adds the columns on the device, where they are not in the records.
       train: batches of training; None where none are asked for.
       eval: batches of evaluation, likewise.
@@ -70,6 +71,7 @@ def refer(
     train: Loader | None,
     held_out: Loader | None,
     workdir: os.PathLike | str,
+    frozen: Frozen,
 ) -> Referred:
     """Loads the reference, or brings its cache up to what the batches need.
 
@@ -82,18 +84,21 @@ def refer(
       train: batches of training.
       held_out: batches of evaluation.
       workdir: the run folder.
+      frozen: with the `base` that it shares with the policy, where it does.
 
     Raises:
       ModelError: if the reference cannot be used.
       WriteError: if the cache cannot be written.
     """
     if reference is None or score is None:
-        return Referred({}, annotate.nothing, train, held_out)
+        return Referred(frozen, annotate.nothing, train, held_out)
     if ref["sync_every_steps"]:  # it moves, so the train state holds it
-        return Referred({}, annotate.reference(score), train, held_out)
-    params = model_wiring.load_params(reference, mesh, seed=seed)
+        return Referred(frozen, annotate.reference(score), train, held_out)
+    own = model_wiring.own_params(reference, mesh, seed=seed)
     if ref["mode"] == "live":
-        return Referred({"ref": params}, annotate.reference(score), train, held_out)
+        frozen = {**frozen, "ref": own} if own else frozen
+        return Referred(frozen, annotate.reference(score), train, held_out)
+    params = roles.whole(own, frozen)
     steps = [
         Step(loads, number, keys_at(loads, number))
         for loads in (train, held_out)
@@ -112,7 +117,7 @@ def refer(
         None if loads is None else loads.with_tokens("ref_logps", logps)
         for loads in (train, held_out)
     )
-    return Referred({}, annotate.nothing, train, held_out)
+    return Referred(frozen, annotate.nothing, train, held_out)
 
 
 def keys_at(loads: Loader, step: int) -> list[bytes]:
@@ -125,7 +130,7 @@ def identity_of(reference: Model, params: Params) -> dict[str, Any]:
     decoder, scaling = reference.decoder, reference.spec.rope_scaling
     by_length = scaling is not None and scaling.kind in BY_LENGTH
     dtype = decoder.dtype.name
-    return {
+    return adapters_identity(reference) | {
         "format": ref_cache.FORMAT,
         "weights": weights_of(reference, params),
         "spec": repr(reference.spec),
@@ -134,6 +139,18 @@ def identity_of(reference: Model, params: Params) -> dict[str, Any]:
             decoder.attention, dtype=dtype, softcap=reference.spec.attn_softcap
         ),
         "length": decoder.length if by_length else 0,
+    }
+
+
+def adapters_identity(reference: Model) -> dict[str, Any]:
+    """Says what log-probs depend on besides, where there are adapters; not if fresh."""
+    adapters = reference.adapters
+    if adapters is None or adapters.folder is None:
+        return {}
+    hashes = manifest.hash_files(epath.Path(adapters.folder), [files.ADAPTER_WEIGHTS])
+    return {
+        "adapters": {name: entry["sha256"] for name, entry in hashes.items()},
+        "scales": repr(adapters.scales),
     }
 
 

@@ -16,13 +16,13 @@ from dpo_jax.config_files import from_json
 from dpo_jax.errors import ModelError, RunFolderError
 from dpo_jax.files import AnyPath
 from dpo_jax.lines import Seal
-from dpo_jax.models.decoder import abstract_params
+from dpo_jax.roles import whole
 from dpo_jax.sharding import rules
 from dpo_jax.train import runfolder
 from dpo_jax.train.checkpoint import Checkpoints
 from dpo_jax.train.manifest import PARAMS, given_up
 from dpo_jax.types import Frozen, Params, TrainState
-from dpo_jax.wiring.model import Model, param_places
+from dpo_jax.wiring.model import Model, own_params, trained_shapes
 from dpo_jax.wiring.parts import Parts
 
 T = TypeVar("T")
@@ -198,13 +198,14 @@ def trained_state(workdir: AnyPath, parts: Parts) -> TrainState:
 
 
 def trained_params(workdir: AnyPath, model: Model, mesh: Mesh) -> tuple[int, Params]:
-    """Restores the newest verified parameters of a run.
+    """Restores the newest verified parameters of a run: what was trained of the policy.
 
     Raises:
       ModelError: if the run has no checkpoint.
     """
-    abstract = abstract_params(model.spec)
-    wanted = rules.with_shardings(abstract, param_places(model.spec, mesh))
+    abstract = trained_shapes(model)
+    places = rules.shardings(abstract, mesh, rules.PARAM_RULES)
+    wanted = rules.with_shardings(abstract, places)
     folder = epath.Path(workdir) / "checkpoints"
     apart = given_up(folder) == "params"
     return _newest(
@@ -212,6 +213,26 @@ def trained_params(workdir: AnyPath, model: Model, mesh: Mesh) -> tuple[int, Par
         lambda saved, step: saved.restore_params(step, wanted),
         folder / PARAMS if apart else folder,
     )
+
+
+def policy_params(
+    workdir: AnyPath | None, model: Model, mesh: Mesh, frozen: Frozen, *, seed: int
+) -> Params:
+    """Loads all that a run's policy computes with, at its newest verified step.
+
+    Args:
+      workdir: the run folder; None = before the first step.
+      model: the policy.
+      mesh: of the devices.
+      frozen: of `base_params`.
+      seed: of what is drawn.
+
+    Raises:
+      ModelError: as `trained_params`.
+    """
+    if workdir is None:
+        return whole(own_params(model, mesh, seed=seed), frozen)
+    return whole(trained_params(workdir, model, mesh)[1], frozen)
 
 
 def _newest(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dpo_jax import exact
+from dpo_jax import exact, roles
 from dpo_jax.config import Config
 from dpo_jax.data import prepare, sources, tokenize
 from dpo_jax.data.columns import Text
@@ -80,7 +80,7 @@ class Stage(NamedTuple):
       measure: what rewards are called.
       score: ids of n samples of each prompt -> scores [N, n] by the reward model; None
         without one.
-      moments: that its scores are standardized by; () = by none.
+      frozen: what does not change.
       temperature: that policy and reference are sampled and measured at.
     """
 
@@ -91,8 +91,8 @@ class Stage(NamedTuple):
     mesh: Mesh
     measure: str
     score: Callable[[list[list[list[int]]]], np.ndarray | None]
-    moments: tuple[float, ...] = ()
-    temperature: float = 1.0
+    frozen: Frozen
+    temperature: float
 
     def sampler(self, model: Model) -> Sampler:
         """Makes what continues prompts with a model."""
@@ -164,19 +164,10 @@ def make_stage(
     true = true or bool(config.eval.true_reward)
     measure = Sampled._field_defaults["measure"] if true else "reward"
     said = scoring.of_frozen(scorer, width=new_tokens)
-    held = frozen or {}
-    score = functools.partial(said, held, prompts)
-    moments = tuple(map(float, jax.device_get(held.get("standard", ()))))
+    frozen, heat = frozen or {}, config.rollout.temperature
+    score = functools.partial(said, frozen, prompts)
     return Stage(
-        asked,
-        prompts,
-        new_tokens,
-        tokenizer,
-        mesh,
-        measure,
-        score,
-        moments,
-        config.rollout.temperature,
+        asked, prompts, new_tokens, tokenizer, mesh, measure, score, frozen, heat
     )
 
 
@@ -227,9 +218,9 @@ def make_rollouts(
     held = None if moves else start
 
     def sample(state: TrainState) -> Sampled:
-        ref = state.ref if held is None else held
-        tell = functools.partial(compiled, state.params, ref)
-        after = play(sampler, state.params, tell)
+        ref = roles.reference(state, stage.frozen) if held is None else held
+        params = roles.policy(state.params, stage.frozen)
+        after = play(sampler, params, functools.partial(compiled, params, ref))
         return Sampled(stage.questions.prompts, after, before, stage.measure)
 
     return sample
@@ -237,7 +228,7 @@ def make_rollouts(
 
 def start_of(parts: Parts, referred: Referred) -> Params:
     """Returns the reference before the first step; one that moves is read again."""
-    return referred.frozen.get("ref") or parts.start()
+    return parts.start(referred.frozen)
 
 
 def rollout_questions(config: Config, tokenizer: Any) -> tuple[Questions, bool]:

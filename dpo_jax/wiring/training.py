@@ -23,7 +23,13 @@ from dpo_jax.objectives.judged import Kind
 from dpo_jax.sharding import arrays, rules
 from dpo_jax.train import optimizer, step, throughput
 from dpo_jax.types import Frozen, Hyper, Objective, Params, Stats, TrainState
-from dpo_jax.wiring.model import Model, abstract_weights, load_params
+from dpo_jax.wiring.model import (
+    Model,
+    abstract_own,
+    abstract_weights,
+    own_params,
+    trained_shapes,
+)
 from dpo_jax.wiring.objective import (
     Losses,
     hyper,
@@ -162,12 +168,14 @@ def make_trainer(
     tx = optimizer.direction(name, values)
     make = functools.partial(step.init_state, tx=tx, stats=what.stats)
     abstract, places = state_places(
-        model.spec, make, mesh, follows=follows, value=what.value
+        trained_shapes(model), make, mesh, follows=follows, value=what.value
     )
     live = config.ref.mode == "live" and not follows
     frozen: Frozen = {}
-    if reference is not None and live:
-        frozen = {"ref": abstract_weights(reference, mesh)}
+    if model.adapters is not None:
+        frozen["base"] = abstract_weights(model, mesh)
+    if reference is not None and live and (own := abstract_own(reference, mesh)):
+        frozen["ref"] = own
     if scorer is not None:
         frozen["reward"] = abstract_weights(scorer.model, mesh)
     scalar = arrays.replicated(mesh)
@@ -192,13 +200,15 @@ def make_trainer(
     )
 
     def init(frozen: Frozen) -> TrainState:
-        load = functools.partial(load_params, mesh=mesh, seed=config.seed)
+        load = functools.partial(own_params, mesh=mesh, seed=config.seed)
         ref = load(reference) if reference is not None and follows else None
         known = frozen.get("ref", ref)
         if reference_is_policy(model, reference) and known is not None:
             params = jax.tree.map(jnp.copy, known)  # the files are read once
         else:
             params = load(model)
+        if model.adapters is not None and model.spec.scalar:
+            params["score"] = jax.tree.map(jnp.copy, frozen["base"]["score"])
         if what.value is not None:
             critic = load(value) if value else scalar_head.value_head(model.spec)
             params = jax.device_put({**params, "value": critic}, places.params)
@@ -221,7 +231,8 @@ def reference_is_policy(model: Model, reference: Model | None) -> bool:
     """Tells whether the reference holds the masters that the policy starts with."""
     if reference is None or reference.held != model.held:
         return False
-    return (reference.folder, reference.spec) == (model.folder, model.spec)
+    same = (reference.folder, reference.spec) == (model.folder, model.spec)
+    return same and reference.adapters == model.adapters
 
 
 def warmup_steps(steps: int, warmup: int, share: float) -> int:
@@ -238,7 +249,7 @@ def warmup_steps(steps: int, warmup: int, share: float) -> int:
 
 
 def state_places(
-    spec: DecoderSpec,
+    params: Params,
     make: Callable[..., TrainState],
     mesh: Mesh,
     *,
@@ -248,13 +259,12 @@ def state_places(
     """Returns the abstract train state and the sharding of each leaf.
 
     Args:
-      spec: of the policy.
+      params: shapes of what is trained of the policy.
       make: `(params, seed, ref=None) -> state`.
       mesh: of the run.
       follows: whether the reference is part of the state.
       value: shapes of the critic that is trained beside the policy; None without one.
     """
-    params = abstract_params(spec)
     ref = params if follows else None
     if value is not None:
         params = {**params, "value": value}
@@ -268,6 +278,8 @@ def make_facts(
     reference: DecoderSpec | None,
     peak: float,
     sources: Sources | None = None,
+    *,
+    passes: float = 3.0,
 ) -> Facts:
     """Builds what tells the loop what the host knows of a step's batch.
 
@@ -277,8 +289,10 @@ def make_facts(
       reference: what is run forward beside it; None where nothing is.
       peak: FLOP/s of all devices; `flops` are given in seconds at that speed.
       sources: whose shares of a step are told, where there are several.
+      passes: forward passes that a step is worth; the backward pass takes two, or one
+        where weights get no gradient.
     """
-    runs = [(3.0, policy)]  # the backward pass takes twice the forward pass
+    runs = [(passes, policy)]
     if reference is not None:
         runs.append((1.0, reference))
 
@@ -286,14 +300,14 @@ def make_facts(
         del values  # lengths are known before the step
         counts = loads.facts(number - 1)
         flops = sum(
-            passes
+            times
             * throughput.forward_flops(
                 sizes(spec),
                 tokens=counts["tokens"],
                 scored=counts["scored"],
                 visible=visible_pairs(spec, loads, number - 1),
             )
-            for passes, spec in runs
+            for times, spec in runs
         )
         del counts["scored"]
         if sources is not None:

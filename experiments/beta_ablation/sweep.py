@@ -5,8 +5,9 @@
 
 ARG is a tier: `tier=laptop` (embedded reviews, 24 trials and the reference, 20 minutes
 on two CPU cores), `tier=quick` (4 trials, under 3 minutes), `tier=hh` (Anthropic's HH
-with Pythia-2.8B, the setting of arXiv:2305.18290 §6.2, 16 trials and the reference, for
-a pod).
+with Pythia-2.8B, as arXiv:2305.18290 §6.2, for a pod: the reference, a reward model
+trained from it that judges samples, and 16 trials; give a launcher, as
+`--launcher=gke`).
 """
 
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ class Tier(NamedTuple):
       dpo_keys: what differs there.
       betas: β of DPO.
       seeds: of each.
+      judge: of the reward model that judges samples; {} = the truth is known.
     """
 
     sft: str
@@ -37,6 +39,7 @@ class Tier(NamedTuple):
     dpo_keys: Keys
     betas: tuple[float, ...]
     seeds: tuple[int, ...]
+    judge: Keys = {}
 
 
 LAPTOP = Tier(
@@ -47,7 +50,56 @@ LAPTOP = Tier(
     betas=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
     seeds=(0, 1, 2),
 )
-TIERS: dict[str, Tier] = {"laptop": LAPTOP}
+QUICK = LAPTOP._replace(
+    dpo="quickstart:stage=dpo,steps=30", betas=(1.0, 0.1), seeds=(0, 1)
+)
+HH_PAIRS: Keys = {
+    "data.train": "hh:train",
+    "data.eval": "hh:test",
+    "data.max_tokens": 512,
+    "data.max_prompt_tokens": 256,
+    "data.truncate_response": "fixed",
+    "model.dtype": "bfloat16",
+    "mesh.fsdp": 8,
+    "eval.limit": 2000,
+    "checkpoint.every_steps": 200,
+    "checkpoint.after": "none",
+}
+HH = Tier(
+    sft="sft",
+    sft_keys={
+        **HH_PAIRS,
+        "model.path": "EleutherAI/pythia-2.8b",
+        "train.epochs": 1.0,
+        "batch.pairs": 64,
+        "optimizer.name": "rmsprop",
+        "optimizer.lr": 5e-7,
+    },
+    dpo="dpo:preset=reference_repo",
+    dpo_keys={
+        **HH_PAIRS,
+        "train.epochs": 1.0,
+        "eval.rollouts": 512,
+        "reward.path": "{judge}",
+        "reward.dtype": "bfloat16",
+    },
+    betas=LAPTOP.betas,
+    seeds=(0, 1),
+    judge={
+        **HH_PAIRS,
+        "objective": "reward",
+        "loss.name": "bradley_terry",
+        "ref.mode": "none",
+        "model.path": "{sft}",
+        "train.epochs": 1.0,
+        "batch.pairs": 64,
+        "optimizer.name": "adamw",
+        "optimizer.lr": 1e-5,
+        "optimizer.schedule": "cosine",
+        "optimizer.clip": 1.0,
+    },
+)
+TIERS: dict[str, Tier] = {"laptop": LAPTOP, "quick": QUICK, "hh": HH}
 
 
 def get_sweep(arg: str | None = None) -> list[Trial]:
@@ -61,8 +113,10 @@ def get_sweep(arg: str | None = None) -> list[Trial]:
         raise ConfigError(unknown("tier", named, TIERS))
     tier = TIERS[named]
     start: Keys = {"model.preset": "", "model.path": "{sft}"}
+    judge = [Trial("judge", tier.dpo, tier.judge)] if tier.judge else []
     return [
         Trial("sft", tier.sft, tier.sft_keys),
+        *judge,
         *(
             Trial(
                 f"beta={beta:g}.seed={seed}",

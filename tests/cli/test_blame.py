@@ -45,6 +45,13 @@ def test_an_address_of_no_store_is_named():
     assert isinstance(told, ConfigError) and "at 'http://'…; give a local" in str(told)
 
 
+def test_an_address_that_a_store_refuses_is_told(capsys):
+    """The library raises what it likes: here a ValueError of the hub's."""
+    error = raised(lambda: list(epath.Path("hf://").glob("a.*")))
+    assert isinstance(error, ValueError) and cli.report_error(error, []) == 2
+    assert "a path cannot be used (" in capsys.readouterr().err
+
+
 def test_platforms_without_devices_are_named(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "foo")
     told = blame.of_machine(RuntimeError("Unable to initialize backend 'foo': no"))
@@ -57,6 +64,15 @@ def test_platforms_without_devices_are_named(monkeypatch):
 def test_a_full_memory_says_what_takes_less(error):
     told = blame.of_machine(error)
     assert isinstance(told, DeviceError) and "raise batch.microbatches" in str(told)
+
+
+def test_a_path_that_cannot_be_opened_is_named(tmp_path, capsys):
+    (tmp_path / "loop").symlink_to("loop")
+    for path in (tmp_path / ("x" * 5000), tmp_path / "loop"):
+        assert cli.report_error(raised(path.read_text), []) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"error[2]: '{str(path)[:100]}"[:60])
+        assert said.endswith("; name another\n") and len(said) < 500
 
 
 def test_a_bug_of_our_own_stays_one():

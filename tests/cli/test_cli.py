@@ -608,3 +608,37 @@ def test_a_flag_file_that_is_not_there(capsys, tmp_path):
     flags = [CONFIG, "--flagfile=/nope", f"--workdir={tmp_path}/run"]
     code, _, err = call(capsys, "train", *flags)
     assert code == 2 and "flagfile" in err
+
+
+OWN_CONFIG = """
+from dpo_jax.configs import dpo
+
+class Odd(BaseException):
+    pass
+
+def get_config(arg=None):
+    config = dpo.get_config().unlock()
+    {body}
+    return config
+"""
+
+
+@pytest.mark.parametrize(
+    "body, said",
+    [
+        ("raise Odd('no')", "cannot be loaded (Odd: no)"),
+        ("raise SystemExit(3)", "cannot be loaded (SystemExit: 3)"),
+        ("raise GeneratorExit", "cannot be loaded (GeneratorExit: )"),
+        ("1/0", "cannot be loaded (ZeroDivisionError: division by zero)"),
+        ("config.mesh = config", "cannot be loaded (RecursionError: maximum recurs"),
+        ("return config.to_dict()", "gives a dict; return a ConfigDict"),
+    ],
+)
+def test_whatever_a_configuration_of_ones_own_raises_is_one_line(
+    capsys, tmp_path, body, said
+):
+    own = tmp_path / "own.py"
+    own.write_text(OWN_CONFIG.format(body=body))
+    code, _, err = call(capsys, "train", f"--config={own}", f"--workdir={tmp_path}/run")
+    assert code == 2 and err.startswith(f"error[2]: --config={own} {said}")
+    assert len(err.splitlines()) == 1

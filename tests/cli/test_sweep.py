@@ -194,3 +194,38 @@ def test_table_imports_no_jax(tmp_path):
     code += "; sys.exit('jax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True)
     assert done.returncode == 0, done.stderr
+
+
+ENGINES = {  # that say, and contradict each other, that this is one of several
+    "SLURM_JOB_ID": "7",
+    "SLURM_NTASKS": "4",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_NODELIST": "n[1-2]",
+    "OMPI_COMM_WORLD_SIZE": "2",
+    "OMPI_COMM_WORLD_RANK": "1",
+    "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://192.0.2.1:1",
+    "KUBERNETES_SERVICE_HOST": "192.0.2.2",
+    "JOB_COMPLETION_INDEX": "5",
+    "TPU_WORKER_ID": "1",
+    "TPU_WORKER_HOSTNAMES": "192.0.2.3,192.0.2.4",
+    "MEGASCALE_NUM_SLICES": "2",
+    "MEGASCALE_COORDINATOR_ADDRESS": "192.0.2.5",
+}
+
+
+@pytest.mark.faults
+def test_a_trial_of_one_process_is_one_whatever_engines_say(tmp_path, monkeypatch):
+    """It waits for nobody, and sees the devices that it was given."""
+    for name, value in ENGINES.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("DPO_JAX_COMPILE_CACHE", str(CACHE))
+    monkeypatch.setenv("DPO_JAX_CPU_DEVICES", "2")
+    text = FILE.replace("steps=200", "steps=2")
+    (tmp_path / "s.py").write_text(text)
+    line = [sys.executable, "-m", "dpo_jax", "sweep", f"{tmp_path}/s.py"]
+    line += [f"--out={tmp_path}/out", "--only=sft"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=LIMIT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    log = (tmp_path / "out" / "sft" / "log.txt").read_text()
+    assert "{rows: steps}: {4: 2}" in log  # two rows a device

@@ -76,7 +76,7 @@ def test_temperatures_and_best_of_by_the_embedded_truth(capsys, tmp_path, baseli
     assert "2 by sentiment" in printed and "0.58 ± 0.15" in printed
     table = list(csv.DictReader((out / "table.csv").open()))
     assert float(table[0]["win_rate"]) == pytest.approx(3.5 / 6)
-    assert (out / "table.md").read_text().startswith(f"## Win rate against {baseline}")
+    assert (out / "table.md").read_text().startswith(f"**Win rate against {baseline}")
     assert told["by_length"][0]["policy"] == "dpo:0"
 
 
@@ -189,6 +189,14 @@ def test_a_key_goes_to_one_server(capsys, monkeypatch):
     judges = "--judge=a@http://one/v1,b@http://two/v1"
     code, _, err = call(capsys, "--samples=a.jsonl", judges, "--out=nowhere")
     assert code == 2 and "names 2 servers" in err and KEY not in err
+
+
+def test_a_server_is_asked_by_one_process(capsys, monkeypatch):
+    monkeypatch.setattr(cli.parent, "split", lambda: None)
+    monkeypatch.setenv("DPO_JAX_DISTRIBUTED", "localhost:1,2,0")
+    flags = ["--samples=a.jsonl", "--judge=a@http://one/v1", "--out=nowhere"]
+    code, _, err = call(capsys, *flags)
+    assert code == 2 and "ask it from one process" in err
 
 
 def test_what_does_not_fit_is_named(capsys, tmp_path, baseline):

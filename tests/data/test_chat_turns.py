@@ -11,6 +11,7 @@ from itertools import groupby
 import pytest
 from row_cases import validate
 
+from dpo_jax.data import bounds
 from dpo_jax.data.encode import Encoded, encode, encode_all
 from dpo_jax.data.sources.files import BadRow
 from dpo_jax.data.tokenize import _cut, tokenize, truncate
@@ -239,6 +240,15 @@ def test_a_token_over_a_boundary_counts_where_it_holds_a_letter_of_the_answer():
     tokenizer = build(template, merges=[(" ", "B")])
     found = encoded({"messages": TWO[1:]}, tokenizer)
     assert runs(found, tokenizer) == ["<b>[I] Hi[/I] ", "Ho.<e>", " Blue.<e>"]
+
+
+def test_a_chat_of_very_many_turns_is_ended(monkeypatch):
+    """Each turn is found by rendering all before it: 50,000 turns are hours."""
+    monkeypatch.setattr(bounds, "ROW_SECONDS", 0.05)
+    turns = {"messages": [say("user", "Hi"), say("assistant", "Ho.")] * 500}
+    with pytest.raises(ModelError, match=r"f:1: .* 0.05 s to show where the turns of"):
+        encoded(turns, build(CHATML), scored="assistant")
+    assert len(encoded(turns, build(CHATML), scored="all").responses) == 1
 
 
 def test_white_space_is_no_end_of_a_turn_unless_nothing_else_is():

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -286,6 +287,37 @@ def prompts(name, **options):
     return [row["prompt"] for row in rows_of(str(name), **options)]
 
 
+@pytest.mark.parametrize("size, count", [(10**6, 4000), (10**7, 300)])
+def test_a_table_that_unpacks_to_gigabytes_is_refused(tmp_path, size, count):
+    """A value that all rows share is stored once: the file has a few kilobytes."""
+    same = np.zeros(count, np.int32)
+    long = pyarrow.DictionaryArray.from_arrays(same, pyarrow.array(["x" * size]))
+    table = pyarrow.table({"prompt": long})
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(table, path, compression="zstd")
+    with pytest.raises(DataError, match="unpacks to more than 1000 times its size"):
+        rows_of(str(path))
+
+
+def test_one_value_of_a_table_may_not_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "AT_ONCE", 2**20)
+    path = tmp_path / "a.parquet"
+    table = pyarrow.table({"prompt": ["x" * (2**20 + 1)]})
+    pyarrow.parquet.write_table(table, path, compression="zstd")
+    with pytest.raises(DataError, match="prompt has 1048576 bytes for each row"):
+        rows_of(str(path))
+
+
+def test_rows_of_a_large_column_are_read_a_few_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "AT_ONCE", 4000)
+    path = tmp_path / "a.parquet"
+    rows = [{"prompt": f"{n:01000}"} for n in range(50)]
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist(rows), path, row_group_size=7, compression="zstd"
+    )
+    assert [row["prompt"] for row in rows_of(str(path))] == [r["prompt"] for r in rows]
+
+
 def test_globs_and_folders_of_shards_are_one_source(folder):
     every = [f"{number}{n}" for number in range(3) for n in range(4)]
     assert prompts(folder) == prompts(folder, split="eval") == every
@@ -294,6 +326,8 @@ def test_globs_and_folders_of_shards_are_one_source(folder):
     assert prompts(f"file://{folder}/part-[01].jsonl") == every[:8]
     with pytest.raises(DataError, match="no data file has such a name"):
         prompts(f"{folder}/*.parquet")
+    with pytest.raises(DataError, match="no data file has such a name"):
+        prompts(f"{folder}/a.jsonl[{'9' * 5000}]")  # longer than any name may be
 
 
 @pytest.mark.parametrize(

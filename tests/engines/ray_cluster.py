@@ -7,6 +7,7 @@ import os
 import sys
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
 
 from ray.cluster_utils import Cluster
 

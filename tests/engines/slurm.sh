@@ -84,8 +84,11 @@ case "${1:-}" in
 install)
   if command -v slurmctld slurmd munged sbatch >/dev/null; then exit 0; fi
   [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null
-  DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
-    slurm-wlm munge >/dev/null
+  {
+    apt-get update
+    DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
+      slurm-wlm munge
+  } >/dev/null
   ;;
 start | stop) "$1" "$(realpath --canonicalize-missing "$2")" ;;
 *) sed -n '2,8s/^# \{0,1\}//p' "$0" >&2 && exit 2 ;;

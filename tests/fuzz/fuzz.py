@@ -4,9 +4,11 @@
     make fuzz SEED=0 KINDS=template,weights
     make fuzz SEED=0 ONLY="template/17"     # one of them again, its files are kept
 
-Each input is made and read in a process of its own, forked from one that has imported
-everything: 60 seconds and 2 GB each. It fails if any of them ended in a traceback, took
-too much of either, or was taken although damaged; those are kept in build/fuzz.
+Each input is made and read in a process of its own, of 60 seconds and 2 GB: mostly in
+one that is forked from a process that has imported everything, one in 20 by a new
+Python (`--cold=1`: all of them). It fails if any of them ended in a traceback, took
+too much of either, or was taken although damaged; those are kept in build/fuzz, beside
+ends.tsv, a line for each input.
 """
 
 import os

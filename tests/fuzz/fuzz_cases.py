@@ -112,7 +112,8 @@ def outcome(case: Case, folder: Path) -> str:
     """
     verb = case.argv[0]
     if verb == "train":
-        lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+        written = folder / "run" / "metrics.jsonl"
+        lines = written.read_text().splitlines() if written.exists() else []
         return "\n".join(json.dumps(_untimed(json.loads(line))) for line in lines)
     if verb == "export":
         files = sorted(folder.glob("out/*.safetensors"))

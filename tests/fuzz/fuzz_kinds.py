@@ -7,6 +7,7 @@ from random import Random
 import fuzz_doors as doors
 import fuzz_files as files
 import fuzz_models as models
+import fuzz_places as places
 import fuzz_rows as rows
 import fuzz_runs as runs
 from fuzz_cases import Base, Case
@@ -39,4 +40,10 @@ KINDS: dict[str, Callable[[Random, Base, Path], Case]] = {
     "header": files.header,
     "table": files.table,
     "turn": files.turn,
+    "beside": places.beside,
+    "encoding": places.encoding,
+    "every key": places.every_key,
+    "edited": places.edited,
+    "place": places.place,
+    "tables": places.tables,
 }

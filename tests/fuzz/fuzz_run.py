@@ -1,8 +1,14 @@
-"""Starts inputs one by one, watches over them and judges their ends."""
+"""Starts inputs one by one, watches over them and judges their ends.
+
+Most are read by a fork of this process, which has imported what a verb imports but has
+started neither jax nor a thread; a share of them, drawn by the seed, by a new Python.
+"""
 
 import argparse
 import collections
 import contextlib
+import gc
+import importlib
 import json
 import os
 import re
@@ -11,6 +17,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -19,17 +26,21 @@ from typing import NamedTuple
 
 import fuzz_base
 import fuzz_kinds
+import jax._src.xla_bridge
 from fuzz_cases import ROOT, Base, Case, outcome, showing, training
 
 # all that a verb needs is imported before the fork, so that no input pays for it
 from dpo_jax import build, cli, inspection
 from dpo_jax.cli import evaluate, export, report, sample, show, train
 from dpo_jax.report import html
+from dpo_jax.train import throughput
 
 IMPORTED = (build, inspection, evaluate, export, report, sample, show, train, html)
 SECONDS = 60.0
 MEMORY = 2 * 10**9  # bytes that are resident
 FENCE = 6 * 2**30  # bytes of data, behind which not even a moment is allowed
+COLD = 0.05  # of the inputs are read by a new Python
+COLD_OF_KIND = {"environment": 0.25}  # libraries read variables when they are imported
 LINE = re.compile(r"^error\[(\d+)\]: ", re.MULTILINE)
 GOOD = ("clear error", "ran rightly")
 BAD = (
@@ -54,19 +65,27 @@ class Child(NamedTuple):
     pid: int
     folder: Path
     since: float
+    cold: bool = False
 
 
-def start(name: str, seed: int, base: Base, folder: Path) -> Child:
+def start(name: str, seed: int, base: Base, folder: Path, cold: bool) -> Child:
     """Forks a process that makes an input and runs its verb."""
     folder.mkdir(parents=True)
     sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
-        _work(name, seed, base, folder)
-    return Child(name, pid, folder, time.monotonic())
+        _work(name, seed, base, folder, cold)
+    return Child(name, pid, folder, time.monotonic(), cold)
 
 
-def _work(name: str, seed: int, base: Base, folder: Path) -> None:
+def is_cold(name: str, seed: int, share: float | None) -> bool:
+    """Says whether a new Python reads an input; `share` None = the usual one."""
+    kind = name.rpartition("/")[0]
+    share = COLD_OF_KIND.get(kind, COLD) if share is None else share
+    return Random(f"{seed}/{name}/cold").random() < share
+
+
+def _work(name: str, seed: int, base: Base, folder: Path, cold: bool) -> None:
     """Makes the input, runs the verb and never returns."""
     code = 99
     try:
@@ -80,6 +99,9 @@ def _work(name: str, seed: int, base: Base, folder: Path) -> None:
         case = make(name, seed, base, folder)
         (folder / "case.json").write_text(json.dumps(case._asdict()))
         argv = [word.replace("{case}", str(folder)) for word in case.argv]
+        if cold:
+            _become([sys.executable, "-m", "dpo_jax", *argv])
+        throughput.matmul_flops_per_second = _flops_per_second
         code = cli.main(["dpo_jax", *argv])
     except BaseException:
         traceback.print_exc()
@@ -87,6 +109,19 @@ def _work(name: str, seed: int, base: Base, folder: Path) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _become(argv: list[str]) -> None:
+    """Turns into a new process; comes back where no command line can hold the words."""
+    os.environ["PYTHONPATH"] = str(ROOT)
+    with contextlib.suppress(ValueError, OSError):  # a NUL, a surrogate, too long
+        os.execv(argv[0], argv)
+
+
+def _flops_per_second(dtype: str, *, size: int, seconds: float) -> float:
+    """Stands for a measurement of the machine, which no input changes."""
+    del dtype, size, seconds
+    return 1e12
 
 
 def controls(base: Base) -> dict[str, Case]:
@@ -200,6 +235,7 @@ class Tally:
             self.plain[child.name] = outcome(case, child.folder)
         else:
             self.counts[child.name.rpartition("/")[0]][found] += 1
+            self._note(child, ended, found)
         bad = found in BAD
         if bad or self.verbose:
             self._tell(child, case, ended, found)
@@ -209,10 +245,18 @@ class Tally:
             shutil.copytree(child.folder, target, symlinks=True, ignore=_too_much)
         shutil.rmtree(child.folder, ignore_errors=True)
 
+    def _note(self, child: Child, ended: Ended, found: str) -> None:
+        """Appends name, verdict, exit code, seconds, and who read it, to ends.tsv."""
+        self.kept.mkdir(parents=True, exist_ok=True)
+        by = "a new Python" if child.cold else "a fork"
+        words = (child.name, found, ended.code, f"{ended.seconds:.1f}", by)
+        with (self.kept / "ends.tsv").open("a") as file:
+            file.write("\t".join(map(str, words)) + "\n")
+
     def _tell(self, child: Child, case: Case | None, ended: Ended, found: str) -> None:
         stderr = (child.folder / "stderr").read_text(errors="replace")
         last = stderr.strip().splitlines()[-1:] or [""]
-        what = case.what if case else "not made"
+        what = case.what[:300] if case else "not made"
         verb = case.argv[0] if case else ""
         sys.stdout.write(
             f"{found}: {child.name} ({what}), {verb} ended with {ended.code} after "
@@ -255,12 +299,19 @@ def names_of(kinds: list[str], count: int, first: int) -> list[str]:
     return [f"{kinds[n % len(kinds)]}/{first + n // len(kinds)}" for n in range(count)]
 
 
-def run(names: list[str], seed: int, base: Base, tally: Tally, workers: int) -> None:
+def run(
+    names: list[str],
+    seed: int,
+    base: Base,
+    tally: Tally,
+    workers: int,
+    cold: float | None,
+) -> None:
     """Runs inputs, a few at a time; SIGTERM and Ctrl-C leave it at what has ended."""
     waiting, running = collections.deque(names), list[Child]()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        _run(waiting, running, seed, base, tally, workers)
+        _run(waiting, running, seed, base, tally, workers, cold)
     except KeyboardInterrupt:
         for child in running:
             os.killpg(child.pid, signal.SIGKILL)
@@ -273,12 +324,13 @@ def _run(
     base: Base,
     tally: Tally,
     workers: int,
+    cold: float | None,
 ) -> None:
     while waiting or running:
         while waiting and len(running) < workers:
             name = waiting.popleft()
             folder = base.folder / "cases" / name.replace("/", "-").replace(" ", "_")
-            running.append(start(name, seed, base, folder))
+            running.append(start(name, seed, base, folder, is_cold(name, seed, cold)))
         for child in list(running):
             ended = poll(child)
             if ended is not None:
@@ -297,6 +349,7 @@ def _made_apart(folder: Path) -> Base:
             for number in (1, 2):
                 os.dup2(os.open(told, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
             fuzz_base.make(folder)
+            told.write_text("\n".join(sys.modules))
             code = 0
         except BaseException:
             traceback.print_exc()
@@ -304,7 +357,23 @@ def _made_apart(folder: Path) -> Base:
             sys.stderr.flush()
             os._exit(code)
     assert os.waitpid(pid, 0)[1] == 0, told.read_text()
+    _import(told.read_text().splitlines())
     return Base(folder)
+
+
+def _import(names: list[str]) -> None:
+    """Imports what a run imported, so that no fork of this process has to.
+
+    A fork is a process as new as any only where nothing runs yet: neither a backend of
+    jax nor a thread of Python.
+    """
+    for name in names:
+        with contextlib.suppress(Exception):  # made by others when they are imported
+            importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # a collection in a fork must not touch, and so copy, every page
+    assert not jax._src.xla_bridge.backends_are_initialized()
+    assert threading.active_count() == 1, threading.enumerate()
 
 
 def main() -> int:
@@ -315,6 +384,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first")
     parser.add_argument("--kinds", default="", help="of KINDS, by commas")
     parser.add_argument("--only", default="", help="kind/number, by commas")
+    parser.add_argument("--cold", type=float, help="share read by a new Python")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--keep", default=str(ROOT / "build" / "fuzz"))
     given = parser.parse_args()
@@ -324,9 +394,9 @@ def main() -> int:
     tally = Tally(given.seed, Path(given.keep) / f"seed{given.seed}", bool(only))
     with tempfile.TemporaryDirectory(prefix="dpo-jax-fuzz-") as folder:
         base = _made_apart(Path(folder))
-        run(list(controls(base)), given.seed, base, tally, given.workers)
+        run(list(controls(base)), given.seed, base, tally, given.workers, 0.0)
         names = only or names_of(kinds, given.count, given.first)
-        run(names, given.seed, base, tally, given.workers)
+        run(names, given.seed, base, tally, given.workers, given.cold)
     spent = time.monotonic() - since
     sys.stdout.write(f"\n{tally.table()}\n")
     tried = sum(counted.total() for counted in tally.counts.values())

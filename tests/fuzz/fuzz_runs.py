@@ -16,7 +16,7 @@ from dpo_jax.objectives import OBJECTIVES
 FOLDER = (2, 3, 4, 7, 8)
 
 
-def _of_run(random: Random) -> list[str]:
+def of_run(random: Random) -> list[str]:
     """Draws a verb that reads a run folder."""
     run = "--workdir={case}/run"
     verbs = (
@@ -56,7 +56,7 @@ def run_folder(random: Random, base: Base, folder: Path) -> Case:
         what = mutate.rewrite(random, path)
     else:
         what = mutate.damage(random, path)
-    return Case(_of_run(random), what, FOLDER)
+    return Case(of_run(random), what, FOLDER)
 
 
 def checkpoint(random: Random, base: Base, folder: Path) -> Case:
@@ -85,7 +85,7 @@ def checkpoint(random: Random, base: Base, folder: Path) -> Case:
         what = mutate.damage(random, random.choice(found))
     for name in ("results.json", "report.html"):
         (run / name).unlink()
-    return Case(_of_run(random), what, FOLDER)
+    return Case(of_run(random), what, FOLDER)
 
 
 def _file_for(folder: Path) -> None:
@@ -184,7 +184,7 @@ def flag(random: Random, base: Base, folder: Path) -> Case:
 
 def override(random: Random, base: Base, folder: Path) -> Case:
     """A key or two of the configuration, or a flag."""
-    names = [k for k in schema.KEYS if k not in ("data.path",)]
+    names = [k for k in schema.KEYS if k != "data.path" and "cache_dir" not in k]
     wide = {"objective": "preference", "loss__name": "dpo", "ref__mode": "live"}
     argv = training(base, **random.choice(({}, wide)))
     given = []

@@ -1,6 +1,7 @@
 """Slices of TPU VMs are kept there: a stand-in for gcloud goes through their states."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -190,6 +191,8 @@ def test_dry_run_prints_the_commands_as_the_documentation_has_them(job):
 def test_options_that_are_missing_are_named(job):
     with pytest.raises(ConfigError, match="needs --tpu_vm_zone, --tpu_vm_package"):
         tpu_vm.render(job, OPTIONS._replace(zone="", package=""))
+    with pytest.raises(ConfigError, match="--hosts=2: leave it out"):
+        tpu_vm.render(job._replace(hosts=2), OPTIONS)
     with pytest.raises(ConfigError, match="--out=here: name a folder gs://"):
         tpu_vm.render(job._replace(out="here"), OPTIONS)
 
@@ -228,7 +231,7 @@ def host(tmp_path, monkeypatch):
 
 @pytest.mark.faults
 def test_create_preempt_recreate_resume_done(job, cloud, host, tmp_path, monkeypatch):
-    """The script of the slice runs here; its host is a process, killed in between."""
+    """The script of the slice runs here; its hosts are processes, killed in between."""
     state = cloud(UP, processes=True)
     (tmp_path / "s.py").write_text(SWEEP)
     monkeypatch.setattr(tpu_vm, "POLL", 0.5)
@@ -255,12 +258,52 @@ def test_create_preempt_recreate_resume_done(job, cloud, host, tmp_path, monkeyp
                 (tmp_path / "state.json").write_text(json.dumps(now))
             return time.monotonic() > self.until
 
-    with metadata.served(1) as ports:
+    with metadata.served(2) as ports:
         (tmp_path / "ports.json").write_text(json.dumps(ports))
         ended = tpu_vm.launch(job, OPTIONS, Here(Preempts(), told.append, None))
     assert ended == (0, {}, []), told
     assert len(creates(state())) == 2 and state()["resources"] == {}
     logs = [p.read_text() for p in (Path(job.out) / ".sweep" / "sft").glob("*.log")]
     assert len(logs) == 2 and any("resumed from step" in log for log in logs)
+    assert (
+        len([*(Path(job.out) / ".sweep" / "hosts").iterdir()]) == 2
+    )  # no slice's twice
     lines = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
     assert lines == list(range(1, 151))
+
+
+SITE = """
+import os
+if "GCE_METADATA_IP" in os.environ:
+    from jax._src.clusters import cloud_tpu_cluster
+    cloud_tpu_cluster.running_in_cloud_tpu_vm = True  # though there is no chip
+    os.environ.pop("TPU_SKIP_MDS_QUERY", None)  # which jax sets where there is none
+"""
+
+
+@pytest.mark.faults
+def test_a_pod_that_is_started_by_hand_finds_its_hosts(host, tmp_path, monkeypatch):
+    """DPO_JAX_DISTRIBUTED=auto: jax asks the metadata server, as on a TPU VM."""
+    (tmp_path / "sitecustomize.py").write_text(SITE)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ['PYTHONPATH']}")
+    monkeypatch.setenv("DPO_JAX_DISTRIBUTED", "auto")
+    line = [sys.executable, "-m", "dpo_jax", "train", f"--workdir={tmp_path}/run"]
+    line += ["--config=quickstart:stage=sft,steps=2", "--config.batch.pairs=8"]
+    line += [
+        "--config.data.limit=16",
+        "--config.data.eval=",
+        "--config.eval.rollouts=0",
+    ]
+    with metadata.served(2) as ports:
+        ranks = [
+            subprocess.Popen(
+                line,
+                env={**os.environ, "GCE_METADATA_IP": f"127.0.0.1:{port}"},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for port in ports
+        ]
+        told = [rank.communicate(timeout=LIMIT)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], told
+    assert "2 × cpu" in (tmp_path / "run" / "log.txt").read_text()  # of both hosts

@@ -158,6 +158,14 @@ def test_a_kernel_is_refused_where_it_cannot_run(name, platform, given, message)
     lib.check("xla", platform, **(fine | given))
 
 
+def test_float16_is_refused_on_cpus():
+    """jax has no product of float16 there that sums in float32."""
+    with pytest.raises(errors.ConfigError, match="dtype='float16' .* use 'bfloat16'"):
+        lib.check("auto", "cpu", dtype="float16", head_dim=8)
+    lib.check("auto", "gpu", dtype="float16", head_dim=8)
+    lib.check("auto", "cpu", dtype="bfloat16", head_dim=8)
+
+
 @pytest.mark.parametrize(
     ("platform", "dtype", "softcap", "expected"),
     [

@@ -9,7 +9,9 @@ import json
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from dpo_jax import cli
 from dpo_jax.report import html
@@ -146,6 +148,28 @@ def test_tokens(shared, train, folder, layout):
     assert len(steps) == 2
     lines = train(folder, 2, {"data.join": "joint", "data.layout": layout})
     check(lines, steps)
+
+
+@pytest.mark.parametrize("layout", ["prefix_shared", "padded"])
+@pytest.mark.parametrize("case", ["fresh", "started"])
+def test_adapters(shared, train, tmp_path, case, layout):
+    """Four steps on an adapter, and what they leave is that of TRL and peft.
+
+    The accuracy of the first step is of ties, which count a half here.
+    """
+    steps = golden_steps(shared, "trl_lora", case)
+    assert len(steps) == 4
+    del steps[0]["rewards/accuracies"]
+    start = shared / "goldens" / "trl_lora" / case
+    flags = {"model.adapter": start, "ref.path": "", "optimizer.lr": 5e-3}
+    check(train("trl_lora", 4, flags | {"data.layout": layout}), steps)
+    want = load_file(start.parent / f"trained_{case}" / "adapter_model.safetensors")
+    first = load_file(start / "adapter_model.safetensors")
+    got = load_file(tmp_path / "run" / "export" / "adapter_model.safetensors")
+    assert got.keys() == want.keys() == first.keys()
+    for name, value in want.items():
+        moved = np.abs(value - first[name]).max()
+        assert np.abs(got[name] - value).max() < 0.05 * moved, name
 
 
 def test_a_wrong_value_is_noticed():

@@ -49,6 +49,27 @@ def test_a_sweep_over_losses_compares_them_at_strengths_of_their_own():
     assert [p.usual for p in places] == [True, False, False, False, True]
 
 
+def test_an_option_of_a_users_own_loss_is_its_strength():
+    """No `--config` has it: the first value that is listed counts as the default."""
+    gamma = "loss__options__focal__focal_gamma"
+    entries = [
+        entry("out", "a", loss__beta=0.1),
+        *(
+            entry("out", f"{value}", loss__name="focal", losses="5d", **{gamma: value})
+            for value in (2.0, 0.5)
+        ),
+    ]
+    arms, places = placed(entries)
+    assert [p.method for p in places] == ["dpo", "focal", "focal"]
+    assert [p.setting for p in places] == [
+        (),
+        (("loss.options.focal.focal_gamma", 2.0),),
+        (("loss.options.focal.focal_gamma", 0.5),),
+    ]
+    assert [p.usual for p in places] == [True, True, False]
+    assert arms.base == "dpo"
+
+
 def test_methods_are_named_by_as_few_keys_as_tell_them_apart():
     entries = [
         entry("out", "a", loss__name="dpo"),

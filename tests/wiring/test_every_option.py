@@ -36,7 +36,7 @@ from dpo_jax.data.sources import sentiment
 from dpo_jax.data.sources.files import Request
 from dpo_jax.errors import NonFiniteError, UserError
 from dpo_jax.losses import LOSSES, find
-from dpo_jax.models import hf, scalar
+from dpo_jax.models import hf, lora, peft, scalar, sites
 from dpo_jax.models.decoder import abstract_params
 from dpo_jax.models.scalar import policy_of
 from dpo_jax.models.spec import preset
@@ -78,6 +78,7 @@ OTHERS = {  # key -> another value
     "model.path": "nowhere",
     "model.revision": "main",
     "model.ignore_attributes": ("nothing",),
+    "model.adapter": "nowhere",
     "model.preset": "tiny_gpt2",
     "model.dtype": "bfloat16",
     "model.remat": "block",
@@ -91,6 +92,12 @@ OTHERS = {  # key -> another value
     "ref.cache_dir": "nowhere",
     "ref.sync_every_steps": 2,
     "ref.sync_mix": 0.5,
+    "ref.adapter": "base",
+    "lora.rank": 3,
+    "lora.alpha": 5,
+    "lora.rslora": True,
+    "lora.targets": ("mlp",),
+    "lora.init": "a_zero",
     "tokenizer.path": "nowhere",
     "data.train": "nowhere.jsonl",
     "data.eval": "",
@@ -250,6 +257,13 @@ OF_SAMPLES = {
 }
 OF_SAMPLES["rollout."] = OF_SAMPLES["ppo."]
 OF_SAMPLES["online."] = {**SAMPLED, "objective": "online", "batch.pairs": 16}
+ADAPTED = {
+    "model.preset": "",
+    "model.path": "{one}",
+    "lora.rank": 4,
+    "eval.rollouts": 0,
+}
+STARTED = {**ADAPTED, "lora.rank": 0, "model.adapter": "{adapter}"}
 ADMITTED = {  # key -> another value, and what a run needs to take it
     "objective": ("preference", SFT),
     "data.scored": ("all", SFT),
@@ -274,6 +288,9 @@ ADMITTED = {  # key -> another value, and what a run needs to take it
     "ref.mode": ("cached", {"eval.rollouts": 0}),
     "ref.cache_dir": ("{two}", {"ref.mode": "cached", "eval.rollouts": 0}),
     "ref.sync_mix": (0.5, MOVING),
+    "model.adapter": ("{other}", STARTED),
+    "ref.adapter": ("base", STARTED),
+    **{key: (OTHERS[key], ADAPTED) for key in OTHERS if key.startswith("lora.")},
     "tokenizer.path": ("{plain}", {}),
     "data.train": ("{fewer}", {"data.train": "{hh}", "data.format": "hh", **NO_EVAL}),
     "data.eval": ("", {"eval.rollouts": 0}),
@@ -372,6 +389,12 @@ def configured(tmp_path_factory):
         judge = scalar.scalar_spec(spec)
         at = folder / f"judge_{name}"
         hf.save_params(jax.tree.map(zeros, abstract_params(judge)), judge, at)
+    for name, rank in (("adapter", 2), ("other", 3)):
+        given = {"alpha": 4, "rslora": False, "targets": (), "init": "b_zero"}
+        fresh = sites.fresh(spec, rank=rank, **given)
+        tree = jax.tree.map(zeros, lora.abstract(fresh))
+        held = peft.folder_files(tree, fresh, spec, base="one", revision="")
+        hf.save_files(folder / name, held, "adapter_config.json")
 
     def make():
         config = importlib.import_module("dpo_jax.configs.quickstart").get_config()
@@ -531,6 +554,7 @@ def observe(config, workdir, monkeypatch):
     parts = seen.pop("parts")
     seen["report"] = (parts.data.report, parts.data.fingerprint)
     seen["score"] = parts.model.scores_zero
+    seen["adapters"] = str(parts.model.adapters)
     seen["hyper"] = {name: float(x) for name, x in parts.trainer.hyper().items()}
     if parts.turns is not None:
         return seen | turns_of(parts)

@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from dpo_jax import build, schema
 from dpo_jax.data.sources import sentiment
@@ -16,6 +17,7 @@ from dpo_jax.sharding.mesh import make_mesh
 from dpo_jax.train.turn import rows_of_updates
 from dpo_jax.wiring import checks
 from tests.equal_runs import TIMING_KEYS
+from tests.tiny_base import write_base
 
 pytestmark = pytest.mark.losses
 ALGORITHMS = ("ppo", "rloo", "awr", "online")
@@ -90,6 +92,32 @@ def test_each_algorithm_trains_and_says_what_the_field_asks(name, root):
         # the KL is far below its target: 32 samples of a horizon of 10,000
         assert lines[1]["kl_coef"] == pytest.approx(0.05 * (1 - 0.2 * 32 / 1e4))
     assert (trained(name, root) / "export" / "model.safetensors").exists()
+
+
+@pytest.fixture(scope="module")
+def base(root):
+    return write_base(root / "base")
+
+
+@pytest.mark.parametrize("name", [*ALGORITHMS, "each_round", "by_ref"])
+def test_each_algorithm_trains_adapters(name, base, tmp_path):
+    """Beside a base that policy and reference share; a critic is trained in full."""
+    given = {"model.preset": "", "model.path": str(base), "lora.rank": 2}
+    given |= {"checkpoint.every_steps": 0, "optimizer.lr": 1e-2}
+    others = {
+        "each_round": ("online", {"online.ref": "each_round", "batch.pairs": 16}),
+        "by_ref": ("awr", {"awr.sampler": "ref", "train.steps": 3}),
+    }
+    algorithm, more = others.get(name, (name, {}))
+    build.run(configured(algorithm, **given, **more), tmp_path / "run")
+    lines = lines_of(tmp_path / "run")
+    assert len(lines) >= 3 and all(np.isfinite(line["loss"]) for line in lines)
+    if name == "each_round":
+        assert all(line["loss"] == pytest.approx(np.log(2), abs=1e-6) for line in lines)
+    else:
+        assert lines[-1]["kl"] > 10 * abs(lines[0]["kl"])
+    found = load_file(tmp_path / "run" / "export" / "adapter_model.safetensors")
+    assert len(found) == 28 and all(value.any() for value in found.values())
 
 
 @pytest.mark.parametrize("name", ["ppo", "online"])

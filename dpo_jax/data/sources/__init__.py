@@ -5,6 +5,7 @@ row to `published.py`; one that is generated is a file with `read(request)` and 
 the table below.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain, islice
@@ -127,9 +128,9 @@ def _published(
         )
     words = (part.split,) if part.split else (usual, *SPLIT_WORDS[split])
     hub = part.source if "/" in part.source else row.hub
-    place = path or (hub if hub and Path(hub).exists() else row.file)
+    place = path or (hub if hub and os.path.exists(hub) else row.file)
     for below in (name, hub, hub.rpartition("/")[2], row.config):
-        if place and below and (Path(place) / below).is_dir():
+        if place and below and os.path.isdir(Path(place) / below):
             place = str(Path(place) / below)
     return Origin(
         part,
@@ -183,7 +184,7 @@ def files_of(origin: Origin) -> list[str] | None:
         return []
     if not origin.place:
         return None
-    if Path(origin.place).is_dir() and places.of_library(Path(origin.place)):
+    if os.path.isdir(origin.place) and places.of_library(Path(origin.place)):
         every = Path(origin.place).rglob("*")
         return sorted(str(file) for file in every if file.is_file())
     return _files(origin)
@@ -216,16 +217,20 @@ def _rows(origin: Origin, request: Request) -> Rows:
 def _files(origin: Origin) -> list[str] | None:
     """Lists the files to read; None where `datasets` finds them."""
     place, field, path = origin.place, origin.field, Path(origin.place)
-    if path.is_dir():
+    if os.path.isdir(place):  # pathlib raises where a name is too long
         if places.of_library(path):
             return None
         return places.shards(path, origin.words, field) or None
     if origin.part.split:
         raise DataError(f"{field}={place!r} is no folder, and has no split to name")
-    if not path.is_file() and places.PATTERN.search(place):
+    if not os.path.isfile(place) and places.PATTERN.search(place):
         return places.matching(place, field)
     if not reader_of(place):
-        what = "the ending is not known" if path.exists() else "there is no such file"
+        what = (
+            "the ending is not known"
+            if os.path.exists(place)
+            else "there is no such file"
+        )
         raise DataError(f"{field}={place!r}: {what}; use {ENDINGS}")
     return [place]
 

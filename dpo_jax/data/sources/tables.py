@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from dpo_jax.data.sources.files import (
+    LITTLE,
     MAX_LINE_BYTES,
     READ_ERRORS,
     BadRow,
+    Bomb,
     Cell,
     Fields,
     Rows,
@@ -20,6 +22,10 @@ from dpo_jax.data.sources.files import (
     open_rows,
 )
 from dpo_jax.errors import DataError
+
+MOST_ROWS = 1024  # of a table at once
+AT_ONCE = 256 * 2**20  # bytes of a column at most, of the rows read at once
+MOST_TIMES = 1000  # that a table may unpack to; a value that is often there takes none
 
 
 def read_csv(path: str, field: str) -> Rows:
@@ -46,13 +52,71 @@ def read_parquet(path: str, field: str) -> Rows:
 
     stream = open_binary(path, field)
     try:
+        size = stream.seek(0, io.SEEK_END)
         table = pyarrow.parquet.ParquetFile(stream)
     except Exception as error:  # another library's: whatever damage can do
         raise DataError(f"{field}={path!r} is no Parquet file: {error}") from error
     check_columns(table.schema_arrow.names, f"{field}={path!r}")
     if table.metadata.num_rows == 0:
         raise DataError(f"{field}={path!r}: the file has no rows")
-    return arrow_rows(table.iter_batches(batch_size=1024), path)
+    try:
+        for _ in _up_to(LITTLE, _batches(table, size)):
+            pass  # a bomb is told before any row is looked at
+    except Bomb as error:
+        raise DataError(f"{field}={path!r} cannot be read: {error}") from error
+    except Exception:  # damage is told with its place, when that is reached
+        pass
+    return arrow_rows(_batches(table, size), path)
+
+
+def _batches(table: Any, size: int) -> Iterator[Any]:
+    """Reads a Parquet file by so few rows that their values fit into the memory.
+
+    A value that many rows share is stored once: what is stored of a column bounds each
+    of its values, not their sum.
+
+    Args:
+      table: a `pyarrow.parquet.ParquetFile`.
+      size: bytes of the file.
+
+    Raises:
+      Bomb: if the rows read so far hold absurdly more than the file, or a column more
+        than `AT_ONCE` for each row.
+    """
+    metadata, seen = table.metadata, 0
+    for group in range(metadata.num_row_groups):
+        rows, largest = metadata.row_group(group).num_rows, 1
+        for at in range(metadata.num_columns):
+            column = metadata.row_group(group).column(at)
+            largest = max(largest, column.total_uncompressed_size)
+            if column.total_uncompressed_size > AT_ONCE * max(rows, 1):
+                raise Bomb(f"{column.path_in_schema} has {AT_ONCE} bytes for each row")
+        at_once = min(max(AT_ONCE // largest, 1), MOST_ROWS)
+        for held in table.iter_batches(batch_size=at_once, row_groups=[group]):
+            batch = _spelled_out(held)
+            seen += batch.nbytes
+            if seen > LITTLE and seen > MOST_TIMES * size:
+                raise Bomb(f"it unpacks to more than {MOST_TIMES} times its size")
+            yield batch
+
+
+def _spelled_out(batch: Any) -> Any:
+    """Returns a batch in which every row holds its values, not numbers of them."""
+    import pyarrow
+
+    columns = [
+        c.dictionary_decode() if pyarrow.types.is_dictionary(c.type) else c
+        for c in batch.columns
+    ]
+    return pyarrow.RecordBatch.from_arrays(columns, names=batch.schema.names)
+
+
+def _up_to(most: int, batches: Iterator[Any]) -> Iterator[Any]:
+    """Yields batches until they hold more than `most` bytes."""
+    seen = 0
+    while seen <= most and (batch := next(batches, None)) is not None:
+        seen += batch.nbytes
+        yield batch
 
 
 def check_columns(names: list[str], what: str) -> None:

@@ -130,6 +130,7 @@ GEMMA3 = Family(
         ("language_model.model.", "model.language_model.", "language_model."),
         ("language_model.lm_head.", "lm_head."),
     ),
+    modules=("model.language_model.",),
     carried=(r"(model\.)?(vision_tower|multi_modal_projector)\..*",),
     aliases={
         f"{name}_token_id": f"{name}_token_index" for name in ("boi", "eoi", "image")

@@ -1,0 +1,14 @@
+"""Figure 3 (left), by one command.
+
+    python -m experiments.fig3_hh_winrate.run --tier=quick --out=runs/fig3/quick
+
+`--dry_run` prints the commands; `--judge=MODEL@URL` adds a served judge.
+"""
+
+import sys
+
+from experiments import judged
+from experiments.fig3_hh_winrate.sweep import FIGURE
+
+if __name__ == "__main__":
+    sys.exit(judged.main(FIGURE, sys.argv[1:]))

@@ -1,0 +1,101 @@
+"""The judged figures: trials that run, the paper's numbers, and z by hand."""
+
+import json
+import math
+
+import pytest
+
+from dpo_jax.cli import sweep as cli_sweep
+from dpo_jax.errors import ConfigError
+from dpo_jax.launch import trial as trial_lib
+from dpo_jax.losses import LOSSES
+from dpo_jax.rewards import REWARDS
+from dpo_jax.wiring import checks
+from experiments import judged
+from experiments.fig2_tldr_winrate import sweep as fig2
+from experiments.fig3_hh_winrate import sweep as fig3
+from experiments.fig4_best_of_n import sweep as fig4
+
+SWEEPS = {"fig2": fig2, "fig3": fig3, "fig4": fig4}
+
+
+def paper_of(figure):
+    return judged.read_paper(judged.Path(figure.folder) / "expected.csv")
+
+
+@pytest.mark.parametrize("tier", ["quick", "full"])
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_trial_is_one_that_runs(name, tier, tmp_path):
+    """As each run checks its own; policies start from the reference."""
+    trials = SWEEPS[name].get_sweep(f"tier={tier}")
+    planned = trial_lib.plan(trials, str(tmp_path), cli_sweep.load)
+    for each in planned:
+        checks.check(each.config, LOSSES, REWARDS)
+        assert set(each.needs) == ({"sft"} if each.name != "sft" else set())
+    assert {"sft", "dpo", "reward_model"} <= {each.name for each in planned}
+
+
+def test_an_unknown_tier_is_named():
+    with pytest.raises(ConfigError, match="did you mean 'quick'"):
+        fig3.get_sweep("tier=quik")
+
+
+def test_the_papers_numbers():
+    """158 of 256 at T = 0; 63.0 % of some 250; best of 64 and 128 alike at T = .7."""
+    tldr, hh, best = (paper_of(each.FIGURE) for each in SWEEPS.values())
+    assert len(tldr) == 30 and len(hh) == 12 and len(best) == 15
+    dpo = tldr["DPO", 0.0]
+    assert dpo.rate * dpo.n == pytest.approx(158, abs=0.01)
+    assert dpo.se == pytest.approx(0.0304, abs=1e-4)
+    gap = dpo.rate - tldr["PPO", 0.0].rate
+    z = gap / math.hypot(dpo.se, tldr["PPO", 0.0].se)
+    assert z == pytest.approx(1.08, abs=0.02)  # the order is not shown by 256
+    assert hh["DPO", 1.0].rate == 0.63 and best["Best of 128", 0.7].rate == 0.594
+    assert hh["Preferred-FT", 0.25] == best["Best of 1", 0.25]
+
+
+def test_commands_sample_once_where_it_is_greedy(tmp_path):
+    found = judged.commands(fig2.FIGURE, "full", tmp_path, "gpt@http://host/v1")
+    *samples, verdict = (each.arguments for each in found)
+    assert [next(a for a in each if a.startswith("--n=")) for each in samples] == [
+        "--n=1",
+        *["--n=128"] * 4,
+    ]
+    assert "--judge=model,gpt@http://host/v1" in verdict
+    assert not any(a.startswith(("--stop", "--prompts")) for a in samples[0])
+    hh = judged.commands(fig3.FIGURE, "full", tmp_path, "")[0].arguments
+    assert "--stop=\n\nHuman:" in hh and f"--prompts={tmp_path}/prompts.jsonl" in hh
+
+
+def test_prompts_of_one_turn(tmp_path):
+    one = "\n\nHuman: a?\n\nAssistant: b"
+    rows = [one, one + " c", one + "\n\nHuman: d\n\nAssistant: e"]
+    file, out = tmp_path / "hh.jsonl", tmp_path / "prompts.jsonl"
+    file.write_text(
+        "".join(json.dumps({"chosen": r, "rejected": r}) + "\n" for r in rows)
+    )
+    judged.write_single_turns(str(file), out)
+    found = [json.loads(line) for line in out.open()]
+    assert found == [{"prompt": "\n\nHuman: a?\n\nAssistant:"}]
+
+
+def row(trial, rate, se, best_of=1, judge="model", heat=0.7):
+    own = {"policy": f"OUT/{trial}/export", "temperature": heat, "best_of": best_of}
+    return {**own, "judge": judge, "win_rate": rate, "se": se}
+
+
+def test_z_is_by_both_errors_and_stands_where_it_may(tmp_path):
+    """(.65 − .602) / √(.03² + .602·.398/250) = 1.11; none against another set-up."""
+    rows = [row("dpo", 0.65, 0.03), row("sft", 0.5, None, 128), row("sft", 0.4, 0.02)]
+    (tmp_path / "winrate").mkdir()
+    (tmp_path / "winrate/winrate.json").write_text(json.dumps({"rows": rows}))
+    text = judged.table(fig3.FIGURE, "full", tmp_path)
+    lines = {tuple(line.split(" | ")[1:3]): line for line in text.splitlines()}
+    assert "| 0.650 ± 0.030 | 0.602 ± 0.031 | +1.1 |" in lines["DPO", "0.7"]
+    assert "| 0.500 ± 0.000 | 0.594 ± 0.031 | -3.0 |" in lines["Best of 128", "0.7"]
+    assert "| 0.400 ± 0.020 | 0.426 ± 0.031 | -0.7 |" in lines["Preferred-FT", "0.7"]
+    assert "| – | 0.371 ± 0.031 | – |" in lines["DPO", "0.25"]
+    assert "gpt-4-0314" in text and (tmp_path / "table.md").read_text() == text
+    quick = judged.table(fig3.FIGURE, "quick", tmp_path)
+    assert "| 0.650 ± 0.030 | 0.602 ± 0.031 | – |" in quick
+    assert "Comparable: no: reviews of a grammar" in quick

@@ -58,7 +58,7 @@ def start(runs, workdir, processes, **changed):
 def assert_ended(processes, workdir, code):
     """Waits for all; shows what one printed if it ended otherwise."""
     for index, process in enumerate(processes):
-        ended = process.wait(timeout=1800)
+        ended = process.wait(timeout=1200)
         assert ended == code, Path(f"{workdir}.{index}.stderr").read_text()[-3000:]
 
 

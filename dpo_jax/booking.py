@@ -266,7 +266,12 @@ def spans(numbers: Sequence[int]) -> str:
 
 def program_lines(each: compiling.Program) -> list[str]:
     """Renders what the compiler says of a program."""
-    lines = [f"{each.name}: compiled in {each.seconds:.0f} s, digest {each.digest}"]
+    often = f"{each.times} × " if each.times > 1 else ""
+    lines = [
+        f"{often}{each.name}: compiled in {each.seconds:.0f} s, digest {each.digest}",
+        "  given: "
+        + " + ".join(f"{role} {gib(size)}" for role, size in each.held.items() if size),
+    ]
     if each.refused:
         used = compiling.used_of(each.refused)
         told = each.refused.splitlines()[0][:300]

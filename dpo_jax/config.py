@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -153,7 +154,8 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def fits(value: Any, kept: Any) -> bool:
     """Says whether a value may take the place of another in a configuration."""
     whole = isinstance(value, int) and not isinstance(value, bool)
-    return type(value) is type(kept) or (whole and isinstance(kept, float))
+    real = whole and isinstance(kept, float) and abs(value) <= sys.float_info.max
+    return type(value) is type(kept) or real
 
 
 def unused_options(

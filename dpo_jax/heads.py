@@ -9,6 +9,9 @@ import jax.numpy as jnp
 
 from dpo_jax.types import Array, Head, TokenStats
 
+# A logit whose probability is 0, and so is its product with it; that of −∞ is NaN.
+NEVER = -1e30
+
 
 def wide(dtype: jnp.dtype) -> jnp.dtype:
     """Returns float32, or the wider dtype that came in (float64 in exact tests)."""
@@ -25,7 +28,7 @@ def logits(hidden: Array, head: Head) -> Array:
     )
     if head.bias is not None:
         out = out + head.bias.astype(out.dtype)
-    return _cut(out, head)
+    return _known(_cut(out, head), head, -1)
 
 
 def logit_columns(hidden: Array, head: Head) -> Array:
@@ -42,7 +45,7 @@ def logit_columns(hidden: Array, head: Head) -> Array:
     )
     if head.bias is not None:
         out = out + head.bias.astype(out.dtype)[:, None]
-    return _cut(out, head)
+    return _known(_cut(out, head), head, 0)
 
 
 def _cut(values: Array, head: Head) -> Array:
@@ -50,6 +53,14 @@ def _cut(values: Array, head: Head) -> Array:
     if not head.softcap:
         return values
     return head.softcap * jnp.tanh(values / head.softcap)
+
+
+def _known(values: Array, head: Head, axis: int) -> Array:
+    """Makes logits of ids that there are not `NEVER`; V lies along an axis."""
+    if not head.vocab:
+        return values
+    ids = jax.lax.broadcasted_iota(jnp.int32, values.shape, axis % values.ndim)
+    return jnp.where(ids < head.vocab, values, NEVER)
 
 
 def log_softmax(values: Array) -> tuple[Array, Array]:

@@ -101,6 +101,17 @@ def picked_rows(values: Array, at: Array) -> Array:
     return values.at[at].get(mode="fill", fill_value=0)
 
 
+def ref_logits(
+    listed: Listed, at: Array, options: "Options", linear: Linear | None
+) -> Array | None:
+    """Returns the reference's tempered logits of a chunk, [size, V]; None without."""
+    if linear is None:
+        return None
+    head = Head(*linear, options.ref_softcap, options.ref_vocab)
+    values = logits(picked_rows(flat(listed.ref_states), at), head)
+    return tempered(values, options.temperature)
+
+
 def tempered(values: Array, temperature: float) -> Array:
     """Divides logits, or what comes back to them, by the temperature."""
     return values if temperature == 1.0 else values / temperature
@@ -114,23 +125,16 @@ class Options(NamedTuple):
       softcap: of the head.
       ref_softcap: of the reference's.
       temperature: that logits are divided by, behind the softcap.
+      vocab: of the head.
+      ref_vocab: of the reference's.
     """
 
     chunk: int
     softcap: float
     ref_softcap: float
     temperature: float = 1.0
-
-
-def ref_logits(
-    listed: Listed, at: Array, options: Options, linear: Linear | None
-) -> Array | None:
-    """Returns the reference's tempered logits of a chunk, [size, V]; None without."""
-    if linear is None:
-        return None
-    head = Head(*linear, options.ref_softcap)
-    values = logits(picked_rows(flat(listed.ref_states), at), head)
-    return tempered(values, options.temperature)
+    vocab: int = 0
+    ref_vocab: int = 0
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -160,7 +164,8 @@ def scored_forward(
 
         def measure(i: Array) -> tuple[TokenStats, Array]:
             states = picked_rows(rows, every.parents[i])
-            values = logits(states, Head(*linear, options.softcap))  # [size, V]
+            head = Head(*linear, options.softcap, options.vocab)
+            values = logits(states, head)  # [size, V]
             values = tempered(values, options.temperature)
             others = ref_logits(listed, every.entries[i], options, ref)
             return measured(values, every.targets[i], others)
@@ -211,7 +216,8 @@ def scored_backward(options: Options, saved: tuple, slopes: TokenStats) -> tuple
             total, d_rows = sums
             at, parents = every.entries[i], every.parents[i]
             states = picked_rows(rows, parents)  # [size, D]
-            values = logits(states, Head(*linear, options.softcap))  # [size, V]
+            head = Head(*linear, options.softcap, options.vocab)
+            values = logits(states, head)  # [size, V]
             others = ref_logits(listed, at, options, ref)
             normalizer, slopes = jax.tree.map(lambda x: picked_rows(x, at), given)
             d_values = logit_gradient(
@@ -223,7 +229,8 @@ def scored_backward(options: Options, saved: tuple, slopes: TokenStats) -> tuple
             )
             d_values = tempered(d_values, options.temperature)
             if options.softcap:
-                d_values = d_values * (1 - jnp.square(values / options.softcap))
+                within = jnp.maximum(values, -options.softcap)  # unless it is `NEVER`
+                d_values = d_values * (1 - jnp.square(within / options.softcap))
             bias = None if total.bias is None else total.bias + d_values.sum(0)
             d_values = d_values.astype(linear.kernel.dtype)
             # An array of its own: a CPU multiplies by a transposed view at half speed.
@@ -286,14 +293,16 @@ def token_logps(
     chex.assert_shape(mask, parents.shape)
     hidden = jnp.asarray(hidden)  # NumPy has no `.at`
     listed = Listed(*map(jnp.asarray, (parents, targets, mask)), ref_states=None)
-    linear, ref_linear, ref_softcap = Linear(head.kernel, head.bias), None, 0.0
+    linear, ref_linear = Linear(head.kernel, head.bias), None
+    options = Options(chunk, head.softcap, 0.0, temperature, head.vocab)
     if ref is not None:
         ref_states, ref_head = ref
         chex.assert_shape(ref_states, (*parents.shape, None))
         listed = listed._replace(ref_states=ref_states)
         ref_linear = Linear(ref_head.kernel, ref_head.bias)
-        ref_softcap = ref_head.softcap
-    options = Options(chunk, head.softcap, ref_softcap, temperature)
+        options = options._replace(
+            ref_softcap=ref_head.softcap, ref_vocab=ref_head.vocab
+        )
     return scored(options, hidden, linear, listed, ref_linear)
 
 

@@ -105,6 +105,12 @@ KEYS: dict[str, Key] = {
         "loss starts at ln 2",
         choices=("normal", "zero"),
     ),
+    "model.vocab_multiple": Key(
+        1,
+        "rows of the embedding table are a multiple of it, so that they divide over "
+        "mesh.tensor; those behind the vocabulary are never read nor exported; 1 = off",
+        COUNT,
+    ),
     "model.logits_chunk": Key(
         128, "scored tokens per row whose logits are held at once", COUNT
     ),

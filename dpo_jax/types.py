@@ -96,11 +96,14 @@ class Head(NamedTuple):
       kernel: [D, V].
       bias: [V] or None.
       softcap: logits are cut to softcap·tanh(logits / softcap); 0 = off.
+      vocab: ids that there are, where V is larger: logits of others are as good as −∞;
+        0 = all V.
     """
 
     kernel: Array
     bias: Array | None
     softcap: float = 0.0
+    vocab: int = 0
 
 
 class TokenStats(NamedTuple):

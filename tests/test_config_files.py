@@ -18,6 +18,7 @@ from dpo_jax.errors import ConfigError
         ("data", {"train": 7}, "data.train='7' is not of type str"),
         ("loss", 5, "loss is a section, and cannot be '5'"),
         ("optimizer", {"lr": True}, "optimizer.lr='True' is not of type float"),
+        ("optimizer", {"lr": 10**400}, f"optimizer.lr='1{'0' * 79}' is not of type fl"),
     ],
 )
 def test_a_saved_value_of_another_type_is_named(key, value, said):

@@ -62,6 +62,33 @@ def test_preset_passes_every_check_that_reads_no_data(file, preset):
     checks.check(config, LOSSES)
 
 
+@pytest.mark.parametrize(
+    ("preset", "lr", "tokens"),
+    [
+        ("olmo3_7b_instruct", 1e-6, 16384),
+        ("olmo3_7b_think", 8e-8, 16384),
+        ("olmo3_32b_instruct", 1e-6, 8192),
+        ("olmo3_32b_think", 8e-8, 8192),
+    ],
+)
+def test_olmo_3_is_trained_as_its_scripts_say(preset, lr, tokens):
+    """`--dpo_loss_type dpo_norm --dpo_beta 5 --warmup_ratio 0.1`, 128 pairs a step."""
+    config = config_lib.flat(load("papers", f"preset={preset}"))
+    expected = {
+        "loss.name": "dpo",
+        "loss.normalize": "mean",
+        "loss.beta": 5.0,
+        "optimizer.lr": lr,
+        "optimizer.schedule": "linear",
+        "optimizer.warmup_share": 0.1,
+        "optimizer.weight_decay": 0.0,
+        "data.max_tokens": tokens,
+        "batch.pairs": 128,
+        "train.epochs": 1.0,
+    }
+    assert {key: config[key] for key in expected} == expected
+
+
 @pytest.mark.parametrize("preset", papers.PRESETS)
 def test_preset_says_whence_it_is_and_has_what_it_says(preset):
     source, keys, ours = papers.PRESETS[preset]

@@ -11,7 +11,7 @@ FLOORS = [
     " schema config config_files models roles sharding report",
     "losses data sampling train evals configs",
     "objectives rewards launch gallery experiments",
-    "wiring build inspection booking",
+    "wiring build inspection booking hours",
     "cli __main__",
 ]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms.split()}

@@ -110,6 +110,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except Exception as error:  # the top of the process
         return report_error(error, rest, keep=verb == "train")
+    except BaseException as error:  # a library's that is written in Rust, and panics
+        if (told := blame.of_panic(error)) is None:
+            raise
+        told.__cause__ = error
+        return report_error(told, rest, keep=verb == "train")
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ import os
 import traceback
 from pathlib import Path
 
-from dpo_jax.errors import ConfigError, DeviceError, UserError
+from dpo_jax.errors import ConfigError, DeviceError, ModelError, UserError
 
 PACKAGE = Path(__file__).parent.parent
 PLATFORMS = "JAX_PLATFORMS"
@@ -17,6 +17,24 @@ OF_STORES = {"fsspec", "gcsfs", "s3fs", "adlfs", "huggingface_hub", "aiohttp", "
 STORES = "give a local path, or one of gs://, s3://, az://, hf://"
 OF_PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EMFILE)
 BEING_IMPORTED = "<module>"  # the name of a frame
+
+
+def of_panic(error: BaseException) -> UserError | None:
+    """Explains what a library in Rust raised in the place of an exception.
+
+    Args:
+      error: that nothing has caught.
+
+    Returns:
+      An error of the user's; None where no library has panicked.
+    """
+    if type(error).__module__ != "pyo3_runtime":
+        return None
+    told = str(error)[:300]
+    return ModelError(
+        f"tokenizers or safetensors cannot go on ({told}); look at the files of "
+        "tokenizer.path and model.path"
+    )
 
 
 def of_machine(error: Exception) -> UserError | None:

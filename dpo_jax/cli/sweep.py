@@ -55,6 +55,9 @@ def main(arguments: Sequence[str]) -> int:
         sys.stdout.write(sweep_table.write(entries_of(planned, out), out))
         sys.stdout.write(f"\n{out}/table.csv, .md, .tex, .png\n")
         return 0
+    if values["plan"].value:
+        sys.stdout.write(hours_text(values, planned))
+        return 0
     named = values["launcher"].value
     job, launcher = job_of(values, files[0], planned), LAUNCHERS[named]
     options = options_of(values, named)
@@ -75,6 +78,31 @@ def main(arguments: Sequence[str]) -> int:
         if walk is not None and group.count > 1:
             Leader(Group(out, group), group).leave(walk.code)
         return 0 if walk is None else ended(walk, planned)
+
+
+def hours_text(values: common.Flags, planned: Sequence[Planned]) -> str:
+    """Says what the trials take of a topology together."""
+    from dpo_jax.cli.own_functions import losses_of, rewards_of
+    from dpo_jax.cli.plan import setup_devices
+
+    topology = common.required(values, "topology")
+    common.setup_logging()
+    setup_devices(topology, planned[0].config)
+    from dpo_jax import booking, hours
+
+    exports = {f"{each.folder}/export": each.name for each in planned}
+    configs = hours.rooted({each.name: each.config for each in planned}, exports)
+    runs = {
+        each.name: booking.Planned(
+            configs[each.name],
+            losses_of(common.value_of(each.arguments, "--losses")),
+            rewards_of(common.value_of(each.arguments, "--rewards")),
+            values["rows"].value,
+        )
+        for each in planned
+    }
+    found = hours.shares(runs, topology, tell)
+    return hours.as_text(found, topology)
 
 
 def entries_of(planned: Sequence[Planned], out: str) -> list[Entry]:
@@ -172,6 +200,11 @@ def define(values: flags.FlagValues) -> None:
     switch("dry_run", False, what, flag_values=values)
     what = "compare what is done: OUT/table.csv, .md, .tex and .png; runs nothing"
     switch("table", False, what, flag_values=values)
+    what = "add up what all trials take of --topology, at best; runs nothing"
+    switch("plan", False, what, flag_values=values)
+    text("topology", "", "of --plan: v4:2x2x4, …, cpu:8", flag_values=values)
+    what = "of --plan: read data.train; else rows are as long as configurations allow"
+    switch("rows", False, what, flag_values=values)
     text("only", "", "run this trial alone", flag_values=values)
     what = "be one of several workers that walk the same list"
     switch("worker", False, what, flag_values=values)

@@ -123,6 +123,22 @@ RELEASED: dict[str, Preset] = {
         "8 devices; the loss of Tülu 3 (arXiv:2411.15124)",
         {**DPO_NORM, "optimizer.lr": 1e-6, **within(16384, 16383)},
     ),
+    "olmo3_7b_think": Preset(
+        "OLMo 3, open-instruct `scripts/train/olmo3/7b_think_dpo.sh`; the loss of "
+        "Tülu 3 (arXiv:2411.15124)",
+        {**DPO_NORM, "optimizer.lr": 8e-8, **within(16384, 16383)},
+    ),
+    "olmo3_32b_instruct": Preset(
+        "OLMo 3, open-instruct `scripts/train/olmo3/32b_instruct_dpo.sh` on 8 nodes of "
+        "8 devices; the loss of Tülu 3 (arXiv:2411.15124)",
+        {**DPO_NORM, "optimizer.lr": 1e-6, **within(8192, 8191)},
+    ),
+    "olmo3_32b_think": Preset(
+        "OLMo 3, open-instruct `scripts/train/olmo3/32b_think_dpo.sh` on 16 nodes of 8 "
+        "devices, of whose learning rates 7e-8, 8e-8 and 9e-8 this is the second; the "
+        "loss of Tülu 3 (arXiv:2411.15124)",
+        {**DPO_NORM, "optimizer.lr": 8e-8, **within(8192, 8191)},
+    ),
     "cpo_simpo": Preset(
         "arXiv:2401.08417 with arXiv:2405.14734, official "
         "`llama-3-8b-instruct-cpo-simpo.yaml`",

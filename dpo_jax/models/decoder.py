@@ -32,7 +32,7 @@ import numpy as np
 from flax import traverse_util
 
 from dpo_jax.models import attention as attention_lib
-from dpo_jax.models import blocks, forest, lora
+from dpo_jax.models import blocks, forest, lora, vocabulary
 from dpo_jax.models import rope as rope_lib
 from dpo_jax.models.cache import Kept
 from dpo_jax.models.spec import LAYOUT_NORMS, DecoderSpec
@@ -77,9 +77,9 @@ def _head_leaves(spec: DecoderSpec) -> dict[str, Leaf]:
         return {"score/kernel": Leaf((spec.width, 1), (spec.width + 1) ** -0.5)}
     named = {}
     if not spec.tie:
-        named["head/kernel"] = Leaf((spec.width, spec.vocab), INIT_STD)
+        named["head/kernel"] = Leaf((spec.width, spec.rows), INIT_STD)
     if spec.head_bias:
-        named["head/bias"] = Leaf((spec.vocab,), 0.0)
+        named["head/bias"] = Leaf((spec.rows,), 0.0)
     return named
 
 
@@ -98,7 +98,7 @@ def leaves(spec: DecoderSpec) -> dict[str, Leaf]:
     }
     if spec.gated:
         linears["mlp/gate"] = linears["mlp/up"]
-    named = {"embed/tokens": Leaf((spec.vocab, width), INIT_STD)}
+    named = {"embed/tokens": Leaf((spec.rows, width), INIT_STD)}
     if spec.learned_positions:
         named["embed/positions"] = Leaf((spec.max_positions, width), INIT_STD)
     for name, (fan_in, fan_out, std, bias) in linears.items():
@@ -137,7 +137,11 @@ def init_params(spec: DecoderSpec, key: Array) -> Params:
         path_key = jax.random.fold_in(key, zlib.crc32(path.encode()) & 0x7FFFFFFF)
         return leaf.std * jax.random.normal(path_key, leaf.shape, jnp.float32)
 
-    drawn = {path: draw(path, leaf) for path, leaf in leaves(spec).items()}
+    ours = leaves(vocabulary.unpadded(spec))
+    drawn = {
+        path: vocabulary.grown(path, draw(path, leaf), spec)
+        for path, leaf in ours.items()
+    }
     return traverse_util.unflatten_dict(drawn, sep="/")
 
 
@@ -252,7 +256,9 @@ class Decoder(nn.Module):
         tied, head = self.spec.tie, w.get("head", {})
         kernel = w["embed"]["tokens"].T if tied else head["kernel"]
         bias = head["bias"].astype(self.dtype) if self.spec.head_bias else None
-        return Head(kernel.astype(self.dtype), bias, self.spec.final_softcap)
+        vocab = self.spec.vocab if self.spec.rows > self.spec.vocab else 0
+        softcap = self.spec.final_softcap
+        return Head(kernel.astype(self.dtype), bias, softcap, vocab)
 
     def _params(self) -> Tree:
         """Declares the tree of the module docstring."""

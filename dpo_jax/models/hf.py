@@ -23,7 +23,7 @@ from flax import traverse_util
 
 from dpo_jax import errors
 from dpo_jax.files import sync
-from dpo_jax.models import decoder, files, scalar
+from dpo_jax.models import decoder, files, scalar, vocabulary
 from dpo_jax.models.families import FAMILIES, spec_of
 from dpo_jax.models.files import Stored, read_config
 from dpo_jax.models.spec import DecoderSpec, Row
@@ -137,6 +137,7 @@ def check_weights(folder: str | Path, spec: DecoderSpec) -> None:
     Raises:
       ModelError: as `load_params`.
     """
+    spec = vocabulary.unpadded(spec)
     with contextlib.ExitStack() as stack:
         stored = files.open_weights(Path(folder), stack)
         with errors.collected(errors.ModelError) as complaints:
@@ -165,15 +166,17 @@ def load_params(folder: str | Path, spec: DecoderSpec, shardings: Any = None) ->
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     places: Any = traverse_util.flatten_dict(shardings or {}, sep="/")
     flat: dict[str, Array] = {}
+    held = vocabulary.unpadded(spec)
     with contextlib.ExitStack() as stack:
         stored = files.open_weights(Path(folder), stack)
-        rows = rows_of(spec, stored)
+        rows = rows_of(held, stored)
         with errors.collected(errors.ModelError) as complaints:
-            complaints += [f"{folder}: {c}" for c in _check(spec, rows, stored)]
+            complaints += [f"{folder}: {c}" for c in _check(held, rows, stored)]
         for row in rows:
             for part, path in enumerate(row.paths):
                 shape = decoder.leaves(spec)[path].shape
-                read: Any = _reader(row, part, spec, stored)
+                read: Any = _reader(row, part, held, stored)
+                read = vocabulary.reading(read, path, spec)
                 place = here if shardings is None else places[path]
                 flat[path] = jax.make_array_from_callback(shape, place, read)
                 flat[path].block_until_ready()  # else the host holds every leaf at once
@@ -255,6 +258,7 @@ def save_params(
     if dtype not in EXPORT_DTYPES:
         raise errors.ConfigError(errors.unknown("dtype", dtype, EXPORT_DTYPES))
     assert source_dir is None or token_ids is None, "source_dir has its own token_ids"
+    spec = vocabulary.unpadded(spec)
     out = Path(out_dir)
     if source_dir is not None and out.resolve() == Path(source_dir).resolve():
         raise errors.ConfigError(
@@ -332,6 +336,8 @@ def _tensors(
         for layer, name in enumerate(names_of(row, spec)):
             leaves = [flat[path] for path in row.paths]
             parts = [to_every_host(leaf[layer] if stacked else leaf) for leaf in leaves]
+            named = zip(row.paths, parts, strict=True)
+            parts = [vocabulary.cut(path, part, spec) for path, part in named]
             yield name, OPS[row.op].join(parts, spec.head_dim)
 
 

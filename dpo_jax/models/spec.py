@@ -57,7 +57,7 @@ class DecoderSpec:
 
     Attributes:
       model_type: the HF family whose dialect it is read and written in.
-      vocab: rows of the embedding table.
+      vocab: ids that the model knows.
       layers: blocks.
       width: features of the residual stream.
       heads: query heads.
@@ -97,6 +97,7 @@ class DecoderSpec:
       head_bias: a bias on the logits, tied or not.
       final_softcap: bound of the logits; 0 = none.
       scalar: one score per token (a reward or value head) instead of logits.
+      vocab_multiple: the table has a multiple of it as rows; see `vocabulary`.
     """
 
     model_type: str
@@ -132,6 +133,12 @@ class DecoderSpec:
     head_bias: bool = False
     final_softcap: float = 0.0
     scalar: bool = False
+    vocab_multiple: int = 1
+
+    @property
+    def rows(self) -> int:
+        """Rows of the embedding table: V, or more, of which those behind are unread."""
+        return -(-self.vocab // self.vocab_multiple) * self.vocab_multiple
 
     @property
     def even_tokens(self) -> float:

@@ -16,7 +16,7 @@ from dpo_jax.report.arms import Arms, Entry, Place, said_setting
 from dpo_jax.report.outcomes import Outcome, diverged
 from dpo_jax.report.stats import Mean
 
-KLS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)  # nats, within which methods are compared
+KLS = (1.0, 3.0, 10.0, 30.0)  # nats, within which methods are compared
 REWARD, KL, LENGTH = range(3)  # rows of what was measured
 Seed = tuple[int, int]
 
@@ -57,8 +57,9 @@ class Difference(NamedTuple):
 
     Attributes:
       mean: of the differences; None where no seed is shared, or of the base itself.
-      p: corrected for the number of methods; NaN where there is none.
-      smallest: the smallest effect that could have been seen.
+      p: corrected for the number of methods; NaN where there is none, as of one seed,
+        which says nothing of other runs.
+      smallest: the smallest effect that could have been seen; NaN likewise.
       seeds: that both have.
     """
 
@@ -204,15 +205,15 @@ def rows_of(best: Sequence[Setting], base: str, test: np.ndarray) -> list[Row]:
         theirs = bases[0].values
         grid = [setting.values[s][REWARD] - theirs[s][REWARD] for s in shared]
         means.append((stats.mean_of(np.stack(grid)[:, test]), len(shared)))
-    ps = stats.holm([math.nan if mean is None else mean.p for mean, _ in means])
-    count = sum(mean is not None for mean, _ in means)
-    return [
-        Row(setting, difference(mean, p, count, seeds))
-        for setting, (mean, seeds), p in zip(best, means, ps, strict=True)
+    tested = [mean if seeds > 1 else None for mean, seeds in means]
+    ps = stats.holm([math.nan if mean is None else mean.p for mean in tested])
+    count = sum(mean is not None for mean in tested)
+    smallest = [
+        math.nan if m is None else stats.smallest_effect(m, count) for m in tested
     ]
-
-
-def difference(mean: Mean | None, p: float, count: int, seeds: int) -> Difference:
-    """Puts together what is said of a difference, one of `count`."""
-    smallest = math.nan if mean is None else stats.smallest_effect(mean, count)
-    return Difference(mean, p, smallest, seeds)
+    return [
+        Row(setting, Difference(mean, p, least, seeds))
+        for setting, (mean, seeds), p, least in zip(
+            best, means, ps, smallest, strict=True
+        )
+    ]

@@ -10,6 +10,7 @@ import numpy as np
 from dpo_jax.report import stats
 from dpo_jax.report.comparison import KL, REWARD, Comparison, Setting
 from dpo_jax.report.figures import color
+from dpo_jax.report.frontier import NATS
 
 MARKS = "osD^vP*X"  # with as many colours: tells 64 methods apart
 
@@ -54,8 +55,8 @@ def draw_differences(
         if mean is None:
             axes.plot(0.0, height, mfc="white", **style(methods, row.setting.method))
         else:
-            half = mean.mean - mean.interval[0]
-            error = None if math.isnan(half) else half
+            known = not math.isnan(row.difference.p)
+            error = mean.mean - mean.interval[0] if known else None
             of = style(methods, row.setting.method)
             axes.errorbar(mean.mean, height, xerr=error, capsize=2, lw=1.2, **of)
     names = [f"{row.setting.method}\n{row.setting.text}" for row in rows]
@@ -73,12 +74,15 @@ def draw_plane(
     best = [row.setting for row in found.tuned]
     for method in methods:
         label: str | None = method
-        for setting in found.settings:
-            if setting.method == method and setting.values:
+        of = [s for s in found.settings if s.method == method]
+        for setting in sorted(of, key=lambda setting: setting not in best):
+            if setting.values:
                 _point(axes, found, setting, setting in best, label, methods)
                 label = None
     axes.set_xscale("function", functions=(_root, np.square))
     axes.set_xlim(left=0.0)
+    axes.set_xticks(ticks := [nats for nats in NATS if nats <= axes.get_xlim()[1]])
+    axes.set_xticklabels([f"{nats:g}" for nats in ticks])
     axes.grid(alpha=0.25)
     axes.set_xlabel("KL to the reference, nats (scale of √KL)", fontsize=8)
     axes.set_ylabel(measure, fontsize=8)

@@ -26,11 +26,11 @@ from dpo_jax.report.tables import Cell, ReportTable, cell_text
 
 QUIET = ("new", "begun", "waiting", "running")  # states that launching it again mends
 SHOWN = 8  # names of such trials
-FEW = {
-    1: "WARNING: one seed: errors say nothing of other runs.",
-    2: "WARNING: two seeds: intervals are wide, and where prompts matter as much as "
-    "seeds, p < 5% comes by chance in up to 10% of comparisons; give three or more.",
-}
+ONE_SEED = "WARNING: one seed, whose error over prompts says nothing of other runs"
+TWO_SEEDS = (
+    "WARNING: two seeds: intervals are wide, and where prompts matter as much as "
+    "seeds, p < 5% comes by chance in up to 10% of comparisons; give three or more."
+)
 ABOUT = (
     "Settings are chosen by the mean reward on the validation prompts (those of even "
     "number) and reported on the test prompts, once. Both are measured on the same "
@@ -68,9 +68,11 @@ def write(entries: Sequence[Entry], out: str) -> str:
             "run the sweep; its trials need data.eval, or eval.rollouts to be sampled"
         )
     found = comparison_lib.compare(compared, arms, outcomes)
-    tables = [methods_table(found), matched_table(found), settings_table(found)]
+    tables = [methods_table(found)]
+    if any(setting.text for setting in found.settings):  # else each method has one
+        tables += [matched_table(found), settings_table(found)]
     notes = [*notes_of(compared, found, outcomes), *left_out]
-    kept = [table for table in tables if table.rows]
+    kept = [without_blanks(table) for table in tables if table.rows]
     text = as_markdown(kept, notes)
     folder = epath.Path(out)
     for ending, made in (
@@ -108,7 +110,7 @@ def methods_table(found: Comparison) -> ReportTable:
                 sum(s.diverged for s in settings),
                 len(row.setting.values),
                 usual.text if usual else None,
-                _pair(usual, REWARD, found.test) if usual else None,
+                _pair(usual, REWARD, found.test) if usual and usual.text else None,
                 row.setting.text,
                 _pair(row.setting, REWARD, found.test),
                 *_difference(row),
@@ -122,7 +124,18 @@ def methods_table(found: Comparison) -> ReportTable:
         planned = sum(len(s.planned) for s in settings)
         failed = sum(s.diverged for s in settings)
         rows.append((method, f"0 of {planned}", failed, 0, *[None] * 11))
-    return ReportTable("Methods, each at its best setting", columns, tuple(rows))
+    title = "Methods, each at the setting that was chosen"
+    return ReportTable(title, columns, tuple(rows))
+
+
+def without_blanks(table: ReportTable) -> ReportTable:
+    """Leaves out the columns in which nothing stands."""
+    columns = zip(*table.rows, strict=True)
+    kept = [
+        i for i, cells in enumerate(columns) if any(c not in (None, "") for c in cells)
+    ]
+    rows = tuple(tuple(row[i] for i in kept) for row in table.rows)
+    return ReportTable(table.title, tuple(table.columns[i] for i in kept), rows)
 
 
 def matched_table(found: Comparison) -> ReportTable:
@@ -141,7 +154,7 @@ def matched_table(found: Comparison) -> ReportTable:
         for limit, of in found.within.items()
         for row in of
     ]
-    title = "Methods at matched KL: the best setting whose KL stays within a limit"
+    title = "Methods at matched KL: the best whose KL stays within a limit"
     return ReportTable(title, columns, tuple(rows))
 
 
@@ -179,6 +192,8 @@ def _difference(row: Row) -> tuple[Cell, ...]:
         return (None,) * 5
     if math.isnan(mean.se):
         return (mean.mean, *(None,) * 4)
+    if math.isnan(p):
+        return ((mean.mean, mean.se), *(None,) * 4)
     return ((mean.mean, mean.se), *mean.interval, p, smallest)
 
 
@@ -200,8 +215,10 @@ def notes_of(
             "WARNING: a run keeps no rollouts.json, so means alone are known: chosen "
             "and reported are the same numbers, and errors are over seeds alone."
         )
-    if most < 3:
-        lines.append(FEW[most])
+    if most == 2:
+        lines.append(TWO_SEEDS)
+    if lone := [row.setting.method for row in found.tuned if row.difference.seeds == 1]:
+        lines.append(f"{ONE_SEED}: {', '.join(lone)}.")
     if found.unjudged:
         lines.append(f"{found.unjudged} prompts have no verdict in some run: left out.")
     if found.arms.stages:

@@ -76,6 +76,8 @@ class Program(NamedTuple):
       outputs: shapes with shardings; None where it was refused.
       text: optimized HLO; '' where it was refused.
       digest: 16 hex digits of the lowered program.
+      times: that it runs in a step or a turn.
+      reads: how often a run of it goes through its arguments.
     """
 
     name: str
@@ -89,6 +91,8 @@ class Program(NamedTuple):
     outputs: Any
     text: str
     digest: str
+    times: int
+    reads: int
 
 
 class Loops(NamedTuple):
@@ -113,7 +117,7 @@ class Loops(NamedTuple):
 def loops_of(parts: Parts, *, scored: int, tokens: int) -> Loops:
     """Counts the loops of rows of so many tokens, C and T of the dimension key."""
     chunks = -(-scored // parts.config.model.logits_chunk)
-    return Loops(parts.model.spec.vocab, chunks, -(-tokens // blockwise.BLOCK))
+    return Loops(parts.model.spec.rows, chunks, -(-tokens // blockwise.BLOCK))
 
 
 class Asked(NamedTuple):
@@ -125,6 +129,8 @@ class Asked(NamedTuple):
       given: arguments that are shapes with shardings, by what they are.
       fixed: further arguments, static ones among them.
       loops: of unknown length.
+      times: that it runs in a step or a turn.
+      reads: how often a run of it goes through its arguments.
     """
 
     name: str
@@ -132,6 +138,8 @@ class Asked(NamedTuple):
     given: Mapping[str, Any]
     fixed: tuple[Any, ...] = ()
     loops: Loops = Loops(0, 1, 1)
+    times: int = 1
+    reads: int = 1
 
 
 def tpus(topology: str) -> Sequence[Any]:
@@ -233,7 +241,8 @@ def compiled(asked: Asked, devices: int) -> Program:
     memory, text, refused, outputs = None, "", "", None
     try:
         done = lowered.compile()
-        memory, text = memory_of(done), done.as_text()
+        memory = memory_of(done, computes=counted.products > 0)
+        text = done.as_text()
         outputs = rules.with_shardings(lowered.out_info, done.output_shardings)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
@@ -255,11 +264,18 @@ def compiled(asked: Asked, devices: int) -> Program:
         outputs,
         text,
         digest,
+        asked.times,
+        asked.reads,
     )
 
 
-def memory_of(done: Any) -> Memory | None:
-    """Reads what the compiler says of memory; None where it says nothing, or zero."""
+def memory_of(done: Any, *, computes: bool) -> Memory | None:
+    """Reads what the compiler says of memory; None where it says nothing, or zero.
+
+    Args:
+      done: compiled.
+      computes: whether the program has products, and so some temporaries.
+    """
     said = done.memory_analysis()
     if said is None:
         return None
@@ -270,8 +286,8 @@ def memory_of(done: Any) -> Memory | None:
         said.temp_size_in_bytes,
         said.generated_code_size_in_bytes,
     )
-    some = memory.arguments > 0 and memory.outputs > 0 and memory.temporaries > 0
-    return memory if some else None
+    some = memory.arguments > 0 and memory.outputs > 0
+    return memory if some and (memory.temporaries > 0 or not computes) else None
 
 
 def used_of(refused: str) -> tuple[float, float] | None:
@@ -328,13 +344,16 @@ def of_turn(parts: Parts) -> list[Asked]:
     loops = loops_of(parts, scored=new, tokens=sizes.width + new)
     asked = []
     if parts.scorer is not None:
-        part = part_of(parts)
+        part = shares_of(parts)[0]
         given = {
             "reward": parts.trainer.frozen["reward"],
             "prompts": abstract_prompts(part.size, part.width, spread),
             "samples": abstract_samples(part.size, part.n, sizes.new_tokens, spread),
         }
-        asked.append(Asked("reward model", parts.scorer.score, given, loops=loops))
+        often = len(shares_of(parts))
+        asked.append(
+            Asked("reward model", parts.scorer.score, given, loops=loops, times=often)
+        )
     passes, batch = with_reference(parts, turns.abstract(), loops)
     order = (sizes.updates, sizes.microbatches, sizes.rows)
     turn = Turn(batch, arrays.shaped(order, jnp.int32, arrays.replicated(mesh)))
@@ -343,14 +362,14 @@ def of_turn(parts: Parts) -> list[Asked]:
     return [*asked, *passes, step]
 
 
-def part_of(parts: Parts) -> batches.Part:
-    """Says what is drawn together, as `batches.rollouts` shares prompts out."""
+def shares_of(parts: Parts) -> list[batches.Part]:
+    """Lists what is drawn together, as `batches.rollouts` shares prompts out."""
     turns = parts.turns
     assert turns is not None
     sizes, shards = turns.sizes, mesh_lib.row_shards(parts.mesh)
     each = parts.config.rollout.batch * shards
     lengths = [sizes.width] * sizes.prompts
-    return next(batches.plan(lengths, sizes.samples, batch=each, shards=shards))
+    return list(batches.plan(lengths, sizes.samples, batch=each, shards=shards))
 
 
 def sampling(parts: Parts, tell: Callable[[str], None]) -> list[Program]:
@@ -362,17 +381,19 @@ def sampling(parts: Parts, tell: Callable[[str], None]) -> list[Program]:
     """
     turns, mesh = parts.turns, parts.mesh
     assert turns is not None
-    sampler, part, devices = turns.sampler, part_of(parts), mesh.size
+    sampler, shares = turns.sampler, shares_of(parts)
+    part, new = shares[0], sampler.max_new_tokens
+    token_by_token = Loops(0, new, 2 * new - 1)
     abstract, frozen = parts.trainer.abstract, parts.trainer.frozen
     params = turns.drawing(abstract, frozen)
     found = []
 
-    def run(name: str, jitted: Any, given: dict[str, Any], *fixed: Any) -> Any:
-        tell(name)
-        found.append(compiled(Asked(name, jitted, given, fixed), devices))
+    def run(asked: Asked) -> Any:
+        tell(asked.name)
+        found.append(compiled(asked, mesh.size))
         return found[-1].outputs
 
-    weights = run("weights to decode", sampler.ready, {"params": params})
+    weights = run(Asked("weights to decode", sampler.ready, {"params": params}))
     spread, alone = arrays.row_sharding(mesh), arrays.replicated(mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
     given = {
@@ -381,7 +402,8 @@ def sampling(parts: Parts, tell: Callable[[str], None]) -> list[Program]:
         "key": arrays.shaped(key.shape, key.dtype, alone),
         "first": np.int32(0),
     }
-    state = run("prefill", sampler.start, given, part.n)
+    often = len(shares)
+    state = run(Asked("prefill", sampler.start, given, (part.n,), times=often))
     if weights is not None and state is not None:
         rows = part.size * part.n
         given = {
@@ -390,5 +412,14 @@ def sampling(parts: Parts, tell: Callable[[str], None]) -> list[Program]:
             "until": np.int32(0),
             "kept": arrays.shaped((rows,), jnp.int32, spread),
         }
-        run("decode", sampler.advance, given)
+        run(
+            Asked(
+                "decode",
+                sampler.advance,
+                given,
+                loops=token_by_token,
+                times=often,
+                reads=new,
+            )
+        )
     return found

@@ -32,7 +32,8 @@ class Bound(NamedTuple):
 
     Attributes:
       compute: products at the chip's peak, recomputed ones among them.
-      memory: arguments read and outputs written once, at the chip's full speed.
+      memory: arguments read and outputs written once (of sampling, read once a token),
+        at the chip's full speed.
       links: what the collectives receive, over all links at once.
       mfu: the share of the peak that the model's own FLOPs would have then.
     """
@@ -119,7 +120,7 @@ def forecast(
     needed = needed_of(programs, sum(resident.values()))
     limit = None if chip is None else chip.memory
     model = model_flops(parts)
-    counted = sum(flops_of(parts, each) for each in programs)
+    counted = sum(each.times * flops_of(parts, each) for each in programs)
     return Forecast(
         topology,
         fake,
@@ -327,15 +328,20 @@ def bound(
     Args:
       chip: of the topology.
       devices: of it.
-      programs: of the step, each run once.
+      programs: of the step.
       model: FLOPs that the step needs.
       counted: FLOPs that the programs compute.
     """
     compute = counted / (devices * chip.flops)
-    known = [each.memory for each in programs if each.memory is not None]
-    memory = sum(m.arguments + m.outputs for m in known) / chip.memory_speed
-    sent = sum(kind.bytes for each in programs for kind in each.traffic.values())
-    links = sent / chip.link_speed
+    passed = sum(
+        each.times * (each.reads * each.memory.arguments + each.memory.outputs)
+        for each in programs
+        if each.memory is not None
+    )
+    sent = sum(
+        each.times * kind.bytes for each in programs for kind in each.traffic.values()
+    )
+    memory, links = passed / chip.memory_speed, sent / chip.link_speed
     seconds = max(compute, memory, links)
     return Bound(compute, memory, links, model / (devices * chip.flops * seconds))
 

@@ -85,6 +85,7 @@ def find_model(config: Config, tokenizer: Any) -> tuple[Path | None, DecoderSpec
             )
         longest = config.data.max_tokens
         spec = preset(config.model.preset, vocab=largest + 1, max_positions=longest)
+        spec = with_rows(spec, config.model.vocab_multiple)
         return None, scalar.scalar_spec(spec) if is_scalar else spec
     path, revision = config.model.path, config.model.revision
     ignored = config.model.ignore_attributes
@@ -106,7 +107,12 @@ def find_model(config: Config, tokenizer: Any) -> tuple[Path | None, DecoderSpec
             f"data.max_tokens={config.data.max_tokens} exceeds the "
             f"{spec.max_positions} learned positions of {folder}"
         )
-    return folder, spec
+    return folder, with_rows(spec, config.model.vocab_multiple)
+
+
+def with_rows(spec: DecoderSpec, multiple: int) -> DecoderSpec:
+    """Gives a table a multiple of so many rows; see `models.vocabulary`."""
+    return dataclasses.replace(spec, vocab_multiple=multiple)
 
 
 def find_folder(
@@ -396,6 +402,7 @@ def reference_model(
             ref["path"], ref["revision"], is_scalar=False, ignored=ignored
         )
         tokenize.check_ids(policy.spec.vocab - 1, spec.vocab)
+        spec = with_rows(spec, policy.spec.vocab_multiple)
     dtype = jnp.dtype(ref["dtype"] or policy.decoder.dtype)
     decoder = policy.decoder.clone(spec=spec, dtype=dtype)
     held = policy.held if ref["sync_every_steps"] else dtype.name
@@ -469,6 +476,7 @@ def scalar_model(
             f"{field}={path!r} has {spec.max_positions} learned positions, and texts "
             f"may have {longest} tokens"
         )
+    spec = with_rows(spec, like.spec.vocab_multiple)
     of = jnp.dtype(dtype or like.dtype)
     decoder = like.clone(spec=spec, dtype=of, shared=True)
     model = assemble(decoder, folder, held or of.name)._replace(scores_zero=True)

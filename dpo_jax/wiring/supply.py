@@ -74,7 +74,7 @@ def described_model(config: Config, tokenizer: Any) -> tuple[None, DecoderSpec]:
         ignored=config.model.ignore_attributes,
     )
     del folder
-    return None, spec
+    return None, model_wiring.with_rows(spec, config.model.vocab_multiple)
 
 
 def longest(section: Any) -> tuple[int, int]:

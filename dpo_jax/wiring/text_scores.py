@@ -25,6 +25,7 @@ from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring import rewarding, scoring
 
 Scores = Callable[[Sequence[Answer]], np.ndarray]  # N answers -> f64[N]; NaN = none
+TokenIds = Callable[[Sequence[Answer]], list[list[int]]]
 
 ROWS = 32  # of a shard that are scored together
 
@@ -87,9 +88,11 @@ def of_reward(config: Config, name: str, table: RewardTable, mesh: Mesh) -> Scor
     reward = Reward(name, table[name])
     asker = rewarding.make_asker([reward], name=f"judge/{name}", seconds=seconds)
     counts = "completion_ids" in inspect.signature(table[name]).parameters
-    tokens = (
-        _token_ids(config, how) if counts else lambda answers: [[] for _ in answers]
-    )
+    tokens: TokenIds = lambda answers: [[] for _ in answers]  # noqa: E731
+    if counts:
+        tokenizer = data_wiring.load_tokenizer(config)
+        template = tokenize.read_chat_template(config.data.chat_template, tokenizer)
+        tokens = _token_ids(tokenizer, {**how, "chat_template": template})
 
     def scores(answers: Sequence[Answer]) -> np.ndarray:
         return asker(
@@ -103,16 +106,12 @@ def of_reward(config: Config, name: str, table: RewardTable, mesh: Mesh) -> Scor
     return once(scores)
 
 
-def _token_ids(
-    config: Config, how: dict[str, str]
-) -> Callable[[Sequence[Answer]], list[list[int]]]:
-    """Returns what encodes answers by the tokenizer of the configuration."""
-    tokenizer = data_wiring.load_tokenizer(config)
-    template = tokenize.read_chat_template(config.data.chat_template, tokenizer)
+def _token_ids(tokenizer: Any, how: dict[str, Any]) -> TokenIds:
+    """Returns what encodes answers; `how` as of `data.encode.encode_all`."""
 
     def ids(answers: Sequence[Answer]) -> list[list[int]]:
         rows = [*map(_row, answers)]
-        encoded = encode_all(rows, tokenizer, chat_template=template, **how)
+        encoded = encode_all(rows, tokenizer, **how)
         return [
             each.responses[0] if isinstance(each, Encoded) else [] for each in encoded
         ]

@@ -1,6 +1,7 @@
 """Errors of libraries: those of the user's machine, and those of this program."""
 
 import importlib
+import json
 
 import pytest
 from etils import epath
@@ -73,6 +74,23 @@ def test_a_path_that_cannot_be_opened_is_named(tmp_path, capsys):
         said = capsys.readouterr().err
         assert said.startswith(f"error[2]: '{str(path)[:100]}"[:60])
         assert said.endswith("; name another\n") and len(said) < 500
+
+
+def test_a_panic_of_a_library_is_one_line(monkeypatch, capsys):
+    """It is no Exception; here a tokenizer of a damaged table of characters panics."""
+    from tokenizers import Tokenizer, models
+
+    tree = json.loads(Tokenizer(models.BPE()).to_str())
+    tree["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+
+    def main(rest):
+        Tokenizer.from_str(json.dumps(tree))
+
+    monkeypatch.setattr("dpo_jax.cli.show.main", main)
+    assert cli.main(["dpo_jax", "show"]) == 4
+    said = capsys.readouterr().err
+    assert "error[4]: tokenizers or safetensors cannot go on (Precompiled: " in said
+    assert blame.of_panic(KeyboardInterrupt()) is None
 
 
 def test_a_bug_of_our_own_stays_one():

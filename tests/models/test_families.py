@@ -102,6 +102,7 @@ def test_both_spellings_of_rope_mean_the_same(settings, expected):
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"rope_theta": 1e4, "rope_parameters": {"rope_theta": 2e4}}, "contradicts"),
         ({"rope_scaling": "linear"}, "must be an object"),
+        ({"rope_scaling": {"rope_type": ["linear"], "factor": 2.0}}, "rope_type="),
     ],
 )
 def test_rope_settings_that_are_not_understood_are_refused(settings, text):

@@ -85,6 +85,7 @@ OTHERS = {  # key -> another value
     "model.attention": "splash",
     "model.score_start": "zero",
     "model.logits_chunk": 3,
+    "model.vocab_multiple": 64,
     "ref.path": "nowhere",
     "ref.revision": "main",
     "ref.mode": "none",

@@ -127,8 +127,8 @@ def scaling_of(given: Given, max_positions: int) -> RopeScaling | None:
     settings = dict(given.config)
     legacy = settings.pop("type", None)
     kind = settings.pop("rope_type", legacy) or "default"
-    if kind not in KEYS:
-        given.complaints.append(errors.unknown("rope_type", kind, KEYS))
+    if not isinstance(kind, str) or kind not in KEYS:
+        given.complaints.append(errors.unknown("rope_type", str(kind), KEYS))
         return None
     given = given._replace(config=settings)
     given.refuse_unknown(KEYS[kind])

@@ -62,7 +62,7 @@ setuptools.setup(
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
-        "gcs": ["gcsfs", "etils[epath-gcs]"],
+        "gcs": ["gcsfs", "google-auth", "etils[epath-gcs]"],
         "ray": ["ray"],
         "judge": ["openai>=2"],
         "ifeval": IFEVAL,

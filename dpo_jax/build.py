@@ -18,13 +18,21 @@ from dpo_jax.losses import LOSSES
 from dpo_jax.models.scalar import policy_of
 from dpo_jax.rewards import REWARDS, RewardTable
 from dpo_jax.sharding.mesh import make_mesh
-from dpo_jax.train import compile_cache, loop, runfolder, signals, throughput, watchdog
+from dpo_jax.train import compile_cache, loop, signals, throughput, watchdog
 from dpo_jax.train.checkpoint import Checkpoints
 from dpo_jax.train.clock import Clock
 from dpo_jax.train.metrics import MetricsLog
 from dpo_jax.train.step import Metrics, without_transfers
 from dpo_jax.types import Batch, TrainState
-from dpo_jax.wiring import agreeing, checks, evaluation, exporting, outputs, restoring
+from dpo_jax.wiring import (
+    agreeing,
+    checks,
+    evaluation,
+    exporting,
+    outputs,
+    owning,
+    restoring,
+)
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring.assembling import make_parts, total_steps
@@ -49,6 +57,7 @@ def run(
     rewards: RewardTable = REWARDS,
     fork: bool = False,
     progress: Progress = quiet,
+    attempt: int = 0,
 ) -> Summary:
     """Trains, or goes on training, in a run folder.
 
@@ -59,6 +68,7 @@ def run(
       rewards: that of `reward.name`.
       fork: go on from the folder's checkpoint although the configuration changed.
       progress: called with (step, last step, values) on every process.
+      attempt: number of the lease on gs:// that a worker holds for this run; 0 = none.
 
     Raises:
       UserError: what a user can mend, before anything compiles.
@@ -72,14 +82,14 @@ def run(
     config, forks = restoring.relaunched(config, workdir, fork=fork)
     ended = outputs.finished(workdir, total_steps(config))
     if ended is not None and not forks:
-        _checkpoints(workdir, config).finish(ended.step, None)
+        restoring.checkpoints_of(workdir, config).finish(ended.step, None)
         return ended
     with clock, jax.set_mesh(mesh), signals.stop_requests() as stop:
         with clock.bucket("setup"):
             parts = make_parts(config, bound, mesh, workdir, rewards=rewards)
         launch = Launch(workdir, parts, stop, progress, fork, forks, losses, clock)
-        with runfolder.claim(workdir, first=jax.process_index() == 0):
-            return _train(launch)
+        with owning.owned(workdir, attempt=attempt) as owned:
+            return _train(launch, owned)
 
 
 class Launch(NamedTuple):
@@ -99,11 +109,11 @@ class Launch(NamedTuple):
     clock: Clock
 
 
-def _train(launch: Launch) -> Summary:
+def _train(launch: Launch, owned: owning.Owned) -> Summary:
     """Resumes or starts, runs the loop, and writes what a finished run leaves."""
     workdir, parts, config = launch.workdir, launch.parts, launch.parts.config
     clock = launch.clock
-    checkpoints = _checkpoints(workdir, config)
+    checkpoints = restoring.checkpoints_of(workdir, config, owned.attempt)
     with checkpoints:
         first = restoring.first_step(
             checkpoints, parts.steps, workdir, forks=launch.forks
@@ -119,7 +129,7 @@ def _train(launch: Launch) -> Summary:
                 checkpoints, parts, referred.frozen, first, fork=launch.fork
             )
         report = parts.data.report
-        log = outputs.begin(workdir, config, report, first, start.seal)
+        log = outputs.begin(workdir, config, report, first, start.seal, owned.attempt)
         for split, account in report.items():
             logging.info("data.%s: %s", split, account["summary"])
         logging.info("mfu is a share of %.4g FLOP/s: %s", *peak)
@@ -127,6 +137,7 @@ def _train(launch: Launch) -> Summary:
             state, values = _loop(launch, checkpoints, referred, measures, start, log)
         launch.stop.rest(parts.steps)
     sampled = None if measures.rollouts is None else measures.rollouts.last
+    owned.check()
     with clock.bucket("export"):
         exporting.export(
             parts.model,
@@ -138,6 +149,7 @@ def _train(launch: Launch) -> Summary:
         )
     with clock.bucket("report"):
         results = {} if sampled is None else before_and_after(sampled)
+        owned.check()
         if jax.process_index() == 0:
             outputs.leave_behind(workdir, parts.steps, values, results, sampled)
     seconds = clock.seconds()
@@ -147,18 +159,6 @@ def _train(launch: Launch) -> Summary:
         outputs.write_timing(workdir, ended)
     checkpoints.finish(parts.steps, state.params)
     return ended
-
-
-def _checkpoints(workdir: os.PathLike | str, config: Config) -> Checkpoints:
-    """Opens the checkpoints of a run; touches nothing."""
-    kept = config.checkpoint
-    return Checkpoints(
-        epath.Path(workdir) / "checkpoints",
-        every_steps=kept.every_steps,
-        keep=kept.keep,
-        keep_best=kept.keep_best,
-        after=kept.after,
-    )
 
 
 def _loop(

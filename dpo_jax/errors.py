@@ -75,6 +75,12 @@ class SweepError(UserError):
     code = 9
 
 
+class LeaseLostError(UserError):
+    """Another worker has the trial."""
+
+    code = EXIT_LEASE_LOST
+
+
 class Preempted(BaseException):  # no error, and not for `except Exception` to swallow
     """A signal stopped the run after its state was committed at `step`."""
 

@@ -142,19 +142,26 @@ def delete(url: str, generation: int) -> bool:
 
 def names(folder: str) -> list[str]:
     """Lists the names of the objects in a folder, not of those in folders below."""
+    return list(listed(folder))
+
+
+def listed(folder: str) -> dict[str, int]:
+    """Maps the names of the objects in a folder to their generations."""
     bucket, prefix = split(folder)
-    prefix, page, found = f"{prefix}/" if prefix else "", "", []
+    prefix, page, found = f"{prefix}/" if prefix else "", "", {}
     while True:
-        query = {"prefix": prefix, "delimiter": "/", "fields": "items(name)"}
+        query = {"prefix": prefix, "delimiter": "/", "fields": "items(name,generation)"}
         query["fields"] += ",nextPageToken"
         query |= {"pageToken": page} if page else {}
         status, _, data = _ask("GET", f"/storage/v1/b/{bucket}/o", None, **query)
         if status == 404:
             raise ConfigError(f"{folder}: there is no such bucket")
-        listed = json.loads(data)
-        found += [item["name"].removeprefix(prefix) for item in listed.get("items", ())]
-        if not (page := listed.get("nextPageToken", "")):
-            return [name for name in found if name]
+        answer = json.loads(data)
+        for item in answer.get("items", ()):
+            found[item["name"].removeprefix(prefix)] = int(item["generation"])
+        if not (page := answer.get("nextPageToken", "")):
+            found.pop("", None)  # a marker of the folder itself
+            return found
 
 
 def _put(url: str, data: bytes, generation: int) -> tuple[int, int]:

@@ -77,7 +77,7 @@ class FakeStore:
             request_queue_size = 128
 
             def handle_error(self, request, client_address):
-                pass  # of clients that were killed
+                pass  # of clients that were killed, or left before the answer
 
         self.server = Server(("127.0.0.1", 0), type("H", (Handler,), {"store": store}))
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
@@ -181,7 +181,7 @@ class Handler(BaseHTTPRequestHandler):
     def name_of(self, method, path, query, body):
         """BUCKET/NAME of what is asked for; '' of a bucket or a batch."""
         unquote = urllib.parse.unquote
-        if method == "PUT":
+        if "upload_id" in query:
             return self.store.sessions[query["upload_id"]][0]
         if found := UPLOAD.fullmatch(path):
             name = query.get("name") or json.loads(self.parts(body)[0])["name"]

@@ -91,6 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError(unknown("verb", verb, VERBS))
         if holding := [word[:80] for word in rest if "\0" in word]:
             raise ConfigError(f"{holding[0]!r} holds a NUL character")
+        # what another process made must be seen: gcsfs keeps listings for ever
+        os.environ.setdefault("FSSPEC_GCS", '{"use_listings_cache": false}')
         gcs.use(os.environ.get("STORAGE_EMULATOR_HOST", ""))
         named = os.environ.get("DPO_JAX_DISTRIBUTED", "")
         place = place_of(named)

@@ -319,6 +319,8 @@ def plan_text(planned: Sequence[Planned], out: str) -> str:
         made = attempts.read_all(attempts.folder_of(out, each.name))
         failed = [a for a in made if a.id == each.id and a.code in FAILING]
         more = [state.detail] if state.detail else []
+        if made and made[-1].code is None and state.word in ("begun", "new"):
+            more.append(f"attempt {made[-1].token} by {made[-1].worker} runs, or died")
         more += [f"failed {len(failed)}×: {failed[-1].line}"] if failed else []
         lines.append(f"{state.word:<8} {each.name:<{width}}  {'; '.join(more)}".strip())
         lines.append(f"    {each.id}  {shlex.join(processes.command(each.arguments))}")

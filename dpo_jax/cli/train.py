@@ -14,6 +14,7 @@ from dpo_jax import folders
 from dpo_jax.cli import common, parent
 from dpo_jax.config import check
 from dpo_jax.errors import EXIT_LEASE_LOST
+from dpo_jax.files import is_local
 from dpo_jax.launch.hosts import LEASE
 
 TRACED_STEPS = 5
@@ -43,8 +44,11 @@ def main(arguments: Sequence[str]) -> int:
     config = values["config"].value
     check(config)  # in a blink, before jax is imported
     common.setup_logging()
+    attempt = 0
     if taken := os.environ.get(LEASE):
         watch_lease(taken)
+        if not is_local(workdir):
+            attempt = int(os.path.basename(taken).removesuffix(".json")) - 1
     common.setup_jax(config, debug=values["debug"].value)
     from dpo_jax import build
     from dpo_jax.cli.own_functions import losses_of, rewards_of
@@ -68,6 +72,7 @@ def main(arguments: Sequence[str]) -> int:
             rewards=rewards,
             fork=values["fork"].value,
             progress=tell,
+            attempt=attempt,
         )
     if common.is_first():
         sys.stdout.write(summary_text(summary, workdir))

@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
+
+from etils import epath
 
 from dpo_jax import config as config_lib
 from dpo_jax.errors import UserError
 from dpo_jax.launch.trial import Planned
-from dpo_jax.train import runfolder
+from dpo_jax.train import published, runfolder
 
 WORDS = {  # of a state -> what it says
     "done": "trained, exported and reported",
@@ -63,7 +64,7 @@ def state_of(trial: Planned) -> State:
     step = runfolder.finished_step(trial.folder)
     if step >= max(trial.config.train.steps, 1):
         return State("done", f"step {step}")
-    steps = committed(Path(trial.folder) / "checkpoints")
+    steps = committed(epath.Path(trial.folder) / "checkpoints")
     return State("begun", f"from step {max(steps)}" if steps else "from the beginning")
 
 
@@ -75,10 +76,14 @@ def changes(kept: Mapping, trial: Planned) -> list[str]:
     return config_lib.changes(old, new)
 
 
-def committed(folder: Path) -> list[int]:
-    """Lists the steps whose folders stand; nothing is verified."""
+def committed(folder: epath.Path) -> list[int]:
+    """Lists the steps whose folders stand, or are published; nothing is verified."""
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return [int(name) for name in names if re.fullmatch(r"\d+", name)]
+    plain = [int(name) for name in names if re.fullmatch(r"\d+", name)]
+    try:
+        return [*plain, *published.read(folder).steps]
+    except ValueError:
+        return plain
 
 
 def programs(trial: Planned) -> str:

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import safetensors
 
-from dpo_jax import errors
+from dpo_jax import errors, gcs
 from dpo_jax.files import parse_json, read_json
+from dpo_jax.models.stored import fetched
 
 Dims = tuple[int, ...]
 
@@ -54,7 +55,7 @@ def resolve(path: str, revision: str = "", *, wanted: Iterable[str] = WANTED) ->
     """Returns the local folder of a model, downloading it where it has none.
 
     Args:
-      path: a folder, or the id of a hub repository.
+      path: a folder, of gs:// as well, or the id of a hub repository.
       revision: branch, tag or commit of the repository; '' = its main branch.
       wanted: patterns of the files to download.
 
@@ -70,6 +71,8 @@ def resolve(path: str, revision: str = "", *, wanted: Iterable[str] = WANTED) ->
                 "model.revision (or ref.revision) at ''"
             )
         return Path(folder)
+    if path.startswith(gcs.SCHEME):
+        return fetched(path, wanted)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) or path.startswith("."):
         raise errors.ModelError(
             f"model.path={path!r} is neither a folder nor a hub id like 'owner/name'"

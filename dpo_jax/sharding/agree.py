@@ -9,14 +9,16 @@ import contextlib
 import hashlib
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
-from dpo_jax.errors import DeviceError, collected
+from dpo_jax.errors import DeviceError, ModelError, collected
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 SHOWN = 8  # differing fields that an error names
@@ -118,3 +120,26 @@ def versions() -> dict[str, str]:
     """Returns the versions of Python and of the libraries that numbers depend on."""
     libraries = {name: metadata.version(name) for name in LIBRARIES}
     return {"Python": platform.python_version(), **libraries}
+
+
+def agreed(compute: Callable[[], Any]) -> Any:
+    """Runs `compute() -> int | None` on process 0 and tells the others its answer.
+
+    Raises:
+      ModelError: on the others, where it failed.
+    """
+    if jax.process_count() == 1:
+        return compute()
+    answer, failure = None, None
+    if jax.process_index() == 0:
+        try:
+            answer = compute()
+        except Exception as error:  # the others must not wait for ever
+            failure = error
+    code = -2 if failure else -1 if answer is None else int(answer)
+    code = int(multihost_utils.broadcast_one_to_all(np.int32(code)))
+    if failure:
+        raise failure
+    if code == -2:
+        raise ModelError("process 0 cannot use the checkpoints; see its message")
+    return None if code == -1 else code

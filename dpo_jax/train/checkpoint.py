@@ -13,13 +13,10 @@ without elements are only described.
 
 import json
 import os
-import re
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from etils import epath
@@ -27,17 +24,31 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from dpo_jax.config import best_of
-from dpo_jax.errors import ConfigError, ModelError, RunFolderError, WriteError, unknown
+from dpo_jax.errors import (
+    ConfigError,
+    LeaseLostError,
+    ModelError,
+    RunFolderError,
+    WriteError,
+    unknown,
+)
 from dpo_jax.files import is_local, set_aside
-from dpo_jax.sharding.agree import exchange
-from dpo_jax.train import watchdog
-from dpo_jax.train.leaves import Description, check_same, describe, explained, flat
+from dpo_jax.sharding.agree import agreed
+from dpo_jax.train import published, watchdog
+from dpo_jax.train.hashing import hashed
+from dpo_jax.train.leaves import (
+    Description,
+    check_same,
+    describe,
+    empty,
+    explained,
+    flat,
+    placed,
+)
 from dpo_jax.train.manifest import (
     PARAMS,
     clear_leftovers,
-    files_of,
     give_up,
-    hash_files,
     is_committed,
     is_foreign,
     newest_verified,
@@ -46,10 +57,10 @@ from dpo_jax.train.manifest import (
     step_folders,
     write_manifest,
 )
+from dpo_jax.train.published import Pointer
 from dpo_jax.types import Params, TrainState
 
 EXIT_SECONDS = 10.0  # for a save in flight, where one of several processes fails
-HASHING_SECONDS = 1800.0  # that the slowest process may take to read what it wrote
 CRITIC = "params/value/"  # what is trained beside the policy
 MAX_STEP = 2**31 - 1  # steps travel between processes as int32
 
@@ -69,6 +80,7 @@ class Checkpoints:
         keep: int,
         keep_best: str = "",
         after: str = "all",
+        attempt: int = 0,
     ):
         """Touches nothing on disk.
 
@@ -79,6 +91,8 @@ class Checkpoints:
           keep_best: metric whose best step is kept as well, as `config.best_of` reads
             it; '' = none.
           after: what is kept once the run is done: `all`, `params` or `none`.
+          attempt: the number of the lease of a run on gs://; steps are saved below it
+            and published (see `published.py`). 0 = on a disk, and to read.
         """
         self._folder = epath.Path(folder)
         if is_local(self._folder):
@@ -87,6 +101,8 @@ class Checkpoints:
         self._keep = keep
         self._keep_best = best_of(keep_best)
         self._after = after
+        self._attempt = attempt
+        self._pointer = Pointer(self._folder, attempt) if attempt else None
         self._cleared = False
         self._saves = 0  # asked for, the same on all processes
         self._thread: threading.Thread | None = None
@@ -139,7 +155,7 @@ class Checkpoints:
         self.wait()
         self._check_metrics(metrics)
         self._saves += 1
-        if _agreed(lambda: is_committed(self._folder / str(step))):
+        if agreed(lambda: is_committed(self._at(step))):
             logging.info("step %d is already committed; kept as it is", step)
             return
         leaves = flat(state)
@@ -151,9 +167,9 @@ class Checkpoints:
         }
         full = {k: x for k, x in leaves.items() if x.size}
         needed = sum(x.nbytes for x in full.values())
-        path = self._folder / str(step)
+        path = self._folder / self._place(step)
         try:
-            _agreed(lambda: self._prepare(path))
+            agreed(lambda: self._prepare(path))
             with _uncompressed():
                 response = ocp.save_async(path, full, overwrite=True)
         except Exception as error:
@@ -195,10 +211,11 @@ class Checkpoints:
         """
         self.wait()
         if self._after == "params" and params is not None:
-            with Checkpoints(self._folder / PARAMS, every_steps=0, keep=1) as apart:
+            folder, attempt = self._folder / PARAMS, self._attempt
+            with Checkpoints(folder, every_steps=0, keep=1, attempt=attempt) as apart:
                 apart.save(step, {"params": params}, {})
         if jax.process_index() == 0:
-            give_up(self._folder, self._after)
+            give_up(self._folder, self._after, self._pointer)
 
     def newest_verified(self, *, rename: bool = True) -> int | None:
         """Finds the newest step whose files match its manifest.
@@ -215,8 +232,23 @@ class Checkpoints:
         Raises:
           ModelError: if steps were committed and all are corrupt.
         """
-        step = _agreed(lambda: newest_verified(self._folder, rename=rename))
+        step = agreed(lambda: self._newest(rename))
         return None if step is None else int(step)
+
+    def _newest(self, rename: bool) -> int | None:
+        if self._pointer is not None:
+            self._pointer.take()
+        return newest_verified(self._folder, rename=rename, pointer=self._pointer)
+
+    def _place(self, step: int) -> str:
+        """Names the folder in which a step is saved."""
+        named = f"{published.name_of(self._attempt)}/" if self._attempt else ""
+        return f"{named}{step}"
+
+    def _at(self, step: int) -> epath.Path:
+        """Finds the folder of a step."""
+        plain = self._folder / str(step)
+        return plain if plain.exists() else step_folders(self._folder).get(step, plain)
 
     def restore(
         self, step: int, abstract_state: TrainState
@@ -237,7 +269,7 @@ class Checkpoints:
             dtype (nothing is cast), or if the step cannot be read.
           ConfigError: if it was evaluated and `keep_best` is none of its metrics.
         """
-        path = self._folder / str(step)
+        path = self._at(step)
         record = read_manifest(path)
         self._check_metrics(record["metrics"])
         kept = {k for k in flat(abstract_state) if k.startswith("stats/")}
@@ -260,7 +292,7 @@ class Checkpoints:
         Raises:
           ModelError: as `restore`, of the parameters alone.
         """
-        path = self._folder / str(step)
+        path = self._at(step)
         arrays = read_manifest(path)["arrays"]
         params = {
             key: array
@@ -283,6 +315,9 @@ class Checkpoints:
         if not self._cleared:
             self._folder.mkdir(parents=True, exist_ok=True)
             clear_leftovers(self._folder)
+            if self._pointer is not None:
+                self._pointer.take()
+                published.clear(self._folder, self._attempt)
         self._cleared = True
 
     def _finish(
@@ -292,43 +327,24 @@ class Checkpoints:
         try:
             response.result()  # returns when every process has written its part
             watchdog.beat()
-            hashes = self._hashed(path, record["step"])
+            hashes = hashed(path, record["step"], self._saves)
             if jax.process_index() == 0:
                 write_manifest(path, {**record, "files": hashes})
-                logging.info("step %d committed", record["step"])
-                prune(self._folder, keep=self._keep, keep_best=self._keep_best)
+                step, pointer = record["step"], self._pointer
+                if pointer is not None:
+                    pointer.change(add={step: self._place(step)})
+                logging.info("step %d committed", step)
+                prune(
+                    self._folder,
+                    keep=self._keep,
+                    keep_best=self._keep_best,
+                    pointer=pointer,
+                )
         except Exception as error:
-            self._failure = explained(error, path, needed)
+            lost = isinstance(error, LeaseLostError)
+            self._failure = error if lost else explained(error, path, needed)
             if jax.process_index() == 0:
                 clear_leftovers(self._folder)  # gives a full disk its space back
-
-    def _hashed(self, path: epath.Path, step: int) -> dict[str, dict]:
-        """Hashes the files of a step, each on the process that wrote it.
-
-        Raises:
-          WriteError: if a process cannot read what it wrote.
-        """
-        if jax.process_count() == 1:
-            return hash_files(path)
-        me = jax.process_index()
-        mine = [name for name in files_of(path) if _writer(name) == me]
-        try:
-            text = json.dumps(hash_files(path, mine))
-        except OSError as error:
-            text = json.dumps({"failed": str(error)})
-        what = f"files of step {step}, save {self._saves}"
-        hashes: dict[str, dict] = {}
-        for rank, said in enumerate(exchange(what, text, seconds=HASHING_SECONDS)):
-            hashes |= json.loads(said)
-            if "failed" in hashes:
-                raise WriteError(f"rank {rank} cannot read {path}: {hashes['failed']}")
-        return hashes
-
-
-def _writer(name: str) -> int:
-    """Tells which process wrote a file of a step: orbax names the others' folders."""
-    named = re.search(r"(?:^|/)ocdbt\.process_(\d+)/", name)
-    return int(named[1]) if named else 0
 
 
 def _uncompressed() -> ocp.Context:
@@ -336,25 +352,6 @@ def _uncompressed() -> ocp.Context:
     context = ocp.Context()
     context.array.saving.use_compression = False
     return context
-
-
-def _agreed(compute: Callable[[], Any]) -> Any:
-    """Runs `compute() -> int | None` on process 0 and tells the others its answer."""
-    if jax.process_count() == 1:
-        return compute()
-    answer, failure = None, None
-    if jax.process_index() == 0:
-        try:
-            answer = compute()
-        except Exception as error:  # the others must not wait for ever
-            failure = error
-    code = -2 if failure else -1 if answer is None else int(answer)
-    code = int(multihost_utils.broadcast_one_to_all(np.int32(code)))
-    if failure:
-        raise failure
-    if code == -2:
-        raise ModelError("process 0 cannot use the checkpoints; see its message")
-    return None if code == -1 else code
 
 
 def _load(path: epath.Path, arrays: Description, wanted: Any, due: Description) -> Any:
@@ -368,7 +365,7 @@ def _load(path: epath.Path, arrays: Description, wanted: Any, due: Description) 
     check_same(path, {k: due[k] for k in due.keys() - idle}, describe(leaves))
     # Leaves without elements were not stored; all other paths must be named.
     target = {
-        k: _placed(leaves[k]) if k in leaves else ocp.PLACEHOLDER
+        k: placed(leaves[k]) if k in leaves else ocp.PLACEHOLDER
         for k, (shape, _) in arrays.items()
         if 0 not in shape
     }
@@ -380,17 +377,5 @@ def _load(path: epath.Path, arrays: Description, wanted: Any, due: Description) 
             f"{path} cannot be restored: {type(cause).__name__}: {cause}; "
             "use another step"
         ) from error
-    values = [loaded[k] if k in loaded else _empty(x) for k, x in leaves.items()]
+    values = [loaded[k] if k in loaded else empty(x) for k, x in leaves.items()]
     return jax.tree.unflatten(jax.tree.structure(wanted), values)
-
-
-def _placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """Gives a leaf without sharding to the first local device."""
-    if leaf.sharding is not None:
-        return leaf
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _empty(leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    return jax.device_put(jnp.zeros(leaf.shape, leaf.dtype), _placed(leaf).sharding)

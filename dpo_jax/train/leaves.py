@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -66,3 +67,16 @@ def explained(error: Exception, path: epath.Path, needed: int) -> Exception:
             )
         seen = seen.__cause__ or seen.__context__
     return error
+
+
+def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """Gives a leaf without sharding to the first local device."""
+    if leaf.sharding is not None:
+        return leaf
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def empty(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    """Makes a leaf without elements."""
+    return jax.device_put(jnp.zeros(leaf.shape, leaf.dtype), placed(leaf).sharding)

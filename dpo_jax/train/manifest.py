@@ -16,7 +16,8 @@ from etils import epath
 
 from dpo_jax import files
 from dpo_jax.errors import ModelError
-from dpo_jax.train import watchdog
+from dpo_jax.train import published, watchdog
+from dpo_jax.train.published import Pointer
 
 MANIFEST = "MANIFEST.json"
 GIVEN_UP = "given_up.json"  # says that a finished run gave up its steps
@@ -26,12 +27,21 @@ HASHERS = 4  # files hashed at the same time; hashlib frees the interpreter lock
 
 
 def step_folders(folder: epath.Path) -> dict[int, epath.Path]:
-    """Maps step numbers to their folders, committed or not; links are none."""
+    """Maps step numbers to their folders, committed or not; links are none.
+
+    Of what attempts on gs:// wrote only what is published counts.
+    """
     if not folder.is_dir():
         return {}
     names = [p for p in folder.iterdir() if p.name.isdecimal() and p.is_dir()]
     names = [p for p in names if not os.path.islink(p)]
-    return {int(p.name): p for p in names if p.name == str(int(p.name))}
+    plain = {int(p.name): p for p in names if p.name == str(int(p.name))}
+    try:
+        steps = published.read(folder).steps
+    except ValueError as error:
+        where = folder / published.POINTER
+        raise ModelError(f"{where} is damaged: {error}; restore it") from error
+    return plain | {step: folder / place for step, place in steps.items()}
 
 
 def _links(folder: epath.Path) -> list[str]:
@@ -58,12 +68,15 @@ def is_committed(path: epath.Path) -> bool:
     return (path / MANIFEST).exists() and not is_foreign(path)
 
 
-def newest_verified(folder: epath.Path, *, rename: bool = True) -> int | None:
+def newest_verified(
+    folder: epath.Path, *, rename: bool = True, pointer: Pointer | None = None
+) -> int | None:
     """Finds the newest step that is sound; sets newer corrupt ones aside.
 
     Args:
       folder: of the step folders.
       rename: whether those that fail are renamed; a mere reader leaves them.
+      pointer: of a run on gs://, where nothing is renamed: they are no longer named.
 
     Returns:
       The step; None if nothing was ever committed here.
@@ -76,7 +89,8 @@ def newest_verified(folder: epath.Path, *, rename: bool = True) -> int | None:
     foreign = [f"{name} is a link" for name in _links(folder)]
     for note in foreign:
         logging.warning("%s: ignored", note)
-    for step, path in sorted(step_folders(folder).items(), reverse=True):
+    steps = step_folders(folder)
+    for step, path in sorted(steps.items(), reverse=True):
         if is_foreign(path):
             foreign.append(f"{step} holds step {held_step(path)}")
             logging.warning("%s: ignored", foreign[-1])
@@ -91,7 +105,7 @@ def newest_verified(folder: epath.Path, *, rename: bool = True) -> int | None:
                     "step %d failed verification (%s); using step %d", bad, why, step
                 )
                 if rename:
-                    files.set_aside(folder / str(bad))
+                    _set_aside(steps[bad], why, pointer)
             return step
         if is_committed(path):  # else a living run has just deleted it
             failed[step] = complaint
@@ -105,6 +119,16 @@ def newest_verified(folder: epath.Path, *, rename: bool = True) -> int | None:
             "bring back a sound copy under its own number, or use another --workdir"
         )
     return None
+
+
+def _set_aside(path: epath.Path, why: str, pointer: Pointer | None) -> None:
+    """Renames a corrupt step; on gs:// leaves a marker beside it, and its name out."""
+    if pointer is None:
+        files.set_aside(path)
+        return
+    text = json.dumps({"why": why}) + "\n"
+    files.write_whole(path.parent / f"{path.name}.corrupt", text)
+    pointer.change(drop=[int(path.name)])
 
 
 def verify(path: epath.Path) -> str:
@@ -184,20 +208,30 @@ def clear_leftovers(folder: epath.Path) -> None:
             child.rmtree(missing_ok=True)
 
 
-def prune(folder: epath.Path, *, keep: int, keep_best: tuple[str, str]) -> None:
+def prune(
+    folder: epath.Path,
+    *,
+    keep: int,
+    keep_best: tuple[str, str],
+    pointer: Pointer | None = None,
+) -> None:
     """Deletes the steps that are not wanted, and older ones never committed.
 
     Args:
       folder: of the step folders.
       keep: how many of the newest stay.
       keep_best: a metric and `highest` or `lowest`: the best step stays as well.
+      pointer: of a run on gs://, which forgets a step before it is deleted.
     """
     steps = step_folders(folder)
     committed = sorted(step for step, path in steps.items() if is_committed(path))
     kept = {*committed[-keep:], *_best({s: steps[s] for s in committed}, keep_best)}
-    for step, path in steps.items():
-        if not (step in kept or step > committed[-1] or is_foreign(path)):
-            _delete(path)
+    old = {step for step in steps if not (step in kept or step > committed[-1])}
+    gone = {step: steps[step] for step in old if not is_foreign(steps[step])}
+    if pointer is not None:
+        pointer.change(drop=gone)
+    for path in gone.values():
+        _delete(path)
 
 
 def _delete(path: epath.Path) -> None:
@@ -209,12 +243,13 @@ def _delete(path: epath.Path) -> None:
         logging.warning("cannot delete the old checkpoint %s: %s", path, error)
 
 
-def give_up(folder: epath.Path, after: str) -> None:
+def give_up(folder: epath.Path, after: str, pointer: Pointer | None = None) -> None:
     """Deletes the steps of a finished run, and leaves word of it first.
 
     Args:
       folder: of the step folders.
       after: `all` deletes nothing, `params` leaves those that were saved apart.
+      pointer: as for `prune`.
 
     Raises:
       WriteError: if the word cannot be left.
@@ -224,7 +259,10 @@ def give_up(folder: epath.Path, after: str) -> None:
         logging.warning("%s: no parameters were saved apart: all is kept", folder)
     elif after != "all":
         files.write_whole(folder / GIVEN_UP, json.dumps({"kept": after}) + "\n")
-        for path in step_folders(folder).values():
+        gone = step_folders(folder)
+        if pointer is not None:
+            pointer.change(drop=gone)
+        for path in gone.values():
             _delete(path)
 
 

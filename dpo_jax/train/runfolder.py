@@ -101,8 +101,8 @@ def read_json(folder: AnyPath, name: str) -> dict[str, Any] | None:
 def finished_step(folder: AnyPath) -> int:
     """Tells the last step of a run that is whole; −1 if it is not.
 
-    The report is the last that a run owes, and it stands on disks only. A results.json
-    that is damaged is written again.
+    The report is the last that a run owes. A results.json that is damaged is written
+    again.
     """
     try:
         results = read_json(folder, "results.json") or {}
@@ -110,7 +110,7 @@ def finished_step(folder: AnyPath) -> int:
         logging.warning("%s; the end of the run is repeated", error)
         return -1
     step = results.get("step", -1)
-    whole = not is_local(folder) or (epath.Path(folder) / "report.html").exists()
+    whole = (epath.Path(folder) / "report.html").exists()
     return step if whole and type(step) is int else -1
 
 
@@ -226,16 +226,19 @@ def _take(file: IO[str], folder: AnyPath) -> None:
     file.flush()
 
 
-def begin_attempt(folder: AnyPath, config: dict[str, Any], code: str) -> int:
+def begin_attempt(
+    folder: AnyPath, config: dict[str, Any], code: str, number: int = 0
+) -> int:
     """Counts a launch: attempts/N.json says when, where, by which code, with what.
 
     Args:
       folder: the run folder.
       config: the configuration as nested dicts.
       code: names the version.
+      number: of the lease on gs://, which is N; 0 = one more than the last launch's.
 
     Returns:
-      N, one more than the last launch's.
+      N.
 
     Raises:
       WriteError: if it cannot be written.
@@ -243,7 +246,7 @@ def begin_attempt(folder: AnyPath, config: dict[str, Any], code: str) -> int:
     attempts = epath.Path(folder) / "attempts"
     names = [p.name for p in attempts.iterdir()] if attempts.exists() else []
     numbered = [re.fullmatch(r"(\d+)\.json", name) for name in names]
-    number = 1 + max((int(n[1]) for n in numbered if n), default=0)
+    number = number or 1 + max((int(n[1]) for n in numbered if n), default=0)
     about = {
         "attempt": number,
         "code": code,

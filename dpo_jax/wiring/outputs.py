@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -127,6 +128,7 @@ def begin(
     report: dict[str, Any],
     first: int,
     sealed: Seal | None,
+    number: int = 0,
 ) -> MetricsLog | None:
     """Writes what a launch is, and opens its metrics; None on other than process 0.
 
@@ -136,6 +138,7 @@ def begin(
       report: what data.json is to hold.
       first: steps already taken.
       sealed: what the checkpoint of that step says of the lines of metrics.jsonl.
+      number: of this launch, as its lease on gs:// has it; 0 = counted here.
 
     Raises:
       WriteError: if the folder does not take it.
@@ -145,7 +148,7 @@ def begin(
     text = to_json(config)
     runfolder.write_config(workdir, text)
     write_json(workdir, "data.json", report)
-    attempt = runfolder.begin_attempt(workdir, json.loads(text), commit())
+    attempt = runfolder.begin_attempt(workdir, json.loads(text), commit(), number)
     return MetricsLog(
         workdir,
         resume_step=first,
@@ -205,6 +208,11 @@ def leave_behind(
     write_json(workdir, "results.json", {**results, "step": step, "values": values})
     if files.is_local(workdir):
         html.write_report([workdir], Path(workdir) / "report.html")
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        page = Path(scratch) / "report.html"
+        html.write_report([workdir], page)
+        files.write_whole(epath.Path(workdir) / page.name, page.read_bytes())
 
 
 def commit() -> str:

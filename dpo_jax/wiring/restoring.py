@@ -47,6 +47,25 @@ class Start(NamedTuple):
     seal: Seal | None
 
 
+def checkpoints_of(workdir: AnyPath, config: Config, attempt: int = 0) -> Checkpoints:
+    """Opens the checkpoints of a run; touches nothing.
+
+    Args:
+      workdir: the run folder.
+      config: of the run.
+      attempt: number of its lease on gs://; 0 = on a disk, or to read.
+    """
+    kept = config.checkpoint
+    return Checkpoints(
+        epath.Path(workdir) / "checkpoints",
+        every_steps=kept.every_steps,
+        keep=kept.keep,
+        keep_best=kept.keep_best,
+        after=kept.after,
+        attempt=attempt,
+    )
+
+
 def first_step(
     checkpoints: Checkpoints, last: int, workdir: AnyPath, *, forks: bool
 ) -> int:

@@ -20,7 +20,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dpo_jax.errors import ConfigError, ModelError, RunFolderError, WriteError
-from dpo_jax.train import checkpoint, manifest
+from dpo_jax.train import hashing, manifest
 from dpo_jax.train.checkpoint import Checkpoints
 from dpo_jax.types import TrainState
 
@@ -461,7 +461,7 @@ def test_files_belong_to_the_process_that_wrote_them():
         "state/manifest.ocdbt": 0,
         "_CHECKPOINT_METADATA": 0,
     }
-    assert {name: checkpoint._writer(name) for name in names} == names
+    assert {name: hashing._writer(name) for name in names} == names
 
 
 def test_manifest_lists_every_file_with_its_size(tmp_path):

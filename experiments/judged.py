@@ -49,6 +49,7 @@ class Tier(NamedTuple):
       judges: of `winrate --judge`, beside the tier's reward model.
       stops: strings that end a sample.
       single_turn: whether only prompts of one human turn are sampled.
+      batch: samples that are drawn together.
       comparable: whether its rates estimate the paper's; else why not.
     """
 
@@ -62,6 +63,7 @@ class Tier(NamedTuple):
     comparable: str
     stops: tuple[str, ...] = ()
     single_turn: bool = False
+    batch: int = 32
 
 
 class Figure(NamedTuple):
@@ -102,6 +104,7 @@ QUICK = Tier(
     new_tokens=20,
     judges=("sentiment",),
     comparable="no: reviews of a grammar, a decoder of 2 layers, and its true reward",
+    batch=512,
 )
 PYTHIA: Keys = {"model.path": "EleutherAI/pythia-2.8b", "model.dtype": "bfloat16"}
 
@@ -174,6 +177,7 @@ def commands(figure: Figure, tier: str, out: Path, judges: str) -> list[Command]
         flags = [f"--model={','.join(str(out / name / 'export') for name in runs)}"]
         flags += [f"--temperature={heat}", f"--n={of.samples if heat else 1}"]
         flags += [f"--limit={of.limit}", f"--max_new_tokens={of.new_tokens}"]
+        flags += [f"--batch={of.batch}"]
         flags += [f"--stop={word}" for word in of.stops]
         flags += [f"--prompts={out / PROMPTS}"] * of.single_turn
         found.append(Command(["sample", *data, *flags, f"--out={file}"], file))

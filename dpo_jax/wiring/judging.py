@@ -296,9 +296,9 @@ def rows_of_arm(
     if scores is None:
         return [first]
     of_answers = scores([one.a for one in judged.pairing.comparisons])
-    most = int(np.bincount(judged.pairing.prompts).max())
+    every_has = int(np.bincount(judged.pairing.prompts).min())
     rows = [first]
-    for m in best_of.sizes(most):
+    for m in best_of.sizes(every_has):
         rate = winrate.best_of_rate(compared, of_answers, m)
         if rate is not None:
             row = {**own, "best_of": m, "chosen_by": by, "judge": judged.judge}

@@ -128,6 +128,8 @@ def _asker(config: Any, values: common.Flags) -> Any:
     table = rewards_of(values["rewards"].value)
     with collected(ConfigError) as complaints:
         complaints += rewarding.faults(config.reward, table)
+        if config.reward.standardize:
+            complaints.append("reward.standardize is of training; leave it out")
         if not rewarding.names_of(config.reward):
             complaints.append("--best needs a reward; set --config.reward.name or path")
         if values["n"].value < 2:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import dpo_jax
@@ -178,6 +179,22 @@ def test_train_prints_what_it_ended_with(trained):
     names |= {"timing.json", "profile", "rollouts.json"}
     assert names <= {path.name for path in run.iterdir()}
     assert not (run / "errors").exists()
+
+
+def test_what_was_measured_of_each_prompt_is_kept(trained):
+    """Its means are those of the last evaluation, and of the table of results."""
+    run = trained[2]
+    kept = json.loads((run / "rollouts.json").read_text())
+    assert kept["step"] == 3 and kept["measure"] == "true reward"
+    assert len(kept["prompts"]) == 16
+    last, policy = last_eval(run), kept["policy"]
+    for name in ("reward", "kl", "length"):
+        assert np.mean(policy[name]) == pytest.approx(last[f"rollouts/{name}"])
+    rows = json.loads((run / "results.json").read_text())["rows"]
+    before = rows[0]["values"]["true reward"][0]
+    assert np.mean(kept["reference"]["reward"]) == pytest.approx(before)
+    assert not np.any(kept["reference"]["kl"])
+    assert {len(values) for values in policy.values()} == {len(policy["kl"])}
 
 
 @pytest.mark.parametrize("name", ["ppo", "rloo", "awr", "online"])

@@ -11,7 +11,7 @@ import pytest
 import sweep_cases
 
 from dpo_jax import cli
-from dpo_jax.cli import sweep
+from dpo_jax.cli import common, hosts, sweep
 from dpo_jax.errors import SweepError
 from dpo_jax.launch import trial
 from dpo_jax.launch.worker import Walk
@@ -70,6 +70,15 @@ def test_dry_run_prints_the_plan_and_touches_nothing(capsys, file, tmp_path):
         (["--worker", "--local_cpus=4096"], "--local_cpus=4096 for each of 1 workers"),
         (["--only=dpoo"], "--only='dpoo' is not known; did you mean 'dpo'?"),
         (["more.py"], "sweep needs one file"),
+        (["--hosts=0"], "--hosts=0 must be ≥ 1"),
+        (["--group=a"], "--group is of a worker of --hosts=2 or more; leave it out"),
+        (["--hosts=2"], "--group='': 1 to 100 of A-Z"),
+        (
+            ["--hosts=2", "--group=a", "--host_index=2"],
+            "--host_index=2 must be in 0 … 1",
+        ),
+        (["--hosts=2", "--group=a", "--host_index=0"], "needs --worker, or --only"),
+        (["--hosts=2", "--group=a", "--worker"], "no variable of an engine says it"),
     ],
 )
 def test_flags_that_make_no_sense_are_refused(capsys, file, tmp_path, flags, said):
@@ -229,3 +238,21 @@ def test_a_trial_of_one_process_is_one_whatever_engines_say(tmp_path, monkeypatc
     assert done.returncode == 0, done.stdout + done.stderr
     log = (tmp_path / "out" / "sft" / "log.txt").read_text()
     assert "{rows: steps}: {4: 2}" in log  # two rows a device
+
+
+def test_which_host_this_is_is_said_by_a_flag_or_the_engine(monkeypatch):
+    """Two engines that disagree are no answer."""
+    flags = ["--hosts=3", "--group=slice-a", "--worker", "--host_address=10.0.0.1"]
+
+    def parsed(*more):
+        given = ["--out=o", *flags, *more]
+        return common.parse(given, config=False, define=sweep.define)
+
+    engine = {"TPU_WORKER_ID": "2", "JOB_COMPLETION_INDEX": "2"}
+    assert not hosts.faults(parsed(), engine)
+    assert hosts.read(parsed(), engine) == (3, 2, "slice-a", "10.0.0.1", 600.0)
+    assert hosts.read(parsed("--host_index=0"), engine).index == 0
+    (fault,) = hosts.faults(parsed(), {**engine, "SLURM_NODEID": "1"})
+    assert fault.startswith("give --host_index: TPU_WORKER_ID=2, JOB_")
+    (fault,) = hosts.faults(parsed(), {"SLURM_NODEID": "3"})
+    assert fault == "SLURM_NODEID=3 is no index of --hosts=3"

@@ -56,7 +56,8 @@ def train(run, taken):
     with locked:
         folder = run / "checkpoints"
         folder.mkdir(parents=True, exist_ok=True)
-        done = max((int(path.name) for path in folder.iterdir()), default=0)
+        names = [path.name for path in folder.iterdir()]  # and halves of the killed
+        done = max((int(name) for name in names if name.isdecimal()), default=0)
         note(f"from {done}")
         state = (folder / f"{done}").read_text() if done else run.name
         for step in range(done, STEPS):

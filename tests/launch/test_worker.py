@@ -11,6 +11,8 @@ from launch_cases import Stub, chain, finish, walk
 from dpo_jax.launch import processes, states
 from dpo_jax.launch.attempts import Claims, folder_of, read_all
 from dpo_jax.launch.hosts import LEASE
+from dpo_jax.launch.logs import Log
+from dpo_jax.launch.worker import watched
 from dpo_jax.train import runfolder
 
 
@@ -206,6 +208,19 @@ def test_a_run_that_a_process_holds_is_running(tmp_path, planned):
     (Path(base.folder) / ".lock").write_text("pid 1 on nowhere")  # it was killed
     assert states.state_of(base).word == "new"
     assert (Path(base.folder) / ".lock").read_text() == "pid 1 on nowhere"
+
+
+def test_a_process_that_prints_nothing_is_ended(tmp_path):
+    """Its worker beats, and would for ever; what it prints is its progress."""
+    lease, _ = Claims("me", 60.0).take(folder_of(str(tmp_path), "one"), "id")
+    folder = folder_of(str(tmp_path), "one")
+    log = Log(folder, "0001.log")
+    script = "i=0; while [ $i -lt 8 ]; do echo $i; i=$((i+1)); sleep 0.3; done; "
+    started = processes.spawn(["sh", "-c", script + "sleep 600"], log.path, {})
+    assert watched(started, lease, log, silent_seconds=1.5) == 124
+    assert log.tail(100).split() == [b"%d" % i for i in range(8)]
+    quick = processes.spawn(["sh", "-c", "sleep 1; exit 3"], log.path, {})
+    assert watched(quick, lease, log, silent_seconds=0.0) == 3
 
 
 def test_a_damaged_folder_fails_without_a_launch(tmp_path, planned):

@@ -44,7 +44,7 @@ def compiled(topology, backend, layout, chunk, ref="cached", tokens=TOKENS):
             "model.logits_chunk": chunk,
             "data.layout": layout,
             "ref.mode": ref,
-            "data.train": "none.jsonl",
+            "data.train": "sentiment",
             "model.preset": "tiny",
             "mesh.data": 1,
             "mesh.fsdp": -1,

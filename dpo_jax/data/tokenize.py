@@ -24,6 +24,7 @@ from dpo_jax.errors import DataError, ModelError
 from dpo_jax.files import read_json, read_small, unfit
 
 CHUNK = 1024  # rows encoded at once; their text is forgotten before the next are read
+MOST_LAYERS = 100_000  # and labels: transformers makes lists of them as it reads
 CONFIGS = ("config.json", "tokenizer_config.json", "processor_config.json")
 
 LARGEST = 256 * 2**20  # bytes of a file of a tokenizer
@@ -71,7 +72,7 @@ def load_tokenizer(path: str, revision: str = "") -> Any:
         chat template that is no text.
     """
     folder = Path(path)
-    _refuse_remote_code(folder)
+    _check_configs(folder)
     _check_files(path)
     if not os.path.isdir(path) and (path[:1] in "./~" or os.path.exists(path)):
         raise ModelError(f"tokenizer.path={path!r} is no folder with a tokenizer")
@@ -298,7 +299,8 @@ def _check_files(folder: str) -> None:
         raise ModelError(f"tokenizer.path={folder!r}: {', '.join(wrong)}")
 
 
-def _refuse_remote_code(folder: Path) -> None:
+def _check_configs(folder: Path) -> None:
+    """Refuses, before transformers reads them, files that ask it for code or lists."""
     for path in (folder / name for name in CONFIGS):
         try:
             config = read_json(path)
@@ -311,3 +313,22 @@ def _refuse_remote_code(folder: Path) -> None:
                 f"{path} holds `auto_map`: dpo_jax refuses remote code; use a "
                 "tokenizer that transformers knows, or remove the key"
             )
+        if endless := _endless(config):
+            raise ModelError(
+                f"{path}: {', '.join(endless)} is more than {MOST_LAYERS}, and "
+                "transformers makes a list of as many; give the model's own number"
+            )
+
+
+def _endless(config: Any) -> list[str]:
+    """Lists the attributes that count layers or labels, and count too many."""
+    parts = [config, *config.values()] if isinstance(config, dict) else []
+    return [
+        f"{name}={str(value)[:40]}"
+        for part in parts
+        if isinstance(part, dict)
+        for name, value in part.items()
+        if ("layer" in name or "label" in name)
+        and isinstance(value, int | float)
+        and value > MOST_LAYERS
+    ]

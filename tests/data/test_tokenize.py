@@ -392,6 +392,22 @@ def test_what_cannot_be_used_is_refused(tmp_path):
         load_tokenizer(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "changed", [{"num_hidden_layers": 2 * 10**13}, {"num_labels": 1e12}]
+)
+@pytest.mark.parametrize("wrap", [dict, lambda config: {"text_config": config}])
+def test_what_transformers_would_make_endless_lists_of_is_refused(
+    tmp_path, changed, wrap
+):
+    """It reads the model's config.json before its tokenizer; Gemma 2 lists layers."""
+    build().save_pretrained(tmp_path)
+    config = {"model_type": "gemma2", **wrap(changed)}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (name,) = changed
+    with pytest.raises(ModelError, match=rf"config.json: {name}=\d.* than 100000, and"):
+        load_tokenizer(str(tmp_path))
+
+
 @pytest.mark.parametrize("template", [7, {"default": 7}, ["x"]])
 def test_a_template_that_is_no_text_is_refused(tmp_path, template):
     build().save_pretrained(tmp_path)

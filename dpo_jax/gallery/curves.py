@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpo_jax import schema
-from dpo_jax.losses import LOSSES, Loss, LossFn, find, keywords, options
+from dpo_jax.losses import LOSSES, Loss, LossTable, find, keywords, options
 from dpo_jax.losses.loss import default_of
 from dpo_jax.losses.tokens import WEIGHTS
 from dpo_jax.types import (
@@ -26,7 +26,6 @@ from dpo_jax.types import (
     TokenPlaces,
 )
 
-LossTable = Mapping[str, Loss | LossFn]
 Evaluate = Callable[[Array], tuple[Array, Array]]
 
 POINTS = 161  # of a curve
@@ -149,9 +148,10 @@ def curve(name: str, table: LossTable = LOSSES) -> LossCurve:
 
 def usual(row: Loss) -> dict[str, Any]:
     """Returns the options of a loss at the usual setting, name -> value."""
-    defaults = {name: row.default for name, row in schema.section("loss").items()}
+    defaults = {name: key.default for name, key in schema.section("loss").items()}
     own = {name: default_of(row, name) for name in options(row)}
-    return {name: (own | defaults | row.usual)[name] for name in options(row)}
+    at = {**own, **defaults, **row.usual}
+    return {name: at[name] for name in options(row)}
 
 
 def scene_of(name: str, row: Loss) -> Scene:

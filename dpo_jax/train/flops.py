@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core
 
 AXES = "newly_manual_axes"  # of a shard_map: its body is what one device does
@@ -23,8 +24,8 @@ class Counted(NamedTuple):
 
     Attributes:
       products: FLOPs of matrix products, those of kernels not among them.
-      kernels: how often each kernel is called, by its name; what `vmap` laid into its
-        grid is one call.
+      kernels: by its name, elements of a kernel's first array (of attention, the
+        queries) in all its calls: `vmap` makes one call of several, or a loop.
     """
 
     products: float
@@ -53,7 +54,7 @@ def _of(eqn: Any, times: float, trips: Trips, kernels: Any) -> float:
     if name == "dot_general":
         return times * dot_flops(*(v.aval.shape for v in eqn.invars), **_sizes(given))
     if name == "pallas_call":
-        kernels[_kernel(given)] += times
+        kernels[_kernel(given)] += times * _elements(eqn)
         return 0.0
     if name == "cond":
         branches = [(collections.Counter(), each) for each in given["branches"]]
@@ -103,6 +104,13 @@ def dot_flops(
     """
     both = math.prod(left[axis] for axis in (*contracted, *batched))
     return 2.0 * math.prod(left) * (math.prod(right) / both)
+
+
+def _elements(eqn: Any) -> float:
+    """Counts the elements of the first array of floats that a kernel is given."""
+    shapes = (v.aval for v in eqn.invars if jnp.issubdtype(v.aval.dtype, jnp.inexact))
+    first = next(shapes, None)
+    return 0.0 if first is None else float(math.prod(first.shape))
 
 
 def _kernel(given: Mapping[str, Any]) -> str:

@@ -305,10 +305,12 @@ def model_flops(parts: Parts) -> float:
 def flops_of(parts: Parts, program: Program) -> float:
     """Counts what a program computes, over all devices, kernels by what they see."""
     spec = parts.model.spec
-    calls = spec.layers * microbatches_of(parts) * parts.mesh.size
+    shape, turns = shape_of(parts), parts.turns
+    rows = shape.rows * microbatches_of(parts) if turns is None else turns.sizes.prompts
+    queries = spec.layers * rows * shape.tokens * spec.heads * spec.head_dim
     seen = visible_of(spec, work_of(parts)) * spec.heads * spec.head_dim
     kernels = sum(
-        count / calls * factor * seen
+        count / queries * factor * seen
         for name, count in program.flops.kernels.items()
         for part, factor in KERNELS.items()
         if f"_{part}" in name

@@ -29,6 +29,7 @@ def head_of(rng, vocab=0, softcap=0.0):
 def scored(hidden, head, ref):
     listed = np.array([[0, 1, 2]]), np.array([[1, 4, 0]])
     stats = logps.token_logps(hidden, head, *listed, chunk=2, ref=ref)
+    assert stats.kl is not None
     return stats.logps.sum() + 0.3 * stats.kl.sum(), stats
 
 

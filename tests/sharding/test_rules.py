@@ -22,7 +22,7 @@ from dpo_jax.train import optimizer, step
 from dpo_jax.wiring import model as model_wiring
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "models"))
-from family_cases import CASES  # noqa: E402
+from family_cases import CASES  # noqa: E402  # pyright: ignore (beside the models)
 
 IN_OUT = re.compile(r"(attn/[qkv]|mlp/(gate|up))/kernel$")  # tensor splits what is made
 OUT_IN = re.compile(r"(attn/o|mlp/down)/kernel$")  # tensor splits what is summed over
@@ -94,6 +94,7 @@ def test_a_reference_has_a_dtype_of_its_own_where_its_policy_lies():
         policy = model_wiring.assemble(decoder, None, "float32")
         ref = {"mode": "live", "path": "", "dtype": "bfloat16", "sync_every_steps": 0}
         reference = model_wiring.reference_model(policy, ref, mesh)
+        assert reference is not None
         held = model_wiring.abstract_weights(reference, mesh)
     mine = model_wiring.abstract_weights(policy, mesh)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(held)} == {"bfloat16"}

@@ -66,7 +66,8 @@ def test_a_plan_for_a_slice_fits_and_is_bounded():
     planned = booking.Planned(config())
     made = booking.plan(planned, "v5e:2x4")
     assert made.limit == 16 * 2**30 and made.fits is True and not made.fake
-    assert sorted(sum(made.processes.values(), [])) == list(range(made.shape.rows))
+    held = [row for rows in made.processes.values() for row in rows]
+    assert sorted(held) == list(range(made.shape.rows))
     assert made.bound is not None and 0 < made.bound.mfu <= 1
     assert made.bound.compute == pytest.approx(made.counted_flops / (8 * 197e12))
     step = made.programs[-1]

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import pallas
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -46,6 +47,26 @@ def test_the_dearer_branch_counts():
         return jax.lax.cond(x[0, 0] > 0, lambda: x @ w @ w, lambda: x @ w)
 
     assert count(either, (8, 16), (16, 16)) == 2 * ONE
+
+
+def test_a_kernel_counts_by_what_it_is_given_however_vmap_calls_it():
+    """Three rows of [8, 16] in five layers; the products in it are left to others."""
+
+    def double(given, out):
+        out[...] = given[...] @ jnp.ones((16, 16))
+
+    shape = jax.ShapeDtypeStruct((8, 16), jnp.float32)
+    kernel = pallas.pallas_call(double, out_shape=shape, name="fwd")
+    grid = lambda x: jax.lax.scan(  # noqa: E731
+        lambda c, _: (jax.vmap(kernel)(c), None), x, length=5
+    )
+    loop = lambda x: jax.lax.scan(  # noqa: E731
+        lambda c, _: (jax.lax.map(kernel, c), None), x, length=5
+    )
+    for layers in (grid, loop):
+        traced = jax.make_jaxpr(layers)(jnp.ones((3, 8, 16)))
+        found = flops.counted(traced, trips=lambda eqn: 1)
+        assert found == (0.0, {"fwd": 5 * 3 * 8 * 16})
 
 
 def test_batched_products():

@@ -104,11 +104,12 @@ def picked_rows(values: Array, at: Array) -> Array:
 def ref_logits(
     listed: Listed, at: Array, options: "Options", linear: Linear | None
 ) -> Array | None:
-    """Returns the reference's logits of a chunk, [size, V]; None without one."""
+    """Returns the reference's tempered logits of a chunk, [size, V]; None without."""
     if linear is None:
         return None
     head = Head(*linear, options.ref_softcap, options.ref_vocab)
-    return logits(picked_rows(flat(listed.ref_states), at), head)
+    values = logits(picked_rows(flat(listed.ref_states), at), head)
+    return tempered(values, options.temperature)
 
 
 def tempered(values: Array, temperature: float) -> Array:
@@ -279,8 +280,8 @@ def token_logps(
       chunk: list entries per row whose logits are held at a time at most; at least 1.
       scored_mask: bool[B, C] which entries count; None = all.
       ref: ([B, C, D] the reference's hidden states at `parents`, its head); what comes
-        from it carries no gradient back. It is not tempered.
-      temperature: > 0, of the distribution that is scored.
+        from it carries no gradient back.
+      temperature: > 0, that the logits of both are divided by.
 
     Returns:
       f32[B, C] each, 0 where the mask is False. `logps` and `kl` carry gradients to

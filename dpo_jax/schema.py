@@ -387,6 +387,13 @@ KEYS: dict[str, Key] = {
     "reward.dtype": Key(
         "", "of its weights and computation; '' = model.dtype", choices=("", *FLOATS)
     ),
+    "reward.standardize": Key(
+        0,
+        "> 0: the reward model's scores move to mean 0 and deviation 1 on so many "
+        "samples of the reference after prompts of data.train, arXiv:1909.08593 §2.1; "
+        "on-policy runs; kept in standard.json",
+        SAMPLED,
+    ),
     "reward.weights": Key(
         (), "of a sum of rewards, one number each; () = 1.0", items=float
     ),
@@ -402,7 +409,9 @@ KEYS: dict[str, Key] = {
     "rollout.samples": Key(4, "of each prompt", COUNT),
     "rollout.max_new_tokens": Key(64, "of a sample; longer ones are cut", COUNT),
     "rollout.temperature": Key(
-        1.0, "that samples are drawn and scored at; > 0", POSITIVE
+        1.0,
+        "that samples are drawn and scored at, those of evaluation likewise; > 0",
+        POSITIVE,
     ),
     "rollout.batch": Key(
         128, "samples of a data shard that are drawn together, at most", COUNT

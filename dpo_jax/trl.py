@@ -26,6 +26,9 @@ KEYS = {  # their option -> our key
     "ld_alpha": "loss.ld_alpha",
     "learning_rate": "optimizer.lr",
     "logging_steps": "log.every_steps",
+    "lora_alpha": "lora.alpha",
+    "lora_r": "lora.rank",
+    "lora_target_modules": "lora.targets",
     "loss_type": "loss.name",
     "loss_weights": "loss.weights",
     "lr_scheduler_type": "optimizer.schedule",
@@ -51,6 +54,7 @@ KEYS = {  # their option -> our key
     "sync_ref_model": "ref.sync_every_steps",
     "torch_dtype": "model.dtype",
     "truncation_mode": "data.truncate_prompt",
+    "use_rslora": "lora.rslora",
     "use_weighting": "loss.weighting",
     "warmup_ratio": "optimizer.warmup_share",
 }

@@ -284,6 +284,14 @@ class Samples(NamedTuple):
     logps: Array
     ended: Array
 
+    def ids(self) -> list[list[list[int]]]:
+        """Lists the ids of each sample of each prompt; of samples on the host."""
+        both = zip(self.tokens, self.mask, strict=True)
+        return [
+            [tokens[mask].tolist() for tokens, mask in zip(*of_prompt, strict=True)]
+            for of_prompt in both
+        ]
+
 
 Sums = dict[str, tuple[Array, Array]]  # metric name -> (sum, count)
 Reports = dict[str, Array]  # what a trunk says of a microbatch, summed over its rows

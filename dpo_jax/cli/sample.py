@@ -69,7 +69,8 @@ def main(arguments: Sequence[str]) -> int:
     asker = _asker(config, values) if values["best"].value else None
     policies = [generation.Policy(name, run_config(name), name) for name in runs]
     for name in folders:
-        own = stated(config, {"model.path": name, "model.preset": ""})
+        whole = {"model.adapter": "", "lora.rank": 0}
+        own = stated(config, {"model.path": name, "model.preset": "", **whole})
         policies.append(generation.Policy(name, own, None))
     common.setup_jax(config, debug=values["debug"].value)
     found = sources_of(config, "eval", None) if config.data.eval else {}
@@ -127,6 +128,8 @@ def _asker(config: Any, values: common.Flags) -> Any:
     table = rewards_of(values["rewards"].value)
     with collected(ConfigError) as complaints:
         complaints += rewarding.faults(config.reward, table)
+        if config.reward.standardize:
+            complaints.append("reward.standardize is of training; leave it out")
         if not rewarding.names_of(config.reward):
             complaints.append("--best needs a reward; set --config.reward.name or path")
         if values["n"].value < 2:

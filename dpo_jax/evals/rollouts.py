@@ -78,6 +78,7 @@ def sequence_kl(
     apply: ApplyFn,
     ref_apply: ApplyFn,
     chunk: int,
+    temperature: float = 1.0,
 ) -> Array:
     """Sums KL(policy‖ref) over the vocabulary and over the tokens of each response.
 
@@ -88,6 +89,7 @@ def sequence_kl(
       apply: the policy.
       ref_apply: the reference.
       chunk: scored tokens per row whose logits are held at a time.
+      temperature: of both distributions.
 
     Returns:
       f32[B, R] nats.
@@ -96,8 +98,14 @@ def sequence_kl(
     states = jnp.take_along_axis(hidden, batch.parents[..., None], axis=1)
     ref_hidden, ref_head, _ = ref_apply(ref_params, batch)
     # `kl` is that of the distribution given as `ref` against the one that is scored
-    other = (states, head)
-    kl = logps.list_stats(ref_hidden, ref_head, batch, chunk=chunk, ref=other).kl
+    kl = logps.list_stats(
+        ref_hidden,
+        ref_head,
+        batch,
+        chunk=chunk,
+        ref=(states, head),
+        temperature=temperature,
+    ).kl
     assert kl is not None
     ones, slots = jnp.ones(kl.shape), batch.ends.shape[-1]
     return logps.response_logps(kl, ones, batch.slots, slots)
@@ -118,10 +126,7 @@ def judged(
       decode: ids -> text, special tokens left out.
       judge: of all samples together.
     """
-    ids = [
-        [tokens[mask].tolist() for tokens, mask in zip(*of_prompt, strict=True)]
-        for of_prompt in zip(samples.tokens, samples.mask, strict=True)
-    ]
+    ids = samples.ids()
     texts = [[decode(sample) for sample in of_prompt] for of_prompt in ids]
     said = judge(texts, ids)
     scores, rewards = said.scores, said.rewards

@@ -373,7 +373,7 @@ LOSSES: dict[str, Loss | LossFn] = {
 
 
 def as_markdown(table: LossTable) -> str:
-    """Renders the table of the README."""
+    """Renders the table of the documentation."""
     lines = ["| name | loss | options | source |", "|---|---|---|---|"]
     for name in table:
         row = find(name, table)

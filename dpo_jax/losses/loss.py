@@ -64,7 +64,7 @@ class Loss(NamedTuple):
 
     Attributes:
       fn: `(arguments, **options) -> f32[N]`, the arguments those of `of`.
-      formula: as in the README's table.
+      formula: as in the table of the documentation.
       source: where it was published.
       reference: whether the value depends on the reference.
       of: what it is a function of, a name of `OF`.

@@ -125,8 +125,8 @@ def check_no_adapter(folder: Path) -> None:
         base = "its base"
     raise errors.ModelError(
         f"{folder} holds an adapter (LoRA: {ADAPTER}) of {str(base)[:80]!r}, which is "
-        "no whole model; merge it first (peft: merge_and_unload, then save_pretrained) "
-        "and give that folder"
+        "no whole model; train it on with model.path=BASE and model.adapter, or merge "
+        "it (peft: merge_and_unload, then save_pretrained) and give that folder"
     )
 
 

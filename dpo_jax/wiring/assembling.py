@@ -12,9 +12,11 @@ from dpo_jax import config as config_lib
 from dpo_jax import roles
 from dpo_jax.config import Config
 from dpo_jax.data import mixture
+from dpo_jax.models.decoder import Decoder
 from dpo_jax.objectives import OBJECTIVES, ON_POLICY
 from dpo_jax.rewards import REWARDS, RewardTable
 from dpo_jax.sampling import batches, pick
+from dpo_jax.sampling.batches import Sampler
 from dpo_jax.types import Frozen, Params, TrainState
 from dpo_jax.wiring import (
     agreeing,
@@ -34,8 +36,11 @@ from dpo_jax.wiring.model import Model
 from dpo_jax.wiring.objective import Losses, needs_whole_reference
 from dpo_jax.wiring.parts import Parts
 from dpo_jax.wiring.scoring import Scorer
+from dpo_jax.wiring.standard import Standard
 from dpo_jax.wiring.supply import FROM_FILES, Supply
 from dpo_jax.wiring.turns import Comparing, Turns
+
+DRAWN = ("temperature", "max_new_tokens", "cache_dtype")  # of `config.rollout`
 
 
 def total_steps(config: Config) -> Callable[[int], int]:
@@ -200,6 +205,20 @@ def of_samples(
     asker = rewarding.make_asker(
         judges, name="turns", seconds=config.reward.timeout_seconds
     )
+    how = {key: config.rollout[key] for key in DRAWN}
+    how["stops"] = generation.stop_ids(tokenizer, model.folder, ())
+    sampler, standard = make_sampler(drawer.decoder, mesh, **how), None
+    if count := config.reward.standardize:
+        assert ref_model is not None and scorer is not None, "`rewarding.faults`"
+        same, records = ref_model.decoder == drawer.decoder, data.train
+        standard = Standard(
+            [records[number % len(records)].prompt for number in range(count)],
+            sampler if same else make_sampler(ref_model.decoder, mesh, **how),
+            ref_model,
+            scorer,
+            config.rollout.batch,
+            how,
+        )
     turns = Turns(
         data.train,
         mixture.train_steps(
@@ -210,13 +229,7 @@ def of_samples(
             shuffle=config.data.shuffle,
         ),
         sizes,
-        sampler=batches.make_sampler(
-            generation.make_decoding(drawer.decoder, config.rollout.cache_dtype),
-            pick=pick.sampler(temperature=config.rollout.temperature),
-            stops=generation.stop_ids(tokenizer, model.folder, ()),
-            max_new_tokens=sizes.new_tokens,
-            mesh=mesh,
-        ),
+        sampler=sampler,
         drawing=roles.reference if by_ref else _policy,
         judge=functools.partial(rewarding.of_samples, asker, asked),
         decode=functools.partial(tokenizer.decode, skip_special_tokens=True),
@@ -245,6 +258,35 @@ def of_samples(
         scorer=scorer,
         turns=turns,
         value=value,
+        standard=standard,
+    )
+
+
+def make_sampler(
+    decoder: Decoder,
+    mesh: Mesh,
+    *,
+    temperature: float,
+    max_new_tokens: int,
+    cache_dtype: str,
+    stops: Sequence[int],
+) -> Sampler:
+    """Makes what draws the samples of turns.
+
+    Args:
+      decoder: of who draws.
+      mesh: of the run.
+      temperature: of `config.rollout`.
+      max_new_tokens: likewise.
+      cache_dtype: likewise.
+      stops: ids that end a sample.
+    """
+    return batches.make_sampler(
+        generation.make_decoding(decoder, cache_dtype),
+        pick=pick.sampler(temperature=temperature),
+        stops=stops,
+        max_new_tokens=max_new_tokens,
+        mesh=mesh,
     )
 
 

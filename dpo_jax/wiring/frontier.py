@@ -10,7 +10,7 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -84,8 +84,11 @@ def make_bound(
         "stops": stage.stops(parts.reference),
         "seed": ROLLOUT_SEED,
     }
+    if stage.temperature != 1.0:
+        identity["temperature"] = stage.temperature
     name, judges = ref_cache.name_of(identity), true_rewards(parts)
-    by = judge_name(parts, judges)
+    moments = jax.device_get(stage.frozen.get("standard", ()))
+    by = judge_name(parts, judges, [*map(float, moments)])
 
     def judged() -> Arrays:
         like = {
@@ -118,8 +121,16 @@ def true_rewards(parts: Parts) -> tuple[Reward, ...]:
     return tuple(each for each in parts.rewards if name in ("", each.name))
 
 
-def judge_name(parts: Parts, judges: tuple[Reward, ...]) -> str:
-    """Names who says the truth and with which code; '' where that may change unseen."""
+def judge_name(
+    parts: Parts, judges: tuple[Reward, ...], moments: Sequence[float] = ()
+) -> str:
+    """Names who says the truth and with which code; '' where that may change unseen.
+
+    Args:
+      parts: of the run.
+      judges: rewards that say the truth.
+      moments: that the reward model's scores are standardized by; () = by none.
+    """
     config = parts.config
     by_model = any(each.name == MODEL for each in judges)
     scorer = parts.scorer if by_model else None
@@ -132,6 +143,7 @@ def judge_name(parts: Parts, judges: tuple[Reward, ...]) -> str:
         "file": config.rewards if own else "",
         "true_reward": config.eval.true_reward,
         "model": None if scorer is None else identity_of(scorer.model, None),
+        "standard": [*moments] if by_model else [],
         **agree.code(),
     }
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]

@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
+from dpo_jax import roles
 from dpo_jax.config import Config
 from dpo_jax.data.loader import Loader
 from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.rewards.ask import Reward
 from dpo_jax.train import throughput
-from dpo_jax.types import Frozen
+from dpo_jax.types import Frozen, Params
 from dpo_jax.wiring import feeds, reference, training, turns
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring.data import Data
@@ -20,6 +21,7 @@ from dpo_jax.wiring.model import Ask, Model
 from dpo_jax.wiring.objective import Losses
 from dpo_jax.wiring.reference import Referred
 from dpo_jax.wiring.scoring import Scorer
+from dpo_jax.wiring.standard import Standard
 from dpo_jax.wiring.training import Trainer
 from dpo_jax.wiring.turns import Turns
 
@@ -29,8 +31,8 @@ class Parts(NamedTuple):
 
     In `config`, what it left open is stated; `ask` scores a batch under the reference,
     where what is trained reads that; `ref` says how it moves; `scorer` is the reward
-    model, `value` a critic with a trunk of its own. There are `turns` of an on-policy
-    run, else batches to `train` on.
+    model, `standard` what measures the moments of its scores, `value` a critic with a
+    trunk of its own. There are `turns` of an on-policy run, else batches to `train` on.
     """
 
     config: Config
@@ -49,6 +51,7 @@ class Parts(NamedTuple):
     scorer: Scorer | None = None
     turns: Turns | None = None
     value: Model | None = None
+    standard: Standard | None = None
 
     @property
     def updates(self) -> str:
@@ -80,10 +83,24 @@ class Parts(NamedTuple):
         if self.scorer is not None:
             model, seed = self.scorer.model, self.config.seed
             reward = model_wiring.load_params(model, self.mesh, seed=seed)
-            referred = referred._replace(frozen={**referred.frozen, "reward": reward})
+            frozen = {**referred.frozen, "reward": reward}
+            if self.standard is not None:
+                start, keep = self.start(frozen), not evaluation_only
+                found = self.standard.of_run(start, reward, workdir, keep=keep)
+                frozen["standard"] = found
+            referred = referred._replace(frozen=frozen)
         if self.turns is None:
             return referred
         return referred._replace(annotate=turns.of_rollouts(referred.annotate))
+
+    def start(self, frozen: Frozen) -> Params:
+        """Returns the reference before the first step; one that moves is read again."""
+        assert self.reference is not None  # `checks` refuse it without one
+        own = frozen.get("ref")
+        if own is None:
+            seed = self.config.seed
+            own = model_wiring.own_params(self.reference, self.mesh, seed=seed)
+        return roles.whole(own, frozen)
 
     def runs(self, frozen: Frozen) -> list[tuple[float, DecoderSpec]]:
         """Lists the forward passes that a turn takes of each model."""

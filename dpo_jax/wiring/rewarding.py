@@ -21,7 +21,7 @@ from dpo_jax.train import watchdog
 Asker = Callable[..., Verdicts]  # `ask` but for its rewards and seconds
 
 MODEL = "model"  # the reward of `reward.path`
-OF_MODEL = {"path", "dtype"}  # options that it alone reads
+OF_MODEL = {"path", "dtype", "standardize"}  # options that it alone reads
 GRACE_SECONDS = 60.0  # beyond the limit of the first process, for the others to wait
 
 
@@ -89,12 +89,32 @@ def config_faults(config: Config, table: RewardTable) -> list[str]:
         used = () if named else ("name",)
         return config_lib.unused_options("reward", given, used, by)
     found, limit = faults(given, table), config.train.watchdog_seconds
+    found += standard_faults(given, config.objective, config.ref.mode)
     if 0 < limit <= given.timeout_seconds:
         found.append(
             f"reward.timeout_seconds={given.timeout_seconds:g} must be below "
             f"train.watchdog_seconds={limit:g}, which would end the run before"
         )
     return found
+
+
+def standard_faults(given: Mapping[str, Any], name: str, reference: str) -> list[str]:
+    """Complains of scores that cannot be standardized.
+
+    Args:
+      given: `config.reward`.
+      name: of the objective.
+      reference: `ref.mode`.
+    """
+    count = given["standardize"]
+    field = f"reward.standardize={count}"
+    if count and name not in ON_POLICY:
+        return [f"{field} is not used by objective={name!r}; only by samples' updates"]
+    if count == 1:
+        return [f"{field}: one sample has no deviation; use more, or 0"]
+    if count and reference == "none":
+        return [f"{field} takes samples of a reference; set ref.mode='live'"]
+    return []
 
 
 def make_asker(rewards: Sequence[Reward], *, name: str, seconds: float) -> Asker:

@@ -29,7 +29,7 @@ from dpo_jax.sampling.rollout import Prompts, rows_of
 from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.types import Array, Frozen, Params, Samples, TrainState
 from dpo_jax.wiring import generation, reading, rewarding, scoring
-from dpo_jax.wiring.model import Model, own_params
+from dpo_jax.wiring.model import Model
 from dpo_jax.wiring.parts import Parts
 from dpo_jax.wiring.reading import EVAL_SEED
 from dpo_jax.wiring.reference import Referred
@@ -81,6 +81,7 @@ class Stage(NamedTuple):
       score: ids of n samples of each prompt -> scores [N, n] by the reward model; None
         without one.
       frozen: what does not change.
+      temperature: that policy and reference are sampled and measured at.
     """
 
     questions: Questions
@@ -91,12 +92,13 @@ class Stage(NamedTuple):
     measure: str
     score: Callable[[list[list[list[int]]]], np.ndarray | None]
     frozen: Frozen
+    temperature: float
 
     def sampler(self, model: Model) -> Sampler:
         """Makes what continues prompts with a model."""
         return batches.make_sampler(
             generation.make_decoding(model.decoder),
-            pick=pick.sampler(temperature=1.0),
+            pick=pick.sampler(temperature=self.temperature),
             stops=self.stops(model),
             max_new_tokens=self.new_tokens,
             mesh=self.mesh,
@@ -144,6 +146,9 @@ def make_stage(
 ) -> Stage:
     """Reads the prompts that a run samples; all its samples have one length.
 
+    An on-policy run is measured at the temperature that it trains at, as TRL's is: its
+    rewards, its KL and its frontier are those of the policy that draws the samples.
+
     Args:
       config: of the run.
       tokenizer: of the policy.
@@ -159,9 +164,11 @@ def make_stage(
     true = true or bool(config.eval.true_reward)
     measure = Sampled._field_defaults["measure"] if true else "reward"
     said = scoring.of_frozen(scorer, width=new_tokens)
-    frozen = frozen or {}
+    frozen, heat = frozen or {}, config.rollout.temperature
     score = functools.partial(said, frozen, prompts)
-    return Stage(asked, prompts, new_tokens, tokenizer, mesh, measure, score, frozen)
+    return Stage(
+        asked, prompts, new_tokens, tokenizer, mesh, measure, score, frozen, heat
+    )
 
 
 def make_rollouts(
@@ -190,6 +197,7 @@ def make_rollouts(
             apply=policy.apply,
             ref_apply=reference.apply,
             chunk=chunk,
+            temperature=stage.temperature,
         )
 
     def play(sampler: Sampler, params: Params, kl: Callable[..., Array]) -> Rollout:
@@ -220,11 +228,7 @@ def make_rollouts(
 
 def start_of(parts: Parts, referred: Referred) -> Params:
     """Returns the reference before the first step; one that moves is read again."""
-    assert parts.reference is not None  # `checks.rollout_faults`
-    own = referred.frozen.get("ref")
-    if own is None:
-        own = own_params(parts.reference, parts.mesh, seed=parts.config.seed)
-    return roles.whole(own, referred.frozen)
+    return parts.start(referred.frozen)
 
 
 def rollout_questions(config: Config, tokenizer: Any) -> tuple[Questions, bool]:

@@ -20,16 +20,17 @@ from dpo_jax.errors import ModelError, collected
 from dpo_jax.models import files, scalar
 from dpo_jax.models.decoder import Decoder
 from dpo_jax.precision import in_products_of
+from dpo_jax.rewards.standard import Moments
 from dpo_jax.sampling import batches
 from dpo_jax.sampling.batches import Part
 from dpo_jax.sampling.rollout import Prompts, rows_of
 from dpo_jax.sharding import arrays
 from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.train import watchdog
-from dpo_jax.types import Array, Params, Samples
+from dpo_jax.types import Array, Frozen, Params, Samples
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring.model import Model
-from dpo_jax.wiring.turns import Score, no_scores
+from dpo_jax.wiring.turns import Ids, Score, no_scores
 
 
 class Scorer(NamedTuple):
@@ -150,7 +151,7 @@ def make_scorer(
 
 
 def of_frozen(scorer: Scorer | None, *, width: int) -> Score:
-    """Makes a scorer find its parameters among what is frozen.
+    """Makes a scorer find its parameters among what is frozen, and its moments there.
 
     Args:
       scorer: None without a reward model.
@@ -158,9 +159,14 @@ def of_frozen(scorer: Scorer | None, *, width: int) -> Score:
     """
     if scorer is None:
         return no_scores
-    return lambda frozen, prompts, ids: scorer(
-        frozen["reward"], prompts, ids, width=width
-    )
+
+    def score(frozen: Frozen, prompts: Sequence[np.ndarray], ids: Ids) -> np.ndarray:
+        scores = scorer(frozen["reward"], prompts, ids, width=width)
+        if "standard" not in frozen:
+            return scores
+        return Moments(*jax.device_get(frozen["standard"])).standardized(scores)
+
+    return score
 
 
 def value_model(

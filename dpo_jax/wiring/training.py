@@ -179,6 +179,8 @@ def make_trainer(
     if scorer is not None:
         frozen["reward"] = abstract_weights(scorer.model, mesh)
     scalar = arrays.replicated(mesh)
+    if config.reward.standardize:
+        frozen["standard"] = jax.ShapeDtypeStruct((2,), np.float32, sharding=scalar)
     warmup = warmup_steps(steps, values["warmup_steps"], values["warmup_share"])
     floats = {
         **{key: values[key] for key in ("lr", "eps")},

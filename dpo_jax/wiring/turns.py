@@ -185,10 +185,7 @@ class Turns:
         prompts = [self._records[at].prompt for at in places]
         samples = self._drawn(self.drawing(state, frozen), prompts, number)
         drawn = now()
-        ids = [
-            [sample[mask].tolist() for sample, mask in zip(*both, strict=True)]
-            for both in zip(samples.tokens, samples.mask, strict=True)
-        ]
+        ids = samples.ids()
         texts = [[self._decode(each) for each in row] for row in ids]
         scores = self._score(frozen, prompts, ids)
         verdicts = self._judge(places, texts, ids, scores)

@@ -93,7 +93,8 @@ def of_decoder(spec):
     return lambda params, batch: (*Decoder(spec).apply({"params": params}, batch), {})
 
 
-def test_it_is_that_of_whole_arrays_of_logits():
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_it_is_that_of_whole_arrays_of_logits(temperature):
     """Two small decoders and a forest of three samples a prompt, by log-softmax."""
     spec = preset("tiny", vocab=11, max_positions=16)
     keys = jax.random.split(jax.random.key(0))
@@ -104,14 +105,13 @@ def test_it_is_that_of_whole_arrays_of_logits():
     tokens = np.where(mask, rng.integers(0, 11, mask.shape), 0)
     prompts = Prompts(rng.integers(0, 11, (2, 4)), np.array([4, 2]), np.arange(2))
     batch = rows_of(prompts, Samples(tokens, mask, np.zeros(mask.shape), mask.any(-1)))
-    found = rollouts.sequence_kl(
-        policy, ref, batch, apply=apply, ref_apply=apply, chunk=2
-    )
+    of = {"apply": apply, "ref_apply": apply, "temperature": temperature}
+    found = rollouts.sequence_kl(policy, ref, batch, chunk=2, **of)
 
     def log_probs(params):
         hidden, head, _ = apply(params, batch)
         states = np.take_along_axis(hidden, batch.parents[..., None], axis=1)
-        return jax.nn.log_softmax(states @ head.kernel)
+        return jax.nn.log_softmax(states @ head.kernel / temperature)
 
     ours, theirs = log_probs(policy), log_probs(ref)
     kl = (np.exp(ours) * (ours - theirs)).sum(-1).reshape(mask.shape)

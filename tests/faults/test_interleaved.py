@@ -16,6 +16,8 @@ from unittest import mock
 import jax
 import pytest
 
+from tests.wiring.test_scoring import saved
+
 ROOT = Path(__file__).parent.parent.parent
 WORKER = "tests.faults.interleaved"
 HOW = {  # rounding is not blown up, as by Adam's quotients and quickstart's β = 1
@@ -56,7 +58,7 @@ def start(runs, workdir, processes, **changed):
 def assert_ended(processes, workdir, code):
     """Waits for all; shows what one printed if it ended otherwise."""
     for index, process in enumerate(processes):
-        ended = process.wait(timeout=240)
+        ended = process.wait(timeout=1200)
         assert ended == code, Path(f"{workdir}.{index}.stderr").read_text()[-3000:]
 
 
@@ -113,7 +115,11 @@ def test_two_processes_that_hold_the_same_rows_give_one_processs_losses(runs, tm
 def test_interleaved_rows_are_sampled_judged_and_trained_as_on_one_process(
     objective, runs, tmp_path
 ):
-    """The rewards are asked on the first process, and told to the other."""
+    """The rewards are asked on the first process, and told to the other.
+
+    `online` is judged by a reward model, which both hold: its scores are standardized
+    on samples of the reference, which both draw.
+    """
     how = {
         **{"objective": objective, "mesh__data": 1, "mesh__fsdp": 4},
         **{"data__train": "sentiment", "data__limit": 40, "data__eval": ""},
@@ -125,6 +131,9 @@ def test_interleaved_rows_are_sampled_judged_and_trained_as_on_one_process(
         | {"batch__pairs": 16 if objective == "online" else 64, "eval__every_steps": 0},
     }
     how.pop("online__ref" if objective == "ppo" else "ppo__epochs")
+    if objective == "online":
+        how |= {"reward__name": "", "reward__path": saved(tmp_path / "reward")}
+        how |= {"reward__standardize": 24}
     run, one = tmp_path / "run", tmp_path / "one" / "run"
     assert_ended(start(runs, run, 2, **how), run, 0)
     lines = zip(runs.lines(run), runs.lines(alone(runs, one, **how)), strict=True)

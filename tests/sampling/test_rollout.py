@@ -10,9 +10,13 @@ from layout_cases import rows_of
 from sampling_cases import DECODER, PROMPTS, WARM, kept, one_device, params, run
 
 from dpo_jax import heads, logps
+from dpo_jax.models.decoder import Decoder, init_params
+from dpo_jax.models.spec import preset
+from dpo_jax.objectives.on_policy import SampleScorer
 from dpo_jax.sampling import batches, pick, rollout
 from dpo_jax.sampling.rollout import Decoding, Prompts
 from dpo_jax.types import Head, Record, Samples
+from dpo_jax.wiring.generation import make_decoding
 
 VOCAB, NEW, N = 32, 6, 3
 THREE = [PROMPTS[0], PROMPTS[2], PROMPTS[4]]  # of 3, 1 and 9 tokens
@@ -250,3 +254,50 @@ def test_temperature_sharpens():
     assert draw(0.02).all()
     assert abs(draw(1.0).mean() - 1 / (1 + np.exp(-1))) < 0.08
     assert abs(draw(100.0).mean() - 0.5) < 0.09
+
+
+def bytes_of(vocab):
+    """Temporary bytes of prefill, decoding and re-scoring of 8 · 4 samples of 32."""
+    spec = preset("tiny", vocab=vocab, max_positions=96)
+    decoder = Decoder(spec)
+    params = jax.eval_shape(lambda key: init_params(spec, key), jax.random.key(0))
+    like, model = jax.ShapeDtypeStruct, make_decoding(decoder)
+    prompts = Prompts(like((8, 64), int), like((8,), int), like((8,), int))
+    how = {"model": model, "pick": PLAIN, "stops": np.array([2])}
+    start = functools.partial(rollout.start, n=4, max_new_tokens=32, **how)
+    given = params, prompts, jax.random.key(0), jnp.int32(0)
+    state, weights = jax.eval_shape(start, *given), jax.eval_shape(model.ready, params)
+    kept = like((32,), np.int32)
+    advance = functools.partial(rollout.advance, **how)
+    scorer = SampleScorer(
+        lambda params, rows: (*decoder.apply({"params": params}, rows), {}), chunk=16
+    )
+
+    def score(params, prompts, samples):
+        rows = rollout.rows_of(prompts, samples)
+        return scorer.tokens(params, rows)[0]["logps"]
+
+    samples = jax.tree.map(
+        lambda leaf: like((8, 4, *leaf.shape[1:]), leaf.dtype), state.samples
+    )
+    programs = {
+        "start": (start, given),
+        "advance": (advance, (weights, state, jnp.int32(32), kept)),
+        "score": (score, (params, prompts, samples)),
+    }
+    return {
+        name: jax.jit(run).lower(*args).compile().memory_analysis().temp_size_in_bytes
+        for name, (run, args) in programs.items()
+    }
+
+
+def test_no_program_holds_a_vocabulary_for_every_token():
+    """At 4,096 ids more, not half of the logits of all samples, or of all prompts.
+
+    Decoding holds those of one token a row, re-scoring those of a chunk, the prefill
+    those of the last token of each prompt.
+    """
+    few, many = bytes_of(1024), bytes_of(5120)
+    whole = 4096 * 4 * np.array([8 * 64, 8 * 4 * 32, 8 * 4 * 32])
+    grown = np.array([many[name] - few[name] for name in few])
+    assert (grown < whole / 2).all(), (grown, whole)

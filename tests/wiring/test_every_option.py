@@ -54,6 +54,7 @@ from dpo_jax.wiring import (
     restoring,
     rewarding,
     sampled,
+    standard,
 )
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
@@ -158,6 +159,7 @@ OTHERS = {  # key -> another value
     "value.path": "nowhere",
     "reward.path": "nowhere",
     "reward.dtype": "bfloat16",
+    "reward.standardize": 64,
     "reward.weights": (2.0,),
     "reward.timeout_seconds": 7.0,
     "mesh.data": 4,
@@ -317,6 +319,10 @@ ADMITTED = {  # key -> another value, and what a run needs to take it
     "value.path": ("{judge_one}", OF_SAMPLES["ppo."]),
     "reward.path": ("{judge_two}", {"reward.path": "{judge_one}"}),
     "reward.dtype": ("bfloat16", {"reward.path": "{judge_one}"}),
+    "reward.standardize": (
+        64,
+        {**OF_SAMPLES["ppo."], "reward.name": "model", "reward.path": "{judge_one}"},
+    ),
     "reward.weights": ((2.0,), {"reward.name": "length"}),
     "log.project": ("another", {"log.to": "wandb"}),
     "reward.timeout_seconds": (7.0, {"reward.name": "length"}),
@@ -509,6 +515,10 @@ def observe(config, workdir, monkeypatch):
         seen.setdefault("samples", []).append(n)
         return sampler(*args, n=n, **keys)
 
+    def of_run(self, *params, **how):
+        seen["standard"] = len(self.prompts)
+        return np.float32([0, 1])
+
     encode = sampled.generation.encode
 
     def encode_prompt(tokenizer, text, **options):
@@ -537,6 +547,7 @@ def observe(config, workdir, monkeypatch):
         patch.setattr(rewarding, "make_asker", make_asker)
         patch.setattr(sampled.batches, "rollouts", rollouts)
         patch.setattr(exporting, "export", None)
+        patch.setattr(standard.Standard, "of_run", of_run)
         with pytest.raises(Written):
             build.run(config, workdir)
     if "ref_cache" in seen:  # its batches wait for what the reference says

@@ -13,7 +13,7 @@ from dpo_jax.errors import ConfigError, ModelError, RunFolderError
 from dpo_jax.losses import LOSSES
 from dpo_jax.sharding.mesh import make_mesh
 from dpo_jax.train.checkpoint import Checkpoints
-from dpo_jax.wiring import checks
+from dpo_jax.wiring import checks, compiling
 from dpo_jax.wiring.assembling import make_parts
 from dpo_jax.wiring.generation import Policy, SampleRequest, read_prompts, sample
 from tests.equal_runs import TIMING_KEYS
@@ -316,6 +316,33 @@ def test_a_policy_is_sampled_and_evaluated_beside_its_base(root, tmp_path):
         name: [one.tokens for (one,) in of] for name, of in said.completions.items()
     }
     assert texts["run"] == texts["merged"] != texts["base"]
+
+
+def test_a_step_takes_the_memory_of_one_copy_of_the_weights(root, tmp_path):
+    """Full: weights, two moments and the reference; adapters: the base, read by both.
+
+    What the compiler says of the step on one device, activations apart.
+    """
+    sizes = {}
+    for name, rank in (("full", 0), ("adapters", 3)):
+        config = configured(root, **{"lora.rank": rank})
+        mesh = make_mesh(**config.mesh, devices=jax.devices()[:1])
+        with jax.set_mesh(mesh):
+            losses = checks.check(config, LOSSES)
+            parts = make_parts(config, losses, mesh, tmp_path / name)
+            *_, step = compiling.of_step(parts)
+            sizes[name] = compiling.compiled(step, 1)
+    weights = sum(
+        size for leaf, size in sizes["full"].leaves if leaf.startswith("state/params/")
+    )
+    full, adapters = (sizes[name].held for name in ("full", "adapters"))
+    assert sum(full.values()) > 4 * weights  # with the batch
+    kept = adapters["parameters"] + adapters["optimizer"]
+    assert adapters["base"] == weights and "reference" not in adapters
+    assert kept < 0.3 * weights
+    full, adapters = (sizes[name].memory for name in ("full", "adapters"))
+    assert adapters.arguments < 0.5 * full.arguments
+    assert adapters.temporaries < full.temporaries and adapters.peak < full.peak
 
 
 def test_what_is_not_merged_has_no_dtype(root, tmp_path):

@@ -12,8 +12,11 @@ from dpo_jax.config import Config
 from dpo_jax.errors import ConfigError
 from dpo_jax.evals.rollouts import Rollout
 from dpo_jax.losses import LOSSES
+from dpo_jax.models.decoder import Decoder
+from dpo_jax.models.spec import preset
+from dpo_jax.sampling.rollout import Prompts, prompt_rows
 from dpo_jax.sharding.mesh import make_mesh
-from dpo_jax.wiring import checks, frontier
+from dpo_jax.wiring import checks, evaluation, frontier, sampled
 
 M = 40
 KEYS = {
@@ -108,7 +111,12 @@ def test_samples_are_drawn_once_for_all_runs_and_kept_whole(tmp_path, monkeypatc
 
 
 def test_one_device_finds_what_eight_do(tmp_path, monkeypatch):
-    found = []
+    """After a step by plain descent, so that the policies differ by rounding alone.
+
+    Adam's first step is the sign of the gradient: where that is rounding, it moves a
+    weight by the whole rate one way or the other, and no evaluation can agree.
+    """
+    found, descent = [], {"optimizer__name": "sgd", "optimizer__lr": 1.0}
     for count in (1, 8):
         monkeypatch.setattr(
             build,
@@ -118,18 +126,70 @@ def test_one_device_finds_what_eight_do(tmp_path, monkeypatch):
             ),
         )
         run = tmp_path / str(count) / "run"  # they share no samples
-        build.run(configured("dpo"), run)
+        build.run(configured("dpo", **descent), run)
         held = json.loads((run / "frontier.json").read_text())
         found.append((held, evaluations(run)[-1]))
     (one, line), (eight, other) = found
-    assert one == eight
+    assert one == eight and line["rollouts/kl"] > 1e-3
     for name in (
         "rollouts/reward",
         "rollouts/kl",
         "frontier/excess",
         "frontier/reward",
     ):
-        np.testing.assert_allclose(line[name], other[name], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(line[name], other[name], rtol=1e-5, atol=1e-6)
+
+
+def test_on_policy_rollouts_are_drawn_and_measured_at_the_temperature_of_the_turns(
+    tmp_path, monkeypatch
+):
+    """Log-probs of the samples, and the KL, by log-softmax of logits / 0.6, one by one.
+
+    The frontier's samples are others than those at temperature 1, which are kept too.
+    """
+    heat, drawn, draw, make = 0.6, [], sampled.Stage.draw, evaluation.make_stage
+
+    def told(stage, sampler, params, n, tell):
+        both = lambda rows, samples: (tell(rows, samples), samples)  # noqa: E731
+        found, samples = draw(stage, sampler, params, n, both)
+        drawn.append((stage.prompts, params, samples))
+        return found
+
+    def make_stage(config, *args):
+        made.append(make(config, *args))
+        return made[-1]
+
+    made = []
+    monkeypatch.setattr(evaluation, "make_stage", make_stage)
+    monkeypatch.setattr(sampled.Stage, "draw", told)
+    config = configured("ppo", rollout__temperature=heat, eval__at_start=False)
+    build.run(config, tmp_path / "run")
+    monkeypatch.undo()
+    (_, ref, _), _, (prompts, params, samples) = drawn
+    spec = preset("tiny", vocab=len(made[0].tokenizer), max_positions=20)
+
+    @jax.jit
+    def log_probs(params, row, length):
+        rows = prompt_rows(Prompts(row[None], length[None], np.zeros(1, int)))
+        hidden, head = Decoder(spec).apply({"params": params}, rows)
+        return jax.nn.log_softmax(hidden[0] @ head.kernel / heat)
+
+    kls = np.zeros(samples.ended.shape)
+    for i, n in np.ndindex(kls.shape):
+        ids = samples.tokens[i, n][samples.mask[i, n]]
+        row = np.zeros(20, int)
+        row[: len(prompts[i]) + len(ids)] = [*prompts[i], *ids]
+        at = np.arange(len(ids)) + len(prompts[i]) - 1
+        length = np.int32(at[-1] + 2)
+        ours, theirs = (np.asarray(log_probs(p, row, length)) for p in (params, ref))
+        said = samples.logps[i, n][samples.mask[i, n]]
+        np.testing.assert_allclose(said, ours[at, ids], atol=1e-4)
+        kls[i, n] = (np.exp(ours[at]) * (ours[at] - theirs[at])).sum()
+    line = evaluations(tmp_path / "run")[-1]
+    assert line["rollouts/kl"] == pytest.approx(kls.mean(), rel=1e-3) and kls.all()
+    build.run(configured("ppo", eval__at_start=False), tmp_path / "one")
+    files = [*(tmp_path / "frontier_cache").glob("*.npz")]
+    assert len(files) == 4  # samples, and verdicts, of each temperature
 
 
 def rolled(rewards, kls):

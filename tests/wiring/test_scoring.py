@@ -8,6 +8,7 @@ import pytest
 import safetensors.numpy
 
 from dpo_jax import build
+from dpo_jax.configs import quickstart
 from dpo_jax.data.sources import sentiment
 from dpo_jax.errors import ConfigError, DataError, ModelError
 from dpo_jax.losses import LOSSES
@@ -16,7 +17,7 @@ from dpo_jax.models.decoder import init_params
 from dpo_jax.models.spec import preset
 from dpo_jax.rewards import REWARDS
 from dpo_jax.sharding.mesh import make_mesh
-from dpo_jax.wiring import checks
+from dpo_jax.wiring import checks, frontier, scoring, standard
 from dpo_jax.wiring.assembling import make_parts
 from tests.wiring.test_turns import configured, exported, lines_of
 
@@ -88,8 +89,6 @@ def test_the_score_in_the_loop_is_the_models_own(name, reward, tmp_path):
 def test_a_batch_and_a_bucket_change_no_score(reward):
     """One sample at a time, in a wider row, and many together."""
     from dpo_jax.models.decoder import Decoder
-    from dpo_jax.sharding.mesh import make_mesh
-    from dpo_jax.wiring import scoring
 
     mesh = make_mesh(data=8, fsdp=1, tensor=1)
     given = {"path": reward, "dtype": ""}
@@ -181,8 +180,6 @@ def test_what_does_not_fit_together_is_refused(given, said, reward, tmp_path):
 
 def test_rollouts_are_judged_and_the_best_of_them_is_found(reward, tmp_path):
     """Of an offline run: the truth is its worth, the model chooses."""
-    from dpo_jax.configs import quickstart
-
     config = quickstart.get_config()
     config.update_from_flattened_dict(
         {
@@ -226,6 +223,128 @@ def test_sample_keeps_what_the_model_likes_best(reward, tmp_path, capsys):
     other = saved(tmp_path / "other", tokenizer=swapped())
     with pytest.raises(ModelError, match="another vocabulary"):
         sample.main([*best[:-1], f"--config.reward.path={other}"])
+
+
+def standardized(path, count=48, **given):
+    given = {"reward.path": path, "reward.name": "kept+model", **given}
+    given |= {"reward.weights": (0.0, 1.0), "train.steps": 4}
+    return configured("rloo", **given, **{"reward.standardize": count})
+
+
+def test_scores_are_standardized_on_samples_of_the_reference(reward, tmp_path):
+    """Against NumPy; the first turn's own samples are of the reference, too."""
+    raw, moved = [], []
+    build.run(standardized(reward, 0), tmp_path / "raw", rewards=kept(raw))
+    build.run(standardized(reward, 400), tmp_path / "run", rewards=kept(moved))
+    held = json.loads((tmp_path / "run" / "standard.json").read_text())
+    assert held["samples"] == 400 and not (tmp_path / "raw" / "standard.json").exists()
+    assert raw[0][1] == moved[0][1]  # the same samples
+    due = (np.array(raw[0][2]) - held["mean"]) / held["deviation"]
+    np.testing.assert_allclose(moved[0][2], due, atol=1e-5, rtol=0)
+    assert abs(np.mean(moved[0][2])) < 3 * (1 / 32 + 1 / 400) ** 0.5
+    line = lines_of(tmp_path / "run")[0]
+    assert line["reward"] == pytest.approx(np.mean(due), abs=1e-5)
+
+
+def test_the_moments_are_those_of_what_the_reference_says(
+    reward, tmp_path, monkeypatch
+):
+    """Each sample scored by the model alone; 48 of 40 prompts, all noise different."""
+    seen, score = [], scoring.Scorer.__call__
+
+    def told(self, params, prompts, ids, *, width):
+        seen.append((prompts, ids))
+        return score(self, params, prompts, ids, width=width)
+
+    monkeypatch.setattr(scoring.Scorer, "__call__", told)
+    build.run(standardized(reward), tmp_path / "run", rewards=kept([]))
+    prompts, ids = seen[0]
+    assert len(prompts) == 48 and prompts[0].tolist() == prompts[40].tolist()
+    assert [ids[n] for n in range(8)] != [ids[n + 40] for n in range(8)]
+    rows = [[*p, *one] for p, (one,) in zip(prompts, ids, strict=True)]
+    while any(row[-1] == 0 for row in rows):  # behind a pad token HF reads nothing
+        rows = [row[:-1] if row[-1] == 0 else row for row in rows]
+    alone = np.array(own_scores(reward, rows))
+    held = json.loads((tmp_path / "run" / "standard.json").read_text())
+    assert held["mean"] == pytest.approx(alone.mean(), abs=1e-5)
+    assert held["deviation"] == pytest.approx(alone.std(ddof=1), abs=1e-5)
+
+
+@pytest.mark.parametrize("ref", ["fixed", "each_round"])
+def test_moments_are_measured_once_and_on_one_device_as_on_eight(
+    ref, reward, tmp_path, monkeypatch
+):
+    """A run that fails after a turn, its policy moved, ends as a whole one does."""
+    own = {"online.ref": ref, "batch.pairs": 8, "train.steps": 6}
+    given = {**only(reward), **own, "reward.standardize": 48}
+    config, runs = configured("online", **given), {}
+    for devices in (8, 1):
+        alone = lambda n=devices, **sizes: make_mesh(**sizes, devices=jax.devices()[:n])  # noqa: E731
+        monkeypatch.setattr(build, "make_mesh", alone)
+        runs[devices] = tmp_path / str(devices)
+        build.run(config, runs[devices])
+    held = [json.loads((r / "standard.json").read_text()) for r in runs.values()]
+    for name in ("mean", "deviation"):
+        assert held[0][name] == pytest.approx(held[1][name], abs=1e-5)
+    judge, asked, run = REWARDS["model"], [], tmp_path / "run"
+
+    def failing(**given):
+        asked.append(1)
+        if len(asked) == 2:
+            raise RuntimeError("out")
+        return judge(**given)
+
+    with pytest.raises(DataError, match="raised RuntimeError: out"):
+        build.run(config, run, rewards={**REWARDS, "model": failing})
+    monkeypatch.setattr(standard.Standard, "scores", None)  # would be called
+    assert build.run(config, run).resumed_from > 0
+    assert lines_of(run) == lines_of(runs[1])
+    assert exported(run) == exported(runs[1])
+
+
+def test_evaluation_has_the_unit_of_the_turns(reward, tmp_path):
+    """And the frontier's verdicts are not those of other moments, kept beside."""
+    seen = []
+    given = {"data.eval": "sentiment", "eval.rollouts": 8}
+    for count in (0, 48):
+        config = standardized(reward, count, **given)
+        build.run(config, tmp_path / str(count), rewards=kept(seen))
+    half = len(seen) // 2
+    held = json.loads((tmp_path / "48" / "standard.json").read_text())
+    due = (np.array(seen[0][2]) - held["mean"]) / held["deviation"]
+    np.testing.assert_allclose(seen[half][2], due, atol=1e-5, rtol=0)
+    config = standardized(reward, 48)
+    mesh = make_mesh(data=8, fsdp=1, tensor=1)
+    rewards = {**REWARDS, **kept([])}
+    with jax.set_mesh(mesh):
+        bound = checks.check(config, LOSSES, rewards)
+        parts = make_parts(config, bound, mesh, rewards=rewards)
+        model = parts.rewards[1:]
+        names = {frontier.judge_name(parts, model, m) for m in ((), (0.0, 2.0))}
+        assert len(names) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "said"),
+    [
+        ("rloo", {"reward.standardize": 1}, "one sample has no deviation"),
+        ("rloo", {"ref.mode": "none", "rloo.kl_coef": 0.0}, "samples of a reference"),
+        ("rloo", {"reward.path": "", "reward.name": "length"}, "standardize=48 is not"),
+    ],
+)
+def test_what_cannot_be_standardized_is_refused(name, given, said, reward, tmp_path):
+    given = {**only(reward), "reward.standardize": 48, **given}
+    with pytest.raises(ConfigError, match=said):
+        build.run(configured(name, **given), tmp_path / "run")
+
+
+def test_offline_runs_standardize_nothing(reward):
+    config = quickstart.get_config()
+    config.update_from_flattened_dict(
+        {"eval.rollouts": 8, "reward.path": reward, "reward.standardize": 48}
+    )
+    with pytest.raises(ConfigError, match="not used by objective='preference'"):
+        checks.check(config, LOSSES)
 
 
 def critic(path, **given):

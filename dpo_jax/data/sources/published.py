@@ -250,7 +250,7 @@ def name_of(source: str) -> str:
 
 
 def as_markdown() -> str:
-    """Writes the table as the README has it."""
+    """Writes the table as the documentation has it."""
     lines = ["| name | on the hub | what it holds |", "|---|---|---|"]
     for name, row in PUBLISHED.items():
         hub = (

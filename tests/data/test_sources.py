@@ -248,3 +248,10 @@ def test_the_real_dialogues_drop_eight_rows():
     assert counts == (2312, 2304, {"empty": 4, "mismatched": 4})
     assert counts.render() == "dropped 8 (4 empty, 4 mismatched)"
     assert len(rows) == 2304
+
+
+def test_any_number_of_rows_may_be_asked_for(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n' * 3)
+    assert len(list(located(str(path), rows=10**23))) == 3
+    assert len(list(located(str(path), rows=2))) == 2

@@ -77,7 +77,7 @@ def remote(random: Random, base: Base, folder: Path) -> Case:
     }
     key = random.choice((*KEYS, *KEYS[:5], *ways))
     if key in ways:
-        return Case(ways[key], f"{key} {mutate.shown(given)}", (2, 3, 4, 7))
+        return Case(ways[key], f"{key} {mutate.shown(given)}", (2, 3, 4, 7, 8))
     changed: dict[str, object] = {key.replace(".", "__"): given}
     if key.startswith("ref."):
         mode = "live" if key == "ref.path" else "cached"
@@ -86,7 +86,7 @@ def remote(random: Random, base: Base, folder: Path) -> Case:
         changed["data__train"] = base.chats
     verb = showing if random.random() < 0.3 else training
     what = f"{key}={mutate.shown(given)}"
-    return Case(verb(base, **changed), what, (2, 3, 4, 7))
+    return Case(verb(base, **changed), what, (2, 3, 4, 7, 8))
 
 
 def sampling(base: Base, algorithm: str, changed: dict[str, object]) -> list[str]:

@@ -6,6 +6,7 @@ the table below.
 """
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain, islice
@@ -167,7 +168,8 @@ def read(origin: Origin, request: Request, decode: Decode = no_ids) -> Rows:
         raise ConfigError(f"{said} holds {HELD[holds]}")
     again = partial(_rows, origin, request)
     rows = _sliced(again, part, said) if any(part.slice) else again()
-    rows = islice(rows, request.rows) if request.rows else rows
+    most = min(request.rows, sys.maxsize)  # what `islice` takes
+    rows = islice(rows, most) if most else rows
     if origin.columns is None:
         return rows
     kind, owner = request.kind, origin.owner

@@ -113,7 +113,7 @@ def test_the_pad_token_of_a_reward_model_ends_no_text(pad, special, expected, tm
     assert (other or given).pad_token == (expected or pad)
     spec = scalar.scalar_spec(preset("tiny", vocab=8, max_positions=8))
     params = init_params(spec, jax.random.key(0))
-    model: Any = SimpleNamespace(spec=spec, folder=None)
+    model: Any = SimpleNamespace(spec=spec, folder=None, adapters=None)
     for name in ("drawn", "copied"):
         out = tmp_path / name
         exporting.export(model, params, given, out, card="", own_tokenizer=False)
@@ -130,7 +130,7 @@ def test_the_pad_token_of_a_reward_model_ends_no_text(pad, special, expected, tm
 def policy(folder=None):
     """A tiny policy of a preset, or of the folder that it was exported to."""
     spec = preset("tiny", vocab=61, max_positions=32)
-    model: Any = SimpleNamespace(spec=spec, folder=folder)
+    model: Any = SimpleNamespace(spec=spec, folder=folder, adapters=None)
     return model, init_params(spec, jax.random.key(0))
 
 

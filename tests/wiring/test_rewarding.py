@@ -14,7 +14,10 @@ from dpo_jax.rewards.ask import Reward
 from dpo_jax.sharding import agree
 from dpo_jax.wiring import rewarding
 
-GIVEN = {"name": "", "weights": (), "timeout_seconds": 9.0, "path": "", "dtype": ""}
+GIVEN = {
+    **{"name": "", "weights": (), "timeout_seconds": 9.0, "path": "", "dtype": ""},
+    "standardize": 0,
+}
 ASKED = {
     "prompts": ["the film"] * 3,
     "completions": [" a", " b", " c"],

@@ -7,13 +7,21 @@ its JobSet for free; what is the trial's own fault ends it: see `AGAIN`.
 import json
 import math
 import shlex
-import subprocess
 from typing import Annotated, Any, NamedTuple
 
 import yaml
 
-from dpo_jax.errors import ConfigError, SweepError
-from dpo_jax.launch.job import AGAIN, Here, Job, Task, command, required, tasks
+from dpo_jax.errors import ConfigError
+from dpo_jax.launch.job import (
+    AGAIN,
+    Here,
+    Job,
+    Task,
+    call,
+    command,
+    required,
+    tasks,
+)
 
 LABEL = "dpo-jax/sweep"
 KINDS = {  # of node selector -> (accelerator type, cores of a chip that it counts)
@@ -247,17 +255,6 @@ def existing(job: Job, options: Options) -> dict[str, bool]:
 
 
 def kubectl(options: Options, *arguments: str, given: str = "") -> str:
-    """Calls kubectl; returns what it printed.
-
-    Raises:
-      SweepError: if it fails, with what it said.
-    """
+    """Calls kubectl; returns what it printed. See `job.call`."""
     line = ["kubectl", f"--namespace={options.namespace}", *arguments]
-    try:
-        done = subprocess.run(line, input=given, capture_output=True, text=True)
-    except OSError as error:
-        raise ConfigError(f"kubectl does not start: {error}; install it") from error
-    if done.returncode:
-        told = " ".join(done.stderr.split())[-500:]
-        raise SweepError(f"{shlex.join(line)} ended with {done.returncode}: {told}")
-    return done.stdout
+    return call(line, given)

@@ -2,6 +2,8 @@
 
 import hashlib
 import re
+import shlex
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -171,3 +173,38 @@ def required(options: Any, launcher: str, *names: str) -> None:
         raise ConfigError(
             f"--launcher={launcher} needs {', '.join(missing)}; see sweep --help"
         )
+
+
+def call(line: Sequence[str], given: str = "") -> str:
+    """Calls a command of an engine; returns what it printed.
+
+    Args:
+      line: the command.
+      given: what it reads.
+
+    Raises:
+      ConfigError: if it is not there.
+      SweepError: if it fails, with what it said.
+    """
+    done = started(line, given)
+    if done.returncode:
+        raise SweepError(said_of(done))
+    return done.stdout
+
+
+def started(line: Sequence[str], given: str = "") -> subprocess.CompletedProcess[str]:
+    """Runs a command of an engine, whatever it ends with.
+
+    Raises:
+      ConfigError: if it is not there.
+    """
+    try:
+        return subprocess.run(line, input=given, capture_output=True, text=True)
+    except OSError as error:
+        raise ConfigError(f"{line[0]} does not start: {error}; install it") from error
+
+
+def said_of(done: subprocess.CompletedProcess[str]) -> str:
+    """Says how a command that failed ended."""
+    told = " ".join(done.stderr.split())[-500:]
+    return f"{shlex.join(done.args)} ended with {done.returncode}: {told}"

@@ -8,13 +8,21 @@ preemption, a lost node) it requeues alone, and what is cancelled stays so.
 
 import os
 import shlex
-import subprocess
 from collections.abc import Sequence
 from typing import Annotated, NamedTuple
 
-from dpo_jax.errors import ConfigError, RunFolderError, SweepError
+from dpo_jax.errors import ConfigError, RunFolderError
 from dpo_jax.launch import processes
-from dpo_jax.launch.job import AGAIN, Here, Job, Task, command, short_names, tasks
+from dpo_jax.launch.job import (
+    AGAIN,
+    Here,
+    Job,
+    Task,
+    call,
+    command,
+    short_names,
+    tasks,
+)
 
 SCRIPT = """\
 #!/bin/bash
@@ -183,20 +191,3 @@ def name_of(job: Job) -> str:
 def logs_of(job: Job) -> str:
     """Names the folder of what the jobs print."""
     return os.path.abspath(os.path.join(job.out, ".sweep", "slurm"))
-
-
-def call(line: Sequence[str], given: str = "") -> str:
-    """Calls a command of SLURM; returns what it printed.
-
-    Raises:
-      ConfigError: if it is not there.
-      SweepError: if it fails, with what it said.
-    """
-    try:
-        done = subprocess.run(line, input=given, capture_output=True, text=True)
-    except OSError as error:
-        raise ConfigError(f"{line[0]} does not start: {error}") from error
-    if done.returncode:
-        told = " ".join(done.stderr.split())[-500:]
-        raise SweepError(f"{shlex.join(line)} ended with {done.returncode}: {told}")
-    return done.stdout

@@ -10,13 +10,23 @@ for.
 import json
 import os
 import shlex
-import subprocess
 import tempfile
 import time
 from typing import Annotated, Any, NamedTuple
 
 from dpo_jax.errors import EXIT_PREEMPTED, ConfigError
-from dpo_jax.launch.job import AGAIN, Here, Job, Task, command, ended, required, tasks
+from dpo_jax.launch.job import (
+    AGAIN,
+    Here,
+    Job,
+    Task,
+    command,
+    ended,
+    required,
+    said_of,
+    started,
+    tasks,
+)
 from dpo_jax.launch.worker import Walk
 
 POLL = 30.0  # seconds between looks
@@ -326,11 +336,7 @@ def gcloud(line: list[str], *, must: bool = False) -> str | None:
     Raises:
       ConfigError: if it is not there; or fails, and must not.
     """
-    try:
-        done = subprocess.run(line, capture_output=True, text=True)
-    except OSError as error:
-        raise ConfigError(f"gcloud does not start: {error}; install it") from error
+    done = started(line)
     if done.returncode and must:
-        told = " ".join(done.stderr.split())[-500:]
-        raise ConfigError(f"{shlex.join(line)} ended with {done.returncode}: {told}")
+        raise ConfigError(said_of(done))
     return None if done.returncode else done.stdout

@@ -75,9 +75,9 @@ def test_peft_computes_what_an_export_says(case, root, tmp_path):  # noqa: F811
 
     def forward(tree, base):
         params = roles.whole({"lora": tree}, {"base": base})
-        hidden, head, _ = module.forward(params, batch, keep=lambda kept: None)
+        hidden, head, *_ = module.forward(params, batch, keep=lambda kept: None)
         merged = lora.merge(params, adapters)
-        again, _, _ = module.forward(merged, batch, keep=lambda kept: None)
+        again, *_ = module.forward(merged, batch, keep=lambda kept: None)
         return heads.logits(hidden, head), heads.logits(again, head)
 
     beside, merged = compiled(forward, tree, base)

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dpo_jax import markdown
 from dpo_jax.config import parse_arg
 from dpo_jax.data import sources
 from dpo_jax.data.sources.hh import ASSISTANT
@@ -351,15 +352,16 @@ def table(figure: Figure, tier: str, out: Path) -> str:
     rows = json.loads(told.read_text())["rows"]
     paper = read_paper(Path(figure.folder) / "expected.csv")
     of = figure.tiers[tier]
-    lines = ["| judge | method | T | ours | paper | z |", "|---|---|---|---|---|---|"]
+    lines = []
     for judge in dict.fromkeys(row["judge"] for row in rows):
         own = [row for row in rows if row["judge"] == judge]
         for (method, heat), theirs in paper.items():
             row = _ours(own, figure.names.get(method), heat)
             ours = (row["win_rate"], row["se"]) if row else None
-            cells = [judge, method, f"{heat:g}", *cells_of(ours, theirs, of.comparable)]
-            lines.append(f"| {' | '.join(cells)} |")
-    text = "\n".join([*lines, "", f"Comparable: {of.comparable}."]) + "\n"
+            cells = cells_of(ours, theirs, of.comparable)
+            lines.append([judge, method, f"{heat:g}", *cells])
+    text = markdown.table(("judge", "method", "T", "ours", "paper", "z"), lines)
+    text += f"\nComparable: {of.comparable}.\n"
     figure.file(out, "table.md").write_text(text, encoding="utf-8")
     points = {key: (each.rate, each.se) for key, each in paper.items()}
     judged_figure.write(figure.file(out, "figure.png"), rows, points, figure.names)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dpo_jax import markdown
 from experiments import judged
 from experiments.table2_human.sweep import COLUMNS, FIGURE, READINGS
 
@@ -46,8 +47,7 @@ def table(tier: str, out: Path) -> str:
                 for name, number in numbers(told, reading).items():
                     found[column, name] = number
     comparable = FIGURE.tiers[tier].comparable
-    head = "| against PPO at T = 0 | quantity | n | ours | κ | paper | z |"
-    lines = [head, "|---|---|---|---|---|---|---|"]
+    lines = []
     file = Path(FIGURE.folder) / "expected.csv"
     with file.open(encoding="utf-8") as expected:
         rows = list(csv.DictReader(expected))
@@ -58,9 +58,10 @@ def table(tier: str, out: Path) -> str:
         mean, theirs, z = judged.cells_of(both, paper, comparable)
         count = str(ours.count) if ours else "–"
         kappa = f"{ours.kappa:.2f}" if ours and not math.isnan(ours.kappa) else "–"
-        cells = [row["column"], row["quantity"], count, mean, kappa, theirs, z]
-        lines.append(f"| {' | '.join(cells)} |")
-    text = "\n".join([*lines, "", f"Comparable: {comparable}."]) + "\n"
+        about = row["column"], row["quantity"], count
+        lines.append([*about, mean, kappa, theirs, z])
+    head = ("against PPO at T = 0", "quantity", "n", "ours", "κ", "paper", "z")
+    text = f"{markdown.table(head, lines)}\nComparable: {comparable}.\n"
     (out / "table.md").write_text(text, encoding="utf-8")
     return text
 

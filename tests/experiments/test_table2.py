@@ -193,9 +193,9 @@ def test_the_full_tier_waits_for_its_people(tmp_path, capsys):
     given.annotations = tmp_path / "people.json"
     answered = [{**row, "annotator": "a", "preference": 1} for row in asked]
     given.annotations.write_text(json.dumps(answered))
-    rated = run.answers(given, [file])
-    assert rated == answered
-    short, long = run.verdicts(given, rated)
+    found = run.answers(given, [file])
+    assert found is not None and found == answered
+    short, long = run.verdicts(given, found)
     assert "--prompt=summary" in short and "--prompt=concise_summary" in long
     judge = next(flag for flag in short if flag.startswith("--judge="))
     assert judge.endswith("people_1.jsonl,m@http://h")

@@ -32,7 +32,7 @@ setuptools.setup(
     packages=setuptools.find_packages(include=["dpo_jax", "dpo_jax.*"]),
     package_data={
         "dpo_jax": [
-            "report/templates/*.html",
+            "report/templates/*",
             "gallery/*.html",
             "evals/prompts/*.toml",
         ]
@@ -69,7 +69,7 @@ setuptools.setup(
         "ifeval": IFEVAL,
         "track": ["wandb", "trackio"],
         "test": TEST,
-        "parity": ["torch==2.13.0", "trl"],
+        "parity": ["torch==2.13.0", "trl", "peft>=0.21"],
         "lesson": ["nbformat>=5", "nbclient>=0.10", "ipykernel>=6"],
         "docs": ["mkdocs-material>=9.6"],
         "browser": ["playwright"],

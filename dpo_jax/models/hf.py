@@ -208,7 +208,7 @@ def _reader(
             held = np.empty([stop - start for start, stop in bounds], np.float32)
             wanted = named[outer] if lead else named
             for place in np.ndindex(wanted.shape):
-                held[place] = one(wanted[place], inner)
+                held[place] = one(str(wanted[place]), inner)
             seen[bounds] = held
         return seen[bounds]
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from family_cases import CONFIGS, LENGTH, compiled, drawn, forests, sequences
 
+from dpo_jax import errors
 from dpo_jax.models import decoder, forest, hf, moe, sites
 from dpo_jax.sharding import arrays, rules
 from dpo_jax.sharding.mesh import make_mesh
@@ -164,6 +165,9 @@ def test_adapters_stand_beside_attention_only():
     """Of experts peft has a layout of its own; the router is not tuned."""
     names = set(sites.sites_of(SPEC))
     assert names == {"attn/q", "attn/k", "attn/v", "attn/o"}
+    for target in ("mlp", "gate", "experts.0.up_proj"):
+        with pytest.raises(errors.ConfigError, match="names no linear map"):
+            sites.targeted(sites.sites_of(SPEC).values(), (target,), "lora.targets")
 
 
 @pytest.mark.parity

@@ -15,6 +15,7 @@ from dpo_jax.cli import common, hosts, sweep
 from dpo_jax.errors import SweepError
 from dpo_jax.launch import trial
 from dpo_jax.launch.worker import Walk
+from dpo_jax.train import runfolder
 
 CACHE = Path(__file__).parents[2] / ".cache" / "jax"
 LIMIT = 600  # seconds
@@ -183,10 +184,14 @@ def test_table_compares_what_is_done_and_runs_nothing(capsys, tmp_path):
     for each in planned[:-1]:
         rewards = [0.4 + 0.1 * each.config.loss.beta + i / 50 for i in range(8)]
         sweep_cases.finish_whole(each, rewards)
+    for at, version in ((0, "a"), (1, "a"), (1, "b")):  # relaunched with other code
+        runfolder.begin_attempt(planned[at].folder, {}, f"commit {version}")
     code, printed, _ = call(capsys, file, f"--out={out}", "--table")
     assert code == 0 and printed.endswith(f"{out}/table.csv, .md, .tex, .png\n")
     assert "| beta=1 | 3 | 0 | 3 |" in printed and "| beta=2 | 2 of 3 |" in printed
     assert "HALF FINISHED: 5 of 6 trials are done." in printed
+    mixed = "MIXED VERSIONS: commit a: 1.0.0, 1.0.1; commit b: 1.0.1."
+    assert mixed in printed
     assert "− beta=1" in printed  # the base: what the configuration says
     names = {path.name for path in out.iterdir() if path.name.startswith("table")}
     assert names == {"table.csv", "table.md", "table.tex", "table.png"}

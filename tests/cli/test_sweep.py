@@ -174,8 +174,13 @@ def get_sweep(arg=None):
 """
 
 
-def test_table_compares_what_is_done_and_runs_nothing(capsys, tmp_path):
-    """Rewards are .4 + .1 β; the last trial is not done; β = 1 is quickstart's."""
+def test_table_compares_what_is_done_and_runs_nothing(
+    capsys, tmp_path, store, fake_gcs, monkeypatch
+):
+    """Rewards are .4 + .1 β; the last trial is not done; β = 1 is quickstart's.
+
+    And of the same sweep on gs:// it is the same.
+    """
     (tmp_path / "sweep.py").write_text(TABLED)
     file, out = str(tmp_path / "sweep.py"), tmp_path / "out"
     code, _, err = call(capsys, file, f"--out={out}", "--table")
@@ -196,6 +201,18 @@ def test_table_compares_what_is_done_and_runs_nothing(capsys, tmp_path):
     names = {path.name for path in out.iterdir() if path.name.startswith("table")}
     assert names == {"table.csv", "table.md", "table.tex", "table.png"}
     assert not (out / "2.0.2").exists() and not (out / ".sweep").exists()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", fake_gcs.url)
+    made = {name: (out / name).read_bytes() for name in names}
+    for path in [p for p in out.rglob("*") if p.is_file() and p.name not in names]:
+        target = store("gs://bucket/out") / str(path.relative_to(out))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    code, again, err = call(capsys, file, "--out=gs://bucket/out", "--table")
+    assert code == 0, err
+    assert again == printed.replace(f"\n{out}/table", "\ngs://bucket/out/table")
+    stored = {name: (store("gs://bucket/out") / name).read_bytes() for name in names}
+    assert stored == made
+    assert not fake_gcs.changes  # nobody's lease is touched
 
 
 def test_table_imports_no_jax(tmp_path):

@@ -1,4 +1,4 @@
-"""The table of a sweep: OUT/table.csv, .md, .tex and .png, from its run folders.
+"""The table of a sweep: OUT/table.csv, .md, .tex, .png, .html, from its run folders.
 
 Works on a sweep that is half finished, and says what is missing.
 """
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from etils import epath
 
-from dpo_jax import files
+from dpo_jax import files, markdown
 from dpo_jax.errors import DataError
 from dpo_jax.report import arms as arms_lib
 from dpo_jax.report import comparison as comparison_lib
@@ -81,10 +81,12 @@ def write(entries: Sequence[Entry], out: str) -> str:
         ("tex", as_latex(kept, notes)),
     ):
         files.write_whole(folder / f"table.{ending}", made)
-    from dpo_jax.report import sweep_figure  # matplotlib takes a second
+    from dpo_jax.report import html, sweep_figure  # matplotlib takes a second
 
-    measure = next(iter(outcomes.values())).measure
-    files.write_whole(folder / "table.png", sweep_figure.draw(found, measure))
+    drawn = sweep_figure.draw(found, next(iter(outcomes.values())).measure)
+    files.write_whole(folder / "table.png", drawn)
+    page = html.render_sweep(folder.name, kept, notes, drawn)
+    files.write_whole(folder / "table.html", page)
     return text
 
 
@@ -290,10 +292,9 @@ def as_markdown(tables: Sequence[ReportTable], notes: Sequence[str]) -> str:
     """Renders tables and notes as Markdown."""
     parts = []
     for table in tables:
-        grid = [table.columns, *([cell_text(c) for c in row] for row in table.rows)]
-        lines = ["| " + " | ".join(map(_markdown, row)) + " |" for row in grid]
-        lines.insert(1, "|" + "---|" * len(table.columns))
-        parts.append(f"**{table.title}**\n\n" + "\n".join(lines) + "\n")
+        rows = ([_markdown(cell_text(cell)) for cell in row] for row in table.rows)
+        lines = markdown.table([*map(_markdown, table.columns)], rows)
+        parts.append(f"**{table.title}**\n\n{lines}")
     parts.append("\n".join(f"* {_markdown(note)}" for note in notes) + "\n")
     return "\n".join(parts)
 

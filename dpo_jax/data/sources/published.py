@@ -7,6 +7,7 @@ to `tests/data/test_published.py`.
 
 from typing import NamedTuple
 
+from dpo_jax import markdown
 from dpo_jax.data.sources.mapping import DROPS, ColumnMap
 
 USUAL = ",".join(DROPS)
@@ -94,6 +95,19 @@ PUBLISHED: dict[str, Published] = {
         "replications have them",
         "stanfordnlp/imdb",
         ColumnMap(text="text:breaks", drop=USUAL),
+        holds="completions",
+    ),
+    "cnn_dailymail": Published(
+        "news articles with their highlights, version 3.0.0: for evaluation out of "
+        "TL;DR's domain (arXiv:2305.18290, table 1); the prompt ends as TL;DR's",
+        "abisee/cnn_dailymail",
+        ColumnMap(
+            prompt="{article:fold}\n\nTL;DR:",
+            completion="highlights:spaced",
+            drop=USUAL,
+        ),
+        BOTH,
+        config="3.0.0",
         holds="completions",
     ),
     "ultrafeedback": Published(
@@ -251,7 +265,7 @@ def name_of(source: str) -> str:
 
 def as_markdown() -> str:
     """Writes the table as the documentation has it."""
-    lines = ["| name | on the hub | what it holds |", "|---|---|---|"]
+    rows = []
     for name, row in PUBLISHED.items():
         hub = (
             f"`{row.hub}`"
@@ -259,5 +273,5 @@ def as_markdown() -> str:
             else f"[{row.file.rpartition('/')[2]}]({row.file})"
         )
         alike = [f"`{other}`" for other, its in ALIKE.items() if its == name]
-        lines.append(f"| `{name}` | {', '.join([hub, *alike])} | {row.about} |")
-    return "\n".join(lines) + "\n"
+        rows.append((f"`{name}`", ", ".join([hub, *alike]), row.about))
+    return markdown.table(("name", "on the hub", "what it holds"), rows)

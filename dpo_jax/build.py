@@ -144,7 +144,7 @@ def _train(launch: Launch, owned: owning.Owned) -> Summary:
             policy_of(state.params),
             parts.data.tokenizer,
             epath.Path(workdir) / "export",
-            card=outputs.model_card(config, parts.steps, launch.losses),
+            card=outputs.model_card(config, parts.steps, launch.losses, parts.model),
             own_tokenizer=bool(config.tokenizer.path),
         )
     with clock.bucket("report"):
@@ -294,7 +294,7 @@ def export_run(
             params,
             tokenizer,
             out,
-            card=outputs.model_card(config, step, losses),
+            card=outputs.model_card(config, step, losses, model),
             own_tokenizer=bool(config.tokenizer.path),
             dtype=dtype,
         )

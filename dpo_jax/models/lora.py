@@ -91,6 +91,19 @@ class Adapters:
         return tuple((site.name, site.alpha / site.rank**root) for site in self.sites)
 
     @property
+    def said(self) -> str:
+        """What a card tells of them: rank, alpha, the family's names of the maps."""
+        named: dict[tuple[int, float], list[str]] = {}
+        for site in self.sites:
+            module = site.module.rpartition("{i}.")[2]
+            named.setdefault((site.rank, site.alpha), []).append(module)
+        kind = "rsLoRA" if self.rslora else "LoRA"
+        return "; ".join(
+            f"{kind} of rank {rank}, alpha {alpha:g}, on {', '.join(modules)}"
+            for (rank, alpha), modules in named.items()
+        )
+
+    @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of each leaf by its path."""
         shapes = {}

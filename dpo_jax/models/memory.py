@@ -10,14 +10,27 @@ import math
 import jax.numpy as jnp
 
 from dpo_jax.models.decoder import leaves
+from dpo_jax.models.lora import Adapters
 from dpo_jax.models.spec import LAYOUT_NORMS, DecoderSpec
 
 WIDE = 4  # bytes of a float32
 
 
-def state_bytes(spec: DecoderSpec) -> int:
-    """Counts float32 weights, their gradient, and the two moments of AdamW."""
-    return 4 * WIDE * sum(math.prod(leaf.shape) for leaf in leaves(spec).values())
+def state_bytes(
+    spec: DecoderSpec, adapters: Adapters | None = None, dtype: str = "float32"
+) -> int:
+    """Counts float32 weights, their gradient, and the two moments of AdamW.
+
+    Args:
+      spec: of the decoder.
+      adapters: that alone are trained; the weights beside them stand. None = all are.
+      dtype: that weights which stand are held in.
+    """
+    whole = sum(math.prod(leaf.shape) for leaf in leaves(spec).values())
+    if adapters is None:
+        return 4 * WIDE * whole
+    own = sum(math.prod(shape) for shape in adapters.shapes.values())
+    return 4 * WIDE * own + jnp.dtype(dtype).itemsize * whole
 
 
 def kept_features(spec: DecoderSpec, remat: str) -> int:
@@ -28,13 +41,16 @@ def kept_features(spec: DecoderSpec, remat: str) -> int:
       remat: see `Decoder`. `block` keeps the layer's input; `elementwise` also queries,
         keys and values, what attention and its output product say, and the products of
         the MLP but the last; `none` besides these what lies between them, too: norms,
-        rotations, activations and the sum of the two branches.
+        rotations, activations and the sum of the two branches. Of experts, those of
+        all that a token goes through, and what each says.
     """
     query, keys = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     hidden = 2 if spec.gated else 1
-    products = 2 * query + 2 * keys + spec.width + hidden * spec.ff
+    ff = spec.ff * max(spec.experts_per_token, 1)
+    products = 2 * query + 2 * keys + spec.width + hidden * ff
+    products += spec.experts_per_token * spec.width
     between = (LAYOUT_NORMS[spec.layout] + 1) * spec.width + query + keys
-    between += (2 * hidden - 1) * spec.ff
+    between += (2 * hidden - 1) * ff + spec.experts_per_token * spec.width
     more = {"block": 0, "elementwise": products, "none": products + between}
     return spec.width + more[remat]
 

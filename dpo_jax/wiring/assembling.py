@@ -123,7 +123,9 @@ def make_parts(
     if data.train:
         steps = total_steps(config)(len(data.train))
     join = objective.join_of(losses, config.data.max_tokens)
-    train, held_out = data_wiring.make_loaders(config, data, spec, mesh, steps, join)
+    train, held_out = data_wiring.make_loaders(
+        config, data, spec, mesh, steps, join, model.adapters
+    )
     config = config_lib.stated(config, {"batch.microbatches": train.microbatches})
     asked = ref_model if OBJECTIVES[config.objective].reference else None
     trainer = training.make_trainer(
@@ -181,6 +183,7 @@ def of_samples(
         dtype=config.model.dtype,
         chunk=config.model.logits_chunk,
         beside=None if value is None else value.spec,
+        adapters=model.adapters,
     )
     config = config_lib.stated(config, {"batch.microbatches": sizes.microbatches})
     steps = total_steps(config)(len(data.train))

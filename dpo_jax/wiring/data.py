@@ -22,6 +22,7 @@ from dpo_jax.data.tokens import fingerprint
 from dpo_jax.errors import ConfigError, DataError, UserError
 from dpo_jax.files import AnyPath
 from dpo_jax.models import attention, files
+from dpo_jax.models.lora import Adapters
 from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.sharding import agree, arrays
 from dpo_jax.sharding import mesh as mesh_lib
@@ -261,6 +262,7 @@ def make_loaders(
     mesh: Mesh,
     steps: int,
     join: loader_lib.Join | None = None,
+    adapters: Adapters | None = None,
 ) -> tuple[Loader, Loader | None]:
     """Plans the training steps, and the evaluation that takes each record once.
 
@@ -272,6 +274,7 @@ def make_loaders(
       steps: of training.
       join: see `Loader`; evaluation joins its whole set at once, so that its numbers do
         not depend on how it is cut into batches.
+      adapters: that alone are trained; None = all weights are.
     """
     picked = attention.resolve(
         config.model.attention, dtype=config.model.dtype, softcap=spec.attn_softcap
@@ -312,6 +315,7 @@ def make_loaders(
             remat=config.model.remat,
             dtype=config.model.dtype,
             chunk=config.model.logits_chunk,
+            adapters=adapters,
         )
     check_width(train)
     if not data.eval:

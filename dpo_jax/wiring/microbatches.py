@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from dpo_jax.data.loader import Loader
 from dpo_jax.errors import DeviceError
 from dpo_jax.models import memory
+from dpo_jax.models.lora import Adapters
 from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.sharding import chips
 from dpo_jax.sharding import mesh as mesh_lib
@@ -50,6 +51,7 @@ def choose(
     remat: str,
     dtype: str,
     chunk: int,
+    adapters: Adapters | None = None,
 ) -> Loader:
     """Finds a number of microbatches that keeps activations small.
 
@@ -64,6 +66,7 @@ def choose(
       remat: as `Decoder` has it.
       dtype: of the computation.
       chunk: scored tokens per row whose logits are held at a time.
+      adapters: that alone are trained; None = all weights are.
 
     Returns:
       The plan of the same number on every process: what process 0 finds.
@@ -79,6 +82,7 @@ def choose(
         remat=remat,
         dtype=dtype,
         chunk=chunk,
+        adapters=adapters,
     )
     while memory_of(mesh) is None and plan(number).places > MORE_PLACES * whole.places:
         number = max(n for n in range(1, number) if parts % n == 0)
@@ -102,6 +106,7 @@ def fewest_that_fit(
     dtype: str,
     chunk: int,
     beside: DecoderSpec | None = None,
+    adapters: Adapters | None = None,
 ) -> int:
     """Finds the fewest microbatches whose activations a device holds.
 
@@ -115,12 +120,14 @@ def fewest_that_fit(
       dtype: of the computation.
       chunk: scored tokens per row whose logits are held at a time.
       beside: of a critic that is trained with the policy.
+      adapters: that alone are trained of the policy; None = all its weights are.
     """
     specs = [spec] if beside is None else [spec, beside]
     activations = functools.partial(
         memory.activation_bytes, tokens=tokens, remat=remat, dtype=dtype, chunk=chunk
     )
-    state = sum(map(memory.state_bytes, specs))
+    state = memory.state_bytes(spec, adapters, dtype)
+    state += memory.state_bytes(beside) if beside is not None else 0
     state /= mesh.shape["fsdp"] * mesh.shape["tensor"]
     return fewest(
         lambda rows: sum(activations(each, rows=rows) for each in specs),

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from dpo_jax import roles
 from dpo_jax.errors import ConfigError, DeviceError
 from dpo_jax.models import scalar
+from dpo_jax.models.lora import Adapters
 from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.objectives import OBJECTIVES
 from dpo_jax.objectives.algorithms import SampleKind
@@ -95,6 +96,7 @@ def in_microbatches(
     dtype: str,
     chunk: int,
     beside: DecoderSpec | None = None,
+    adapters: Adapters | None = None,
 ) -> Sizes:
     """Cuts the updates of a turn into microbatches: as many as asked, or as few as fit.
 
@@ -107,6 +109,7 @@ def in_microbatches(
       dtype: of the computation.
       chunk: scored tokens per row whose logits are held at a time.
       beside: of a critic that is trained with the policy.
+      adapters: that alone are trained of the policy; None = all its weights are.
 
     Raises:
       DeviceError: if rows do not divide over the mesh.
@@ -131,6 +134,7 @@ def in_microbatches(
                 dtype=dtype,
                 chunk=chunk,
                 beside=beside,
+                adapters=adapters,
             )
         )
     return sizes._replace(microbatches=asked)

@@ -28,6 +28,7 @@ from dpo_jax.train import runfolder, trackers
 from dpo_jax.train.metrics import MetricsLog
 from dpo_jax.train.throughput import Peak
 from dpo_jax.wiring.data import rows_kept
+from dpo_jax.wiring.model import Model
 from dpo_jax.wiring.objective import losses_of, used_options
 from dpo_jax.wiring.rewarding import names_of
 from dpo_jax.wiring.sampled import Sampled, by_prompt, side_by_side
@@ -231,15 +232,16 @@ def commit() -> str:
     return f"commit {lines[0]}"
 
 
-def model_card(config: Config, step: int, losses: LossTable) -> str:
+def model_card(config: Config, step: int, losses: LossTable, model: Model) -> str:
     """Renders the README.md of an export.
 
     Args:
       config: of the run.
       step: optimizer steps taken.
       losses: the table that `loss.name` was looked up in.
+      model: the policy, whose adapters are named where it has some.
     """
-    model, ref, loss, opt = config.model, config.ref, config.loss, config.optimizer
+    given, ref, loss, opt = config.model, config.ref, config.loss, config.optimizer
     start = ref.path or "the initial policy"
     if ref.sync_every_steps:
         every = ref.sync_every_steps
@@ -260,7 +262,8 @@ def model_card(config: Config, step: int, losses: LossTable) -> str:
         minibatch = config.rollout.prompts // options["minibatches"]
         rows = f"{minibatch * config.rollout.samples} samples"
     said = {
-        "base model": model.path or f"none (preset `{model.preset}`, from scratch)",
+        "base model": given.path or f"none (preset `{given.preset}`, from scratch)",
+        **({"adapter": model.adapters.said} if model.adapters else {}),
         "reference": "none" if ref.mode == "none" else start,
         "training data": config.data.train,
         "objective": config.objective,

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import pytest
 
-from dpo_jax.models import decoder, memory
+from dpo_jax.models import decoder, memory, sites
 from dpo_jax.models.spec import DecoderSpec, preset
 from dpo_jax.types import Batch
 from tests.models.forest_cases import cells
@@ -29,6 +29,21 @@ SPEC = DecoderSpec(
 def test_the_state_is_four_float32_a_parameter():
     """A table of 100·8; three layers of 2·8·8 + 2·8·4 + 3·8·16 + 2·8; a norm of 8."""
     assert memory.state_bytes(SPEC) == 16 * 2584
+
+
+def test_weights_that_stand_take_what_they_are_held_in():
+    """Adapters of rank 2 on queries, 3·(8·2 + 2·8), are trained beside 2,584."""
+    given = {"rank": 2, "alpha": 4, "rslora": False, "init": "b_zero"}
+    adapters = sites.fresh(SPEC, targets=("q_proj",), **given)
+    assert memory.state_bytes(SPEC, adapters, "bfloat16") == 16 * 96 + 2 * 2584
+    assert adapters.said == "LoRA of rank 2, alpha 4, on self_attn.q_proj"
+
+
+def test_a_token_keeps_what_all_its_experts_keep():
+    """Three experts of 16 and what each says, 8: of one MLP the 32 and nothing."""
+    mixture = dataclasses.replace(SPEC, experts=5, experts_per_token=3)
+    more = 2 * 2 * 16 + 3 * 8
+    assert memory.kept_features(mixture, "elementwise") == 72 + more
 
 
 @pytest.mark.parametrize(

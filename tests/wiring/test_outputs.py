@@ -4,6 +4,7 @@ import importlib
 import json
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import huggingface_hub
 import jax
@@ -15,10 +16,12 @@ from dpo_jax import files
 from dpo_jax.data.sources import sentiment
 from dpo_jax.errors import ConfigError, WriteError
 from dpo_jax.losses import LOSSES
-from dpo_jax.models import scalar
+from dpo_jax.models import lora, scalar
 from dpo_jax.models.decoder import init_params
 from dpo_jax.models.spec import preset
 from dpo_jax.wiring import exporting, outputs
+
+WHOLE = mock.Mock(adapters=None)  # of a policy whose weights are all trained
 
 
 @pytest.fixture
@@ -30,16 +33,32 @@ def config():
 
 
 def test_card_says_how_the_policy_was_made(config):
-    text = outputs.model_card(config, 36, LOSSES)
+    text = outputs.model_card(config, 36, LOSSES, WHOLE)
     for said in ("org/base", "pairs.jsonl", "beta 0.1", "36 of 64 rows", "lr 1e-06"):
         assert said in text, said
     assert "the initial policy" in text and outputs.commit() in text
     assert text.startswith("---\nlibrary_name: transformers\n")
 
 
+def test_card_of_an_adapter_names_its_rank_and_targets(config):
+    assert "adapter" not in outputs.model_card(config, 1, LOSSES, WHOLE)
+    sites = [
+        lora.Site(
+            f"attn/{x}", f"model.layers.{{i}}.self_attn.{x}_proj", "T", 8, (8,), r, 8
+        )
+        for x, r in (("q", 4), ("v", 4), ("o", 2))
+    ]
+    model = mock.Mock(adapters=lora.Adapters(tuple(sites), 1))
+    text = outputs.model_card(config, 1, LOSSES, model)
+    assert (
+        "| adapter | LoRA of rank 4, alpha 8, on self_attn.q_proj, self_attn.v_proj; "
+        "LoRA of rank 2, alpha 8, on self_attn.o_proj |"
+    ) in text
+
+
 def test_card_of_a_loss_that_the_table_lacks(config):
     config.loss.name = "mine"
-    assert "| loss | mine |" in outputs.model_card(config, 1, LOSSES)
+    assert "| loss | mine |" in outputs.model_card(config, 1, LOSSES, WHOLE)
 
 
 def test_code_is_named_by_its_own_repository_only(monkeypatch, tmp_path):
@@ -80,7 +99,7 @@ def test_push_without_a_network_says_the_way_out(monkeypatch, tmp_path):
 
 def test_card_hides_passwords(config):
     config.data.train = "https://user:secret@host/rows.jsonl"
-    text = outputs.model_card(config, 1, LOSSES)
+    text = outputs.model_card(config, 1, LOSSES, WHOLE)
     assert "secret" not in text and "https://***@host/rows.jsonl" in text
 
 

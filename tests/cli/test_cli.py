@@ -59,7 +59,7 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         printed = []
         patch.setattr("sys.stdout.write", printed.append)
-        flags = [CONFIG, f"--workdir={run}", "--profile", *SMALL]
+        flags = [CONFIG, f"--workdir={run}", *SMALL]
         code = cli.main(["dpo_jax", "train", *flags])
     return code, "".join(printed), run
 
@@ -176,7 +176,7 @@ def test_train_prints_what_it_ended_with(trained):
     assert "before (reference)" in out and f"policy: {run}/export" in out
     names = {"config.json", "metrics.jsonl", "checkpoints", "export", "report.html"}
     names |= {"data.json", "log.txt", "results.json", "samples.json", "tensorboard"}
-    names |= {"timing.json", "profile", "rollouts.json"}
+    names |= {"timing.json", "rollouts.json"}
     assert names <= {path.name for path in run.iterdir()}
     assert not (run / "errors").exists()
 
@@ -214,12 +214,6 @@ def test_every_algorithm_of_its_config_takes_three_steps(name, capsys, tmp_path)
     assert [(line["step"], line["turn"]) for line in lines] == [(1, 1), (2, 2), (3, 3)]
     assert all(line["rollout_seconds"] > 0 for line in lines)
     assert (run / "export" / "model.safetensors").exists()
-
-
-def test_profile_leaves_a_trace(trained):
-    """Of a run that ends before the last step that would have been traced."""
-    (trace,) = (trained[2] / "profile").rglob("*.xplane.pb")
-    assert b"train_step" in trace.read_bytes()
 
 
 def test_trace_begins_behind_the_first_step_and_ends(monkeypatch):
@@ -483,12 +477,17 @@ OWN = "--config.loss.options.simpo"
 
 
 def test_a_loss_of_a_mixture_is_given_its_own_options(capsys, tmp_path):
-    """β = 2 of SimPO alone stands in config.json and in the card, and is guarded."""
+    """β = 2 of SimPO alone stands in config.json and in the card, and is guarded.
+
+    Profiled: it ends before the last step that would have been traced.
+    """
     off = ["--config.eval.rollouts=0", "--config.data.eval="]
     flags = [CONFIG, *SMALL, "--config.loss.name=dpo+simpo", *off]
-    own = f"{OWN}.beta=2"
-    code, _, err = call(capsys, "train", *flags, own, f"--workdir={tmp_path}")
+    own, profiled = f"{OWN}.beta=2", [f"--workdir={tmp_path}", "--profile"]
+    code, _, err = call(capsys, "train", *flags, own, *profiled)
     assert code == 0, err
+    (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
+    assert b"train_step" in trace.read_bytes()
     kept = json.loads((tmp_path / "config.json").read_text())["loss"]
     assert kept["options"] == {"simpo": {"beta": 2.0}} and kept["beta"] == 1.0
     assert "simpo.beta 2.0" in (tmp_path / "export" / "README.md").read_text()
@@ -557,10 +556,12 @@ def own(tmp_path_factory):
 def test_a_loss_of_a_file_is_trained_with_options_of_its_own(capsys, own, tmp_path):
     """ln 2 · ½² = 0.1733 at the start, with γ = 2; ln 2 · ½^½ = 0.4901 with γ = ½."""
     flags = [CONFIG, *SMALL, "--config.loss.name=focal", f"--losses={own}"]
+    flags += ["--config.eval.rollouts=0", "--config.eval.at_start=False"]
     gamma = "--config.loss.options.focal.focal_gamma"
-    for name, more, loss in [("a", [], 0.1733), ("b", [f"{gamma}=0.5"], 0.4901)]:
+    cases = ("a", "--config.data.eval=", 0.1733), ("b", f"{gamma}=0.5", 0.4901)
+    for name, more, loss in cases:
         run = tmp_path / name
-        code, _, err = call(capsys, "train", *flags, *more, f"--workdir={run}")
+        code, _, err = call(capsys, "train", *flags, more, f"--workdir={run}")
         assert code == 0, err
         first = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
         assert first["loss"] == pytest.approx(loss, abs=1e-4)

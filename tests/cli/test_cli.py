@@ -229,29 +229,29 @@ def test_trace_begins_behind_the_first_step_and_ends(monkeypatch):
 
 
 def test_evaluate_finds_what_the_run_found(capsys, trained, tmp_path):
+    """What a run is need not be typed again."""
     run, out = trained[2], tmp_path / "found.json"
-    flags = [f"--workdir={run}", f"--out={out}", *SMALL]
-    code, printed, _ = call(capsys, "evaluate", CONFIG, *flags)
+    code, printed, _ = call(capsys, "evaluate", f"--workdir={run}", f"--out={out}")
     assert code == 0 and printed.startswith(f"step 3 of {run}\n")
     found, wanted = json.loads(out.read_text()), last_eval(run)
     assert found["step"] == 3
     assert found["values"].keys() == wanted.keys() - {"step", "split"}
     for name, value in found["values"].items():
         assert value == pytest.approx(wanted[name], rel=1e-6, abs=1e-6), name
+    ran = json.loads((run / "results.json").read_text())["values"]
+    assert found["values"] == pytest.approx(ran, rel=1e-5)
 
 
 def test_a_run_folder_has_its_configuration(capsys, trained, tmp_path):
-    """What a run is need not be typed again; overrides lie on top."""
+    """It may be typed again, too; overrides lie on top."""
     run, out = trained[2], tmp_path / "values.json"
-    code, _, err = call(capsys, "evaluate", f"--workdir={run}", f"--out={out}")
-    assert code == 0, err
-    whole = json.loads(out.read_text())["values"]
-    ran = json.loads((run / "results.json").read_text())["values"]
-    assert whole == pytest.approx(ran, rel=1e-5)
-    flags = [f"--workdir={run}", f"--out={out}", "--config.eval.limit=8"]
-    code, _, err = call(capsys, "evaluate", *flags, "--config.eval.rollouts=0")
-    assert code == 0, err
-    assert json.loads(out.read_text())["values"]["loss"] != whole["loss"]
+    flags = [f"--workdir={run}", f"--out={out}", "--config.eval.rollouts=0"]
+    losses = []
+    for more in ([CONFIG, *SMALL], ["--config.eval.limit=8"]):
+        code, _, err = call(capsys, "evaluate", *more, *flags)
+        assert code == 0, err
+        losses.append(json.loads(out.read_text())["values"]["loss"])
+    assert losses[0] == pytest.approx(last_eval(run)["loss"]) != losses[1]
     shown = call(capsys, "show", f"--workdir={run}")
     assert shown == call(capsys, "show", CONFIG, *SMALL) and shown[0] == 0
     code, _, err = call(capsys, "show", f"--workdir={tmp_path}")

@@ -116,7 +116,7 @@ def _train(launch: Launch, owned: owning.Owned) -> Summary:
     checkpoints = restoring.checkpoints_of(workdir, config, owned.attempt)
     with checkpoints:
         first = restoring.first_step(
-            checkpoints, parts.steps, workdir, forks=launch.forks
+            checkpoints, parts.steps, workdir, owned.attempt, forks=launch.forks
         )
         launch.stop.rest(first)
         with clock.bucket("setup"):

@@ -194,6 +194,15 @@ def read_paper(file: Path) -> dict[tuple[str, float], Paper]:
         }
 
 
+def print_table(figure: Figure, about: str | None) -> None:
+    """Prints the table of the tier and folder of the command line."""
+    made = argparse.ArgumentParser(description=about)
+    made.add_argument("--tier", choices=figure.tiers, default="quick")
+    made.add_argument("--out", type=Path, required=True, help="folder of the tier")
+    given = made.parse_args()
+    sys.stdout.write(table(figure, given.tier, given.out))
+
+
 def table(figure: Figure, tier: str, out: Path) -> str:
     """Lays our rates beside the paper's, in Markdown; writes it, and a figure.
 

@@ -101,6 +101,9 @@ def _found(
     """
     section, kind = config.data, OBJECTIVES[config.objective].rows
     generated = origin.part.source in sources.GENERATED
+    template = None  # without a tokenizer nothing is rendered
+    if tokenizer is not None:
+        template = tokenize.read_chat_template(section.chat_template, tokenizer)
     seed = order_seed(config.seed, section.seed)
     reading = {
         "split": split,
@@ -119,7 +122,7 @@ def _found(
     }
     tokenizing = {
         "join": section.join,
-        "chat_template": tokenize.read_chat_template(section.chat_template, tokenizer),
+        "chat_template": template,
         "now": section.now,
         "max_tokens": section.max_tokens,
         "max_prompt_tokens": section.max_prompt_tokens,

@@ -18,7 +18,7 @@ from dpo_jax.data.mixture import Sources
 from dpo_jax.models import scalar as scalar_head
 from dpo_jax.models.decoder import abstract_params, leaves
 from dpo_jax.models.spec import DecoderSpec
-from dpo_jax.objectives import OBJECTIVES
+from dpo_jax.objectives import OBJECTIVES, balanced
 from dpo_jax.objectives.judged import Kind
 from dpo_jax.sharding import arrays, rules
 from dpo_jax.train import optimizer, step, throughput
@@ -36,6 +36,7 @@ from dpo_jax.wiring.objective import (
     make_objective,
     needs_whole_reference,
     start_stats,
+    with_routers,
 )
 from dpo_jax.wiring.on_policy import Learning, floats_of, moving
 from dpo_jax.wiring.scoring import Scorer
@@ -100,14 +101,16 @@ def minimised(
 ) -> Minimised:
     """Finds what a run minimises; arguments are those of `make_trainer`."""
     name, rows = config.objective, arrays.row_sharding(mesh, leading=1)
+    coef = config.model.router_aux_coef
     chunk, kind = config.model.logits_chunk, OBJECTIVES[name]
     learning, step_of, places = None, lambda update: update, rows
-    ref, floats, heat = dict(config.ref), {}, 1.0
+    ref, floats, heat = dict(config.ref), {balanced.COEF: coef} if coef else {}, 1.0
     if sizes is not None:
         given, heat = config[name], config.rollout.temperature
         learning = Learning(name, given, mesh, model.apply, chunk, heat, value)
         step_of, places = learning.turns, Turn._make((rows, arrays.replicated(mesh)))
-        floats, ref = floats_of(name, given), moving(name, given, ref, sizes.updates)
+        floats |= floats_of(name, given)
+        ref = moving(name, given, ref, sizes.updates)
     if not isinstance(kind, Kind):
         assert learning is not None
         objective, stats = learning.objective, learning.stats
@@ -115,6 +118,7 @@ def minimised(
         if objective.algorithm.critic:
             head = functools.partial(scalar_head.value_head, model.spec)
             beside = abstract_params(value.spec) if value else jax.eval_shape(head)
+        objective = with_routers(objective, model.spec, weighted=coef > 0)
         return Minimised(objective, stats, floats, beside, step_of, places, ref)
     whole = reference if needs_whole_reference(losses) else None
     objective = make_objective(
@@ -127,6 +131,7 @@ def minimised(
         temperature=heat,
         labels=config.online.labels,
     )
+    objective = with_routers(objective, model.spec, weighted=coef > 0)
     stats = start_stats(losses)
     return Minimised(objective, stats, floats, None, step_of, places, ref)
 
@@ -328,9 +333,11 @@ def shares(sources: Sources, ids: Sequence[int]) -> dict[str, float]:
 def sizes(spec: DecoderSpec) -> throughput.Sizes:
     """Counts what the FLOPs of a model depend on; a scalar head costs nothing."""
     kernels = re.compile("layers/.*/kernel")
-    shapes = (leaf.shape for p, leaf in leaves(spec).items() if kernels.fullmatch(p))
+    ours = {p: leaf.shape for p, leaf in leaves(spec).items() if kernels.fullmatch(p)}
+    experts = sum(math.prod(ours[path]) for path in ours if "/experts/" in path)
+    idle = experts * (spec.experts - spec.experts_per_token) // max(spec.experts, 1)
     return throughput.Sizes(
-        trunk=sum(map(math.prod, shapes)),
+        trunk=sum(map(math.prod, ours.values())) - idle,
         head=0 if spec.scalar else spec.width * spec.vocab,
         queries=spec.heads * spec.head_dim,
     )

@@ -2,8 +2,7 @@
 
 import datetime
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -19,12 +18,11 @@ from dpo_jax.objectives import OBJECTIVES
 from dpo_jax.objectives.algorithms import SampleKind
 from dpo_jax.objectives.judged import Kind
 from dpo_jax.rewards import REWARDS, RewardTable
+from dpo_jax.schema import Section
 from dpo_jax.train import optimizer, trackers
 from dpo_jax.wiring import lora_checks, objective, rewarding, sample_checks
 from dpo_jax.wiring.data import Data
 from dpo_jax.wiring.objective import Losses
-
-Section = Mapping[str, Any]  # values of a section of the configuration
 
 
 def check(config: Config, table: LossTable, rewards: RewardTable = REWARDS) -> Losses:

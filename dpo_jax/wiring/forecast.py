@@ -4,6 +4,7 @@ The programs are those of `compiling`. A bound is what no run can be faster than
 number that the compiler does not give is unknown and never a reason to say "fits".
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,12 +13,11 @@ import jax
 from jax.sharding import Mesh
 
 from dpo_jax.data import layouts
-from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.sharding import arrays, chips, rules
 from dpo_jax.sharding import mesh as mesh_lib
-from dpo_jax.train import throughput
-from dpo_jax.wiring import compiling, training
+from dpo_jax.wiring import compiling, feeds
 from dpo_jax.wiring.compiling import Asked, Program
+from dpo_jax.wiring.feeds import Runs, Work
 from dpo_jax.wiring.parts import Parts
 
 MARGIN = 0.05  # of a chip's memory: the runtime's own, and gaps between arrays
@@ -236,7 +236,7 @@ def dropped(parts: Parts) -> list[str]:
     return told
 
 
-def runs_of(parts: Parts) -> list[tuple[float, DecoderSpec]]:
+def runs_of(parts: Parts) -> Runs:
     """Lists the forward passes that a step takes of each model."""
     if parts.turns is not None:
         return parts.runs(parts.trainer.frozen)
@@ -245,14 +245,6 @@ def runs_of(parts: Parts) -> list[tuple[float, DecoderSpec]]:
     if live and parts.reference is not None:
         runs.append((1.0, parts.reference.spec))
     return runs
-
-
-class Work(NamedTuple):
-    """What a step is given: tokens, scored ones, visible pairs by window."""
-
-    tokens: float
-    scored: float
-    visible: Callable[[int], float]
 
 
 def work_of(parts: Parts) -> Work:
@@ -270,11 +262,8 @@ def work_of(parts: Parts) -> Work:
     loads = parts.train
     step = max(range(len(loads)), key=lambda step: loads.facts(step)["tokens"])
     facts = loads.facts(step)
-    return Work(
-        facts["tokens"],
-        facts["scored"],
-        lambda window: loads.visible_pairs(step, window),
-    )
+    visible = functools.partial(loads.visible_pairs, step)
+    return Work(facts["tokens"], facts["scored"], visible)
 
 
 def causal(tokens: int) -> float:
@@ -282,24 +271,9 @@ def causal(tokens: int) -> float:
     return tokens * (tokens + 1) / 2
 
 
-def visible_of(spec: DecoderSpec, work: Work) -> float:
-    """Sums visible pairs over the layers."""
-    return sum(map(work.visible, spec.windows or (0,) * spec.layers))
-
-
 def model_flops(parts: Parts) -> float:
-    """Counts the FLOPs that a step needs, over all devices; see `throughput`."""
-    work = work_of(parts)
-    return sum(
-        passes
-        * throughput.forward_flops(
-            training.sizes(spec),
-            tokens=work.tokens,
-            scored=work.scored,
-            visible=visible_of(spec, work),
-        )
-        for passes, spec in runs_of(parts)
-    )
+    """Counts the FLOPs that a step needs, over all devices."""
+    return feeds.flops_of(runs_of(parts), work_of(parts))
 
 
 def flops_of(parts: Parts, program: Program) -> float:
@@ -308,7 +282,7 @@ def flops_of(parts: Parts, program: Program) -> float:
     shape, turns = shape_of(parts), parts.turns
     rows = shape.rows * microbatches_of(parts) if turns is None else turns.sizes.prompts
     queries = spec.layers * rows * shape.tokens * spec.heads * spec.head_dim
-    seen = visible_of(spec, work_of(parts)) * spec.heads * spec.head_dim
+    seen = work_of(parts).visible_to(spec) * spec.heads * spec.head_dim
     kernels = sum(
         count / queries * factor * seen
         for name, count in program.flops.kernels.items()

@@ -9,11 +9,10 @@ from jax.sharding import Mesh
 from dpo_jax import roles
 from dpo_jax.config import Config
 from dpo_jax.data.loader import Loader
-from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.rewards.ask import Reward
 from dpo_jax.train import throughput
 from dpo_jax.types import Frozen, Params
-from dpo_jax.wiring import feeds, reference, training, turns
+from dpo_jax.wiring import feeds, reference, turns
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring.data import Data
 from dpo_jax.wiring.feeds import Feed
@@ -102,7 +101,7 @@ class Parts(NamedTuple):
             own = model_wiring.own_params(self.reference, self.mesh, seed=seed)
         return roles.whole(own, frozen)
 
-    def runs(self, frozen: Frozen) -> list[tuple[float, DecoderSpec]]:
+    def runs(self, frozen: Frozen) -> feeds.Runs:
         """Lists the forward passes that a turn takes of each model."""
         assert self.turns is not None
         epochs = float(self.turns.sizes.epochs)  # each forward and backward
@@ -127,7 +126,7 @@ class Parts(NamedTuple):
         assert referred.train is not None
         runs = self.ask is not None and self.ref["mode"] == "live"
         other = self.reference.spec if self.reference is not None and runs else None
-        facts = training.make_facts(
+        facts = feeds.make_facts(
             referred.train, spec, other, peak, sources, passes=self.model.passes
         )
         return feeds.of_steps(referred.train, self.mesh, first, facts)

@@ -1,7 +1,6 @@
 """What on-policy runs refuse of a configuration, and what others refuse of theirs."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from dpo_jax import config as config_lib
 from dpo_jax import schema
@@ -11,9 +10,8 @@ from dpo_jax.errors import unknown
 from dpo_jax.losses import Bound
 from dpo_jax.objectives import ON_POLICY
 from dpo_jax.sampling import compare
+from dpo_jax.schema import Section
 from dpo_jax.wiring import rewarding
-
-Section = Mapping[str, Any]  # values of a section of the configuration
 
 LEAST_OF_FRONTIER = 32  # samples of a prompt
 OF_SAMPLES = ("rollout", *ON_POLICY)  # sections that on-policy runs read

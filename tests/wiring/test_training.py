@@ -69,7 +69,10 @@ def step_text(key="", value=None):
         policy = model_wiring.make_model(config, None, spec)
         reference = model_wiring.reference_model(policy, config.ref, alone)
         steps = config.train.steps or STEPS
-        trainer = training.make_trainer(config, losses, policy, reference, alone, steps)
+        models = training.Models(policy, reference)
+        trainer = training.make_trainer(
+            config, losses, models, alone, steps, config.ref
+        )
         batch = compiling.abstract_batch(Shape(2, 32, 16, 2, 1), 1, alone)
         scored = batch.targets.update(dtype=jnp.float32)
         batch = annotate.with_tokens(batch, {"ref_logps": scored})

@@ -5,7 +5,7 @@ of the code what the code does not. The pages of the experiments are their own R
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from mkdocs.structure.files import File, Files
 from dpo_jax import losses, schema, trl
 from dpo_jax.configs import papers
 from dpo_jax.data.sources import published
+from dpo_jax.markdown import table
 from dpo_jax.models.families import FAMILIES
 from dpo_jax.report import glossary
 
@@ -22,12 +23,6 @@ ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = ROOT / "experiments"
 SHOWN = re.compile(r"^\{\{ (\w+) \}\}$", re.MULTILINE)
 LINK = re.compile(r"\]\(([\w./-]+)\)")
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns a table of Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def value(given: Any) -> str:
@@ -44,7 +39,7 @@ def keys() -> str:
         row = f"`{name}`", value(key.default), key.meaning.replace("|", "\\|"), allowed
         sections.setdefault(section, []).append(row)
     header = "key", "default", "meaning", "choices"
-    return "\n\n".join(
+    return "\n".join(
         f"## {section}\n\n{table(header, rows)}" for section, rows in sections.items()
     )
 

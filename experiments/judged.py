@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dpo_jax import markdown
 from dpo_jax.config import parse_arg
 from dpo_jax.data import sources
 from dpo_jax.data.sources.hh import ASSISTANT
@@ -272,14 +273,15 @@ def table(figure: Figure, tier: str, out: Path) -> str:
     rows = json.loads((out / "winrate" / "winrate.json").read_text())["rows"]
     paper = read_paper(Path(figure.folder) / "expected.csv")
     of = figure.tiers[tier]
-    lines = ["| judge | method | T | ours | paper | z |", "|---|---|---|---|---|---|"]
+    lines = []
     for judge in dict.fromkeys(row["judge"] for row in rows):
         own = [row for row in rows if row["judge"] == judge]
         for (method, heat), theirs in paper.items():
             row = _ours(own, figure.names.get(method), heat)
-            cells = [judge, method, f"{heat:g}", *_cells(row, theirs, of.comparable)]
-            lines.append(f"| {' | '.join(cells)} |")
-    text = "\n".join([*lines, "", f"Comparable: {of.comparable}."]) + "\n"
+            cells = _cells(row, theirs, of.comparable)
+            lines.append([judge, method, f"{heat:g}", *cells])
+    text = markdown.table(("judge", "method", "T", "ours", "paper", "z"), lines)
+    text += f"\nComparable: {of.comparable}.\n"
     (out / "table.md").write_text(text, encoding="utf-8")
     return text
 

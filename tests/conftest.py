@@ -48,6 +48,20 @@ def shared() -> Path:
     return Path(folder)
 
 
+@pytest.fixture
+def quick_compilations():
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
+def in_float64():
+    with jax.enable_x64(True):
+        yield
+
+
 class Store(memory.MemoryFileSystem):
     """An object store: no append, no rename, each object put once or replaced whole."""
 

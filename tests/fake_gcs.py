@@ -81,7 +81,8 @@ class FakeStore:
 
         self.server = Server(("127.0.0.1", 0), type("H", (Handler,), {"store": store}))
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        serve = self.server.serve_forever
+        threading.Thread(target=serve, args=(0.01,), daemon=True).start()  # to end soon
 
     def close(self):
         self.server.shutdown()

@@ -11,12 +11,7 @@ import pytest
 
 from dpo_jax import exact
 
-
-@pytest.fixture(autouse=True)
-def in_float64():
-    with jax.enable_x64(True):
-        yield
-
+pytestmark = pytest.mark.usefixtures("in_float64")
 
 # One compiled program a call in place of one an operation.
 best_of_n = jax.jit(exact.best_of_n)

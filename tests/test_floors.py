@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     "trl types errors precision files gcs folders lines heads logps columns exact"
-    " schema config config_files models roles sharding report",
+    " markdown schema config config_files models roles sharding report",
     "losses data sampling train evals configs",
     "objectives rewards launch gallery experiments",
     "wiring build inspection booking hours",

@@ -156,14 +156,6 @@ CASES = {  # vocab, options; the chunk divides the list's 6 entries or does not
 }
 
 
-@pytest.fixture
-def quick_compilations():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 @pytest.mark.usefixtures("quick_compilations")
 @pytest.mark.parametrize("dtype, atol", [("float64", 1e-10), ("float32", 1e-5)])
 @pytest.mark.parametrize("case", CASES)

@@ -9,6 +9,7 @@ nothing of models, data or optimizers.
 
 from collections.abc import Mapping
 
+from dpo_jax import markdown
 from dpo_jax.errors import ConfigError, unknown
 from dpo_jax.losses import (
     batch,
@@ -374,9 +375,9 @@ LOSSES: dict[str, Loss | LossFn] = {
 
 def as_markdown(table: LossTable) -> str:
     """Renders the table of the documentation."""
-    lines = ["| name | loss | options | source |", "|---|---|---|---|"]
+    rows = []
     for name in table:
         row = find(name, table)
         used = ", ".join(f"`{option}`" for option in options(row)) or "–"
-        lines.append(f"| `{name}` | {row.formula} | {used} | {row.source} |")
-    return "\n".join(lines) + "\n"
+        rows.append((f"`{name}`", row.formula, used, row.source))
+    return markdown.table(("name", "loss", "options", "source"), rows)

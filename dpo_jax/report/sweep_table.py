@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from etils import epath
 
-from dpo_jax import files
+from dpo_jax import files, markdown
 from dpo_jax.errors import DataError
 from dpo_jax.report import arms as arms_lib
 from dpo_jax.report import comparison as comparison_lib
@@ -272,10 +272,9 @@ def as_markdown(tables: Sequence[ReportTable], notes: Sequence[str]) -> str:
     """Renders tables and notes as Markdown."""
     parts = []
     for table in tables:
-        grid = [table.columns, *([cell_text(c) for c in row] for row in table.rows)]
-        lines = ["| " + " | ".join(map(_markdown, row)) + " |" for row in grid]
-        lines.insert(1, "|" + "---|" * len(table.columns))
-        parts.append(f"**{table.title}**\n\n" + "\n".join(lines) + "\n")
+        rows = ([_markdown(cell_text(cell)) for cell in row] for row in table.rows)
+        lines = markdown.table([*map(_markdown, table.columns)], rows)
+        parts.append(f"**{table.title}**\n\n{lines}")
     parts.append("\n".join(f"* {_markdown(note)}" for note in notes) + "\n")
     return "\n".join(parts)
 

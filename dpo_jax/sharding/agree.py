@@ -141,5 +141,5 @@ def agreed(compute: Callable[[], Any]) -> Any:
     if failure:
         raise failure
     if code == -2:
-        raise ModelError("process 0 cannot use the checkpoints; see its message")
+        raise ModelError("process 0 cannot go on; see its message")
     return None if code == -1 else code

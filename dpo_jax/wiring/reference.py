@@ -27,6 +27,7 @@ from dpo_jax.models import attention, files
 from dpo_jax.sharding import arrays, rules
 from dpo_jax.train import annotate, manifest
 from dpo_jax.types import Array, Frozen, Params
+from dpo_jax.wiring import making
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring.data import folder_beside
 from dpo_jax.wiring.model import Ask, Model
@@ -228,7 +229,8 @@ class CacheFiller:
             store = Store(ref_cache.next_folder(store.folder), self._wanted)
             logging.error("reference cache: all is computed again in %s", store.folder)
             sample = []
-        self._score_missing(store)
+        with making.alone(store.folder, lambda: not self._missing(store)) as beat:
+            self._score_missing(store, beat)
         multihost_utils.sync_global_devices("reference cache written")
         store.refresh()
         if store.missing():
@@ -304,8 +306,20 @@ class CacheFiller:
             for record, which, at in step.loads.responses_at(step.number)
         }
 
-    def _score_missing(self, store: Store) -> None:
-        """Runs the reference over the steps that hold a response not yet known."""
+    def _missing(self, store: Store) -> int:
+        """Reads what other runs have written; counts what is missing still."""
+        if store.missing():
+            store.refresh()
+        return store.missing()
+
+    def _score_missing(self, store: Store, beat: Callable[[], object]) -> None:
+        """Runs the reference over the steps that hold a response not yet known.
+
+        Args:
+          store: of its entries.
+          beat: is called before each step.
+        """
+        store.refresh()  # of who was waited for
         due = self._due(store)
         if not due:
             return
@@ -319,6 +333,7 @@ class CacheFiller:
         )
         with ref_cache.writer(store, shard_tokens=ref_cache.SHARD_TOKENS) as add:
             for step in due:
+                beat()
                 scored = self._scored(step)
                 new = {k: v for k, v in scored.items() if k not in store.entries}
                 if first:

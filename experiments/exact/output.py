@@ -15,6 +15,7 @@ import jax
 import matplotlib
 from matplotlib.figure import Figure
 
+from dpo_jax import markdown
 from dpo_jax.report.figures import COLORS
 
 INK = "#333333"
@@ -93,12 +94,8 @@ def as_markdown(table: Table, expected: Expected) -> str:
         printed = expected.get(key, "")
         return number(table[key]) + (f" ({printed})" if printed else "")
 
-    lines = ["| case | " + " | ".join(quantities) + " |"]
-    lines.append("|" + "---|" * (len(quantities) + 1))
-    for case in cases:
-        cells = [cell((case, quantity)) for quantity in quantities]
-        lines.append("| " + " | ".join([case, *cells]) + " |")
-    return "\n".join(lines)
+    rows = ([case, *(cell((case, name)) for name in quantities)] for case in cases)
+    return markdown.table(["case", *quantities], rows)
 
 
 def main(
@@ -129,5 +126,5 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     write_csv(out / "table.csv", table, expected)
     draw(results).savefig(out / "figure.png")
-    print(as_markdown(table, expected))
+    print(as_markdown(table, expected), end="")
     print(f"\nours (expected); {seconds:.0f} s; table.csv and figure.png in {out}")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dpo_jax import markdown
 from experiments.fig2_imdb_frontier import claims, figure
 from experiments.fig2_imdb_frontier import points as points_lib
 from experiments.fig2_imdb_frontier.figure import Paper
@@ -111,13 +112,6 @@ def trials_table(points: Sequence[Point]) -> Rows:
     return rows
 
 
-def markdown(rows: Rows) -> str:
-    """Renders a table; its first row names the columns."""
-    head, *body = rows
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in body)]) + "\n"
-
-
 def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
     """Writes rows, the names of the columns first."""
     with path.open("w", encoding="utf-8", newline="") as file:
@@ -132,7 +126,10 @@ def write(out: Path) -> str:
     write_csv(out / "points.csv", [Point._fields, *found.points])
     write_csv(out / "table.csv", [*methods, [], *trials])
     held = [["", "claim", "seen"], *map(claims.row, claims.check(found))]
-    text = "\n".join(map(markdown, (methods, paper_table(paper), trials, held)))
+    text = "\n".join(
+        markdown.table(head, rows)
+        for head, *rows in (methods, paper_table(paper), trials, held)
+    )
     (out / "table.md").write_text(text, encoding="utf-8")
     figure.draw(found, paper).savefig(out / "figure.png")
     return text

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from dpo_jax import markdown
 from dpo_jax.cli import common
 from dpo_jax.config import Config
 from dpo_jax.configs import ppo
@@ -197,16 +198,16 @@ def roll_out(ours: Ours, vocab: int, args: argparse.Namespace) -> dict[str, floa
     return found
 
 
-def line(row: Row) -> str:
+def line(row: Row) -> list[str]:
     """Writes a line of the table."""
-    speeds = f"{row.ours:.1f} | {row.theirs:.1f} | {row.ours / row.theirs:.2f}"
-    return f"| {row.prompts} | {row.samples} | {row.how} | {speeds} |"
+    speeds = f"{row.ours:.1f}", f"{row.theirs:.1f}", f"{row.ours / row.theirs:.2f}"
+    return [str(row.prompts), str(row.samples), row.how, *speeds]
 
 
 def table(rows: Sequence[Row]) -> str:
     """Writes the table."""
-    head = "| prompts | samples | picked | tokens/s | transformers | × |"
-    return "\n".join([head, "|---|---|---|---|---|---|", *map(line, rows)]) + "\n"
+    head = "prompts", "samples", "picked", "tokens/s", "transformers", "×"
+    return markdown.table(head, map(line, rows))
 
 
 def config(args: argparse.Namespace) -> Config:

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from dpo_jax import markdown
 from experiments.throughput import inputs
 
 ROOT = Path(__file__).parents[2]
@@ -104,22 +105,25 @@ def table(results: Sequence[Result], least: Needed, pairs: int) -> str:
     """
     theirs = [r for r in results if r.name.startswith("TRL")]
     base = min(theirs or results[:1], key=lambda r: r.seconds)
-    lines = [
-        f"| contender | pairs/s | × {'TRL' if theirs else base.name} | "
-        "useful tokens/s | of the matmul peak | peak GB | padding | "
-        "loss, first and last step |",
-        "|---|---|---|---|---|---|---|---|",
+    head = [
+        *("contender", "pairs/s", f"× {'TRL' if theirs else base.name}"),
+        *("useful tokens/s", "of the matmul peak", "peak GB", "padding"),
+        "loss, first and last step",
     ]
-    for r in results:
-        padding = "–" if math.isnan(r.padding) else f"{r.padding:.1%}"
-        lines.append(
-            f"| {r.name} | {pairs / r.seconds:.3f} | "
-            f"{base.seconds / r.seconds:.2f} | {least.tokens / r.seconds:.0f} | "
-            f"{least.seconds / r.seconds:.1%} | "
-            f"{r.peak_bytes / 1e9:.2f} | {padding} | "
-            f"{r.losses[0]:.6f}, {r.losses[-1]:.6f} |"
-        )
-    return "\n".join(lines) + "\n"
+    rows = (
+        [
+            r.name,
+            f"{pairs / r.seconds:.3f}",
+            f"{base.seconds / r.seconds:.2f}",
+            f"{least.tokens / r.seconds:.0f}",
+            f"{least.seconds / r.seconds:.1%}",
+            f"{r.peak_bytes / 1e9:.2f}",
+            "–" if math.isnan(r.padding) else f"{r.padding:.1%}",
+            f"{r.losses[0]:.6f}, {r.losses[-1]:.6f}",
+        ]
+        for r in results
+    )
+    return markdown.table(head, rows)
 
 
 def apart(results: Sequence[Result]) -> float:

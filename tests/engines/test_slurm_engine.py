@@ -1,13 +1,14 @@
 """A real SLURM of two nodes on loopback runs sweeps of trials of two nodes each."""
 
+import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import processes
 import pytest
 from equal_runs import TIMING_KEYS
 
@@ -53,12 +54,7 @@ def submit(slurm, out, *flags):
     return sweep(slurm, out, "--launcher=slurm", args, *flags)
 
 
-def wait_for(condition):
-    until = time.monotonic() + LIMIT
-    while not (found := condition()):
-        assert time.monotonic() < until
-        time.sleep(0.5)
-    return found
+wait_for = functools.partial(processes.wait_for, seconds=LIMIT, every=0.5)
 
 
 def finished(slurm, out):

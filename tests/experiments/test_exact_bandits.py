@@ -16,13 +16,7 @@ from experiments.exact.ipo_bandit import run as ipo_bandit
 from experiments.exact.label_noise import run as label_noise
 from experiments.exact.misspecified import run as misspecified
 
-
-@pytest.fixture(autouse=True)
-def in_float64():
-    with jax.enable_x64(True):
-        yield
-
-
+pytestmark = pytest.mark.usefixtures("in_float64")
 PRINTED = {  # X2, digits as published or derived
     ("D1", 0.1): (0.9644, 0.0344, 0.0012),
     ("D1", 0.5): (0.5627, 0.2889, 0.1483),

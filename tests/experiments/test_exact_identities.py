@@ -8,11 +8,7 @@ import pytest
 from experiments.exact.frontier import run as frontier
 from experiments.exact.identities import run as identities
 
-
-@pytest.fixture(autouse=True)
-def in_float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("in_float64")
 
 
 def test_frontier():

@@ -14,11 +14,7 @@ from dpo_jax.types import ListLogps
 from experiments.exact import common
 from experiments.exact.optimal_policy import run, trie
 
-
-@pytest.fixture(autouse=True)
-def in_float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("in_float64")
 
 
 def test_dpo_and_ipo_recover_their_closed_forms_over_arms():

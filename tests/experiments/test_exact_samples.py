@@ -13,11 +13,7 @@ from experiments.exact import common, enumerable
 from experiments.exact.how_many_pairs import run as how_many_pairs
 from experiments.exact.on_policy_bandit import run as on_policy_bandit
 
-
-@pytest.fixture(autouse=True)
-def in_float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("in_float64")
 
 
 def small_world():

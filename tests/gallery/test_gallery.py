@@ -2,10 +2,10 @@
 
 import math
 import xml.etree.ElementTree as ET
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from pages import EVIL, Page
 
 from dpo_jax import cli, gallery
 from dpo_jax.cli.own_functions import losses_of
@@ -27,25 +27,6 @@ MARGIN = (  # −log σ and kin of Δ alone
     | {"tdpo2", "beta_dpo", "odpo", "mmpo", "d2po", "alpha_dpo", "dr_dpo", "simpo"}
     | {"rpo", "rebel"}
 )
-
-
-EVIL = "<script>alert('x')</script>\x1b[31mred & \u202eback\x85"
-
-
-class Page(HTMLParser):
-    """Collects the tags with their attributes and the text of a page."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.words = [], []
-        self.feed(text)
-        self.text = "".join(self.words)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.words.append(data)
 
 
 @pytest.fixture(scope="module")

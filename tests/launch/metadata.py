@@ -18,7 +18,8 @@ def served(hosts, address="127.0.0.1"):
             "tpu-env": "ACCELERATOR_TYPE: 'v4-16'\nZONE: 'us-central2-b'\n",
         }
         server = ThreadingHTTPServer(("127.0.0.1", 0), handler(told))
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        serve = server.serve_forever
+        threading.Thread(target=serve, args=(0.01,), daemon=True).start()
         servers.append(server)
     try:
         yield [server.server_port for server in servers]

@@ -1,14 +1,13 @@
 """Hosts that run each trial together: who is announced, who waits, who is killed."""
 
 import collections
-import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from processes import starting, wait_for
 from racing import planned
 
 from dpo_jax.launch import states
@@ -21,23 +20,12 @@ LIMIT = 240  # seconds
 @pytest.fixture
 def host(tmp_path, fake_gcs):
     """Starts hosts; none outlives the test."""
-    started = []
     variables = {"TWO_HOSTS_EVENTS": str(tmp_path)}
     variables["STORAGE_EMULATOR_HOST"] = fake_gcs.url
-
-    def start(out, index, seconds=120):
-        line = [sys.executable, str(SCRIPT), str(out), str(index), str(seconds)]
-        environment = {**os.environ, **variables}
-        process = subprocess.Popen(
-            line, stdout=subprocess.PIPE, text=True, env=environment
+    with starting(variables) as start:
+        yield lambda out, index, seconds=120: start(
+            sys.executable, SCRIPT, out, index, seconds
         )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
 
 
 def events(folder):
@@ -46,13 +34,6 @@ def events(folder):
     lines = path.read_text().splitlines() if path.exists() else []
     split = [line.split(" ", 4) for line in lines]
     return [(float(at), *rest) for at, *rest in split]
-
-
-def wait_for(condition):
-    until = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.05)
 
 
 def assert_done_once(folder, out):

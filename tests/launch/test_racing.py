@@ -3,12 +3,12 @@
 import collections
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from processes import starting, wait_for
 from racing import STEPS, TRIALS, planned, state_of
 
 from dpo_jax.launch import states
@@ -21,21 +21,10 @@ LIMIT = 240  # seconds
 @pytest.fixture
 def worker(tmp_path, fake_gcs):
     """Starts workers; none outlives the test."""
-    started = []
-    environment = {**os.environ, "STORAGE_EMULATOR_HOST": fake_gcs.url}
-
-    def start(seconds, whose):
-        line = [sys.executable, str(SCRIPT), str(tmp_path), str(seconds), whose]
-        process = subprocess.Popen(
-            line, stdout=subprocess.PIPE, text=True, env=environment
+    with starting({"STORAGE_EMULATOR_HOST": fake_gcs.url}) as start:
+        yield lambda seconds, whose: start(
+            sys.executable, SCRIPT, tmp_path, seconds, whose
         )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
 
 
 def events(out):
@@ -44,13 +33,6 @@ def events(out):
     lines = path.read_text().splitlines() if path.exists() else []
     split = [line.split(" ", 3) for line in lines]
     return [(float(at), name, int(token), what) for at, name, token, what in split]
-
-
-def wait_for(condition):
-    until = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.02)
 
 
 def parent_of(pid):

@@ -5,14 +5,13 @@ import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
-from html.parser import HTMLParser
 
 import pytest
+from pages import EVIL, Page
 
 from dpo_jax.errors import DataError, WriteError
 from dpo_jax.report import figures, frontier, html, runs, tables
 
-EVIL = "<script>alert('x')</script>\x1b[31mred & \u202eback\x85"
 SHOWN = "<script>alert('x')</script>␛[31mred & \ufffdback\ufffd"
 CONFIG = {
     "seed": 1,
@@ -39,22 +38,6 @@ def write_run(folder, lines=None, **files):
     for stem, value in {"config": CONFIG, "data": DATA, **files}.items():
         (folder / f"{stem}.json").write_text(json.dumps(value))
     return folder
-
-
-class Page(HTMLParser):
-    """Collects the tags with their attributes and the text of a page."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.words = [], []
-        self.feed(text)
-        self.text = "".join(self.words)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.words.append(data)
 
 
 def test_load_reads_all_files_and_leaves_out_a_half_line(tmp_path):

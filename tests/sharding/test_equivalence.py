@@ -29,6 +29,7 @@ from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.train import annotate, optimizer, step
 from dpo_jax.types import Record
 
+pytestmark = pytest.mark.usefixtures("quick_compilations")
 MESHES = {"1": (1, 1, 1), "8x1x1": (8, 1, 1), "2x4x1": (2, 4, 1), "2x2x2": (2, 2, 2)}
 LAYOUTS = ("padded", "packed", "prefix_shared")
 VOCAB, LONGEST, PAIRS, LR = 64, 32, 8, 0.5
@@ -125,14 +126,6 @@ def results(layout, microbatches, name):
     with jax.set_mesh(mesh):
         run = compile_run(mesh)
         return run(batch, policy, other), run(batch, policy, policy)[0]
-
-
-@pytest.fixture(autouse=True)
-def quick_compilations():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def places():

@@ -3,17 +3,17 @@
 The store is the tests' own, over HTTP, for gcsfs and tensorstore alike (extra `gcs`).
 """
 
+import functools
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from importlib import util
 from pathlib import Path
 
 import pytest
 from fake_gcs import FakeStore
+from processes import starting, wait_for
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 900  # seconds
@@ -43,7 +43,6 @@ def fake():
 @pytest.fixture
 def verb(fake):
     """Starts a verb that speaks to the store; none outlives the test."""
-    started = []
     variables = {
         "STORAGE_EMULATOR_HOST": fake.url,
         "TENSORSTORE_GCS_HTTP_URL": fake.url,
@@ -52,22 +51,8 @@ def verb(fake):
         "GCE_METADATA_HOST": "127.0.0.1:9",
         "DPO_JAX_COMPILE_CACHE": str(ROOT / ".cache" / "jax"),
     }
-
-    def start(*arguments):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "dpo_jax", *map(str, arguments)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, **variables},
-        )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
+    with starting(variables, stderr=subprocess.STDOUT) as start:
+        yield functools.partial(start, sys.executable, "-m", "dpo_jax")
 
 
 def ended(process):
@@ -92,13 +77,13 @@ def lines_of(texts):
 def test_killed_and_resumed_it_is_the_run_that_a_disk_has(fake, verb, tmp_path):
     """kill -9 behind the second checkpoint; another attempt goes on from it."""
     first = verb(*train(URL))
-    pointer, until = (
-        "bucket/out/run/checkpoints/published.json",
-        time.monotonic() + LIMIT,
-    )
-    while b"attempt-0001/5" not in fake.objects.get(pointer, (b"",))[0]:
-        assert time.monotonic() < until and first.poll() is None
-        time.sleep(0.02)
+    pointer = "bucket/out/run/checkpoints/published.json"
+
+    def saved():
+        assert first.poll() is None
+        return b"attempt-0001/5" in fake.objects.get(pointer, (b"",))[0]
+
+    wait_for(saved, seconds=LIMIT)
     first.send_signal(signal.SIGKILL)
     first.wait()
     printed = ended(verb(*train(URL)))

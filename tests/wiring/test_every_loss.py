@@ -30,7 +30,7 @@ from dpo_jax.types import Head, Record
 from dpo_jax.wiring import checks
 from dpo_jax.wiring import objective as wiring
 
-pytestmark = pytest.mark.losses
+pytestmark = [pytest.mark.losses, pytest.mark.usefixtures("quick_compilations")]
 ROOT = Path(__file__).parents[2]
 VOCAB, RECORDS = 11, 8
 NAMES = sorted(LOSSES)
@@ -161,14 +161,6 @@ def graded(config, layout, microbatches, devices):
         )
     means = {name: s / max(n, 1) for name, (s, n) in sums.items()}
     return {"loss": loss, **means, **stats}, grads
-
-
-@pytest.fixture(autouse=True)
-def quick_compilations():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.mark.parametrize("name, options", CASES, ids=IDS)

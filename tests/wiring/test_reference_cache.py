@@ -1,8 +1,11 @@
 """A run with a cached reference is the run with a live one, without holding it."""
 
+import contextlib
 import gc
 import json
 import re
+import threading
+import time
 from pathlib import Path
 
 import jax
@@ -16,11 +19,13 @@ from dpo_jax.data import ref_cache as cache_lib
 from dpo_jax.data.sources import sentiment
 from dpo_jax.data.sources.files import Request
 from dpo_jax.errors import ConfigError, Preempted
+from dpo_jax.folders import folder_at
+from dpo_jax.launch.attempts import Claims
 from dpo_jax.losses import LOSSES
 from dpo_jax.models import hf
 from dpo_jax.sharding import arrays
 from dpo_jax.sharding.mesh import make_mesh
-from dpo_jax.wiring import checks, evaluation, feeds
+from dpo_jax.wiring import checks, evaluation, feeds, making
 from dpo_jax.wiring import reference as wiring
 
 pytestmark = pytest.mark.losses
@@ -148,8 +153,9 @@ def test_cached_numbers_are_the_live_ones_in_another_layout(configured, tmp_path
 
 
 def test_second_run_of_a_sweep_runs_the_reference_for_the_check_only(
-    configured, tmp_path, forwards, caplog
+    configured, tmp_path, forwards, caplog, monkeypatch
 ):
+    """Where it is there, and where another run makes it at the same time."""
     caplog.set_level("INFO", logger="absl")
     prepared(configured(), tmp_path / "one")
     total = 2 * (160 + EVALUATED)
@@ -171,6 +177,39 @@ def test_second_run_of_a_sweep_runs_the_reference_for_the_check_only(
         spread = [0, 12, 3] if "batch__microbatches" in change else [0, 10, 1]
         assert forwards == spread and "forward passes" not in caplog.text
     assert shards(tmp_path) == before
+    forwards.clear()
+    with made_by_another(tmp_path, before, caplog, monkeypatch):
+        prepared(configured(), tmp_path / "late")
+    assert forwards == [0] and "forward passes" not in caplog.text
+    assert shards(tmp_path) == before
+
+
+@contextlib.contextmanager
+def made_by_another(tmp_path, made, caplog, monkeypatch):
+    """Takes a cache away; another run, which has its lease, brings it when waited for.
+
+    Its file appears before that lease ends, and is not looked at again: who waits must
+    read once more when its turn has come.
+    """
+    ((path, data),) = made.items()
+    path.unlink()
+    taken = Claims("another run", 60.0).take(folder_at(path.parent / making.FOLDER), "")
+    monkeypatch.setattr(making, "LOOK", 0.02)
+    monkeypatch.setattr(wiring.CacheFiller, "_missing", lambda self, store: 1)
+    caplog.clear()
+
+    def finish():
+        until = time.monotonic() + 60
+        while "waiting for another run" not in caplog.text:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        path.write_bytes(data)
+        taken[0].end(0, "")
+
+    finishing = threading.Thread(target=finish)
+    finishing.start()
+    yield
+    finishing.join()
 
 
 def test_another_mesh_finds_the_same_entries(configured, tmp_path, forwards):

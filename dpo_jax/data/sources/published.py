@@ -7,6 +7,7 @@ to `tests/data/test_published.py`.
 
 from typing import NamedTuple
 
+from dpo_jax import markdown
 from dpo_jax.data.sources.mapping import DROPS, ColumnMap
 
 USUAL = ",".join(DROPS)
@@ -251,7 +252,7 @@ def name_of(source: str) -> str:
 
 def as_markdown() -> str:
     """Writes the table as the documentation has it."""
-    lines = ["| name | on the hub | what it holds |", "|---|---|---|"]
+    rows = []
     for name, row in PUBLISHED.items():
         hub = (
             f"`{row.hub}`"
@@ -259,5 +260,5 @@ def as_markdown() -> str:
             else f"[{row.file.rpartition('/')[2]}]({row.file})"
         )
         alike = [f"`{other}`" for other, its in ALIKE.items() if its == name]
-        lines.append(f"| `{name}` | {', '.join([hub, *alike])} | {row.about} |")
-    return "\n".join(lines) + "\n"
+        rows.append((f"`{name}`", ", ".join([hub, *alike]), row.about))
+    return markdown.table(("name", "on the hub", "what it holds"), rows)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dpo_jax import markdown
 from experiments.exact.leaderboard import methods
 from experiments.exact.leaderboard.methods import ENTRIES
 from experiments.exact.leaderboard.regimes import REGIMES
@@ -221,14 +222,13 @@ def as_markdown(board: Board, bounds: Bounds) -> str:
             "Chosen lr; scale († an end of its grid)": setting_of,
         }.items()
     ):
-        parts.append(f"**{title}**\n")
-        parts.append("| entry | " + " | ".join(REGIMES) + " |")
-        parts.append("|" + "---|" * (len(REGIMES) + 1))
-        for name, lines in groups.items():
-            cells = [cell(lines[r]) if r in lines else "" for r in REGIMES]
-            parts.append(f"| {title_of(name)} | " + " | ".join(cells) + " |")
-        for which, name in enumerate(BOUNDS if row == 0 else ()):
-            cells = [f"{bounds[regime][which]:.3f}" for regime in REGIMES]
-            parts.append(f"| {name} | " + " | ".join(cells) + " |")
-        parts.append("")
+        rows = [
+            [title_of(name), *(cell(lines[r]) if r in lines else "" for r in REGIMES)]
+            for name, lines in groups.items()
+        ]
+        rows += [
+            [name, *(f"{bounds[regime][which]:.3f}" for regime in REGIMES)]
+            for which, name in enumerate(BOUNDS if row == 0 else ())
+        ]
+        parts.append(f"**{title}**\n\n{markdown.table(['entry', *REGIMES], rows)}")
     return "\n".join(parts)

@@ -32,11 +32,12 @@ from dpo_jax.wiring import (
     outputs,
     owning,
     restoring,
+    weights,
 )
 from dpo_jax.wiring import data as data_wiring
-from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring.assembling import make_parts, total_steps
 from dpo_jax.wiring.digests import told
+from dpo_jax.wiring.model import make_policy
 from dpo_jax.wiring.outputs import Summary
 from dpo_jax.wiring.parts import Parts
 from dpo_jax.wiring.reference import Referred
@@ -152,9 +153,8 @@ def _train(launch: Launch, owned: owning.Owned) -> Summary:
         owned.check()
         if jax.process_index() == 0:
             outputs.leave_behind(workdir, parts.steps, values, results, sampled)
-    seconds = clock.seconds()
-    ended = Summary(parts.steps, first, False, values, results, report, seconds, peak)
-    ended = ended._replace(programs=clock.programs)
+    known = values, results, report, clock.seconds(), peak, clock.programs
+    ended = Summary(parts.steps, first, False, *known)
     if jax.process_index() == 0:
         outputs.write_timing(workdir, ended)
     checkpoints.finish(parts.steps, state.params)
@@ -283,18 +283,18 @@ def export_run(
     exporting.check_target(out, workdir, overwrite=overwrite)
     mesh = make_mesh(**config.mesh)
     with jax.set_mesh(mesh):
-        tokenizer = data_wiring.load_tokenizer(config)
-        folder, spec = model_wiring.find_model(config, tokenizer)
-        model = model_wiring.make_model(config, folder, spec)
+        path, train = config.tokenizer.path, config.data.train
+        tokenizer = data_wiring.load_tokenizer(path, config.model, train)
+        model = make_policy(config, tokenizer)
         step, params = restoring.trained_params(workdir, model, mesh)
         if merged:
-            model, params = model_wiring.merged(model, params, mesh, seed=config.seed)
+            model, params = weights.merged(model, params, mesh, seed=config.seed)
         exporting.export(
             model,
             params,
             tokenizer,
             out,
             card=outputs.model_card(config, step, losses),
-            own_tokenizer=bool(config.tokenizer.path),
+            own_tokenizer=bool(path),
             dtype=dtype,
         )

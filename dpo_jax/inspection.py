@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from dpo_jax import config as config_lib
 from dpo_jax import roles
 from dpo_jax.config import Config
 from dpo_jax.data import layouts, prepare
@@ -33,7 +34,7 @@ from dpo_jax.types import (
     Record,
     TokenStats,
 )
-from dpo_jax.wiring import checks, reading, restoring
+from dpo_jax.wiring import checks, reading, restoring, weights
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring import objective as objective_wiring
@@ -100,11 +101,12 @@ def tokenized(config: Config, index: int) -> Shown:
         next good one is shown.
     """
     rated = checks.reads_ratings(checks.check(config, LOSSES), config.loss)
-    tokenizer = data_wiring.load_tokenizer(config)
-    config = data_wiring.with_clock(config, tokenizer)
-    found = reading.sources_of(
-        config, "train", tokenizer, on_bad_row="error", reads_ratings=rated
-    )
+    path, seconds = config.tokenizer.path, config.distributed.timeout_seconds
+    tokenizer = data_wiring.load_tokenizer(path, config.model, config.data.train)
+    now = data_wiring.launch_time(config.data, tokenizer, seconds=seconds)
+    config = config_lib.stated(config, {"data.now": now})
+    request = reading.request_of(config, reads_ratings=rated)
+    found = reading.sources_of(request, "train", tokenizer, on_bad_row="error")
     sources = [each.source for each in found.values()]
     drop = config.data.on_bad_row == "drop"
     record, cut = prepare.prepare_one(sources, index, drop=drop)
@@ -169,16 +171,15 @@ def explain(
     mesh = mesh_lib.make_mesh(**config.mesh)
     chunk, seed = config.model.logits_chunk, config.seed
     with jax.set_mesh(mesh):
-        folder, spec = model_wiring.find_model(config, tokenizer)
-        policy = model_wiring.make_model(config, folder, spec)
+        policy = model_wiring.make_policy(config, tokenizer)
         ignored = config.model.ignore_attributes
         reference = model_wiring.reference_model(policy, config.ref, mesh, ignored)
         whole = objective_wiring.needs_whole_reference(losses)
-        base = model_wiring.base_params(policy, mesh, seed=seed)
+        base = weights.base_params(policy, mesh, seed=seed)
         params = restoring.policy_params(workdir, policy, mesh, base, seed=seed)
         batch, frozen = one_row_batch(record, config.data.layout, mesh), {}
         if reference is not None:
-            own = model_wiring.own_params(reference, mesh, seed=seed)
+            own = weights.own_params(reference, mesh, seed=seed)
             ref = roles.whole(own, base if reference.on_base else {})
             ask = model_wiring.compile_ask(reference, mesh, chunk=chunk, whole=whole)
             frozen, batch = {"ref": ref}, annotate.with_tokens(batch, ask(ref, batch))

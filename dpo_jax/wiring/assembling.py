@@ -40,6 +40,7 @@ from dpo_jax.wiring.data import Data
 from dpo_jax.wiring.model import Model
 from dpo_jax.wiring.objective import Losses, needs_whole_reference
 from dpo_jax.wiring.parts import Parts
+from dpo_jax.wiring.reading import DataRequest
 from dpo_jax.wiring.standard import Standard
 from dpo_jax.wiring.supply import FROM_FILES, Supply
 from dpo_jax.wiring.training import Models
@@ -96,30 +97,28 @@ def make_parts(
     for text in checks.unusual(losses):
         logging.warning("%s", text)
     microbatches.check(mesh, config.batch.pairs, config.batch.microbatches)
-    tokenizer = supply.tokenizer(config)
-    config = data_wiring.with_clock(config, tokenizer)
-    folder, spec = supply.model(config, tokenizer)
-    policy = model_wiring.make_model(config, folder, spec)
+    model, seconds = config.model, config.distributed.timeout_seconds
+    tokenizer = supply.tokenizer(config.tokenizer.path, model, config.data.train)
+    now = data_wiring.launch_time(config.data, tokenizer, seconds=seconds)
+    config = config_lib.stated(config, {"data.now": now})
+    policy = model_wiring.make_policy(config, tokenizer, supply.model)
     model_wiring.check_loadable(policy, mesh)
     scorer = scoring.make_scorer(
         policy.decoder,
         config.reward,
         mesh,
         batch=config.rollout.batch,
-        vocab=spec.vocab,
+        vocab=policy.spec.vocab,
         longest=config.data.max_tokens,
         tokenizers=supply.speakers(tokenizer),
-        ignored=config.model.ignore_attributes,
+        ignored=model.ignore_attributes,
         check=supply.check,
     )
     models = Models(policy, None, scorer)
     judges = rewarding.chosen(config.reward, rewards)
     if config.objective in ON_POLICY:
         return of_samples(config, losses, models, mesh, tokenizer, judges, supply)
-    rated = checks.reads_ratings(losses, config.loss)
-    read = functools.partial(
-        supply.rows, config, tokenizer, workdir, splits, reads_ratings=rated
-    )
+    read = lambda request: supply.rows(request, tokenizer, workdir, splits)  # noqa: E731
     return of_rows(config, losses, models, mesh, read, judges, supply.check)
 
 
@@ -128,20 +127,29 @@ def of_rows(
     losses: Losses,
     models: Models,
     mesh: Mesh,
-    read: Callable[[], Data],
+    read: Callable[[DataRequest], Data],
     judges: tuple[Reward, ...],
     check: model_wiring.Check,
 ) -> Parts:
     """Wires a run over rows, which `read` reads; other arguments as of `wired`."""
     policy, ignored = models.policy, config.model.ignore_attributes
     reference = model_wiring.reference_model(policy, config.ref, mesh, ignored, check)
-    data = read()
+    rated = checks.reads_ratings(losses, config.loss)
+    request = reading.request_of(config, reads_ratings=rated)
+    data = read(request)
     agreeing.agree_on_rows(data)
     checks.check_data(losses, config.loss, data)
     steps = total_steps(config)(len(data.train)) if data.train else 1
     join = objective.join_of(losses, config.data.max_tokens)
     train, held_out = data_wiring.make_loaders(
-        config, data, policy.spec, mesh, steps, join
+        request,
+        data,
+        policy.spec,
+        mesh,
+        steps,
+        join,
+        model=config.model,
+        microbatches=config.batch.microbatches,
     )
     config = config_lib.stated(config, {"batch.microbatches": train.microbatches})
     models = models._replace(reference=reference)
@@ -161,8 +169,17 @@ def of_samples(
     """Wires the turns of an on-policy run; arguments as of `wired`."""
     policy, ignored = models.policy, config.model.ignore_attributes
     speakers = supply.speakers(tokenizer)
-    value = scoring.value_model(config, policy, speakers, mesh, supply.check)
-    data, asked = supply.prompts(config, tokenizer)
+    value = scoring.value_model(
+        config.value.path,
+        policy,
+        speakers,
+        mesh,
+        longest=config.data.max_tokens,
+        ignored=ignored,
+        check=supply.check,
+    )
+    request = reading.request_of(config, reads_ratings=False)
+    data, asked = supply.prompts(request, tokenizer)
     agreeing.agree_on_rows(data)
     width = max(len(record.prompt) for record in data.train)
     sizes = on_policy.in_microbatches(
@@ -261,7 +278,7 @@ def with_turns(parts: Parts, sizes: Sizes, asked: Questions) -> Parts:
         data.sources_of("train"),
         pairs=sizes.prompts,
         steps=parts.steps // sizes.updates,
-        seed=reading.order_seed(config.seed, config.data.seed),
+        seed=reading.request_of(config).seed,
         shuffle=config.data.shuffle,
     )
     turns = Turns(

@@ -28,7 +28,7 @@ from dpo_jax.sharding import arrays, hlo, rules
 from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.train import annotate, flops
 from dpo_jax.types import Batch, Params
-from dpo_jax.wiring import model as model_wiring
+from dpo_jax.wiring import weights
 from dpo_jax.wiring.digests import digest_of
 from dpo_jax.wiring.parts import Parts
 from dpo_jax.wiring.turns import Turn
@@ -204,7 +204,7 @@ def with_reference(
     assert reference is not None
     own, frozen = parts.trainer.abstract.ref, parts.trainer.frozen
     if own is None:
-        own = model_wiring.abstract_own(reference, mesh)
+        own = weights.abstract_own(reference, mesh)
     params = roles.whole(own, frozen)
     if parts.ref["mode"] == "cached":  # it does not run beside the step
         return [], annotated(parts.ask, params, batch, mesh)

@@ -65,13 +65,7 @@ def make_measures(
         evaluators["pairs"] = Evaluator(pairs, every)
     if section.rollouts and parts.reference is not None:
         own = section.rollouts_every_steps or every
-        stage = make_stage(
-            parts.config,
-            parts.data.tokenizer,
-            parts.mesh,
-            parts.scorer,
-            referred.frozen,
-        )
+        stage = make_stage(parts, referred.frozen)
         start = start_of(parts, referred)
         rollouts = Rollouts(make_rollouts(parts, stage, start))
         evaluators["rollouts"] = Evaluator(rollouts, own)

@@ -22,8 +22,9 @@ from dpo_jax.train import runfolder
 from dpo_jax.train.checkpoint import Checkpoints
 from dpo_jax.train.manifest import PARAMS, given_up
 from dpo_jax.types import Frozen, Params, TrainState
-from dpo_jax.wiring.model import Model, own_params, trained_shapes
+from dpo_jax.wiring.model import Model
 from dpo_jax.wiring.parts import Parts
+from dpo_jax.wiring.weights import own_params, trained_shapes
 
 T = TypeVar("T")
 MEASURING = (*config_lib.RELAUNCH, "data.eval", "ref.mode", "ref.cache_dir")

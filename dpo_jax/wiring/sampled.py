@@ -12,7 +12,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dpo_jax import exact, roles
-from dpo_jax.config import Config
 from dpo_jax.data import prepare, sources, tokenize
 from dpo_jax.data.columns import Text
 from dpo_jax.data.prepare import Questions
@@ -31,9 +30,8 @@ from dpo_jax.types import Array, Frozen, Params, Samples, TrainState
 from dpo_jax.wiring import generation, reading, rewarding, scoring
 from dpo_jax.wiring.model import Model
 from dpo_jax.wiring.parts import Parts
-from dpo_jax.wiring.reading import EVAL_SEED
+from dpo_jax.wiring.reading import EVAL_SEED, DataRequest
 from dpo_jax.wiring.reference import Referred
-from dpo_jax.wiring.scoring import Scorer
 
 ROLLOUT_SEED = 99  # one key for all policies: common random numbers
 ROLLOUT_ROWS = 128  # of a shard that are sampled together, at most
@@ -137,37 +135,35 @@ class Stage(NamedTuple):
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
 
-def make_stage(
-    config: Config,
-    tokenizer: Any,
-    mesh: Mesh,
-    scorer: Scorer | None = None,
-    frozen: Frozen | None = None,
-) -> Stage:
+def make_stage(parts: Parts, frozen: Frozen) -> Stage:
     """Reads the prompts that a run samples; all its samples have one length.
 
     An on-policy run is measured at the temperature that it trains at, as TRL's is: its
     rewards, its KL and its frontier are those of the policy that draws the samples.
 
     Args:
-      config: of the run.
-      tokenizer: of the policy.
-      mesh: of the run.
-      scorer: the reward model; None without one.
-      frozen: what does not change, its parameters among it.
+      parts: of the run.
+      frozen: what does not change, the reward model's parameters among it.
     """
-    asked, true = rollout_questions(config, tokenizer)
+    config, tokenizer = parts.config, parts.data.tokenizer
+    request = reading.request_of(config, reads_ratings=False)
+    asked, true = rollout_questions(request, config.eval.rollouts, tokenizer)
     prompts = rollout_prompts(config.data, tokenizer, asked, any_length=true)
     new_tokens = config.data.max_tokens - config.data.max_prompt_tokens
     if config.objective in ON_POLICY:
         new_tokens = config.rollout.max_new_tokens
     true = true or bool(config.eval.true_reward)
-    measure = Sampled._field_defaults["measure"] if true else "reward"
-    said = scoring.of_frozen(scorer, width=new_tokens)
-    frozen, heat = frozen or {}, config.rollout.temperature
-    score = functools.partial(said, frozen, prompts)
+    said = scoring.of_frozen(parts.scorer, width=new_tokens)
     return Stage(
-        asked, prompts, new_tokens, tokenizer, mesh, measure, score, frozen, heat
+        asked,
+        prompts,
+        new_tokens,
+        tokenizer,
+        parts.mesh,
+        Sampled._field_defaults["measure"] if true else "reward",
+        functools.partial(said, frozen, prompts),
+        frozen,
+        config.rollout.temperature,
     )
 
 
@@ -186,7 +182,7 @@ def make_rollouts(
     """
     config, policy, reference = parts.config, parts.model, parts.reference
     assert reference is not None  # `checks.rollout_faults`
-    judge = make_judge(config, parts.rewards, stage, name="rollouts")
+    judge = make_judge(parts, parts.rewards, stage, name="rollouts")
     chunk, n = config.model.logits_chunk, config.eval.best_of
 
     def kl(params: Params, ref: Params, rows: Prompts, samples: Samples) -> Array:
@@ -231,13 +227,15 @@ def start_of(parts: Parts, referred: Referred) -> Params:
     return parts.start(referred.frozen)
 
 
-def rollout_questions(config: Config, tokenizer: Any) -> tuple[Questions, bool]:
+def rollout_questions(
+    request: DataRequest, count: int, tokenizer: Any
+) -> tuple[Questions, bool]:
     """Returns the prompts that are sampled, and whether they have a true reward."""
-    count, truth = config.eval.rollouts, sources.truth_of(config.data.eval)
+    truth = sources.truth_of(request.data["eval"])
     if truth is not None:
         prompts = truth.prompts(EVAL_SEED, count, split="eval")
         return Questions([*prompts], {}, [()] * len(prompts)), True
-    found = reading.sources_of(config, "eval", tokenizer, reads_ratings=False)
+    found = reading.sources_of(request, "eval", tokenizer)
     held_out = [each.source for each in found.values()]
     return prepare.questions(held_out).first(count), False
 
@@ -271,18 +269,19 @@ def rollout_prompts(
 
 
 def make_judge(
-    config: Config, rewards: Sequence[Reward], stage: Stage, *, name: str
+    parts: Parts, rewards: Sequence[Reward], stage: Stage, *, name: str
 ) -> rollouts.Judge:
     """Builds what judges n samples of each prompt: the truth, and rewards.
 
     The truth is that of the source, else eval.true_reward, else the rewards together.
 
     Args:
-      config: of the run.
+      parts: of the run.
       rewards: that are asked; () where the source says the truth.
       stage: of the run.
       name: of who asks, as `rewarding.make_asker` has it.
     """
+    config = parts.config
     truth, chosen = sources.truth_of(config.data.eval), config.eval.true_reward
     asked, by_model = stage.questions, any(r.name == rewarding.MODEL for r in rewards)
     seconds = config.reward.timeout_seconds

@@ -14,7 +14,6 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from dpo_jax.config import Config
 from dpo_jax.data import tokenize
 from dpo_jax.errors import ModelError, collected
 from dpo_jax.models import files, scalar
@@ -24,6 +23,7 @@ from dpo_jax.rewards.standard import Moments
 from dpo_jax.sampling import batches
 from dpo_jax.sampling.batches import Part
 from dpo_jax.sampling.rollout import Prompts, rows_of
+from dpo_jax.schema import Section
 from dpo_jax.sharding import arrays
 from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.train import watchdog
@@ -31,6 +31,25 @@ from dpo_jax.types import Array, Frozen, Params, Samples
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring.model import Model
 from dpo_jax.wiring.turns import Ids, Score, no_scores
+
+
+def lone_decoder(path: str, given: Section, length: int) -> tuple[Path, Decoder]:
+    """Builds what computes a reward model where there is no policy to compute like.
+
+    Args:
+      path: `reward.path`.
+      given: `config.model`, which says how.
+      length: `data.max_tokens`.
+
+    Returns:
+      Its folder, and the decoder for `make_scorer`.
+
+    Raises:
+      ModelError: if the folder cannot be used.
+    """
+    ignored = given["ignore_attributes"]
+    folder, spec = model_wiring.find_folder(path, "", is_scalar=True, ignored=ignored)
+    return folder, model_wiring.make_decoder(given, spec, length)
 
 
 class Scorer(NamedTuple):
@@ -170,25 +189,29 @@ def of_frozen(scorer: Scorer | None, *, width: int) -> Score:
 
 
 def value_model(
-    config: Config,
+    path: str,
     policy: Model,
     tokenizers: Sequence[Any],
     mesh: Mesh,
-    check: model_wiring.Check = model_wiring.check_loadable,
+    *,
+    longest: int,
+    ignored: Sequence[str],
+    check: model_wiring.Check,
 ) -> Model | None:
     """Builds the critic of `value.path`, in float32 masters; None without one.
 
     Args:
-      config: of the run.
+      path: `value.path`.
       policy: it computes as this does, but for what its folder says.
       tokenizers: whose words it must share.
       mesh: of the run.
+      longest: tokens of the longest text.
+      ignored: see `model_wiring.find_folder`.
       check: see `model_wiring.scalar_model`.
 
     Raises:
       UserError: as `make_scorer`.
     """
-    path = config.value.path
     if not path:
         return None
     model = model_wiring.scalar_model(
@@ -198,9 +221,9 @@ def value_model(
         mesh,
         dtype="",
         held=policy.held,
-        longest=config.data.max_tokens,
+        longest=longest,
         trained=False,
-        ignored=config.model.ignore_attributes,
+        ignored=ignored,
         check=check,
     )
     check_words(f"value.path={path!r}", model, policy.spec.vocab, tokenizers)

@@ -19,13 +19,7 @@ from dpo_jax.schema import Section
 from dpo_jax.sharding import arrays, rules
 from dpo_jax.train import optimizer, step
 from dpo_jax.types import Frozen, Hyper, Objective, Params, Stats, TrainState
-from dpo_jax.wiring.model import (
-    Model,
-    abstract_own,
-    abstract_weights,
-    own_params,
-    trained_shapes,
-)
+from dpo_jax.wiring.model import Model
 from dpo_jax.wiring.objective import (
     Losses,
     hyper,
@@ -36,6 +30,12 @@ from dpo_jax.wiring.objective import (
 from dpo_jax.wiring.on_policy import Learning, floats_of
 from dpo_jax.wiring.scoring import Scorer
 from dpo_jax.wiring.turns import Sizes, Turn
+from dpo_jax.wiring.weights import (
+    abstract_own,
+    abstract_weights,
+    own_params,
+    trained_shapes,
+)
 
 
 class Models(NamedTuple):

@@ -14,6 +14,7 @@ from dpo_jax.sharding import mesh
 from dpo_jax.types import Columns, Record
 from dpo_jax.wiring import checks, objective
 from dpo_jax.wiring.data import Data, make_loaders
+from dpo_jax.wiring.reading import request_of
 
 COLUMNS = Columns(
     lengths=np.float32([[2, 0], [3, 0]]),
@@ -90,7 +91,9 @@ def test_the_responses_borrowed_for_evaluation_do_not_depend_on_batch_pairs():
         data = Data(None, records, records, {}, "")
         join = objective.join_of(losses, config.data.max_tokens)
         with jax.set_mesh(alone):
-            held_out = make_loaders(config, data, spec, alone, 2, join)[1]
+            how = {"model": config.model, "microbatches": config.batch.microbatches}
+            asked = request_of(config)
+            held_out = make_loaders(asked, data, spec, alone, 2, join, **how)[1]
         assert isinstance(held_out, Loader)
         laid = [r for step in range(len(held_out)) for r in held_out.records_at(step)]
         borrowed.append([r.responses[1:][0].tolist() for r in laid])

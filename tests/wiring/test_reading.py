@@ -62,11 +62,22 @@ def configured(tmp_path):
 
 def loaded(config, steps=5, workdir=None):
     """Returns the data, and the loaders of a run on one device."""
-    tokenizer = data_wiring.load_tokenizer(config)
-    data = data_wiring.load_data(config, tokenizer, workdir)
+    tokenizer = data_wiring.load_tokenizer(
+        config.tokenizer.path, config.model, config.data.train
+    )
+    request = reading.request_of(config)
+    data = data_wiring.load_data(request, tokenizer, workdir)
     alone = mesh_lib.make_mesh(1, 1, 1, devices=jax.devices()[:1])
     with jax.set_mesh(alone):
-        return data, *data_wiring.make_loaders(config, data, SPEC, alone, steps)
+        return data, *data_wiring.make_loaders(
+            request,
+            data,
+            SPEC,
+            alone,
+            steps,
+            model=config.model,
+            microbatches=config.batch.microbatches,
+        )
 
 
 def ids(loads):

@@ -66,7 +66,7 @@ def step_text(key="", value=None):
     alone = mesh.make_mesh(1, 1, 1, devices=jax.devices()[:1])
     with jax.set_mesh(alone):
         spec = preset("tiny", vocab=64, max_positions=32)
-        policy = model_wiring.make_model(config, None, spec)
+        policy = model_wiring.make_model(config.model, None, spec, 32)
         reference = model_wiring.reference_model(policy, config.ref, alone)
         steps = config.train.steps or STEPS
         models = training.Models(policy, reference)

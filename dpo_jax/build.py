@@ -41,7 +41,7 @@ from dpo_jax.wiring.model import make_policy
 from dpo_jax.wiring.outputs import Summary
 from dpo_jax.wiring.parts import Parts
 from dpo_jax.wiring.reference import Referred
-from dpo_jax.wiring.sampled import before_and_after
+from dpo_jax.wiring.sampled_results import before_and_after
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -83,7 +83,7 @@ def run(
     config, forks = restoring.relaunched(config, workdir, fork=fork)
     ended = outputs.finished(workdir, total_steps(config))
     if ended is not None and not forks:
-        restoring.checkpoints_of(workdir, config).finish(ended.step, None)
+        restoring.checkpoints_of(workdir, config.checkpoint).finish(ended.step, None)
         return ended
     with clock, jax.set_mesh(mesh), signals.stop_requests() as stop:
         with clock.bucket("setup"):
@@ -114,8 +114,8 @@ def _train(launch: Launch, owned: owning.Owned) -> Summary:
     """Resumes or starts, runs the loop, and writes what a finished run leaves."""
     workdir, parts, config = launch.workdir, launch.parts, launch.parts.config
     clock = launch.clock
-    checkpoints = restoring.checkpoints_of(workdir, config, owned.attempt)
-    with checkpoints:
+    kept = config.checkpoint
+    with restoring.checkpoints_of(workdir, kept, owned.attempt) as checkpoints:
         first = restoring.first_step(
             checkpoints, parts.steps, workdir, forks=launch.forks
         )

@@ -24,8 +24,8 @@ from dpo_jax.schema import Section
 from dpo_jax.types import Frozen, Params, TrainState
 from dpo_jax.wiring import (
     agreeing,
-    checks,
     generation,
+    loss_checks,
     microbatches,
     objective,
     on_policy,
@@ -94,7 +94,7 @@ def make_parts(
       rewards: the table that `reward.name` is looked up in.
       supply: where tokenizer, model and rows come from.
     """
-    for text in checks.unusual(losses):
+    for text in loss_checks.unusual(losses):
         logging.warning("%s", text)
     microbatches.check(mesh, config.batch.pairs, config.batch.microbatches)
     model, seconds = config.model, config.distributed.timeout_seconds
@@ -134,11 +134,11 @@ def of_rows(
     """Wires a run over rows, which `read` reads; other arguments as of `wired`."""
     policy, ignored = models.policy, config.model.ignore_attributes
     reference = model_wiring.reference_model(policy, config.ref, mesh, ignored, check)
-    rated = checks.reads_ratings(losses, config.loss)
+    rated = loss_checks.reads_ratings(losses, config.loss)
     request = reading.request_of(config, reads_ratings=rated)
     data = read(request)
     agreeing.agree_on_rows(data)
-    checks.check_data(losses, config.loss, data)
+    loss_checks.check_data(losses, config.loss, data)
     steps = total_steps(config)(len(data.train)) if data.train else 1
     join = objective.join_of(losses, config.data.max_tokens)
     train, held_out = data_wiring.make_loaders(

@@ -16,6 +16,7 @@ from dpo_jax.data import layouts
 from dpo_jax.sharding import arrays, chips, rules
 from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.wiring import compiling, feeds
+from dpo_jax.wiring import programs as run_programs
 from dpo_jax.wiring.compiling import Asked, Program
 from dpo_jax.wiring.feeds import Runs, Work
 from dpo_jax.wiring.parts import Parts
@@ -112,7 +113,7 @@ def forecast(
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         asked = asked_of(parts)
         if parts.turns is not None:
-            programs += compiling.sampling(parts, tell)
+            programs += run_programs.sampling(parts, tell)
         for each in asked:
             tell(each.name)
             programs.append(compiling.compiled(each, mesh.size))
@@ -162,13 +163,13 @@ def microbatches_of(parts: Parts) -> int:
 
 def asked_of(parts: Parts) -> list[Asked]:
     """Lists the programs of a step or a turn, but for sampling; the update is last."""
-    return compiling.of_turn(parts) if parts.turns else compiling.of_step(parts)
+    return run_programs.of_turn(parts) if parts.turns else run_programs.of_step(parts)
 
 
 def resident_of(parts: Parts) -> dict[str, int]:
     """Adds up what lies on a device all the time: what trains, and what is frozen."""
     held: dict[str, int] = {}
-    for name, size in compiling.leaves_of(compiling.state_of(parts)):
+    for name, size in compiling.leaves_of(run_programs.state_of(parts)):
         role = compiling.role_of(name)
         role = role if role in RESIDENT else "rest of the state"
         held[role] = held.get(role, 0) + size

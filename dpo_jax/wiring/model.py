@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from dpo_jax.config import Config
 from dpo_jax.data import tokenize
-from dpo_jax.errors import ConfigError, DeviceError, ModelError
+from dpo_jax.errors import ConfigError, DeviceError
 from dpo_jax.models import attention, files, hf, peft, scalar, sites
 from dpo_jax.models.decoder import Decoder
 from dpo_jax.models.families import described
@@ -350,58 +350,6 @@ def _on_base_of(policy: Model, ref: Section) -> Model:
     moves = bool(ref["sync_every_steps"])
     starts = policy.adapters if moves or policy.adapters.folder else None
     return policy._replace(adapters=starts, on_base=True)
-
-
-def scalar_model(
-    like: Decoder,
-    field: str,
-    path: str,
-    mesh: Mesh,
-    *,
-    dtype: str,
-    held: str = "",
-    longest: int,
-    trained: bool,
-    ignored: Collection[str] = (),
-    check: Check = check_loadable,
-) -> Model:
-    """Builds a model with a scalar head of a folder; its weights come later.
-
-    Args:
-      like: computes as this does, but for what its folder and `dtype` say.
-      field: that names the folder.
-      path: a folder or a hub id.
-      mesh: of the run.
-      dtype: of its computation; '' = that of `like`.
-      held: of its weights; '' = that of its computation.
-      longest: tokens of the longest text.
-      trained: whether its head must be in the folder; else a language model gets one
-        that says 0 of everything.
-      ignored: see `find_folder`.
-      check: what is refused before it is loaded.
-
-    Raises:
-      ModelError: if it cannot be used.
-      ConfigError: if the texts of the run do not fit its learned positions.
-      DeviceError: if its heads do not divide over the mesh.
-    """
-    folder, spec = find_folder(path, "", is_scalar=True, ignored=ignored)
-    if trained and not scalar.is_classifier(files.read_config(folder)):
-        raise ModelError(
-            f"{field}={path!r} is a language model, without a score; give an export of "
-            "objective='reward', or a …ForSequenceClassification with num_labels=1"
-        )
-    if spec.learned_positions and longest > spec.max_positions:
-        raise ConfigError(
-            f"{field}={path!r} has {spec.max_positions} learned positions, and texts "
-            f"may have {longest} tokens"
-        )
-    spec = with_rows(spec, like.spec.vocab_multiple)
-    of = jnp.dtype(dtype or like.dtype)
-    decoder = like.clone(spec=spec, dtype=of, shared=True)
-    model = assemble(decoder, folder, held or of.name)._replace(scores_zero=True)
-    check(model, mesh)
-    return model
 
 
 def compile_ask(

@@ -21,7 +21,7 @@ from dpo_jax.rewards.ask import Reward
 from dpo_jax.sampling import batches, rollout
 from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.types import Samples
-from dpo_jax.wiring import generation, weights
+from dpo_jax.wiring import generation, sampled_results, weights
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring import sampled as sampled_lib
 from dpo_jax.wiring.generation import SampleRequest
@@ -227,18 +227,18 @@ def test_prompts_of_ones_own_are_judged_by_a_reward_of_ones_own(tmp_path):
         roll = rollouts_of(parts, params)
         sampled = roll(SimpleNamespace(params=params, ref=None))
     assert sampled.prompts == [row["prompt"] for row in rows[:4]]
-    metrics = sampled_lib.rollout_metrics(sampled)
+    metrics = sampled_results.rollout_metrics(sampled)
     assert metrics["rollouts/absent_rewards"] == 3
     mean = metrics["rollouts/reward"]
     assert metrics["rollouts/rewards/near/mean"] == mean < 0
     assert mean < metrics["rollouts/best_of_2"] < metrics["rollouts/best_of_3"]
-    results = sampled_lib.before_and_after(sampled)
+    results = sampled_results.before_and_after(sampled)
     assert results["title"] == "Reward of 4 sampled continuations"
     last = results["rows"][-1]
     assert last["name"] == "best of 3 of the reference"
     bound = last["values"]["KL to reference at most (nats)"]
     assert bound == pytest.approx(np.log(3) - 2 / 3)
-    json.dumps([metrics, results, sampled_lib.side_by_side(sampled, 4)])
+    json.dumps([metrics, results, sampled_results.side_by_side(sampled, 4)])
     asked.data.max_prompt_tokens = 2
     with pytest.raises(DataError, match="4 of 4 prompts of eval.rollouts have more th"):
         rollouts_of(parts, params)
@@ -278,14 +278,16 @@ def test_one_sampler_serves_a_policy_and_a_reference_like_it(ref_dtype, monkeypa
 def test_a_single_rollout_is_valid_json():
     """One value has no standard error: it is left out, not NaN."""
     one = Rollout(["good"], *np.ones((4, 1)), {}, {}, 0)
-    sampled = sampled_lib.Sampled(["the film"], one, one)
-    metrics = sampled_lib.rollout_metrics(sampled)
+    sampled = sampled_results.Sampled(["the film"], one, one)
+    metrics = sampled_results.rollout_metrics(sampled)
     assert sorted(metrics) == ["rollouts/kl", "rollouts/length", "rollouts/reward"]
-    results = sampled_lib.before_and_after(sampled)
+    results = sampled_results.before_and_after(sampled)
     json.dumps([metrics, results], allow_nan=False)
     assert results["rows"][0]["values"]["true reward"] == 1.0
     many = Rollout(["good"] * 2, *np.arange(8.0).reshape(4, 2) - 2, {}, {}, 0)
-    results = sampled_lib.before_and_after(sampled_lib.Sampled(["a"] * 2, many, many))
+    results = sampled_results.before_and_after(
+        sampled_results.Sampled(["a"] * 2, many, many)
+    )
     assert results["rows"][0]["values"]["true reward"] == (0.5, 0.5)
 
 

@@ -12,7 +12,7 @@ from dpo_jax.models.spec import preset
 from dpo_jax.objectives import OBJECTIVES
 from dpo_jax.sharding import mesh
 from dpo_jax.types import Columns, Record
-from dpo_jax.wiring import checks, objective
+from dpo_jax.wiring import checks, loss_checks, objective
 from dpo_jax.wiring.data import Data, make_loaders
 from dpo_jax.wiring.reading import request_of
 
@@ -63,12 +63,12 @@ def test_a_loss_of_pairs_is_refused_by_sft():
 def test_a_loss_far_from_its_usual_setting_is_told():
     """SimPO under another loss's β: 200 times below its own; within 10 × nothing."""
     far = configured(dpo, loss__name="simpo", loss__beta=0.01)
-    (said,) = checks.unusual(checks.check(far, LOSSES))
+    (said,) = loss_checks.unusual(checks.check(far, LOSSES))
     assert said == (
         "loss.name='simpo' is usually run with loss.beta=2; this run has 0.01"
     )
     near = configured(dpo, loss__name="simpo", loss__beta=1.0)
-    assert checks.unusual(checks.check(near, LOSSES)) == []
+    assert loss_checks.unusual(checks.check(near, LOSSES)) == []
 
 
 def singles(count):
@@ -107,9 +107,11 @@ def test_a_response_in_two_comparisons_is_refused_where_it_needs_one_partner(cha
     twice = once._replace(index=4, comparisons=((0, 1), (0, 2)))
     config = configured(dpo, **changed)
     losses = checks.check(config, LOSSES)
-    checks.check_data(losses, config.loss, Data(None, [once], [], {}, ""))
+    loss_checks.check_data(losses, config.loss, Data(None, [once], [], {}, ""))
     with pytest.raises(DataError, match="data.train: row 4 has a response in two"):
-        checks.check_data(losses, config.loss, Data(None, [once, twice], [], {}, ""))
+        loss_checks.check_data(
+            losses, config.loss, Data(None, [once, twice], [], {}, "")
+        )
     plain = configured(dpo)
     losses = checks.check(plain, LOSSES)
-    checks.check_data(losses, plain.loss, Data(None, [twice], [], {}, ""))
+    loss_checks.check_data(losses, plain.loss, Data(None, [twice], [], {}, ""))

@@ -12,7 +12,7 @@ from dpo_jax.losses import LOSSES
 from dpo_jax.models.spec import preset
 from dpo_jax.sharding import mesh
 from dpo_jax.train import annotate
-from dpo_jax.wiring import checks, compiling, training
+from dpo_jax.wiring import checks, programs, training
 from dpo_jax.wiring import model as model_wiring
 
 STEPS = 40
@@ -73,7 +73,7 @@ def step_text(key="", value=None):
         trainer = training.make_trainer(
             config, losses, models, alone, steps, config.ref
         )
-        batch = compiling.abstract_batch(Shape(2, 32, 16, 2, 1), 1, alone)
+        batch = programs.abstract_batch(Shape(2, 32, 16, 2, 1), 1, alone)
         scored = batch.targets.update(dtype=jnp.float32)
         batch = annotate.with_tokens(batch, {"ref_logps": scored})
         hyper = trainer.hyper()

@@ -32,7 +32,7 @@ setuptools.setup(
     packages=setuptools.find_packages(include=["dpo_jax", "dpo_jax.*"]),
     package_data={
         "dpo_jax": [
-            "report/templates/*.html",
+            "report/templates/*",
             "gallery/*.html",
             "evals/prompts/*.toml",
         ]

@@ -13,7 +13,8 @@ import math
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from dpo_jax.data import sources
 from dpo_jax.data.sources.hh import ASSISTANT
 from dpo_jax.errors import ConfigError, unknown
 from dpo_jax.launch import Trial
+from experiments import judged_figure
 
 Keys = dict[str, Any]
 
@@ -33,8 +35,8 @@ REWARD: Keys = {
     "eval.rollouts": 0,
 }
 EXPORT_ALONE: Keys = {"checkpoint.after": "none"}  # what a finished trial keeps
-HUMAN, PROMPTS = "\n\nHuman:", "prompts.jsonl"
-POLICIES = ("sft", "preferred_ft", "dpo")  # that are sampled, of those that there are
+HUMAN = "\n\nHuman:"
+POLICIES = ("sft", "preferred_ft", "dpo", "ppo")  # that are sampled, where there are
 
 
 class Tier(NamedTuple):
@@ -49,7 +51,8 @@ class Tier(NamedTuple):
       new_tokens: of a sample, at most.
       judges: of `winrate --judge`, beside the tier's reward model.
       stops: strings that end a sample.
-      single_turn: whether only prompts of one human turn are sampled.
+      prompts: writes a file of prompts with their chosen responses, which are sampled
+        instead; None = those of `config`.
       batch: samples that are drawn together.
       comparable: whether its rates estimate the paper's; else why not.
     """
@@ -63,29 +66,33 @@ class Tier(NamedTuple):
     judges: tuple[str, ...]
     comparable: str
     stops: tuple[str, ...] = ()
-    single_turn: bool = False
+    prompts: Callable[[Path], None] | None = None
     batch: int = 32
 
 
 class Figure(NamedTuple):
-    """A figure of win rates.
+    """A figure or table of win rates.
 
     Attributes:
       folder: of the experiment.
       temperatures: at which policies are sampled.
       names: method of the paper -> (trial that is sampled, best of how many).
-      full: the tier of the paper's size.
+      tiers: by name, from the smallest to that of the paper's size.
+      template: of a served judge, as `winrate --prompt` has it.
+      prefix: of the files of samples and verdicts, where they are of other prompts than
+        those of another figure with the same trials.
     """
 
     folder: str
     temperatures: tuple[float, ...]
     names: dict[str, tuple[str, int]]
-    full: Tier
+    tiers: Mapping[str, Tier]
+    template: str
+    prefix: str = ""
 
-    @property
-    def tiers(self) -> dict[str, Tier]:
-        """By name."""
-        return {"quick": QUICK, "full": self.full}
+    def file(self, out: Path, name: str) -> Path:
+        """Returns where samples, prompts or verdicts of this figure are."""
+        return out / f"{self.prefix}{name}"
 
 
 STARTED: Keys = {**EXPORT_ALONE, "model.path": "{sft}", "model.preset": ""}
@@ -106,6 +113,25 @@ QUICK = Tier(
     judges=("sentiment",),
     comparable="no: reviews of a grammar, a decoder of 2 layers, and its true reward",
     batch=512,
+)
+QUICK_PPO = (
+    "ppo",
+    {
+        **STARTED,
+        "data.train": "sentiment",
+        "data.max_tokens": 32,
+        "data.max_prompt_tokens": 12,
+        "train.steps": 120,
+        "rollout.prompts": 256,
+        "rollout.samples": 1,
+        "rollout.max_new_tokens": 20,
+        "rollout.batch": 256,
+        "reward.path": "{reward_model}",
+        "ppo.epochs": 2,
+        "ppo.minibatches": 2,
+        "ppo.whiten_scores": True,
+        "optimizer.lr": 5e-4,
+    },
 )
 PYTHIA: Keys = {"model.path": "EleutherAI/pythia-2.8b", "model.dtype": "bfloat16"}
 
@@ -140,12 +166,31 @@ def full_tier(source: str, sft: str, preset: str, keys: Keys, new_tokens: int) -
         judges=(),
         comparable="in part: the judge is another than gpt-4-0314, which is retired",
         stops=(HUMAN,) * is_hh,
-        single_turn=is_hh,
+        prompts=partial(write_single_turns, source) if is_hh else None,
     )
 
 
+def full_ppo(tier: Tier) -> tuple[str, Keys]:
+    """Makes PPO against the learned reward of a tier of the paper's size.
+
+    512 samples a turn, KL coefficient .05 and rate 3e-6 are those of arXiv:2403.17031,
+    which reproduced PPO on TL;DR; the paper does not state its own.
+    """
+    given = {k: v for k, v in tier.trials["dpo"][1].items() if k != "data.eval"}
+    turns = {
+        "data.eval": "",
+        "reward.path": "{reward_model}",
+        "train.steps": 8_000,
+        "rollout.prompts": 512,
+        "rollout.samples": 1,
+        "rollout.max_new_tokens": tier.new_tokens,
+        "ppo.kl_coef": 0.05,
+    }
+    return "ppo", {**given, **turns}
+
+
 def trials(figure: Figure, arg: str | None) -> list[Trial]:
-    """Returns the trials of a tier: `tier=quick|full`."""
+    """Returns the trials of a tier, by its name: `tier=quick`."""
     name = parse_arg(arg, tier="quick")["tier"]
     if name not in figure.tiers:
         raise ConfigError(unknown("tier", name, figure.tiers))
@@ -172,85 +217,118 @@ def commands(figure: Figure, tier: str, out: Path, judges: str) -> list[Command]
     of, found, files = figure.tiers[tier], [], []
     data = [f"--config={of.config}"]
     data += [f"--config.{key}={value}" for key, value in of.keys.items()]
+    prompts = figure.file(out, "prompts.jsonl")
     runs = [name for name in POLICIES if name in of.trials]
     for heat in figure.temperatures:
-        file = out / f"samples_{heat:g}.jsonl"
+        file = figure.file(out, f"samples_{heat:g}.jsonl")
         flags = [f"--model={','.join(str(out / name / 'export') for name in runs)}"]
         flags += [f"--temperature={heat}", f"--n={of.samples if heat else 1}"]
         flags += [f"--limit={of.limit}", f"--max_new_tokens={of.new_tokens}"]
         flags += [f"--batch={of.batch}"]
         flags += [f"--stop={word}" for word in of.stops]
-        flags += [f"--prompts={out / PROMPTS}"] * of.single_turn
+        flags += [f"--prompts={prompts}"] * bool(of.prompts)
         found.append(Command(["sample", *data, *flags, f"--out={file}"], file))
         files.append(str(file))
     named = ",".join(["model", *of.judges, *filter(None, judges.split(","))])
-    flags = [f"--samples={','.join(files)}", "--against=chosen", f"--judge={named}"]
-    flags += ["--best_by=model", f"--limit={of.limit}", f"--out={out / 'winrate'}"]
+    table = figure.file(out, "winrate")
+    flags = [f"--samples={','.join(files)}", f"--judge={named}", f"--out={table}"]
+    flags += [f"--against={prompts if of.prompts else 'chosen'}", "--best_by=model"]
+    flags += [f"--limit={of.limit}", f"--prompt={figure.template}"]
     flags += [f"--config.reward.path={out / 'reward_model' / 'export'}"]
-    table = out / "winrate" / "winrate.json"
-    return [*found, Command(["winrate", *data, *flags], table)]
+    return [*found, Command(["winrate", *data, *flags], table / "winrate.json")]
 
 
 def main(figure: Figure, arguments: Sequence[str]) -> int:
     """Runs what is missing of a tier, and prints the table; returns the exit code."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--tier", choices=figure.tiers, default="quick")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the tier")
-    parser.add_argument(
-        "--judge", default="", help="more judges, as `winrate` has them"
-    )
-    parser.add_argument("--launcher", default="local")
-    parser.add_argument("--dry_run", action="store_true", help="print the commands")
-    given = parser.parse_args(arguments)
-    sweep = ["sweep", f"{figure.folder}/sweep.py:tier={given.tier}"]
-    sweep += [f"--out={given.out}", f"--launcher={given.launcher}"]
-    after = commands(figure, given.tier, given.out, given.judge)
+    given = parser(figure).parse_args(arguments)
+    *samples, verdicts = commands(figure, given.tier, given.out, given.judge)
     if given.dry_run:
-        every = [sweep, *(each.arguments for each in after)]
-        lines = [f"python -m dpo_jax {shlex.join(each)}\n" for each in every]
-        sys.stdout.write("".join(lines))
-        return 0
-    if code := called(sweep):
-        return code
-    of = figure.tiers[given.tier]
-    if of.single_turn and not (given.out / PROMPTS).exists():
-        write_single_turns(of.keys["data.eval"], given.out / PROMPTS)
-    for each in after:
-        is_table = each.made.name == "winrate.json"  # cheap, and judges may be new
-        if is_table or not each.made.exists():
-            if code := called(each.arguments):
-                return code
+        return tell(figure, given, [*samples, verdicts])
+    if code := sample(figure, given, samples) or called(verdicts.arguments):
+        return code  # verdicts are asked for anew: they are kept, and judges may be new
     sys.stdout.write(table(figure, given.tier, given.out))
     return 0
 
 
+def parser(figure: Figure) -> argparse.ArgumentParser:
+    """Makes the parser of a figure's flags."""
+    made = argparse.ArgumentParser()
+    made.add_argument("--tier", choices=figure.tiers, default="quick")
+    made.add_argument("--out", type=Path, required=True, help="folder of the tier")
+    made.add_argument("--judge", default="", help="more judges, as `winrate` has them")
+    made.add_argument("--launcher", default="local")
+    made.add_argument("--dry_run", action="store_true", help="print the commands")
+    return made
+
+
+def sweep_of(figure: Figure, given: argparse.Namespace) -> list[str]:
+    """Returns the command that trains a tier."""
+    sweep = ["sweep", f"{figure.folder}/sweep.py:tier={given.tier}"]
+    return [*sweep, f"--out={given.out}", f"--launcher={given.launcher}"]
+
+
+def tell(figure: Figure, given: argparse.Namespace, after: Sequence[Command]) -> int:
+    """Prints the commands of a tier."""
+    every = [sweep_of(figure, given), *(each.arguments for each in after)]
+    lines = [f"python -m dpo_jax {shlex.join(each)}\n" for each in every]
+    sys.stdout.write("".join(lines))
+    return 0
+
+
+def sample(
+    figure: Figure, given: argparse.Namespace, samples: Sequence[Command]
+) -> int:
+    """Trains what is missing and samples it; returns the exit code."""
+    if code := called(sweep_of(figure, given)):
+        return code
+    prompts = figure.file(given.out, "prompts.jsonl")
+    if (write := figure.tiers[given.tier].prompts) and not prompts.exists():
+        write(prompts)
+    for each in samples:
+        if not each.made.exists() and (code := called(each.arguments)):
+            return code
+    return 0
+
+
 def write_single_turns(source: str, file: Path) -> None:
-    """Writes the prompts of HH transcripts in which a human speaks once."""
+    """Writes HH's prompts in which a human speaks once, and what was chosen."""
     (part,) = sources.parts_of(source, "data.eval")
     rows = sources.read(sources.find(part, "eval"), sources.Request("eval"))
     chosen = [fields["chosen"] for _, fields in rows if isinstance(fields, dict)]
     ends = [text.rfind(ASSISTANT) + len(ASSISTANT) for text in chosen]
-    prompts = [text[:end] for text, end in zip(chosen, ends, strict=True)]
-    once = [text for text in dict.fromkeys(prompts) if text.count(HUMAN) == 1]
-    lines = [json.dumps({"prompt": text}) + "\n" for text in once]
+    write_rows(
+        file,
+        [
+            {"prompt": text[:end], "chosen": text[end:]}
+            for text, end in zip(chosen, ends, strict=True)
+            if text[:end].count(HUMAN) == 1 and text[end:].strip()
+        ],
+    )
+
+
+def write_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a JSONL file."""
+    lines = [json.dumps(row) + "\n" for row in rows]
     file.write_text("".join(lines), encoding="utf-8")
 
 
 def called(arguments: Sequence[str]) -> int:
-    """Runs a command of `dpo_jax`; returns its exit code."""
-    return subprocess.run([sys.executable, "-m", "dpo_jax", *arguments]).returncode
+    """Runs a command of `dpo_jax`, samples unprinted; returns its exit code."""
+    shown = subprocess.DEVNULL if arguments[0] == "sample" else None
+    every = [sys.executable, "-m", "dpo_jax", *arguments]
+    return subprocess.run(every, stdout=shown).returncode
 
 
 class Paper(NamedTuple):
-    """A point of the paper: a rate of n verdicts."""
+    """A number of the paper: a rate of n verdicts; 0 = it does not say how many."""
 
     rate: float
     n: int
 
     @property
     def se(self) -> float:
-        """Its binomial standard error."""
-        return math.sqrt(self.rate * (1 - self.rate) / self.n)
+        """Its binomial standard error; NaN where n is not known."""
+        return math.sqrt(self.rate * (1 - self.rate) / self.n) if self.n else math.nan
 
 
 def read_paper(file: Path) -> dict[tuple[str, float], Paper]:
@@ -258,19 +336,20 @@ def read_paper(file: Path) -> dict[tuple[str, float], Paper]:
     with file.open(encoding="utf-8") as lines:
         return {
             (row["method"], float(row["temperature"])): Paper(
-                float(row["win_rate"]), int(row["n"])
+                float(row["win_rate"]), int(row["n"] or 0)
             )
             for row in csv.DictReader(lines)
         }
 
 
 def table(figure: Figure, tier: str, out: Path) -> str:
-    """Lays our rates beside the paper's, in Markdown, and writes `table.md`.
+    """Lays our rates beside the paper's, in Markdown; writes it, and a figure.
 
     z is the difference in standard errors of both; it stands where the rates estimate
-    the same.
+    the same and the paper states its n.
     """
-    rows = json.loads((out / "winrate" / "winrate.json").read_text())["rows"]
+    told = figure.file(out, "winrate") / "winrate.json"
+    rows = json.loads(told.read_text())["rows"]
     paper = read_paper(Path(figure.folder) / "expected.csv")
     of = figure.tiers[tier]
     lines = []
@@ -278,11 +357,14 @@ def table(figure: Figure, tier: str, out: Path) -> str:
         own = [row for row in rows if row["judge"] == judge]
         for (method, heat), theirs in paper.items():
             row = _ours(own, figure.names.get(method), heat)
-            cells = _cells(row, theirs, of.comparable)
+            ours = (row["win_rate"], row["se"]) if row else None
+            cells = cells_of(ours, theirs, of.comparable)
             lines.append([judge, method, f"{heat:g}", *cells])
     text = markdown.table(("judge", "method", "T", "ours", "paper", "z"), lines)
     text += f"\nComparable: {of.comparable}.\n"
-    (out / "table.md").write_text(text, encoding="utf-8")
+    figure.file(out, "table.md").write_text(text, encoding="utf-8")
+    points = {key: (each.rate, each.se) for key, each in paper.items()}
+    judged_figure.write(figure.file(out, "figure.png"), rows, points, figure.names)
     return text
 
 
@@ -299,12 +381,22 @@ def _ours(
     return None
 
 
-def _cells(row: dict[str, Any] | None, paper: Paper, comparable: str) -> list[str]:
-    """Writes ours, the paper's, and z where they may be compared."""
-    theirs = f"{paper.rate:.3f} ± {paper.se:.3f}"
-    if row is None:
+def cells_of(
+    ours: tuple[float, float | None] | None, paper: Paper, comparable: str
+) -> list[str]:
+    """Writes ours, the paper's, and z where they may be compared.
+
+    Args:
+      ours: mean and standard error; None = it was not run.
+      paper: what is beside it.
+      comparable: begins with `no` where they may not be.
+    """
+    known = not math.isnan(paper.se)
+    theirs = f"{paper.rate:.3f} ± {paper.se:.3f}" if known else f"{paper.rate:.3f}"
+    if ours is None:
         return ["–", theirs, "–"]
-    se = row["se"] or 0.0
-    z = (row["win_rate"] - paper.rate) / math.hypot(se, paper.se)
-    shown = "–" if comparable.startswith("no") else f"{z:+.1f}"
-    return [f"{row['win_rate']:.3f} ± {se:.3f}", theirs, shown]
+    mean, se = ours[0], ours[1] or 0.0
+    both = math.hypot(se, paper.se)
+    may = known and both and not comparable.startswith("no")
+    z = f"{(mean - paper.rate) / both:+.1f}" if may else "–"
+    return [f"{mean:.3f} ± {se:.3f}", theirs, z]

@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
         from dpo_jax.report import sweep_table  # matplotlib, which others need not have
 
         sys.stdout.write(sweep_table.write(entries_of(planned, out), out))
-        sys.stdout.write(f"\n{out}/table.csv, .md, .tex, .png\n")
+        sys.stdout.write(f"\n{out}/table.csv, .md, .tex, .png, .html\n")
         return 0
     if values["plan"].value:
         sys.stdout.write(hours_text(values, planned))
@@ -198,7 +198,7 @@ def define(values: flags.FlagValues) -> None:
     text("launcher", "local", f"who runs the trials. {told}", flag_values=values)
     what = "print the plan and what would be submitted; run nothing"
     switch("dry_run", False, what, flag_values=values)
-    what = "compare what is done: OUT/table.csv, .md, .tex and .png; runs nothing"
+    what = "compare what is done: OUT/table.{csv,md,tex,png,html}; runs nothing"
     switch("table", False, what, flag_values=values)
     what = "add up what all trials take of --topology, at best; runs nothing"
     switch("plan", False, what, flag_values=values)

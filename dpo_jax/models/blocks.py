@@ -44,11 +44,13 @@ class Context(NamedTuple):
       seen: who sees whom, as the backend reads it; with a past a mask bool[B, 1, T, S].
       rope: cos and sin, f32[B, T, 1, pairs] each; None without rotary positions.
       past: of the tokens before; None where the rows hold all that is seen.
+      query_scale: f32[B, T, 1, 1] that queries are multiplied by; None = 1.
     """
 
     seen: Any
     rope: tuple[Array, Array] | None
     past: Past | None = None
+    query_scale: Array | None = None
 
 
 def normalise(spec: DecoderSpec, w: Tree, x: Array) -> Array:
@@ -139,6 +141,8 @@ def self_attention(
             y = normalise(spec, w[f"{name}_norm"], y)
         if context.rope is not None and name != "v":
             y = rope_lib.rotate(y, *context.rope, interleaved=spec.rope_interleaved)
+        if context.query_scale is not None and name == "q":
+            y = y * context.query_scale.astype(y.dtype)
         return y
 
     kept = Kept(heads("k"), heads("v"))
@@ -190,9 +194,13 @@ def block(
     def attend(y: Array) -> Array:  # once in every layout
         y, keys_values = self_attention(spec, w["attn"], y, context, backend)
         kept.append(keys_values)
-        return y
+        return scaled(y)
 
-    feed = lambda y: mlp(spec, w["mlp"], y)  # noqa: E731
+    def scaled(y: Array) -> Array:
+        scale = spec.residual_scale
+        return y if scale == 1 else y * jnp.asarray(scale, y.dtype)
+
+    feed = lambda y: scaled(mlp(spec, w["mlp"], y))  # noqa: E731
     norm = lambda n, y: normalise(spec, w[f"norm{n}"], y)  # noqa: E731
     x = RESIDUALS[spec.layout](x, attend, feed, norm, pin)
     return x, kept[0]

@@ -13,10 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from dpo_jax.models import blocks, cache, lora
-from dpo_jax.models import rope as rope_lib
 from dpo_jax.models.attention import DENSE
 from dpo_jax.models.cache import Cache, Kept
-from dpo_jax.models.decoder import Decoder, Layer, layers_of
+from dpo_jax.models.decoder import Decoder, Layer, context_of, layers_of
 from dpo_jax.types import Array, Batch, Head, Params
 
 Weights = dict[str, Any]
@@ -123,11 +122,8 @@ def step(
     @jax.jit  # traced and lowered once for all layers whose arrays are alike
     def block(w: Weights, x: Array, layer: Layer, old: Kept, positions: Array):
         seen = cache.held(positions, old.keys.shape[2]) >= 0
-        rope = None
-        if spec.rope_theta:
-            rope = rope_lib.table(positions[:, None], layer.pairs, layer.magnitude)
-        past = blocks.Past(old, positions)
-        context = blocks.Context(seen[:, None, None, :], rope, past)
+        past, at = blocks.Past(old, positions), positions[:, None]
+        context = context_of(spec, seen[:, None, None, :], at, layer, past)
         pin = module.constrain  # one query a row: there is nothing to skip
         return blocks.block(spec, w, x, context, backend=DENSE, pin=pin)
 
@@ -137,5 +133,4 @@ def step(
         layer = jax.tree.map(lambda field: field[i], each)  # noqa: B023 (used at once)
         x, new = block(w["layers"][i], x, layer, old, positions)
         kept.append(new)
-    x = blocks.normalise(spec, w["final_norm"], x)
-    return module.constrain(x)[:, 0], _head(module, w), tuple(kept)
+    return module.constrain(module.final(w, x))[:, 0], _head(module, w), tuple(kept)

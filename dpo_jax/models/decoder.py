@@ -175,6 +175,20 @@ def layers_of(spec: DecoderSpec, length: int) -> Layer:
     return Layer(windows, pairs.astype(np.float32), magnitude.astype(np.float32))
 
 
+def context_of(
+    spec: DecoderSpec,
+    seen: Any,
+    positions: Array,
+    layer: Layer,
+    past: blocks.Past | None = None,
+) -> blocks.Context:
+    """Says what a layer sees of tokens at i32[B, T] positions."""
+    if not spec.rope_theta:
+        return blocks.Context(seen, None, past)
+    rope = rope_lib.table(positions, layer.pairs, layer.magnitude)
+    return blocks.Context(seen, rope, past, rope_lib.query_scale(spec, positions))
+
+
 class Decoder(nn.Module):
     """Maps rows of tokens to hidden states; used functionally, by `apply`.
 
@@ -235,17 +249,29 @@ class Decoder(nn.Module):
         x = self.embed(w, batch.tokens, batch.positions)
         layers = lora.spread(w["layers"], self.scales)
         x, kept = self._blocks(layers, self.constrain(x), batch, keep)
-        x = blocks.normalise(self.spec, w["final_norm"], x)
-        return self.constrain(x), self.head(w), kept
+        return self.constrain(self.final(w, x)), self.head(w), kept
 
     @nn.nowrap
     def embed(self, w: Tree, tokens: Array, positions: Array) -> Array:
         """Looks up i32[B, T] ids at i32[B, T] positions: [B, T, D]."""
         x = w["embed"]["tokens"][tokens].astype(self.dtype)
-        if self.spec.embed_scale:
-            x = x * jnp.asarray(self.spec.width**0.5, self.dtype)
+        if self.spec.embed_scale != 1:
+            x = x * jnp.asarray(self.spec.embed_scale, self.dtype)
         if self.spec.learned_positions:
             x = x + w["embed"]["positions"][positions].astype(self.dtype)
+        return x
+
+    @nn.nowrap
+    def final(self, w: Tree, x: Array) -> Array:
+        """Normalises the stream for the head, so that no path leaves logits undivided.
+
+        Args:
+          w: with `final_norm`.
+          x: [B, T, D].
+        """
+        x = blocks.normalise(self.spec, w["final_norm"], x)
+        if self.spec.logit_divisor != 1 and not self.spec.scalar:
+            x = x / jnp.asarray(self.spec.logit_divisor, x.dtype)
         return x
 
     @nn.nowrap
@@ -289,11 +315,8 @@ class Decoder(nn.Module):
         )
 
         def context(layer: Layer) -> blocks.Context:
-            rope = None
-            if spec.rope_theta:
-                rope = rope_lib.table(positions, layer.pairs, layer.magnitude)
             seen = backend.seen(cells, layer.window if windowed else 0)
-            return blocks.Context(seen, rope)
+            return context_of(spec, seen, positions, layer)
 
         alike = all((field == field[:1]).all() for field in each)
         first = Layer(int(each.window[0]), each.pairs[0], each.magnitude[0])

@@ -156,6 +156,22 @@ def table(positions: Array, pairs: Array, magnitude: Array) -> tuple[Array, Arra
     return magnitude * jnp.cos(angles), magnitude * jnp.sin(angles)
 
 
+def query_scale(spec: DecoderSpec, positions: Array) -> Array | None:
+    """Returns what queries at i32[B, T] positions are multiplied by, f32[B, T, 1, 1].
+
+    It grows by steps, one for each original context, and is 1 within the first; None
+    where the spec has none.
+
+    Source: Llama 4's attention temperature, as HF implements it in Ministral 3.
+    """
+    if not spec.query_beta:
+        return None
+    assert spec.rope_scaling is not None
+    step = positions // spec.rope_scaling.original_max_positions
+    scale = 1 + spec.query_beta * jnp.log1p(step.astype(jnp.float32))
+    return scale[:, :, None, None]
+
+
 def rotate(x: Array, cos: Array, sin: Array, *, interleaved: bool) -> Array:
     """Turns pairs of features of [B, T, H, E] by their angles.
 

@@ -92,7 +92,11 @@ class DecoderSpec:
       attn_softcap: bound of the attention logits; 0 = none.
       windows: tokens that each layer's queries see, themselves included, 0 = all;
         () = all, in every layer.
-      embed_scale: embeddings are multiplied by √width.
+      query_beta: queries are multiplied by 1 + β·log(1 + ⌊position / original⌋) of
+        the original context of `rope_scaling`; 0 = not.
+      embed_scale: multiplies embeddings.
+      residual_scale: multiplies what attention and MLP add to the stream.
+      logit_divisor: divides logits (not scores).
       tie: the head is the transposed embedding table.
       head_bias: a bias on the logits, tied or not.
       final_softcap: bound of the logits; 0 = none.
@@ -128,7 +132,10 @@ class DecoderSpec:
     attn_scale: float = 0.0
     attn_softcap: float = 0.0
     windows: tuple[int, ...] = ()
-    embed_scale: bool = False
+    query_beta: float = 0.0
+    embed_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_divisor: float = 1.0
     tie: bool = False
     head_bias: bool = False
     final_softcap: float = 0.0
@@ -243,6 +250,11 @@ def _rope_faults(spec: DecoderSpec) -> list[str]:
     if width % 2 or width > spec.head_dim:
         head = f" and at most head_dim={spec.head_dim}" if spec.rope_dim else ""
         complaints.append(f"{name}={width} must be even{head} to be rotated")
+    if spec.query_beta and not (scaling and scaling.original_max_positions):
+        complaints.append(
+            f"query_beta={spec.query_beta} (llama_4_scaling_beta) needs a rope scaling "
+            "that says original_max_position_embeddings"
+        )
     if scaling is None:
         return complaints
     if scaling.kind == "dynamic" and width < 4:

@@ -1,8 +1,9 @@
-"""Writes one self-contained page about one or several runs.
+"""Writes one self-contained page about one or several runs, or about a sweep.
 
 Everything that comes from a run is text and is escaped; nothing is fetched.
 """
 
+import base64
 import json
 import os
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import markupsafe
 
 from dpo_jax import files
 from dpo_jax.report import figures, frontier, glossary, runs, tables
+from dpo_jax.report.tables import ReportTable
 
 TEMPLATES = Path(__file__).parent / "templates"
 FIRST = (  # metrics whose curves stand first
@@ -77,6 +79,22 @@ def render(loaded: list[runs.Run]) -> str:
             configs=[(run, json.dumps(run.config, indent=2)) for run in loaded],
         )
     )
+
+
+def render_sweep(
+    title: str, found: Sequence[ReportTable], notes: Sequence[str], figure: bytes
+) -> str:
+    """Returns the page of a sweep's tables.
+
+    Args:
+      title: of the page.
+      found: the tables.
+      notes: what a reader must know of them.
+      figure: a PNG.
+    """
+    template = make_environment().get_template("sweep.html")
+    drawn = base64.b64encode(figure).decode()
+    return template.render(title=title, tables=found, notes=notes, figure=drawn)
 
 
 def side_by_side(loaded: list[runs.Run]) -> list[tuple[str, list[Side]]]:

@@ -1,4 +1,4 @@
-"""The table of a sweep: OUT/table.csv, .md, .tex and .png, from its run folders.
+"""The table of a sweep: OUT/table.csv, .md, .tex, .png, .html, from its run folders.
 
 Works on a sweep that is half finished, and says what is missing.
 """
@@ -81,10 +81,12 @@ def write(entries: Sequence[Entry], out: str) -> str:
         ("tex", as_latex(kept, notes)),
     ):
         files.write_whole(folder / f"table.{ending}", made)
-    from dpo_jax.report import sweep_figure  # matplotlib takes a second
+    from dpo_jax.report import html, sweep_figure  # matplotlib takes a second
 
-    measure = next(iter(outcomes.values())).measure
-    files.write_whole(folder / "table.png", sweep_figure.draw(found, measure))
+    drawn = sweep_figure.draw(found, next(iter(outcomes.values())).measure)
+    files.write_whole(folder / "table.png", drawn)
+    page = html.render_sweep(folder.name, kept, notes, drawn)
+    files.write_whole(folder / "table.html", page)
     return text
 
 

@@ -15,9 +15,13 @@ FIGURE = judged.Figure(
         "Preferred-FT": ("preferred_ft", 1),
         "SFT": ("sft", 1),
     },
-    full=judged.full_tier(
-        "tldr", "trl-lib/tldr", "paper_tldr", {"data.max_tokens": 640}, 64
-    ),
+    tiers={
+        "quick": judged.QUICK,
+        "full": judged.full_tier(
+            "tldr", "trl-lib/tldr", "paper_tldr", {"data.max_tokens": 640}, 64
+        ),
+    },
+    template="concise_summary",
 )
 
 

@@ -14,7 +14,11 @@ FIGURE = judged.Figure(
         "Best of 128": ("sft", 128),
         "Preferred-FT": ("sft", 1),  # on the chosen responses
     },
-    full=judged.full_tier("hh", "hh", "paper_default", {}, 256),
+    tiers={
+        "quick": judged.QUICK,
+        "full": judged.full_tier("hh", "hh", "paper_default", {}, 256),
+    },
+    template="helpful",
 )
 
 

@@ -10,7 +10,11 @@ FIGURE = judged.Figure(
     folder="experiments/fig4_best_of_n",
     temperatures=(0.25, 0.7, 1.0),
     names={f"Best of {n}": ("sft", n) for n in (1, 4, 16, 64, 128)},
-    full=judged.full_tier("hh", "hh", "paper_default", {}, 256),
+    tiers={
+        "quick": judged.QUICK,
+        "full": judged.full_tier("hh", "hh", "paper_default", {}, 256),
+    },
+    template="helpful",
 )
 
 

@@ -10,6 +10,7 @@ import os
 import shutil
 
 import pytest
+import sweep_cases
 
 pytest.importorskip("playwright")
 from pathlib import Path
@@ -18,7 +19,7 @@ from playwright.sync_api import sync_playwright
 
 from dpo_jax import gallery
 from dpo_jax.losses import LOSSES
-from dpo_jax.report import html
+from dpo_jax.report import html, sweep_table
 
 pytestmark = pytest.mark.browser
 
@@ -132,6 +133,30 @@ def test_what_is_folded_unfolds_by_keyboard(tab, reports):
     fold.locator("summary").focus()
     page.keyboard.press("Enter")
     assert fold.evaluate("fold => fold.open")
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """A sweep's page, with a trial that failed and says hostile things."""
+    folder = tmp_path_factory.mktemp("sweep")
+    settings = {
+        "dpo": {0.1: (0.5, 1.0), 1.0: (0.6, 3.0)},
+        "ipo": {0.1: (0.9, 30.0), 1.0: (0.7, 4.0)},
+    }
+    entries = sweep_cases.grid(folder, settings)
+    failed = sweep_cases.entry(folder, "failed", loss__name="ipo", loss__beta=9.0)
+    sweep_table.write([*entries, failed._replace(state=f"failed: {EVIL}")], str(folder))
+    return folder / "table.html"
+
+
+def test_a_table_of_a_sweep(tab, sweep):
+    """The figure is there without a request; wide tables scroll by themselves."""
+    page = opened(tab, sweep)
+    assert page.title() != "owned" and "boom()" in page.inner_text("ul.notes")
+    assert page.locator("table").count() == 3
+    assert page.locator("img").evaluate("drawn => drawn.naturalWidth") > 1000
+    for area in page.locator(".scroll").all():  # by keyboard, too
+        assert area.evaluate("area => area.tabIndex") == 0
 
 
 @pytest.fixture(scope="module")

@@ -184,12 +184,12 @@ def test_table_compares_what_is_done_and_runs_nothing(capsys, tmp_path):
         rewards = [0.4 + 0.1 * each.config.loss.beta + i / 50 for i in range(8)]
         sweep_cases.finish_whole(each, rewards)
     code, printed, _ = call(capsys, file, f"--out={out}", "--table")
-    assert code == 0 and printed.endswith(f"{out}/table.csv, .md, .tex, .png\n")
+    assert code == 0 and printed.endswith(f"{out}/table.csv, .md, .tex, .png, .html\n")
     assert "| beta=1 | 3 | 0 | 3 |" in printed and "| beta=2 | 2 of 3 |" in printed
     assert "HALF FINISHED: 5 of 6 trials are done." in printed
     assert "− beta=1" in printed  # the base: what the configuration says
     names = {path.name for path in out.iterdir() if path.name.startswith("table")}
-    assert names == {"table.csv", "table.md", "table.tex", "table.png"}
+    assert names == {"table.csv", "table.md", "table.tex", "table.png", "table.html"}
     assert not (out / "2.0.2").exists() and not (out / ".sweep").exists()
 
 

@@ -246,6 +246,18 @@ CASES = {
         {"identical": 1, "null": 1},
         2,
     ),
+    "cnn_dailymail": Case(
+        [
+            {"article": "a\n\nb", "highlights": "c .\nd .", "id": "1"},
+            {"article": "a", "highlights": "", "id": "2"},
+        ],
+        0,
+        "a\nb\n\nTL;DR:",
+        (f" c .\nd .{EOS}",),
+        {"empty": 1},
+        1,
+        kind="completions",
+    ),
     "imdb": Case(
         [
             {"text": "good<br />film", "label": 1},

@@ -6,32 +6,45 @@ import math
 import pytest
 
 from dpo_jax.cli import sweep as cli_sweep
+from dpo_jax.data.sources import sentiment
 from dpo_jax.errors import ConfigError
 from dpo_jax.launch import trial as trial_lib
 from dpo_jax.losses import LOSSES
 from dpo_jax.rewards import REWARDS
 from dpo_jax.wiring import checks
-from experiments import judged
+from experiments import judged, judged_figure
 from experiments.fig2_tldr_winrate import sweep as fig2
 from experiments.fig3_hh_winrate import sweep as fig3
 from experiments.fig4_best_of_n import sweep as fig4
+from experiments.table1_ood import openings
+from experiments.table1_ood import sweep as table1
+from experiments.table2_human import sweep as table2
 
-SWEEPS = {"fig2": fig2, "fig3": fig3, "fig4": fig4}
+SWEEPS = {
+    "fig2": fig2,
+    "fig3": fig3,
+    "fig4": fig4,
+    "table1": table1,
+    "table2": table2,
+}
+NEEDS = {"sft": set(), "ppo": {"sft", "reward_model"}}
 
 
 def paper_of(figure):
     return judged.read_paper(judged.Path(figure.folder) / "expected.csv")
 
 
-@pytest.mark.parametrize("tier", ["quick", "full"])
-@pytest.mark.parametrize("name", SWEEPS)
+@pytest.mark.parametrize(
+    "name, tier",
+    [(name, tier) for name in SWEEPS for tier in SWEEPS[name].FIGURE.tiers],
+)
 def test_every_trial_is_one_that_runs(name, tier, tmp_path):
     """As each run checks its own; policies start from the reference."""
     trials = SWEEPS[name].get_sweep(f"tier={tier}")
     planned = trial_lib.plan(trials, str(tmp_path), cli_sweep.load)
     for each in planned:
         checks.check(each.config, LOSSES, REWARDS)
-        assert set(each.needs) == ({"sft"} if each.name != "sft" else set())
+        assert set(each.needs) == NEEDS.get(each.name, {"sft"})
     assert {"sft", "dpo", "reward_model"} <= {each.name for each in planned}
 
 
@@ -42,7 +55,7 @@ def test_an_unknown_tier_is_named():
 
 def test_the_papers_numbers():
     """158 of 256 at T = 0; 63.0 % of some 250; best of 64 and 128 alike at T = .7."""
-    tldr, hh, best = (paper_of(each.FIGURE) for each in SWEEPS.values())
+    tldr, hh, best = (paper_of(each.FIGURE) for each in (fig2, fig3, fig4))
     assert len(tldr) == 30 and len(hh) == 12 and len(best) == 15
     dpo = tldr["DPO", 0.0]
     assert dpo.rate * dpo.n == pytest.approx(158, abs=0.01)
@@ -52,6 +65,9 @@ def test_the_papers_numbers():
     assert z == pytest.approx(1.08, abs=0.02)  # the order is not shown by 256
     assert hh["DPO", 1.0].rate == 0.63 and best["Best of 128", 0.7].rate == 0.594
     assert hh["Preferred-FT", 0.25] == best["Best of 1", 0.25]
+    news = paper_of(table1.FIGURE)
+    assert news["DPO", 0.0].rate == 0.36 and news["PPO", 0.25].rate == 0.23
+    assert math.isnan(news["DPO", 0.0].se)  # the paper does not say how many articles
 
 
 def test_commands_sample_once_where_it_is_greedy(tmp_path):
@@ -63,20 +79,38 @@ def test_commands_sample_once_where_it_is_greedy(tmp_path):
     ]
     assert "--judge=model,gpt@http://host/v1" in verdict
     assert not any(a.startswith(("--stop", "--prompts")) for a in samples[0])
+    assert "--prompt=concise_summary" in verdict and "--against=chosen" in verdict
     hh = judged.commands(fig3.FIGURE, "full", tmp_path, "")[0].arguments
     assert "--stop=\n\nHuman:" in hh and f"--prompts={tmp_path}/prompts.jsonl" in hh
 
 
 def test_prompts_of_one_turn(tmp_path):
     one = "\n\nHuman: a?\n\nAssistant: b"
-    rows = [one, one + " c", one + "\n\nHuman: d\n\nAssistant: e"]
+    rows = [one, one + " c", one + "\n\nHuman: d\n\nAssistant: e", one[:-2]]
     file, out = tmp_path / "hh.jsonl", tmp_path / "prompts.jsonl"
     file.write_text(
         "".join(json.dumps({"chosen": r, "rejected": r}) + "\n" for r in rows)
     )
     judged.write_single_turns(str(file), out)
     found = [json.loads(line) for line in out.open()]
-    assert found == [{"prompt": "\n\nHuman: a?\n\nAssistant:"}]
+    prompt = "\n\nHuman: a?\n\nAssistant:"
+    assert found == [{"prompt": prompt, "chosen": said} for said in (" b", " b c")]
+
+
+def test_openings_that_no_policy_trained_on(tmp_path):
+    """Nine to eleven words of the grammar, each once, with a continuation of it."""
+    rows = openings.rows(40)
+    assert rows == openings.rows(128)[:40]
+    assert len({row["prompt"] for row in rows}) == 40
+    assert {len(row["prompt"].split()) for row in rows} == {9, 10, 11}
+    assert max(sentiment.PROMPT_WORDS) < 9
+    for row in rows:
+        words = (row["prompt"] + row["chosen"]).split()
+        state, _ = sentiment._follow(words)  # a word that may not follow raises
+        assert state[0] == "clause" and row["chosen"].startswith(" ")
+    first = judged.commands(table1.FIGURE, "quick", tmp_path, "")[0]
+    assert first.made == tmp_path / "ood_samples_0.jsonl"
+    assert f"--prompts={tmp_path}/ood_prompts.jsonl" in first.arguments
 
 
 def row(trial, rate, se, best_of=1, judge="model", heat=0.7):
@@ -99,3 +133,22 @@ def test_z_is_by_both_errors_and_stands_where_it_may(tmp_path):
     quick = judged.table(fig3.FIGURE, "quick", tmp_path)
     assert "| 0.650 ± 0.030 | 0.602 ± 0.031 | – |" in quick
     assert "Comparable: no: reviews of a grammar" in quick
+
+
+def test_the_figure_draws_the_best_of_as_many_as_there_are(tmp_path):
+    """Of 128 wanted and 2 sampled, the best of 2; no bar where no error is known."""
+    own = [row("sft", 0.4, None), row("sft", 0.6, 0.1, 2), row("dpo", 0.9, 0.1)]
+    lines = judged_figure.ours(own, fig2.FIGURE.names)
+    assert lines["Best of 2"] == [(0.7, 0.6, 0.1)] and lines["DPO"] == [(0.7, 0.9, 0.1)]
+    assert list(lines) == ["DPO", "Best of 2", "SFT"]
+    paper = {("DPO", 0.7): (0.6, math.nan), ("DPO", 0.0): (0.5, 0.1)}
+    judged_figure.write(tmp_path / "figure.png", own, paper, fig2.FIGURE.names)
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_no_z_where_the_paper_says_no_n():
+    assert judged.cells_of((0.3, 0.1), judged.Paper(0.36, 0), "in part") == [
+        "0.300 ± 0.100",
+        "0.360",
+        "–",
+    ]

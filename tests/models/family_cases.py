@@ -92,6 +92,26 @@ VISION = {
     "model_type": "siglip_vision_model",
 }
 
+PIXTRAL = VISION | {"model_type": "pixtral"}
+GRANITE = {  # the factors of 3.x are far from 1, too
+    "attention_multiplier": 0.2,
+    "embedding_multiplier": 1.7,
+    "logits_scaling": 0.6,
+    "residual_multiplier": 0.8,
+}
+MINISTRAL3 = SIZES | {
+    "head_dim": 16,
+    "rope_parameters": YARN
+    | {"original_max_position_embeddings": 8, "llama_4_scaling_beta": 0.5},
+}
+OLMO3 = SIZES | {
+    "num_hidden_layers": 4,
+    "sliding_window": 5,
+    "rope_scaling": YARN | {"rope_theta": 5e5, "attention_factor": 0.7},
+}
+
+WRAPPERS = ("gemma3", "mistral3")  # of a text model and a vision tower
+
 # every family at its simplest
 CONFIGS = {
     "gemma": GEMMA,
@@ -101,9 +121,17 @@ CONFIGS = {
     "gpt2": GPT,
     "gpt_neox": NEOX,
     "gptj": GPT | {"rotary_dim": 4},
+    "granite": SIZES | GRANITE,
     "llama": SIZES,
+    "ministral3": MINISTRAL3,
     "mistral": SIZES | {"sliding_window": 5},
+    "mistral3": {
+        "text_config": MINISTRAL3 | {"model_type": "ministral3"},
+        "vision_config": PIXTRAL,
+        "tie_word_embeddings": True,
+    },
     "olmo2": SIZES,
+    "olmo3": OLMO3,
     "phi3": SIZES,
     "qwen2": SIZES,
     "qwen3": SIZES | {"head_dim": 16},
@@ -168,6 +196,15 @@ VARIANTS = {
             "rotary_pct": 0.5,
         },
     ),
+    "granite_tied": (
+        "granite",
+        {
+            "tie_word_embeddings": True,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "attention_multiplier": 0.5,
+        },
+    ),
     "gptj_tied": ("gptj", {"tie_word_embeddings": True, "n_inner": 40}),
     "llama_biased": (
         "llama",
@@ -199,6 +236,24 @@ VARIANTS = {
     "mistral_yarn": (
         "mistral",
         {"rope_scaling": YARN | {"mscale": 1.0, "mscale_all_dim": 0.5}},
+    ),
+    "mistral3_small": (
+        "mistral3",
+        {
+            "text_config": SIZES | {"head_dim": 16, "sliding_window": 5},
+            "tie_word_embeddings": False,
+        },
+    ),
+    "olmo3_thetas": (
+        "olmo3",
+        {
+            "rope_scaling": None,
+            "rope_parameters": {
+                "full_attention": YARN,
+                "sliding_attention": {"rope_type": "default", "rope_theta": 20.0},
+            },
+            "attention_bias": True,
+        },
     ),
     "olmo2_yarn": ("olmo2", {"rope_scaling": YARN, "attention_bias": True}),
     "phi3_longrope": (

@@ -121,6 +121,61 @@ MISTRAL = {
     "tie_word_embeddings": False,
     "vocab_size": 32768,
 }
+MINISTRAL3 = {  # the text of the wrapper
+    "attention_dropout": 0.0,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "initializer_range": 0.02,
+    "max_position_embeddings": 262144,
+    "model_type": "ministral3",
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-05,
+    "rope_parameters": {
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "factor": 16.0,
+        "llama_4_scaling_beta": 0.1,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "original_max_position_embeddings": 16384,
+        "rope_theta": 1000000.0,
+        "rope_type": "yarn",
+        "type": "yarn",
+    },
+    "sliding_window": None,
+    "use_cache": True,
+    "vocab_size": 131072,
+}
+MISTRAL3 = {
+    "architectures": ["Mistral3ForConditionalGeneration"],
+    "dtype": "bfloat16",
+    "image_token_index": 10,
+    "model_type": "mistral3",
+    "multimodal_projector_bias": False,
+    "projector_hidden_act": "gelu",
+    "spatial_merge_size": 2,
+    "transformers_version": "5.0.0.dev0",
+    "vision_config": {"hidden_size": 1024, "model_type": "pixtral", "patch_size": 14},
+    "vision_feature_layer": -1,
+}
+GRANITE3 = LLAMA2 | {
+    "architectures": ["GraniteForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.1,
+    "attention_multiplier": 0.015625,
+    "bos_token_id": 0,
+    "embedding_multiplier": 12.0,
+    "logits_scaling": 8.0,
+    "mlp_bias": False,
+    "model_type": "granite",
+    "pad_token_id": 0,
+    "residual_multiplier": 0.22,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+    "vocab_size": 49155,
+}
+del GRANITE3["pretraining_tp"]
 QWEN2 = {
     **COMMON,
     "architectures": ["Qwen2ForCausalLM"],
@@ -511,6 +566,46 @@ PUBLISHED = {  # folder -> (parameters as published, a tied head once; attribute
     "allenai/OLMo-2-1124-7B-Instruct": (
         7_298_617_344,
         sized(OLMO2, 4096, 11008, 32, 32, 32),
+    ),
+    "allenai/Olmo-3-7B-Instruct": (
+        7_298_011_136,
+        sized(OLMO2, 4096, 11008, 32, 32, 32, vocab_size=100278)
+        | {
+            "architectures": ["Olmo3ForCausalLM"],
+            "layer_types": (["sliding_attention"] * 3 + ["full_attention"]) * 8,
+            "max_position_embeddings": 65536,
+            "model_type": "olmo3",
+            "rope_scaling": {
+                "attention_factor": 1.2079441541679836,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "factor": 8.0,
+                "original_max_position_embeddings": 8192,
+                "rope_type": "yarn",
+            },
+            "sliding_window": 4096,
+        },
+    ),
+    "ibm-granite/granite-3.0-2b-instruct": (
+        2_533_531_648,
+        sized(GRANITE3, 2048, 8192, 40, 32, 8),
+    ),
+    "mistralai/Ministral-3-3B-Instruct-2512-BF16": (
+        3_429_006_336,
+        MISTRAL3
+        | {
+            "text_config": MINISTRAL3
+            | {
+                "hidden_size": 3072,
+                "intermediate_size": 9216,
+                "num_hidden_layers": 26,
+                "tie_word_embeddings": True,
+            }
+        },
+    ),
+    "mistralai/Ministral-3-3B, its text alone": (
+        3_429_006_336,
+        sized(MINISTRAL3, 3072, 9216, 26, 32, 8, tie_word_embeddings=True),
     ),
     "allenai/OLMo-2-0425-1B": (1_484_916_736, sized(OLMO2, 2048, 8192, 16, 16, 16)),
     "HuggingFaceTB/SmolLM3-3B": (

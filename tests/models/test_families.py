@@ -213,7 +213,32 @@ def test_gpt2_refuses_what_it_cannot_compute(name, value):
         ("gpt_neox", {"rotary_pct": 0.1}, "rope_dim=1 must be even"),
         ("gptj", {"rotary_dim": None}, "rotary_dim=None"),
         ("gptj", {"rotary_dim": 10}, "rope_dim=10 must be even and at most head_dim=8"),
+        ("granite", {"residual_multiplier": 0}, "residual_multiplier=0"),
+        ("granite", {"shared_intermediate_size": 8}, "shared_intermediate_size=8"),
         ("mistral", {"layer_types": ["full_attention"] * 2}, "layer_types"),
+        (
+            "ministral3",
+            {"rope_parameters": {"rope_type": "default", "llama_4_scaling_beta": 0.1}},
+            "needs a rope scaling that says original_max_position_embeddings",
+        ),
+        (
+            "ministral3",
+            {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}},
+            "llama_4_scaling_beta=None",
+        ),
+        (
+            "ministral3",
+            {"rope_parameters": {"max_position_embeddings": 5}},
+            "max_position_embeddings=5 of the rope contradicts",
+        ),
+        ("mistral3", {"text_config": {"model_type": "lama"}}, "text_config.model_type"),
+        (
+            "mistral3",
+            {"text_config": CONFIGS["mistral3"]["text_config"] | {"wings": 2}},
+            "wings=2",
+        ),
+        ("olmo3", {"rope_parameters": {"rope_theta": 1e4}}, "must say it of"),
+        ("olmo3", {"layer_types": ["full_attention"] * 3}, "must name 4 layers"),
         ("olmo2", {"clip_qkv": 3.0}, "clip_qkv=3.0"),
         (
             "phi3",
@@ -263,6 +288,7 @@ def test_windows_and_ropes_travel_by_layer():
     assert hf.spec_of(CONFIGS["gemma2"]).windows == (5, 0)
     assert hf.spec_of(CONFIGS["gemma3_text"]).windows == (5, 5, 5, 5, 5, 0, 5)
     assert hf.spec_of(CONFIGS["mistral"]).windows == (5, 5)
+    assert hf.spec_of(CONFIGS["olmo3"]).windows == (5, 5, 5, 0)
     assert hf.spec_of(CONFIGS["smollm3"]).rope_layers == (True, True, True, False)
     assert hf.spec_of(CASES["smollm3_yarn"][1]).windows == (0, 0, 0, 5)
     assert hf.spec_of(CASES["qwen3_yarn"][1]).windows == (0, 5, 5)
@@ -291,6 +317,27 @@ def test_gemma3_reads_both_spellings_and_what_published_files_leave_out():
     assert spec.windows[:6] == (1024,) * 5 + (0,)
 
 
+def test_factors_of_granite_that_are_left_out_are_one():
+    """Of attention, too: not E^−½, as in other families."""
+    plain = {
+        k: v for k, v in CONFIGS["granite"].items() if not k.endswith("multiplier")
+    }
+    spec = hf.spec_of(plain | {"logits_scaling": None})
+    factors = (spec.attn_scale, spec.embed_scale, spec.logit_divisor)
+    assert (*factors, spec.residual_scale) == (1, 1, 1, 1)
+
+
+def test_ministral3_reads_what_published_files_leave_out_and_both_texts():
+    """Its own rope: yarn × 16 of 16,384; a plain Mistral in the wrapper grows none."""
+    plain = {k: v for k, v in CONFIGS["ministral3"].items() if k != "rope_parameters"}
+    spec = hf.spec_of(plain)
+    assert (spec.query_beta, spec.rope_theta, spec.windows) == (0.1, 1e6, ())
+    assert spec.rope_scaling.original_max_positions == 16_384
+    assert spec.rope_scaling.attention_factor == 1
+    small = hf.spec_of(CASES["mistral3_small"][1])
+    assert (small.query_beta, small.windows, small.tie) == (0, (5, 5), False)
+
+
 def test_missing_sizes_are_all_named():
     text = refusal({"model_type": "llama"})
     for name in ("vocab_size=None", "hidden_size=None", "rms_norm_eps=None"):
@@ -306,7 +353,7 @@ def test_sizes_that_do_not_fit_are_refused():
 def test_an_unknown_model_type_lists_the_known_ones():
     text = refusal({"model_type": "lama"})
     assert f"did you mean 'llama'? Known: {', '.join(sorted(FAMILIES))}" in text
-    assert len(FAMILIES) == 14
+    assert len(FAMILIES) == 18
     assert "model_type=None" in refusal({})
 
 
@@ -347,6 +394,7 @@ def test_every_row_has_a_place_in_some_tree_and_every_leaf_a_row(name):
     extra = {
         "gptj": {},
         "gpt2": {"tie_word_embeddings": False},
+        "granite": everything["attn"] | everything["mlp"],
         "llama": everything["attn"] | everything["mlp"],
         "smollm3": everything["attn"] | everything["mlp"],
     }.get(name, everything["attn"])
@@ -354,7 +402,7 @@ def test_every_row_has_a_place_in_some_tree_and_every_leaf_a_row(name):
     if name == "gemma3":
         config["text_config"] = config["text_config"] | {"attention_bias": True}
         del config["attention_bias"]
-    if name in ("mistral", "phi3", "qwen2"):
+    if name in ("ministral3", "mistral", "mistral3", "phi3", "qwen2"):
         del config["attention_bias"]
     spec = hf.spec_of(config)
     met = {path for row in FAMILIES[name].table for path in row.paths}

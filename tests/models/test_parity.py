@@ -11,7 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from family_cases import CASES, CONFIGS, LENGTH, compiled, forests, sequences
+from family_cases import (
+    CASES,
+    CONFIGS,
+    LENGTH,
+    WRAPPERS,
+    compiled,
+    forests,
+    sequences,
+)
 
 from dpo_jax import heads
 from dpo_jax.models import decoder, hf
@@ -27,7 +35,7 @@ def torch_model(case):
     family, config = CASES[case]
     config = {name: value for name, value in config.items() if name != "model_type"}
     auto = transformers.AutoModelForCausalLM
-    if family == "gemma3":
+    if family in WRAPPERS:
         auto = transformers.AutoModelForImageTextToText
     config = transformers.AutoConfig.for_model(family, **config)
     torch.manual_seed(0)

@@ -8,6 +8,7 @@ import json
 import math
 
 import pytest
+from family_cases import WRAPPERS
 from published import PUBLISHED, REFUSED
 
 from dpo_jax import errors
@@ -65,7 +66,7 @@ def test_tensors_are_those_of_transformers(folder, tmp_path):
     theirs = transformers.AutoConfig.from_pretrained(tmp_path)
     with torch.device("meta"):
         kind = transformers.AutoModelForCausalLM
-        if config["model_type"] == "gemma3":
+        if config["model_type"] in WRAPPERS:
             kind = transformers.AutoModelForImageTextToText
         model = kind.from_config(theirs)
     spec = families.spec_of(config)

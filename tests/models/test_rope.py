@@ -129,11 +129,27 @@ def test_layers_turn_by_what_they_are():
     far = rope.frequencies(1e6, 16, None, length=64) / 8
     for layer in range(7):
         np.testing.assert_allclose(pairs[layer], far if layer == 5 else near)
+    spec = hf.spec_of(CONFIGS["olmo3"])  # yarn on the full layer only
+    pairs, magnitude = rope.per_layer(spec, 64)
+    plain = rope.frequencies(5e5, 8, None, length=64)
+    np.testing.assert_array_equal(magnitude, np.float32([1, 1, 1, 0.7]))
+    np.testing.assert_allclose(pairs[:3], np.stack([plain] * 3))
+    np.testing.assert_allclose(pairs[3][-1], plain[-1] / 4)
     yarn = {"rope_type": "yarn", "factor": 4.0, "attention_factor": 0.5}
     spec = hf.spec_of(CONFIGS["smollm3"] | {"rope_scaling": yarn})
     pairs, magnitude = rope.per_layer(spec, 64)
     np.testing.assert_array_equal(magnitude, [0.5, 0.5, 0.5, 1.0])
     assert (pairs[3] == 0).all() and (pairs[:3] > 0).all()
+
+
+def test_queries_grow_by_position_one_step_an_original_context():
+    """Of 8: 1 at 0…7, 1 + ½·ln 2 at 8…15, 1 + ½·ln 3 from 16; None without a β."""
+    spec = hf.spec_of(CONFIGS["ministral3"])
+    scale = rope.query_scale(spec, jnp.array([[0, 7, 8, 15, 16]]))
+    steps = [0, 0, 1, 1, 2]
+    expected = [1 + 0.5 * math.log(1 + step) for step in steps]
+    np.testing.assert_allclose(scale[0, :, 0, 0], expected, rtol=1e-6)
+    assert rope.query_scale(hf.spec_of(CONFIGS["mistral"]), jnp.zeros((1, 1))) is None
 
 
 @pytest.mark.parametrize("interleaved", [False, True])

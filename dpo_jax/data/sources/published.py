@@ -97,6 +97,19 @@ PUBLISHED: dict[str, Published] = {
         ColumnMap(text="text:breaks", drop=USUAL),
         holds="completions",
     ),
+    "cnn_dailymail": Published(
+        "news articles with their highlights, version 3.0.0: for evaluation out of "
+        "TL;DR's domain (arXiv:2305.18290, table 1); the prompt ends as TL;DR's",
+        "abisee/cnn_dailymail",
+        ColumnMap(
+            prompt="{article:fold}\n\nTL;DR:",
+            completion="highlights:spaced",
+            drop=USUAL,
+        ),
+        BOTH,
+        config="3.0.0",
+        holds="completions",
+    ),
     "ultrafeedback": Published(
         "best of 4 by GPT-4's score against a random other; prompt repeats the chats' "
         "first turn",

@@ -28,7 +28,8 @@ def read(given: Given, activation: str, theta: float = 1e4) -> DecoderSpec:
         tie=True,
         activation=activation,
     )
-    return dataclasses.replace(spec, norm="rms_plus_one", embed_scale=True)
+    scale = spec.width**0.5
+    return dataclasses.replace(spec, norm="rms_plus_one", embed_scale=scale)
 
 
 def softcap(given: Given, name: str, default: float) -> float:

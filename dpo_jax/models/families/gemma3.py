@@ -38,33 +38,11 @@ KNOWN_WRAPPER = frozenset(
 )
 
 
-def _ropes(given: Given) -> tuple[Config, float]:
-    """Splits the settings of both ropes.
-
-    Returns:
-      The config with the long rope as other dialects write it, and the short theta.
-    """
-    both = given.config.get("rope_parameters")
-    names = ("full_attention", "sliding_attention")
-    outer = {"rope_local_base_freq": given.config.get("rope_local_base_freq")}
-    if not isinstance(both, dict) or not set(both) & set(names):
-        return given.config, rope.one_of(given._replace(config=outer), 1e4)
-    given._replace(config=both).refuse_unknown(names)
-    full, sliding = (dict(both.get(name) or {}) for name in names)
-    inner = {
-        "rope_parameters.sliding_attention.rope_theta": sliding.pop("rope_theta", 0)
-    }
-    if rope.scaling_of(given._replace(config=sliding), max_positions=1) is not None:
-        given.complaints.append(f"sliding_attention must not be scaled: {sliding}")
-    local = rope.one_of(given._replace(config=inner | outer), 1e4)
-    return given.config | {"rope_parameters": full}, local
-
-
 def read_text(given: Given) -> DecoderSpec:
     """Reads a `config.json` of `model_type` gemma3_text."""
     stated = {k: v for k, v in given.config.items() if v is not None}
     given = given._replace(config=DEFAULTS | stated)
-    plain, local = _ropes(given)
+    plain, local = rope.of_both(given, local=1e4)
     spec = gemma.read(given._replace(config=plain), "hidden_activation", theta=1e6)
     older = given.config.get("_sliding_window_pattern")
     pattern = {"sliding_window_pattern": stated.get("sliding_window_pattern", older)}
@@ -126,12 +104,9 @@ GEMMA3 = Family(
     to_hf,
     TABLE,
     ignored=llama_like.IGNORED,
-    spellings=(
-        ("language_model.model.", "model.language_model.", "language_model."),
-        ("language_model.lm_head.", "lm_head."),
-    ),
+    spellings=llama_like.WRAPPED,
     modules=("model.language_model.",),
-    carried=(r"(model\.)?(vision_tower|multi_modal_projector)\..*",),
+    carried=llama_like.TOWERS,
     aliases={
         f"{name}_token_id": f"{name}_token_index" for name in ("boi", "eoi", "image")
     },

@@ -9,9 +9,9 @@ from dpo_jax.models.spec import DecoderSpec, Family
 KNOWN = llama_like.KNOWN | {"attention_bias"}
 
 
-def read(given: Given) -> DecoderSpec:
-    """Reads a `config.json`."""
-    spec = llama_like.read(given)
+def read(given: Given, theta: float = 1e4) -> DecoderSpec:
+    """Reads a `config.json`; arguments as `llama_like.read`'s."""
+    spec = llama_like.read(given, theta=theta)
     return dataclasses.replace(spec, norm="rms_wide", layout="post", qk_norm="full")
 
 

@@ -122,6 +122,33 @@ def read(
     }
 
 
+def of_both(given: Given, *, local: float) -> tuple[Config, float]:
+    """Splits the settings of layers with a window from those of all others.
+
+    Args:
+      given: the `config.json`.
+      local: theta of layers with a window, where nothing is said of it.
+
+    Returns:
+      The config with the settings of the others as most dialects write them, and the
+      theta of layers with a window, which nothing may scale.
+    """
+    both = given.config.get("rope_parameters")
+    names = ("full_attention", "sliding_attention")
+    outer = {"rope_local_base_freq": given.config.get("rope_local_base_freq")}
+    if not isinstance(both, dict) or not set(both) & set(names):
+        return given.config, one_of(given._replace(config=outer), local)
+    given._replace(config=both).refuse_unknown(names)
+    full, sliding = (dict(both.get(name) or {}) for name in names)
+    inner = {
+        "rope_parameters.sliding_attention.rope_theta": sliding.pop("rope_theta", 0)
+    }
+    if scaling_of(given._replace(config=sliding), max_positions=1) is not None:
+        given.complaints.append(f"sliding_attention must not be scaled: {sliding}")
+    theta = one_of(given._replace(config=inner | outer), local)
+    return given.config | {"rope_parameters": full}, theta
+
+
 def scaling_of(given: Given, max_positions: int) -> RopeScaling | None:
     """Reads how wavelengths are stretched; None = not."""
     settings = dict(given.config)
@@ -213,10 +240,17 @@ def _factors(given: Given, name: str) -> tuple[float, ...]:
 
 def to_hf(theta: float, scaling: RopeScaling | None) -> Config:
     """Writes theta and scaling in the old spelling, which every release reads."""
+    settings = one_to_hf(theta, scaling)
+    theta = settings.pop("rope_theta")
+    return {"rope_theta": theta, "rope_scaling": settings if scaling else None}
+
+
+def one_to_hf(theta: float, scaling: RopeScaling | None) -> Config:
+    """Writes theta and scaling in the new spelling, as one object."""
     if scaling is None:
-        return {"rope_theta": theta, "rope_scaling": None}
+        return {"rope_theta": theta, "rope_type": "default"}
     settings = {"rope_type": scaling.kind, **_WRITERS[scaling.kind](scaling)}
-    return {"rope_theta": theta, "rope_scaling": settings}
+    return settings | {"rope_theta": theta}
 
 
 _READERS = {

@@ -23,7 +23,8 @@ $(VENV)/.installed: setup.py pyproject.toml
 	touch $@
 
 $(VENV)/.parity: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  torch==2.13.0 'peft>=0.21'
 	touch $@
 
 # An environment of its own: with libtpu beside it, jax looks for TPUs first.

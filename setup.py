@@ -69,7 +69,7 @@ setuptools.setup(
         "ifeval": IFEVAL,
         "track": ["wandb", "trackio"],
         "test": TEST,
-        "parity": ["torch==2.13.0", "trl"],
+        "parity": ["torch==2.13.0", "trl", "peft>=0.21"],
         "lesson": ["nbformat>=5", "nbclient>=0.10", "ipykernel>=6"],
         "docs": ["mkdocs-material>=9.6"],
         "browser": ["playwright"],

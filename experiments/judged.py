@@ -13,61 +13,18 @@ import math
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dpo_jax import markdown
 from dpo_jax.config import parse_arg
-from dpo_jax.data import sources
-from dpo_jax.data.sources.hh import ASSISTANT
 from dpo_jax.errors import ConfigError, unknown
 from dpo_jax.launch import Trial
 from experiments import judged_figure
+from experiments.judged_tiers import Tier
 
-Keys = dict[str, Any]
-
-REWARD: Keys = {
-    "objective": "reward",
-    "loss.name": "bradley_terry",
-    "ref.mode": "none",
-    "eval.rollouts": 0,
-}
-EXPORT_ALONE: Keys = {"checkpoint.after": "none"}  # what a finished trial keeps
-HUMAN = "\n\nHuman:"
 POLICIES = ("sft", "preferred_ft", "dpo", "ppo")  # that are sampled, where there are
-
-
-class Tier(NamedTuple):
-    """What is trained, on what, and how it is sampled and judged.
-
-    Attributes:
-      trials: name -> (config, keys) of each run.
-      config: that names the held-out prompts with their chosen responses.
-      keys: of it.
-      limit: prompts.
-      samples: of each, at each temperature.
-      new_tokens: of a sample, at most.
-      judges: of `winrate --judge`, beside the tier's reward model.
-      stops: strings that end a sample.
-      prompts: writes a file of prompts with their chosen responses, which are sampled
-        instead; None = those of `config`.
-      batch: samples that are drawn together.
-      comparable: whether its rates estimate the paper's; else why not.
-    """
-
-    trials: dict[str, tuple[str, Keys]]
-    config: str
-    keys: Keys
-    limit: int
-    samples: int
-    new_tokens: int
-    judges: tuple[str, ...]
-    comparable: str
-    stops: tuple[str, ...] = ()
-    prompts: Callable[[Path], None] | None = None
-    batch: int = 32
 
 
 class Figure(NamedTuple):
@@ -95,107 +52,20 @@ class Figure(NamedTuple):
         return out / f"{self.prefix}{name}"
 
 
-STARTED: Keys = {**EXPORT_ALONE, "model.path": "{sft}", "model.preset": ""}
-QUICK = Tier(
-    trials={
-        "sft": ("quickstart:stage=sft,steps=300", EXPORT_ALONE),
-        "dpo": ("quickstart:stage=dpo,steps=150", {**STARTED, "eval.rollouts": 0}),
-        "reward_model": (
-            "quickstart:stage=dpo,steps=200",
-            {**STARTED, **REWARD, "loss.beta": 0.1},  # its default: it is not used
-        ),
-    },
-    config="quickstart:stage=dpo",
-    keys={"eval.limit": 128},
-    limit=128,
-    samples=16,
-    new_tokens=20,
-    judges=("sentiment",),
-    comparable="no: reviews of a grammar, a decoder of 2 layers, and its true reward",
-    batch=512,
-)
-QUICK_PPO = (
-    "ppo",
-    {
-        **STARTED,
-        "data.train": "sentiment",
-        "data.max_tokens": 32,
-        "data.max_prompt_tokens": 12,
-        "train.steps": 120,
-        "rollout.prompts": 256,
-        "rollout.samples": 1,
-        "rollout.max_new_tokens": 20,
-        "rollout.batch": 256,
-        "reward.path": "{reward_model}",
-        "ppo.epochs": 2,
-        "ppo.minibatches": 2,
-        "ppo.whiten_scores": True,
-        "optimizer.lr": 5e-4,
-    },
-)
-PYTHIA: Keys = {"model.path": "EleutherAI/pythia-2.8b", "model.dtype": "bfloat16"}
-
-
-def full_tier(source: str, sft: str, preset: str, keys: Keys, new_tokens: int) -> Tier:
-    """Makes the tier of the paper's size, with today's stand-ins.
-
-    Args:
-      source: of the pairs; `hh` is sampled on prompts of one human turn.
-      sft: data that the reference is trained on; `source` = its chosen responses.
-      preset: of `configs/dpo.py`.
-      keys: of all trials.
-      new_tokens: of a sample, at most.
-    """
-    is_hh = source == "hh"
-    pairs = {**keys, **EXPORT_ALONE, "data.train": source, "data.eval": source}
-    start = {**pairs, "model.path": "{sft}"}
-    trials = {
-        "sft": ("sft", {**PYTHIA, **pairs, "data.train": sft, "data.eval": ""}),
-        "dpo": (f"dpo:preset={preset}", {**start, "model.dtype": "bfloat16"}),
-        "reward_model": ("dpo", {**start, **REWARD, "model.dtype": "bfloat16"}),
-    }
-    if sft != source:
-        trials["preferred_ft"] = ("sft", {**start, "model.dtype": "bfloat16"})
-    return Tier(
-        trials=trials,
-        config=f"dpo:preset={preset}",
-        keys={**keys, "data.eval": source},
-        limit=256,
-        samples=128,
-        new_tokens=new_tokens,
-        judges=(),
-        comparable="in part: the judge is another than gpt-4-0314, which is retired",
-        stops=(HUMAN,) * is_hh,
-        prompts=partial(write_single_turns, source) if is_hh else None,
-    )
-
-
-def full_ppo(tier: Tier) -> tuple[str, Keys]:
-    """Makes PPO against the learned reward of a tier of the paper's size.
-
-    512 samples a turn, KL coefficient .05 and rate 3e-6 are those of arXiv:2403.17031,
-    which reproduced PPO on TL;DR; the paper does not state its own.
-    """
-    given = {k: v for k, v in tier.trials["dpo"][1].items() if k != "data.eval"}
-    turns = {
-        "data.eval": "",
-        "reward.path": "{reward_model}",
-        "train.steps": 8_000,
-        "rollout.prompts": 512,
-        "rollout.samples": 1,
-        "rollout.max_new_tokens": tier.new_tokens,
-        "ppo.kl_coef": 0.05,
-    }
-    return "ppo", {**given, **turns}
-
-
 def trials(figure: Figure, arg: str | None) -> list[Trial]:
-    """Returns the trials of a tier, by its name: `tier=quick`."""
-    name = parse_arg(arg, tier="quick")["tier"]
+    """Returns the trials of a tier: `tier=quick`, `data=FOLDER` where it has data."""
+    given = parse_arg(arg, tier="quick", data="")
+    name, data = given["tier"], given["data"]
     if name not in figure.tiers:
         raise ConfigError(unknown("tier", name, figure.tiers))
-    runs = figure.tiers[name].trials.items()
-    return [Trial(trial, config, keys) for trial, (config, keys) in runs]
+
+    def placed(value: Any) -> Any:
+        return value.replace("{data}", data) if isinstance(value, str) else value
+
+    return [
+        Trial(trial, config, {key: placed(value) for key, value in keys.items()})
+        for trial, (config, keys) in figure.tiers[name].trials.items()
+    ]
 
 
 class Command(NamedTuple):
@@ -217,7 +87,7 @@ def commands(figure: Figure, tier: str, out: Path, judges: str) -> list[Command]
     of, found, files = figure.tiers[tier], [], []
     data = [f"--config={of.config}"]
     data += [f"--config.{key}={value}" for key, value in of.keys.items()]
-    prompts = figure.file(out, "prompts.jsonl")
+    prompts = figure.file(out, "data") / "prompts.jsonl"
     runs = [name for name in POLICIES if name in of.trials]
     for heat in figure.temperatures:
         file = figure.file(out, f"samples_{heat:g}.jsonl")
@@ -226,13 +96,13 @@ def commands(figure: Figure, tier: str, out: Path, judges: str) -> list[Command]
         flags += [f"--limit={of.limit}", f"--max_new_tokens={of.new_tokens}"]
         flags += [f"--batch={of.batch}"]
         flags += [f"--stop={word}" for word in of.stops]
-        flags += [f"--prompts={prompts}"] * bool(of.prompts)
+        flags += [f"--prompts={prompts}"] * bool(of.data)
         found.append(Command(["sample", *data, *flags, f"--out={file}"], file))
         files.append(str(file))
     named = ",".join(["model", *of.judges, *filter(None, judges.split(","))])
     table = figure.file(out, "winrate")
     flags = [f"--samples={','.join(files)}", f"--judge={named}", f"--out={table}"]
-    flags += [f"--against={prompts if of.prompts else 'chosen'}", "--best_by=model"]
+    flags += [f"--against={prompts if of.data else 'chosen'}", "--best_by=model"]
     flags += [f"--limit={of.limit}", f"--prompt={figure.template}"]
     flags += [f"--config.reward.path={out / 'reward_model' / 'export'}"]
     return [*found, Command(["winrate", *data, *flags], table / "winrate.json")]
@@ -256,6 +126,7 @@ def parser(figure: Figure) -> argparse.ArgumentParser:
     made.add_argument("--tier", choices=figure.tiers, default="quick")
     made.add_argument("--out", type=Path, required=True, help="folder of the tier")
     made.add_argument("--judge", default="", help="more judges, as `winrate` has them")
+    made.add_argument("--source", default="hh", help="HH's rows, where they are read")
     made.add_argument("--launcher", default="local")
     made.add_argument("--dry_run", action="store_true", help="print the commands")
     return made
@@ -263,7 +134,10 @@ def parser(figure: Figure) -> argparse.ArgumentParser:
 
 def sweep_of(figure: Figure, given: argparse.Namespace) -> list[str]:
     """Returns the command that trains a tier."""
-    sweep = ["sweep", f"{figure.folder}/sweep.py:tier={given.tier}"]
+    arg = f"tier={given.tier}"
+    if figure.tiers[given.tier].data:
+        arg += f",data={figure.file(given.out, 'data')}"
+    sweep = ["sweep", f"{figure.folder}/sweep.py:{arg}"]
     return [*sweep, f"--out={given.out}", f"--launcher={given.launcher}"]
 
 
@@ -279,37 +153,17 @@ def sample(
     figure: Figure, given: argparse.Namespace, samples: Sequence[Command]
 ) -> int:
     """Trains what is missing and samples it; returns the exit code."""
+    data = figure.file(given.out, "data")
+    write = figure.tiers[given.tier].data
+    if write and not (data / "prompts.jsonl").exists():
+        data.mkdir(parents=True, exist_ok=True)
+        write(given.source, data)
     if code := called(sweep_of(figure, given)):
         return code
-    prompts = figure.file(given.out, "prompts.jsonl")
-    if (write := figure.tiers[given.tier].prompts) and not prompts.exists():
-        write(prompts)
     for each in samples:
         if not each.made.exists() and (code := called(each.arguments)):
             return code
     return 0
-
-
-def write_single_turns(source: str, file: Path) -> None:
-    """Writes HH's prompts in which a human speaks once, and what was chosen."""
-    (part,) = sources.parts_of(source, "data.eval")
-    rows = sources.read(sources.find(part, "eval"), sources.Request("eval"))
-    chosen = [fields["chosen"] for _, fields in rows if isinstance(fields, dict)]
-    ends = [text.rfind(ASSISTANT) + len(ASSISTANT) for text in chosen]
-    write_rows(
-        file,
-        [
-            {"prompt": text[:end], "chosen": text[end:]}
-            for text, end in zip(chosen, ends, strict=True)
-            if text[:end].count(HUMAN) == 1 and text[end:].strip()
-        ],
-    )
-
-
-def write_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes a JSONL file."""
-    lines = [json.dumps(row) + "\n" for row in rows]
-    file.write_text("".join(lines), encoding="utf-8")
 
 
 def called(arguments: Sequence[str]) -> int:

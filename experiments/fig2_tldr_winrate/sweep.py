@@ -4,7 +4,7 @@ python -m dpo_jax sweep experiments/fig2_tldr_winrate/sweep.py:tier=quick --out=
 """
 
 from dpo_jax.launch import Trial
-from experiments import judged
+from experiments import judged, judged_tiers
 
 FIGURE = judged.Figure(
     folder="experiments/fig2_tldr_winrate",
@@ -16,8 +16,8 @@ FIGURE = judged.Figure(
         "SFT": ("sft", 1),
     },
     tiers={
-        "quick": judged.QUICK,
-        "full": judged.full_tier(
+        "quick": judged_tiers.QUICK,
+        "full": judged_tiers.full_tier(
             "tldr", "trl-lib/tldr", "paper_tldr", {"data.max_tokens": 640}, 64
         ),
     },

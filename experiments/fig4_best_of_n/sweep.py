@@ -4,15 +4,15 @@ python -m dpo_jax sweep experiments/fig4_best_of_n/sweep.py:tier=quick --out=RUN
 """
 
 from dpo_jax.launch import Trial
-from experiments import judged
+from experiments import judged, judged_tiers
 
 FIGURE = judged.Figure(
     folder="experiments/fig4_best_of_n",
     temperatures=(0.25, 0.7, 1.0),
     names={f"Best of {n}": ("sft", n) for n in (1, 4, 16, 64, 128)},
     tiers={
-        "quick": judged.QUICK,
-        "full": judged.full_tier("hh", "hh", "paper_default", {}, 256),
+        "quick": judged_tiers.QUICK,
+        "full": judged_tiers.full_tier("hh", "hh", "paper_default", {}, 256),
     },
     template="helpful",
 )

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from dpo_jax.data.sources import sentiment
-from experiments.judged import write_rows
+from experiments.judged_tiers import write_rows
 
 WORDS = range(9, 12)  # training has 2 to 8; with <bos>, 12 tokens are what a prompt may
 SEED = 1
@@ -34,6 +34,6 @@ def rows(count: int = 128, seed: int = SEED) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def write(file: Path) -> None:
-    """Writes them as a JSONL file."""
-    write_rows(file, rows())
+def write(_source: str, out: Path) -> None:
+    """Writes them; they are of no source."""
+    write_rows(out / "prompts.jsonl", rows())

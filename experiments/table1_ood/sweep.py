@@ -4,7 +4,7 @@ python -m dpo_jax sweep experiments/table1_ood/sweep.py:tier=quick --out=RUNS
 """
 
 from dpo_jax.launch import Trial
-from experiments import judged
+from experiments import judged, judged_tiers
 from experiments.fig2_tldr_winrate.sweep import FIGURE as FIGURE_2
 from experiments.table1_ood import openings
 
@@ -14,12 +14,12 @@ FIGURE = judged.Figure(
     temperatures=(0.0, 0.25),
     names={"DPO": ("dpo", 1), "PPO": ("ppo", 1), "SFT": ("sft", 1)},
     tiers={
-        "quick": judged.QUICK._replace(
-            trials={**judged.QUICK.trials, "ppo": judged.QUICK_PPO},
-            prompts=openings.write,
+        "quick": judged_tiers.QUICK._replace(
+            trials={**judged_tiers.QUICK.trials, "ppo": judged_tiers.QUICK_PPO},
+            data=openings.write,
         ),
         "full": TLDR._replace(
-            trials={**TLDR.trials, "ppo": judged.full_ppo(TLDR)},
+            trials={**TLDR.trials, "ppo": judged_tiers.full_ppo(TLDR)},
             config="sft",
             keys={
                 "data.eval": "cnn_dailymail",

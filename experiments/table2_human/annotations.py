@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from dpo_jax.errors import DataError
-from experiments.judged import called, write_rows
+from experiments.judged import called
+from experiments.judged_tiers import write_rows
 
 Rows = list[dict[str, Any]]
 NEEDED = ("instruction", "output_1", "output_2")

@@ -6,7 +6,7 @@ python -m dpo_jax sweep experiments/table2_human/sweep.py:tier=quick --out=RUNS
 from typing import NamedTuple
 
 from dpo_jax.launch import Trial
-from experiments import judged
+from experiments import judged, judged_tiers
 from experiments.fig2_tldr_winrate.sweep import FIGURE as FIGURE_2
 from experiments.table1_ood.sweep import FIGURE as TABLE_1
 
@@ -60,7 +60,7 @@ FIGURE = judged.Figure(
     temperatures=(0.0, 0.25, 1.0),
     names={},
     tiers={
-        "quick": judged.QUICK._replace(
+        "quick": judged_tiers.QUICK._replace(
             trials=TABLE_1.tiers["quick"].trials,
             keys={"eval.limit": 256},
             limit=256,

@@ -37,6 +37,20 @@ def test_by_hand():
     np.testing.assert_allclose(got, [8 / 3, 4.0, 5.0])
 
 
+def test_more_samples_are_never_worse_and_equal_ones_no_better():
+    """By the score itself; of n samples the best of n is the maximum."""
+    rng = np.random.default_rng(5)
+    scores = rng.normal(size=(3, 7))
+    curve = np.array([best_of.expected_best(scores, scores, m) for m in range(1, 8)])
+    assert (np.diff(curve, axis=0) >= 0).all()
+    np.testing.assert_allclose(curve[0], scores.mean(1))
+    np.testing.assert_allclose(curve[-1], scores.max(1))
+    flat = np.full((1, 7), 2.5)
+    found = [best_of.expected_best(flat, flat, m)[0] for m in range(1, 8)]
+    np.testing.assert_allclose(found, 2.5)
+    assert np.isnan(best_of.expected_best(flat, flat, 8)).all()  # more than there are
+
+
 def test_it_has_no_bias():
     """Over all 3⁴ draws of four from a set of three: the exact best of 2 and 3."""
     ref, rewards = np.array([0.2, 0.5, 0.3]), np.array([1.0, 0.0, 3.0])

@@ -12,8 +12,9 @@ from dpo_jax.launch import trial as trial_lib
 from dpo_jax.losses import LOSSES
 from dpo_jax.rewards import REWARDS
 from dpo_jax.wiring import checks
-from experiments import judged, judged_figure
+from experiments import judged, judged_figure, judged_tiers
 from experiments.fig2_tldr_winrate import sweep as fig2
+from experiments.fig3_hh_winrate import halves
 from experiments.fig3_hh_winrate import sweep as fig3
 from experiments.fig4_best_of_n import sweep as fig4
 from experiments.table1_ood import openings
@@ -40,11 +41,13 @@ def paper_of(figure):
 )
 def test_every_trial_is_one_that_runs(name, tier, tmp_path):
     """As each run checks its own; policies start from the reference."""
-    trials = SWEEPS[name].get_sweep(f"tier={tier}")
+    trials = SWEEPS[name].get_sweep(f"tier={tier},data={tmp_path}")
     planned = trial_lib.plan(trials, str(tmp_path), cli_sweep.load)
     for each in planned:
         checks.check(each.config, LOSSES, REWARDS)
-        assert set(each.needs) == NEEDS.get(each.name, {"sft"})
+        needs = NEEDS.get(each.name, {"sft"})
+        alone = tier == "real" and each.name == "reward_model"
+        assert set(each.needs) == (set() if alone else needs)
     assert {"sft", "dpo", "reward_model"} <= {each.name for each in planned}
 
 
@@ -81,7 +84,9 @@ def test_commands_sample_once_where_it_is_greedy(tmp_path):
     assert not any(a.startswith(("--stop", "--prompts")) for a in samples[0])
     assert "--prompt=concise_summary" in verdict and "--against=chosen" in verdict
     hh = judged.commands(fig3.FIGURE, "full", tmp_path, "")[0].arguments
-    assert "--stop=\n\nHuman:" in hh and f"--prompts={tmp_path}/prompts.jsonl" in hh
+    assert (
+        "--stop=\n\nHuman:" in hh and f"--prompts={tmp_path}/data/prompts.jsonl" in hh
+    )
 
 
 def test_prompts_of_one_turn(tmp_path):
@@ -91,10 +96,43 @@ def test_prompts_of_one_turn(tmp_path):
     file.write_text(
         "".join(json.dumps({"chosen": r, "rejected": r}) + "\n" for r in rows)
     )
-    judged.write_single_turns(str(file), out)
+    judged_tiers.write_single_turns(str(file), tmp_path)
     found = [json.loads(line) for line in out.open()]
     prompt = "\n\nHuman: a?\n\nAssistant:"
-    assert found == [{"prompt": prompt, "chosen": said} for said in (" b", " b c")]
+    assert found == [
+        {"prompt": prompt, "chosen": said, "rejected": said} for said in (" b", " b c")
+    ]
+
+
+def test_halves_share_no_prompt():
+    """Ten prompts of one turn twice, ten of two turns: four are sampled, 8 and 8."""
+    once = [f"\n\nHuman: {i}\n\nAssistant:" for i in range(10)]
+    twice = [f"{text} x{once[0]}" for text in once]
+    rows = [{"prompt": p, "chosen": c} for p in [*once, *twice] for c in "ab"]
+    parts = halves.split(rows, held_out=4)
+    owners = {name: {row["prompt"] for row in of} for name, of in parts.items()}
+    assert {name: len(of) for name, of in owners.items()} == {
+        "prompts": 4,
+        "policy": 8,
+        "judge": 8,
+    }
+    assert set.union(*owners.values()) == {*once, *twice}
+    assert owners["prompts"] <= set(once)
+    assert sum(map(len, parts.values())) == 40  # every pair is somewhere
+    assert parts == halves.split(rows, held_out=4)
+
+
+def test_the_real_tier_trains_on_its_halves(tmp_path):
+    trials = {t.name: t.overrides for t in fig3.get_sweep("tier=real,data=D")}
+    files = {name: keys["data.train"] for name, keys in trials.items()}
+    assert files == {
+        "sft": "D/policy.jsonl",
+        "dpo": "D/policy.jsonl",
+        "reward_model": "D/judge.jsonl",
+    }
+    assert trials["reward_model"]["data.eval"] == "D/prompts.jsonl"
+    judge = judged.commands(fig3.FIGURE, "real", tmp_path, "")[-1].arguments
+    assert f"--against={tmp_path}/data/prompts.jsonl" in judge
 
 
 def test_openings_that_no_policy_trained_on(tmp_path):
@@ -110,7 +148,7 @@ def test_openings_that_no_policy_trained_on(tmp_path):
         assert state[0] == "clause" and row["chosen"].startswith(" ")
     first = judged.commands(table1.FIGURE, "quick", tmp_path, "")[0]
     assert first.made == tmp_path / "ood_samples_0.jsonl"
-    assert f"--prompts={tmp_path}/ood_prompts.jsonl" in first.arguments
+    assert f"--prompts={tmp_path}/ood_data/prompts.jsonl" in first.arguments
 
 
 def row(trial, rate, se, best_of=1, judge="model", heat=0.7):

@@ -1,8 +1,10 @@
 """Rows of an arm: best-of-m for those m that every prompt has."""
 
 import numpy as np
+import pytest
 
-from dpo_jax.evals.judges import Answer
+from dpo_jax.errors import DataError
+from dpo_jax.evals.judges import Answer, Judge, Judgement
 from dpo_jax.evals.winrate import Compared
 from dpo_jax.wiring import judging
 
@@ -22,3 +24,16 @@ def test_best_of_as_many_as_every_prompt_has():
     assert [row["best_of"] for row in rows] == [1, 2, 3]
     assert [row["prompts"] for row in rows] == [2, 2, 2]
     assert [row["win_rate"] for row in rows] == [1 / 3, 0.5, 0.5]
+
+
+def test_a_judge_without_enough_verdicts_fails_the_run():
+    """Of 4 comparisons one lacks a verdict in one order: a quarter, counted nowhere."""
+    arm = judging.Arm("dpo", 1.0, [Answer("p", str(i)) for i in range(4)])
+    pairing = judging.pair_up(arm, [Answer("p", "x")], 0)
+    votes = np.array([[1, 1], [0, 0], [1, 1], [1, np.nan]])
+    judge = Judge("people", lambda asked: Judgement(votes, {"no label": 1}))
+    with pytest.raises(DataError, match="no verdict on 1 of 4 .*1 no label.*=0.2 of"):
+        judging.judged_by(judge, [pairing], 0.2)
+    (found,), _ = judging.judged_by(judge, [pairing], 0.25)
+    (row,) = judging.rows_of_arm(found, "b", None, "")
+    assert row["win_rate"] == 2 / 3 and (row["judged"], row["absent"]) == (3, 1)

@@ -199,7 +199,7 @@ def of_samples(
     reference = model_wiring.reference_model(policy, ref, mesh, ignored, supply.check)
     models = models._replace(reference=reference, value=value)
     parts = wired(config, losses, models, mesh, data, steps, ref, sizes)
-    return with_turns(parts._replace(rewards=judges), sizes, asked)
+    return _with_turns(parts._replace(rewards=judges), sizes, asked)
 
 
 def wired(
@@ -255,14 +255,8 @@ def wired(
     )
 
 
-def with_turns(parts: Parts, sizes: Sizes, asked: Questions) -> Parts:
-    """Adds what draws and judges the samples of an on-policy run.
-
-    Args:
-      parts: of the run, with its rewards.
-      sizes: of a turn.
-      asked: the prompts, and what their rows say.
-    """
+def _with_turns(parts: Parts, sizes: Sizes, asked: Questions) -> Parts:
+    """Adds what draws the samples of an on-policy run, and judges them."""
     config, data, mesh = parts.config, parts.data, parts.mesh
     name, given = config.objective, config[config.objective]
     by_ref = name == "awr" and given["sampler"] == "ref"
@@ -281,6 +275,9 @@ def with_turns(parts: Parts, sizes: Sizes, asked: Questions) -> Parts:
         seed=reading.request_of(config).seed,
         shuffle=config.data.shuffle,
     )
+    comparing = None
+    if name == "online":
+        comparing = Comparing(given["rank"], given["labels"])
     turns = Turns(
         data.train,
         order,
@@ -292,25 +289,20 @@ def with_turns(parts: Parts, sizes: Sizes, asked: Questions) -> Parts:
         mesh=mesh,
         seed=config.seed,
         batch=config.rollout.batch,
-        comparing=Comparing(given["rank"], given["labels"])
-        if name == "online"
-        else None,
+        comparing=comparing,
         score=scoring.of_frozen(parts.scorer, width=sizes.new_tokens),
     )
-    standard = make_standard(parts, drawer, sampler, drawn)
+    standard = _make_standard(parts, drawer, sampler, drawn)
     return parts._replace(turns=turns, standard=standard)
 
 
-def make_standard(
+def _make_standard(
     parts: Parts, drawer: Model, sampler: Sampler, drawn: Mapping[str, Any]
 ) -> Standard | None:
     """Prepares what measures the moments of scores; None where they stay raw.
 
-    Args:
-      parts: of the run.
-      drawer: the model that turns are drawn from.
-      sampler: of it.
-      drawn: how, as `make_sampler` takes it.
+    The reference draws as turns are drawn: by `sampler`, where it computes like its
+    model, the `drawer`.
     """
     count, records = parts.config.reward.standardize, parts.data.train
     if not count:

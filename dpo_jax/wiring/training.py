@@ -171,7 +171,7 @@ def make_trainer(
     )
     places = rules.shardings(abstract, mesh, rules.STATE_RULES)
     live, scalar = ref["mode"] == "live" and not every, arrays.replicated(mesh)
-    frozen = frozen_shapes(models, mesh, live=live, moments=config.reward.standardize)
+    frozen = _frozen_shapes(models, mesh, live=live, moments=config.reward.standardize)
     compiled = step.compile_step(
         what.step_of(take),
         state_shardings=places,
@@ -180,10 +180,10 @@ def make_trainer(
         scalar=scalar,
         dtype=config.model.dtype,
     )
-    floats = {**optimizer_floats(values, steps), **what.floats}
+    floats = {**_optimizer_floats(values, steps), **what.floats}
     floats["sync_mix"] = ref["sync_mix"]
     return Trainer(
-        make_init(models, make, places, mesh, config.seed),
+        _make_init(models, make, places, mesh, config.seed),
         rules.with_shardings(abstract, places),
         frozen,
         compiled,
@@ -193,14 +193,11 @@ def make_trainer(
     )
 
 
-def frozen_shapes(models: Models, mesh: Mesh, *, live: bool, moments: int) -> Frozen:
-    """Returns what does not change as shapes with shardings; see `Parts.refer`.
+def _frozen_shapes(models: Models, mesh: Mesh, *, live: bool, moments: int) -> Frozen:
+    """Returns what `Parts.refer` loads, as shapes with shardings.
 
-    Args:
-      models: of the run.
-      mesh: of the run.
-      live: whether the reference's weights are held, and stay as they are.
-      moments: `reward.standardize`; 0 = the scores of the reward model are raw.
+    The weights of a reference are among it where it is `live` and does not move, the
+    moments of scores where `reward.standardize` asks for some.
     """
     policy, reference, scorer, _ = models
     frozen: Frozen = {}
@@ -216,13 +213,8 @@ def frozen_shapes(models: Models, mesh: Mesh, *, live: bool, moments: int) -> Fr
     return frozen
 
 
-def optimizer_floats(given: Section, steps: int) -> dict[str, Any]:
-    """Collects the float hyper-parameters of the optimizer and its schedule.
-
-    Args:
-      given: `config.optimizer`.
-      steps: updates of the run.
-    """
+def _optimizer_floats(given: Section, steps: int) -> dict[str, Any]:
+    """Collects the float hyper-parameters of `config.optimizer` and its schedule."""
     warmup = warmup_steps(steps, given["warmup_steps"], given["warmup_share"])
     return {
         **{key: given[key] for key in ("lr", "eps")},
@@ -232,17 +224,13 @@ def optimizer_floats(given: Section, steps: int) -> dict[str, Any]:
     }
 
 
-def make_init(
+def _make_init(
     models: Models, make: Callable[..., TrainState], places: Any, mesh: Mesh, seed: int
 ) -> Callable[[Frozen], TrainState]:
     """Builds `frozen -> the state before the first step`.
 
-    Args:
-      models: of the run.
-      make: `(params, seed, ref) -> state`.
-      places: shardings of the state, with those of a reference or critic in it.
-      mesh: of the run.
-      seed: of the run.
+    It is what `make` makes of `(params, seed, ref)`, and lies as `places` say; it holds
+    a reference, or a critic, where they have a place.
     """
     policy, reference, _, value = models
     load = functools.partial(own_params, mesh=mesh, seed=seed)

@@ -1,6 +1,6 @@
 """What a step would take of a topology: bytes, what is sent, FLOPs, and bounds.
 
-The programs are those of `compiling`. A bound is what no run can be faster than; a
+`compiling` compiles what `programs` lists. A bound is what no run can be faster than; a
 number that the compiler does not give is unknown and never a reason to say "fits".
 """
 

@@ -34,25 +34,6 @@ from dpo_jax.wiring.model import Model
 from dpo_jax.wiring.turns import Ids, Score, no_scores
 
 
-def lone_decoder(path: str, given: Section, length: int) -> tuple[Path, Decoder]:
-    """Builds what computes a reward model where there is no policy to compute like.
-
-    Args:
-      path: `reward.path`.
-      given: `config.model`, which says how.
-      length: `data.max_tokens`.
-
-    Returns:
-      Its folder, and the decoder for `make_scorer`.
-
-    Raises:
-      ModelError: if the folder cannot be used.
-    """
-    ignored = given["ignore_attributes"]
-    folder, spec = model_wiring.find_folder(path, "", is_scalar=True, ignored=ignored)
-    return folder, model_wiring.make_decoder(given, spec, length)
-
-
 class Scorer(NamedTuple):
     """A reward model on a mesh.
 
@@ -161,6 +142,25 @@ def laid(ids: Sequence[Sequence[Sequence[int]]], part: Part, width: int) -> Samp
             tokens[row, number, : len(sample)] = sample
             mask[row, number, : len(sample)] = True
     return Samples(tokens, mask, np.zeros(shape, np.float32), mask.any(-1))
+
+
+def lone_decoder(path: str, given: Section, length: int) -> tuple[Path, Decoder]:
+    """Builds what computes a reward model where there is no policy to compute like.
+
+    Args:
+      path: `reward.path`.
+      given: `config.model`, which says how.
+      length: `data.max_tokens`.
+
+    Returns:
+      Its folder, and the decoder for `make_scorer`.
+
+    Raises:
+      ModelError: if the folder cannot be used.
+    """
+    ignored = given["ignore_attributes"]
+    folder, spec = model_wiring.find_folder(path, "", is_scalar=True, ignored=ignored)
+    return folder, model_wiring.make_decoder(given, spec, length)
 
 
 def make_scorer(

@@ -117,7 +117,7 @@ def _train(launch: Launch, owned: owning.Owned) -> Summary:
     kept = config.checkpoint
     with restoring.checkpoints_of(workdir, kept, owned.attempt) as checkpoints:
         first = restoring.first_step(
-            checkpoints, parts.steps, workdir, forks=launch.forks
+            checkpoints, parts.steps, workdir, owned.attempt, forks=launch.forks
         )
         launch.stop.rest(first)
         with clock.bucket("setup"):

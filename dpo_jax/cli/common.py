@@ -186,9 +186,10 @@ def saved_config(argv: Sequence[str]) -> Config:
     workdir = value_of(argv, "--workdir").partition(",")[0]
     saved = runfolder.read_json(workdir, "config.json") if workdir else None
     if saved is None:
-        where = f", or a --workdir with a run; {workdir} has none" if workdir else ""
+        none = f"; {workdir} holds none" if workdir else ""
         raise ConfigError(
-            f"--config is missing; give e.g. --config=dpo, or a FILE.py{where}"
+            "--config is missing; give e.g. --config=dpo, a FILE.py, or --workdir=RUN "
+            f"of a run{none}"
         )
     return from_json(saved)
 
@@ -265,7 +266,7 @@ def required(values: Flags, name: str) -> str:
     """
     value = values[name].value
     if not value:
-        raise ConfigError(f"--{name} is missing")
+        raise ConfigError(f"--{name} is missing: {values[name].help}")
     return value
 
 

@@ -143,7 +143,7 @@ def train_steps(
     for source, size in enumerate(sources.sizes):
         own = np.flatnonzero(owners == source)
         if shuffle:
-            epochs = -(-len(own) // size)
+            epochs = max(-(-len(own) // size), 1)  # whose turn may never come
             drawn = permutations.epochs(size, epochs, seed, source)[: len(own)]
         else:
             drawn = np.arange(len(own)) % size

@@ -68,7 +68,12 @@ def checkpoints_of(workdir: AnyPath, kept: Section, attempt: int = 0) -> Checkpo
 
 
 def first_step(
-    checkpoints: Checkpoints, last: int, workdir: AnyPath, *, forks: bool
+    checkpoints: Checkpoints,
+    last: int,
+    workdir: AnyPath,
+    attempt: int,
+    *,
+    forks: bool,
 ) -> int:
     """Finds the newest verified step; 0 = start over, and says so.
 
@@ -76,6 +81,7 @@ def first_step(
       checkpoints: of the run folder.
       last: step of the run.
       workdir: the run folder.
+      attempt: number of this launch; that the first finds nothing is no news.
       forks: whether the run goes on with another configuration than it had.
 
     Raises:
@@ -92,7 +98,8 @@ def first_step(
             f"{workdir}/export: choose another --workdir"
         )
     if newest is None:
-        logging.warning("no checkpoint was committed here: starting from step 0")
+        say = logging.warning if attempt > 1 else logging.info
+        say("no checkpoint was committed here: starting from step 0")
         return 0
     if newest > last:
         raise RunFolderError(

@@ -114,7 +114,7 @@ def test_files_that_are_no_sweep_are_refused(capsys, tmp_path):
         code, _, err = call(capsys, tmp_path / "s.py", out)
         assert code == 2 and said in err, err
     code, _, err = call(capsys, tmp_path / "s.py")
-    assert code == 2 and "--out is missing" in err
+    assert code == 2 and "--out is missing: " in err
 
 
 def test_a_sweep_is_of_one_process_a_trial(capsys, file, tmp_path, monkeypatch):

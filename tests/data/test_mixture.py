@@ -80,6 +80,12 @@ def test_the_order_is_a_function_of_seed_weights_and_position_alone():
     assert order(other, pairs=6, steps=10).tolist() != found.tolist()
 
 
+def test_a_run_may_be_too_short_for_a_source():
+    of = sources(10, 40, weights=(1e-300, 1))
+    for shuffle in (True, False):
+        assert order(of, pairs=6, steps=10, shuffle=shuffle).min() >= 10
+
+
 def test_unshuffled_sources_come_in_their_order():
     of = sources(2, 3, weights=(1, 1))
     found = order(of, pairs=4, steps=2, shuffle=False)

@@ -2,6 +2,8 @@
 
 import importlib
 import re
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -44,3 +46,13 @@ def test_a_relaunch_keeps_the_clock_of_the_first_launch(config, tmp_path):
     other = stated(config, {"data.now": "2026-07-27"})
     with pytest.raises(RunFolderError, match="data.now: '2026-07-26T23:59:00' → '20"):
         restoring.relaunched(other, tmp_path, fork=False)
+
+
+def test_only_a_relaunch_warns_that_it_starts_over(tmp_path, monkeypatch):
+    """A first launch has nothing to lose; a second one had."""
+    said = []
+    monkeypatch.setattr(restoring.logging, "warning", said.append)
+    empty = cast(Any, SimpleNamespace(newest_verified=lambda: None))
+    assert restoring.first_step(empty, 9, tmp_path, 1, forks=False) == 0 and not said
+    assert restoring.first_step(empty, 9, tmp_path, 2, forks=False) == 0
+    assert said == ["no checkpoint was committed here: starting from step 0"]

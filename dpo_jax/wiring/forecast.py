@@ -7,7 +7,7 @@ number that the compiler does not give is unknown and never a reason to say "fit
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -342,8 +342,3 @@ def reckoned(parts: Parts, like: Forecast | None) -> int:
     rows = shape_of(parts).rows / mesh_lib.row_shards(parts.mesh)
     then = like.shape.rows / (like.mesh["data"] * like.mesh["fsdp"])
     return math.ceil(here + max(0, like.needed - before) * rows / then)
-
-
-def digest(programs: Sequence[Program], more: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what must be equal for a run to be the one that was planned."""
-    return {**{each.name: each.digest for each in programs}, **more}

@@ -28,7 +28,6 @@ from dpo_jax.wiring import generation, reading, rewarding, scoring
 from dpo_jax.wiring.model import Model
 from dpo_jax.wiring.parts import Parts
 from dpo_jax.wiring.reading import EVAL_SEED, DataRequest
-from dpo_jax.wiring.reference import Referred
 from dpo_jax.wiring.sampled_results import Sampled, rollout_metrics
 
 ROLLOUT_SEED = 99  # one key for all policies: common random numbers
@@ -202,11 +201,6 @@ def make_rollouts(
         return Sampled(stage.questions.prompts, after, before, stage.measure)
 
     return sample
-
-
-def start_of(parts: Parts, referred: Referred) -> Params:
-    """Returns the reference before the first step; one that moves is read again."""
-    return parts.start(referred.frozen)
 
 
 def rollout_questions(

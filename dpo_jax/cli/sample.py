@@ -7,6 +7,7 @@ from itertools import zip_longest
 from typing import Any
 
 from absl import flags
+from etils import epath
 
 from dpo_jax.cli import common
 from dpo_jax.config import stated
@@ -177,7 +178,7 @@ def write_rows(path: str, objects: Iterator[dict[str, Any]]) -> None:
       WriteError: if it cannot be written.
     """
     try:
-        with open(path, "w", encoding="utf-8") as file:
+        with epath.Path(path).open("w", encoding="utf-8") as file:
             for row in objects:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
     except OSError as error:

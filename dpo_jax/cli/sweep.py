@@ -30,6 +30,7 @@ from dpo_jax.launch.launchers import LAUNCHERS
 from dpo_jax.launch.trial import Planned, Trial
 from dpo_jax.launch.worker import FAILING, Rules, Walk, Worker
 from dpo_jax.report.arms import Entry
+from dpo_jax.train import runfolder
 
 PASSED = ("failures", "lease_seconds", "silent_seconds")  # flags that workers are given
 PAUSE = 30.0  # seconds; see `Rules.pause`
@@ -126,6 +127,7 @@ def entries_of(planned: Sequence[Planned], out: str) -> list[Entry]:
                 each.needs,
                 "" if word == "done" else state,
                 code,
+                tuple(runfolder.codes(each.folder)),
             )
         )
     return entries

@@ -38,6 +38,7 @@ class Entry(NamedTuple):
       needs: names of trials that it waits for.
       state: where it stands, and what more is to be said; '' = done.
       code: exit code of its last launch; None where a worker knows of none.
+      versions: of this program that it was launched by.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Entry(NamedTuple):
     needs: tuple[str, ...] = ()
     state: str = ""
     code: int | None = None
+    versions: tuple[str, ...] = ()
 
 
 class Place(NamedTuple):

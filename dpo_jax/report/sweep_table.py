@@ -25,7 +25,7 @@ from dpo_jax.report.runs import plain
 from dpo_jax.report.tables import Cell, ReportTable, cell_text
 
 QUIET = ("new", "begun", "waiting", "running")  # states that launching it again mends
-SHOWN = 8  # names of such trials
+SHOWN = 8  # names of trials
 ONE_SEED = "WARNING: one seed, whose error over prompts says nothing of other runs"
 TWO_SEEDS = (
     "WARNING: two seeds: intervals are wide, and where prompts matter as much as "
@@ -211,6 +211,7 @@ def notes_of(
         f"{found.arms.base}.",
         *missing(entries),
         *unequal(entries, found),
+        *mixed(entries),
     ]
     if not first.prompts:
         lines.append(
@@ -236,8 +237,7 @@ def missing(entries: Sequence[Entry]) -> list[str]:
     done, lines = len(entries) - len(left), []
     quiet = [e.name for e in left if e.state.partition(" ")[0] in QUIET]
     if quiet:
-        more = f" and {len(quiet) - SHOWN} more" if len(quiet) > SHOWN else ""
-        lines.append(f"Not done: {', '.join(quiet[:SHOWN])}{more}.")
+        lines.append(f"Not done: {some(quiet)}.")
     lines += [f"{e.name}: {e.state}" for e in left if e.name not in quiet]
     return [f"HALF FINISHED: {done} of {len(entries)} trials are done.", *lines]
 
@@ -268,6 +268,24 @@ def unequal(entries: Sequence[Entry], found: Comparison) -> list[str]:
     if len({frozenset(each) for each in seeds.values()}) > 1:
         lines.append("UNEQUAL SEEDS: methods are compared on the seeds they share.")
     return lines
+
+
+def mixed(entries: Sequence[Entry]) -> list[str]:
+    """Says which trials ran under which version, where they are not all of one."""
+    under: dict[str, list[str]] = {}
+    for entry in entries:
+        for version in entry.versions:
+            under.setdefault(version, []).append(entry.name)
+    if len(under) < 2:
+        return []
+    told = "; ".join(f"{version}: {some(names)}" for version, names in under.items())
+    return [f"MIXED VERSIONS: {told}."]
+
+
+def some(names: Sequence[str]) -> str:
+    """Lists the first names, and counts the others."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def as_markdown(tables: Sequence[ReportTable], notes: Sequence[str]) -> str:

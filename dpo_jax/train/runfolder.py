@@ -258,6 +258,18 @@ def begin_attempt(
     return number
 
 
+def codes(folder: AnyPath) -> list[str]:
+    """Lists the versions that a run was launched by, each once, the first first."""
+    found: dict[str, None] = {}
+    attempts = epath.Path(folder) / "attempts"
+    names = [p.name for p in attempts.iterdir()] if attempts.is_dir() else []
+    for name in sorted(name for name in names if name.endswith(".json")):
+        with contextlib.suppress(UserError):  # a damaged one says nothing
+            about = read_json(attempts, name) or {}
+            found[str(about.get("code", "unknown"))] = None
+    return list(found)
+
+
 def owner() -> str:
     """Names this process, with the time."""
     since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

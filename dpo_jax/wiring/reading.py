@@ -118,6 +118,9 @@ def _found(
     """
     given, kind = request.data, request.kind
     generated = origin.part.source in sources.GENERATED
+    template = None  # without a tokenizer nothing is rendered
+    if tokenizer is not None:
+        template = tokenize.read_chat_template(given["chat_template"], tokenizer)
     reading = {
         "split": split,
         "kind": kind,
@@ -135,7 +138,7 @@ def _found(
     }
     tokenizing = {
         "join": given["join"],
-        "chat_template": tokenize.read_chat_template(given["chat_template"], tokenizer),
+        "chat_template": template,
         "now": given["now"],
         "max_tokens": given["max_tokens"],
         "max_prompt_tokens": given["max_prompt_tokens"],

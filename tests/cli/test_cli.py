@@ -105,6 +105,7 @@ def test_help_begins_with_an_example_and_lists_every_key(capsys):
         ("--learning_rate=1e-4", "did you mean '--config.optimizer.lr'?"),
         ("--config.learning_rate=1e-4", "did you mean 'config.optimizer.lr'?"),
         ("--config.train.max_length=9", "did you mean 'config.data.max_tokens'?"),
+        ("--config.report_to=wandb", "did you mean 'config.log.to'?"),
         ("--config.loss.name=sigmoid", "did you mean 'dpo'?"),
         ("--config.optimizer.name=adamw_torch", "did you mean 'adamw'?"),
     ],
@@ -128,7 +129,9 @@ def test_all_that_trl_calls_otherwise_is_here():
 def test_debug_prints_the_traceback(capsys):
     assert call(capsys, "train", CONFIG)[2].count("\n") == 1
     err = call(capsys, "train", CONFIG, "--debug")[2]
-    assert "Traceback" in err and err.endswith("error[2]: --workdir is missing\n")
+    assert "Traceback" in err and err.endswith(
+        "error[2]: --workdir is missing: the run folder\n"
+    )
 
 
 def test_a_nul_in_a_flag_is_named(capsys):
@@ -261,7 +264,7 @@ def test_a_run_folder_has_its_configuration(capsys, trained, tmp_path):
     shown = call(capsys, "show", f"--workdir={run}")
     assert shown == call(capsys, "show", CONFIG, *SMALL) and shown[0] == 0
     code, _, err = call(capsys, "show", f"--workdir={tmp_path}")
-    assert code == 2 and f"with a run; {tmp_path} has none" in err
+    assert code == 2 and f"of a run; {tmp_path} holds none" in err
 
 
 def test_evaluate_needs_a_run(capsys, tmp_path):

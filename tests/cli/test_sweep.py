@@ -15,6 +15,7 @@ from dpo_jax.cli import common, hosts, sweep
 from dpo_jax.errors import SweepError
 from dpo_jax.launch import trial
 from dpo_jax.launch.worker import Walk
+from dpo_jax.train import runfolder
 
 CACHE = Path(__file__).parents[2] / ".cache" / "jax"
 LIMIT = 600  # seconds
@@ -173,8 +174,13 @@ def get_sweep(arg=None):
 """
 
 
-def test_table_compares_what_is_done_and_runs_nothing(capsys, tmp_path):
-    """Rewards are .4 + .1 β; the last trial is not done; β = 1 is quickstart's."""
+def test_table_compares_what_is_done_and_runs_nothing(
+    capsys, tmp_path, store, fake_gcs, monkeypatch
+):
+    """Rewards are .4 + .1 β; the last trial is not done; β = 1 is quickstart's.
+
+    And of the same sweep on gs:// it is the same.
+    """
     (tmp_path / "sweep.py").write_text(TABLED)
     file, out = str(tmp_path / "sweep.py"), tmp_path / "out"
     code, _, err = call(capsys, file, f"--out={out}", "--table")
@@ -183,14 +189,30 @@ def test_table_compares_what_is_done_and_runs_nothing(capsys, tmp_path):
     for each in planned[:-1]:
         rewards = [0.4 + 0.1 * each.config.loss.beta + i / 50 for i in range(8)]
         sweep_cases.finish_whole(each, rewards)
+    for at, version in ((0, "a"), (1, "a"), (1, "b")):  # relaunched with other code
+        runfolder.begin_attempt(planned[at].folder, {}, f"commit {version}")
     code, printed, _ = call(capsys, file, f"--out={out}", "--table")
     assert code == 0 and printed.endswith(f"{out}/table.csv, .md, .tex, .png, .html\n")
     assert "| beta=1 | 3 | 0 | 3 |" in printed and "| beta=2 | 2 of 3 |" in printed
     assert "HALF FINISHED: 5 of 6 trials are done." in printed
+    mixed = "MIXED VERSIONS: commit a: 1.0.0, 1.0.1; commit b: 1.0.1."
+    assert mixed in printed
     assert "− beta=1" in printed  # the base: what the configuration says
     names = {path.name for path in out.iterdir() if path.name.startswith("table")}
     assert names == {"table.csv", "table.md", "table.tex", "table.png", "table.html"}
     assert not (out / "2.0.2").exists() and not (out / ".sweep").exists()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", fake_gcs.url)
+    made = {name: (out / name).read_bytes() for name in names}
+    for path in [p for p in out.rglob("*") if p.is_file() and p.name not in names]:
+        target = store("gs://bucket/out") / str(path.relative_to(out))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    code, again, err = call(capsys, file, "--out=gs://bucket/out", "--table")
+    assert code == 0, err
+    assert again == printed.replace(f"\n{out}/table", "\ngs://bucket/out/table")
+    stored = {name: (store("gs://bucket/out") / name).read_bytes() for name in names}
+    assert stored == made
+    assert not fake_gcs.changes  # nobody's lease is touched
 
 
 def test_table_imports_no_jax(tmp_path):

@@ -5,7 +5,9 @@ import json
 import os
 from pathlib import Path
 
+import fsspec
 import pytest
+from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 from row_cases import located, validate
 
 from dpo_jax.data.sources import (
@@ -49,11 +51,31 @@ def test_a_last_line_needs_no_newline(tmp_path):
     assert [where for where, _ in found(str(path))] == [f"{path}:1", f"{path}:2"]
 
 
+class Far(AbstractFileSystem):
+    """Files as gcsfs and s3fs read them: in ranges, with less than a file can do."""
+
+    def info(self, path, **options):
+        return {"name": path, "type": "file", "size": Path(path).stat().st_size}
+
+    def _open(self, path, mode="rb", **options):
+        return FarFile(self, path, mode, size=self.info(path)["size"])
+
+
+class FarFile(AbstractBufferedFile):
+    def _fetch_range(self, start, end):
+        return Path(self.path).read_bytes()[start:end]
+
+
 def test_gzip_and_remote_paths_give_the_same_rows(tmp_path):
     zipped = write(tmp_path / "a.jsonl.gz", GOOD, GOOD)
     assert found(zipped) == [(f"{zipped}:1", ROW), (f"{zipped}:2", ROW)]
     remote = "file://" + write(tmp_path / "b.jsonl", GOOD)
     assert found(remote) == [(f"{remote}:1", ROW)]
+    fsspec.register_implementation("far", Far, clobber=True)
+    write(tmp_path / "c.csv", b"prompt,chosen,rejected", b"p, a, b")
+    for name, place in (("a.jsonl.gz", 2), ("b.jsonl", 1), ("c.csv", 2)):
+        far = f"far://{tmp_path / name}"
+        assert found(far)[-1] == (f"{far}:{place}", ROW)
 
 
 def test_rows_takes_the_first(tmp_path):

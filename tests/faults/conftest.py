@@ -101,7 +101,7 @@ class Runs:
 
     def there(self, workdir, *, devices=8, **changed):
         """Runs in another process; returns its exit code and what it printed."""
-        code = self.start(workdir, devices=devices, **changed).wait(timeout=240)
+        code = self.start(workdir, devices=devices, **changed).wait(timeout=600)
         return code, Path(f"{workdir}.stderr").read_text()
 
     @staticmethod
@@ -111,7 +111,7 @@ class Runs:
         return [{k: v for k, v in row.items() if k not in TIMING_KEYS} for row in rows]
 
     @staticmethod
-    def wait_for_step(run, step, process, *, seconds=120):
+    def wait_for_step(run, step, process, *, seconds=600):
         """Waits until metrics.jsonl has a training line of `step`."""
         until = time.monotonic() + seconds
         while time.monotonic() < until and process.poll() is None:

@@ -125,7 +125,7 @@ def test_verb_and_missing_workdir(call, tmp_path):
     code, _, err = call("trian", f"--workdir={tmp_path / 'run'}")
     assert code == 2 and "did you mean 'train'" in err
     code, _, err = call("train", CONFIG)
-    assert code == 2 and err == "error[2]: --workdir is missing\n"
+    assert code == 2 and err == "error[2]: --workdir is missing: the run folder\n"
 
 
 @pytest.mark.parametrize(

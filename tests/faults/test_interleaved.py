@@ -111,7 +111,9 @@ def test_two_processes_that_hold_the_same_rows_give_one_processs_losses(runs, tm
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("objective", ["ppo", "online"])
+@pytest.mark.parametrize(
+    "objective", ["online", pytest.param("ppo", marks=pytest.mark.nightly)]
+)
 def test_interleaved_rows_are_sampled_judged_and_trained_as_on_one_process(
     objective, runs, tmp_path
 ):

@@ -22,6 +22,7 @@ from dpo_jax.train import manifest
 ROOT = Path(__file__).parent.parent.parent
 FAULTY = str(Path(__file__).parent / "faulty.py")
 SHORT = {"eval.every_steps": 0, "data.eval": "", "checkpoint.every_steps": 5}
+NIGHTLY = pytest.mark.nightly  # what tests/cli/test_parent.py holds more cheaply
 PATIENCE = 240  # seconds that a test waits before it calls itself failed
 
 
@@ -136,7 +137,9 @@ def test_two_processes_train_as_one(runs, pair, tmp_path):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=NIGHTLY)]
+)
 def test_a_signal_to_one_process_stops_both_at_one_step(runs, pair, tmp_path, number):
     """F1: both exit 75 after the same committed step, and a relaunch ends the run."""
     stopped = pair(**SHORT)
@@ -167,6 +170,7 @@ def test_a_killed_process_is_named_by_the_other(runs, pair, tmp_path, rank):
 
 
 @pytest.mark.faults
+@pytest.mark.nightly
 def test_a_child_killed_alone_is_told_by_its_parent(runs, pair, tmp_path):
     """As the kernel does where memory runs out."""
     broken = pair(**SHORT)
@@ -177,7 +181,9 @@ def test_a_child_killed_alone_is_told_by_its_parent(runs, pair, tmp_path):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("where, rank", [("hook", 1), ("hook", 0), ("save", 1)])
+@pytest.mark.parametrize(
+    "where, rank", [("hook", 1), pytest.param("hook", 0, marks=NIGHTLY), ("save", 1)]
+)
 def test_an_exception_on_one_rank_ends_both(runs, pair, tmp_path, where, rank):
     """F3, F7: both exit 70, the traceback is kept, the step before stands."""
     broken = pair(fault=(where, str(rank)), **SHORT)
@@ -219,7 +225,7 @@ def test_a_stopped_process_is_missed(runs, pair, tmp_path):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=NIGHTLY)])
 def test_a_process_alone_says_who_is_missing(runs, tmp_path, rank):
     """F5: within the time it was told, not 306 s."""
     each = [{}] if rank == 0 else [{}, {}]

@@ -55,7 +55,9 @@ def assert_done_once(folder, out):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("kind", ["disk", "bucket"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("disk", marks=pytest.mark.nightly), "bucket"]
+)
 def test_two_hosts_do_two_trials_and_a_follower_is_killed(tmp_path, host, kind):
     """It starts late, dies in a trial, and comes back: nobody meets a ghost."""
     out = tmp_path / "out" if kind == "disk" else "gs://bucket/out"

@@ -6,13 +6,15 @@ import time
 from pathlib import Path
 
 import pytest
-from launch_cases import Stub, chain, finish, walk
+from launch_cases import Stub, chain, finish, load, walk
 
-from dpo_jax.launch import processes, states
+from dpo_jax.folders import Bucket
+from dpo_jax.launch import processes, states, worker
 from dpo_jax.launch.attempts import Claims, folder_of, read_all
 from dpo_jax.launch.hosts import LEASE
 from dpo_jax.launch.logs import Log
-from dpo_jax.launch.worker import watched
+from dpo_jax.launch.trial import Trial, plan
+from dpo_jax.launch.worker import Rules, Worker, watched
 from dpo_jax.train import runfolder
 
 
@@ -52,17 +54,20 @@ def test_who_waits_for_a_failure_fails_by_name_and_the_rest_is_done(tmp_path, pl
     assert made(tmp_path, "two") == [(6, "error[6]: two said 6")] * 2 + [(0, "")]
 
 
-def test_budget_of_failures_and_twenty_preemptions(tmp_path, planned):
+@pytest.mark.parametrize(
+    "preemptions", [20, pytest.param(200, marks=pytest.mark.nightly)]
+)
+def test_budget_of_failures_and_many_preemptions(tmp_path, planned, preemptions):
     """I4: being told to stop costs nothing, a fault of one's own is counted."""
-    stub = Stub(planned, {"base": 20 * [75] + 3 * [70]})
-    for _ in range(20):
+    stub = Stub(planned, {"base": preemptions * [75] + 3 * [70]})
+    for _ in range(preemptions):
         ended, _ = walk(tmp_path, planned, stub)
         assert ended == (75, {}, ["base", "one", "two", "last"])
     for _ in range(3):
         ended, _ = walk(tmp_path, planned, stub)
         assert ended.code == 9 and ended.failed["base"] == "error[70]: base said 70"
     ended, _ = walk(tmp_path, planned, stub)
-    assert len(stub.started) == 23 and ended.code == 9
+    assert len(stub.started) == preemptions + 3 and ended.code == 9
     assert "after 3 failures it is not tried again; see --fail" in ended.failed["base"]
     assert walk(tmp_path, planned, stub, failures=4)[0].code == 0
 
@@ -133,6 +138,41 @@ def test_too_early_pauses_and_goes_on_when_the_other_is_done(tmp_path, planned):
     ended, _ = walk(tmp_path, planned, stub, stop, only="last", pause=60)
     timer.join()
     assert ended == (75, {}, ["last"]) and time.monotonic() - began < 50
+
+
+def test_eight_workers_at_once_do_each_trial_once(tmp_path, fake_gcs, monkeypatch):
+    """On a store that loses answers, and none can see the others' processes."""
+    monkeypatch.setattr(Bucket, "rest", 0.05)
+    monkeypatch.setattr(worker, "REST", 0.05)
+    monkeypatch.setattr(processes, "mark", lambda pid: "")
+    for number in range(8):
+        what = ("lost", 429, 503)[number % 3]
+        fake_gcs.fault("POST", "/lease/.*json", what, after=3 * number)
+        fake_gcs.fault("GET", "/lease/.*json", "dropped", after=7 * number)
+    trials = [Trial(f"t{i}", "tiny", {"seed": i}) for i in range(12)]
+    planned, walks = plan(trials, str(tmp_path), load), []
+    stub = Stub(planned)
+
+    def start(*arguments):
+        time.sleep(0.05)  # so that others come by
+        return stub(*arguments)
+
+    def work(number):
+        told = []
+        rules = Rules(first=number)
+        mine = Worker("gs://bucket/out", f"w{number}", rules, {}, told.append, start)
+        walks.append(mine.walk(planned, processes.Stop()))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert walks == [(0, {}, [])] * 8
+    assert sorted(stub.started) == sorted(trial.name for trial in trials)
+    for trial in trials:
+        made = read_all(folder_of("gs://bucket/out", trial.name))
+        assert [a.code for a in made][0] == 0 and {a.code for a in made} == {0}
 
 
 def test_too_early_fails_by_name_when_the_other_failed(tmp_path, planned):

@@ -263,7 +263,7 @@ def test_three_steps_are_those_of_trl(folder, tmp_path, capsys, form):
 
 
 def test_an_adapter_learns_and_peft_says_the_same_with_it(folder, tmp_path, capsys):
-    """Margins rise over the pairs; greedily, peft continues with it as the run does."""
+    """Margins of pairs seen again rise; greedily, peft continues as the run does."""
     import peft
     import transformers
 
@@ -273,7 +273,7 @@ def test_an_adapter_learns_and_peft_says_the_same_with_it(folder, tmp_path, caps
     given = {
         "lora.rank": 8,
         "optimizer.lr": 1e-4,
-        "train.steps": len(rows) // PER_STEP,
+        "train.steps": 2 * len(rows) // PER_STEP,
     }
     lines = our_steps(folder, data, run := tmp_path / "run", **given)
     assert lines[0]["loss"] == float(np.float32(np.log(2)))

@@ -2,12 +2,16 @@
 
 import json
 import shutil
+import threading
 
+import jax.numpy as jnp
 import pytest
 from etils import epath
 
 from dpo_jax.errors import LeaseLostError, ModelError
-from dpo_jax.train import manifest, published
+from dpo_jax.folders import Bucket
+from dpo_jax.train import checkpoint, manifest, published
+from dpo_jax.train.checkpoint import Checkpoints
 from dpo_jax.train.published import Pointer
 
 RUN = "gs://bucket/run/checkpoints"
@@ -72,6 +76,35 @@ def test_an_answer_that_is_lost_is_looked_at_again(folder, fake_gcs, what):
     pointer.change(add={10: "attempt-0001/10"})
     pointer.change(add={20: "attempt-0001/20"})
     assert sorted(published.read(folder).steps) == [10, 20]
+
+
+def test_a_lease_that_is_lost_while_a_step_is_saved(tmp_path, fake_gcs, monkeypatch):
+    """I1: what is uploaded then is never published, and nothing is deleted.
+
+    The files lie on a disk, where orbax can write them; the pointer is that of gs://.
+    """
+    monkeypatch.setattr(Bucket, "rest", 0.001)
+    monkeypatch.setattr(published, "folder_at", lambda path: Bucket(RUN))
+    taken, hashed = threading.Event(), checkpoint.hashed
+
+    def held(path, step, saves):
+        assert step != 20 or taken.wait(60)
+        return hashed(path, step, saves)
+
+    monkeypatch.setattr(checkpoint, "hashed", held)
+    state = {"params": {"w": jnp.arange(4.0)}}
+    with Checkpoints(tmp_path, every_steps=1, keep=1, attempt=1) as mine:
+        mine.save(10, state, {})
+        mine.save(20, state, {})
+        Pointer(epath.Path(tmp_path), 2).take()
+        before = fake_gcs.data(f"{RUN}/published.json")
+        taken.set()
+        with pytest.raises(LeaseLostError, match="attempt 2 has this run"):
+            mine.wait()
+    assert fake_gcs.data(f"{RUN}/published.json") == before
+    folder = epath.Path(tmp_path)
+    assert manifest.newest_verified(folder, rename=False) == 10
+    assert manifest.verify(folder / "attempt-0001" / "10") == ""
 
 
 def test_a_corrupt_step_is_marked_and_no_longer_named(folder):

@@ -185,6 +185,10 @@ def test_launches_are_counted_with_their_configuration(tmp_path):
     assert runfolder.begin_attempt(tmp_path, OLD, "commit 3") == 3
     kept = json.loads((tmp_path / "attempts" / "0003.json").read_text())
     assert (kept["config"], kept["code"]) == (OLD, "commit 3")
+    runfolder.begin_attempt(tmp_path, OLD, "commit 2")
+    (tmp_path / "attempts" / "0005.json").write_text("{")
+    assert runfolder.codes(tmp_path) == ["commit 2", "commit 3"]
+    assert runfolder.codes(tmp_path / "nothing") == []
 
 
 def test_what_killed_writers_left_goes_with_the_claim(tmp_path):

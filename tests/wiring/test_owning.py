@@ -69,12 +69,21 @@ def test_how_a_run_ended_is_written(error, code, line):
     assert [(a.code, a.line) for a in read_all(LEASES)] == [(code, line)]
 
 
-def test_of_a_dead_owner_it_is_taken_in_its_time():
-    """A killed run is gone on in the time of a lease, though nobody can ask for it."""
-    assert Claims("dead", 1.0).take(LEASES, "id") is not None
+def test_of_an_owner_without_beats_it_is_taken_in_its_time(monkeypatch):
+    """A killed run is gone on in the time of a lease, though nobody can ask for it.
+
+    Here it was starved: before it writes it looks, and learns that it has lost.
+    """
+    monkeypatch.setattr(owning, "LOOK", 600.0)  # its thread gets no turn
     began = time.monotonic()
-    with owned(RUN, attempt=0, seconds=1.0) as mine:
-        assert mine.attempt == 2 and time.monotonic() - began > 1.0
+    with owned(RUN, attempt=0, seconds=1.0) as starved:
+        monkeypatch.setattr(owning, "LOOK", 0.05)
+        with owned(RUN, attempt=0, seconds=1.0) as mine:
+            assert mine.attempt == 2 and time.monotonic() - began > 1.0
+            with pytest.raises(LeaseLostError, match="another worker has this run"):
+                starved.check()
+            mine.check()
+    assert [(a.token, a.code) for a in read_all(LEASES)] == [(1, None), (2, 0)]
 
 
 def test_what_a_worker_holds_is_not_taken_again(quick):

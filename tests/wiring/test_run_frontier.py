@@ -6,6 +6,7 @@ import logging as std_logging
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 from dpo_jax import build, schema
 from dpo_jax.config import Config
@@ -240,3 +241,13 @@ def test_what_has_no_frontier_is_refused(given, said):
     config.update_from_flattened_dict(given)
     with pytest.raises(ConfigError, match=said):
         checks.check(config, LOSSES)
+
+
+def test_arrays_of_objects_are_not_opened(tmp_path, caplog):
+    """They would be unpickled, and run what they hold."""
+    path = epath.Path(tmp_path / "kept.npz")
+    np.savez(path, x=np.array([{"a": 1}], dtype=object))
+    assert frontier.read_arrays(path, {"x": np.zeros(1)}) is None
+    assert "kept.npz cannot be read (Object arrays cannot be loaded" in caplog.text
+    np.savez(path, x=np.ones(1))
+    assert frontier.read_arrays(path, {"x": np.zeros(1)}) == {"x": 1.0}

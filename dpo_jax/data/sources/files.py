@@ -89,7 +89,8 @@ def open_binary(path: str, field: str) -> IO[bytes]:
         if not is_local(path):
             import fsspec
 
-            return fsspec.open(path, "rb").open()  # pyright: ignore
+            far: Any = fsspec.open(path, "rb").open()  # pyright: ignore
+            return io.BufferedReader(far)  # which reads lines of a given length, too
         if what := unfit(path):  # a pipe may wait for ever, a device never end
             raise DataError(f"{field}={path!r} {what}; give a file")
         return open(path, "rb")

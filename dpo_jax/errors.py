@@ -6,7 +6,7 @@ This room knows nothing of jax, of data or of models.
 """
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 
 from dpo_jax import trl
@@ -108,14 +108,25 @@ def _printable(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
-def unknown(field: str, value: object, known: Iterable[str]) -> str:
+def unknown(field: str, value: object, others: Iterable[str]) -> str:
     """Says that a value is not known, with the nearest and all known ones."""
-    names = sorted(str(name) for name in known)
+    names = sorted(str(name) for name in others)
     theirs = trl.VALUES.get(field, {}).get(str(value))
     near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.6)
     near = [theirs] if theirs in names else near
     hint = f"; did you mean {near[0]!r}?" if near else "."
     return f"{field}={value!r} is not known{hint} Known: {', '.join(names)}"
+
+
+def known(field: str, value: str, names: Collection[str]) -> str:
+    """Returns the value of a field that takes one of these names.
+
+    Raises:
+      ConfigError: if it is none of them.
+    """
+    if value not in names:
+        raise ConfigError(unknown(field, value, names))
+    return value
 
 
 @contextmanager

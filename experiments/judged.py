@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from dpo_jax import markdown
 from dpo_jax.config import parse_arg
-from dpo_jax.errors import ConfigError, unknown
+from dpo_jax.errors import known
 from dpo_jax.launch import Trial
 from experiments import judged_figure
 from experiments.judged_tiers import Tier
@@ -55,9 +55,7 @@ class Figure(NamedTuple):
 def trials(figure: Figure, arg: str | None) -> list[Trial]:
     """Returns the trials of a tier: `tier=quick`, `data=FOLDER` where it has data."""
     given = parse_arg(arg, tier="quick", data="")
-    name, data = given["tier"], given["data"]
-    if name not in figure.tiers:
-        raise ConfigError(unknown("tier", name, figure.tiers))
+    name, data = known("tier", given["tier"], figure.tiers), given["data"]
 
     def placed(value: Any) -> Any:
         return value.replace("{data}", data) if isinstance(value, str) else value
@@ -194,6 +192,15 @@ def read_paper(file: Path) -> dict[tuple[str, float], Paper]:
             )
             for row in csv.DictReader(lines)
         }
+
+
+def print_table(figure: Figure, about: str | None) -> None:
+    """Prints the table of the tier and folder of the command line."""
+    made = argparse.ArgumentParser(description=about)
+    made.add_argument("--tier", choices=figure.tiers, default="quick")
+    made.add_argument("--out", type=Path, required=True, help="folder of the tier")
+    given = made.parse_args()
+    sys.stdout.write(table(figure, given.tier, given.out))
 
 
 def table(figure: Figure, tier: str, out: Path) -> str:

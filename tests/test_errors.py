@@ -49,6 +49,12 @@ def test_unknown_names_the_nearest_and_all():
     assert far == "loss.name=7 is not known. Known: dpo, ipo"
 
 
+def test_a_known_name_is_returned_and_another_refused():
+    assert errors.known("tier", "quick", {"quick": 1}) == "quick"
+    with pytest.raises(errors.ConfigError, match="tier='quik' is not known; did you"):
+        errors.known("tier", "quik", {"quick": 1})
+
+
 def test_collected_raises_once_and_lets_other_errors_pass():
     with pytest.raises(errors.DataError, match="^one · two$") as caught:
         with errors.collected(errors.DataError) as complaints:

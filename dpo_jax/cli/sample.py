@@ -1,5 +1,6 @@
 """`sample`: continues prompts with the policies of runs or of HF folders."""
 
+import functools
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,16 +17,9 @@ from dpo_jax.errors import ConfigError, WriteError, collected
 
 def define(values: flags.FlagValues) -> None:
     """Adds the verb's flags."""
-
-    def text(name: str, default: str, what: str) -> None:
-        flags.DEFINE_string(name, default, what, flag_values=values)
-
-    def whole(name: str, default: int, what: str) -> None:
-        flags.DEFINE_integer(name, default, what, flag_values=values)
-
-    def number(name: str, default: float, what: str) -> None:
-        flags.DEFINE_float(name, default, what, flag_values=values)
-
+    text = functools.partial(flags.DEFINE_string, flag_values=values)
+    whole = functools.partial(flags.DEFINE_integer, flag_values=values)
+    number = functools.partial(flags.DEFINE_float, flag_values=values)
     text("workdir", "", "run folders, separated by commas")
     text("model", "", "HF folders or hub ids, separated by commas")
     text("prompts", "", "a JSONL file of rows with `prompt`; default: data.eval")

@@ -1,6 +1,7 @@
 """`winrate`: how often answers of policies are preferred to others, by judges."""
 
 import csv
+import functools
 import io
 import json
 import os
@@ -47,16 +48,9 @@ LENGTHS = ("length", "length_against")
 
 def define(values: flags.FlagValues) -> None:
     """Adds the verb's flags."""
-
-    def text(name: str, default: str, what: str) -> None:
-        flags.DEFINE_string(name, default, what, flag_values=values)
-
-    def whole(name: str, default: int, what: str) -> None:
-        flags.DEFINE_integer(name, default, what, flag_values=values)
-
-    def number(name: str, default: float, what: str) -> None:
-        flags.DEFINE_float(name, default, what, flag_values=values)
-
+    text = functools.partial(flags.DEFINE_string, flag_values=values)
+    whole = functools.partial(flags.DEFINE_integer, flag_values=values)
+    number = functools.partial(flags.DEFINE_float, flag_values=values)
     text("samples", "", "files of `sample --out`, separated by commas")
     what = "`chosen` of data.eval, a policy of the samples, or a JSONL file of answers"
     text("against", "chosen", what)

@@ -28,7 +28,7 @@ from typing import Any
 
 from dpo_jax import schema
 from dpo_jax.config import parse_arg
-from dpo_jax.errors import ConfigError, unknown
+from dpo_jax.errors import known
 from dpo_jax.schema import Config
 
 PRESETS: dict[str, dict[str, Any]] = {  # what differs from the defaults
@@ -81,8 +81,6 @@ PRESETS: dict[str, dict[str, Any]] = {  # what differs from the defaults
 def get_config(arg: str | None = None) -> Config:
     """Returns the configuration of a preset; see the module's docstring."""
     preset = parse_arg(arg, preset="paper_default")["preset"]
-    if preset not in PRESETS:
-        raise ConfigError(unknown("preset", preset, PRESETS))
     config = schema.base().lock()
-    config.update_from_flattened_dict(PRESETS[preset])
+    config.update_from_flattened_dict(PRESETS[known("preset", preset, PRESETS)])
     return config

@@ -28,7 +28,7 @@ from dpo_jax.configs._others import FREE, MIXTURES, OTHERS
 from dpo_jax.configs._pairs import MARGINS, RATIOS
 from dpo_jax.configs._preset import Preset
 from dpo_jax.configs._released import RELEASED
-from dpo_jax.errors import ConfigError, unknown
+from dpo_jax.errors import known
 from dpo_jax.schema import Config
 
 CHOSEN: dict[str, Any] = {  # where a paper is silent
@@ -57,11 +57,10 @@ PRESETS: dict[str, Preset] = {
 
 def get_config(arg: str | None = None) -> Config:
     """Returns the configuration of a preset, by default SimPO's for Llama-3-Base."""
-    preset = parse_arg(arg, preset="simpo_llama3_base")["preset"]
-    if preset not in PRESETS:
-        raise ConfigError(unknown("preset", preset, PRESETS))
+    given = parse_arg(arg, preset="simpo_llama3_base")
+    preset = PRESETS[known("preset", given["preset"], PRESETS)]
     config = schema.base().lock()
-    config.update_from_flattened_dict({**CHOSEN, **PRESETS[preset].keys})
+    config.update_from_flattened_dict({**CHOSEN, **preset.keys})
     return config
 
 

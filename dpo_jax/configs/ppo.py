@@ -12,7 +12,7 @@ hours will stand here once measured.
 
 from dpo_jax import schema
 from dpo_jax.config import parse_arg
-from dpo_jax.errors import ConfigError, unknown
+from dpo_jax.errors import known
 from dpo_jax.schema import Config
 
 ALGORITHMS = ("ppo", "rloo", "awr", "online")
@@ -24,9 +24,8 @@ def get_config(arg: str | None = None) -> Config:
     Args:
       arg: `algorithm=ppo|rloo|awr|online`.
     """
-    name = parse_arg(arg, algorithm="ppo")["algorithm"]
-    if name not in ALGORITHMS:
-        raise ConfigError(unknown("algorithm", name, ALGORITHMS))
+    given = parse_arg(arg, algorithm="ppo")["algorithm"]
+    name = known("algorithm", given, ALGORITHMS)
     config = schema.base()
     config.objective = name
     config.optimizer.name = "adamw"

@@ -11,7 +11,7 @@ model.
 
 from dpo_jax import schema
 from dpo_jax.config import parse_arg
-from dpo_jax.errors import ConfigError, unknown
+from dpo_jax.errors import known
 from dpo_jax.schema import Config
 
 
@@ -22,8 +22,7 @@ def get_config(arg: str | None = None) -> Config:
       arg: `stage=dpo|sft`, `steps=40`, `model=FOLDER` to start from instead of fresh.
     """
     chosen = parse_arg(arg, stage="dpo", steps=40, model="")
-    if chosen["stage"] not in STAGES:
-        raise ConfigError(unknown("stage", chosen["stage"], STAGES))
+    known("stage", chosen["stage"], STAGES)
     config = schema.base()
     config.train.steps = chosen["steps"]
     config.train.epochs = 0.0

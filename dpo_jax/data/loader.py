@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from dpo_jax.data import layouts, permutations, planning
+from dpo_jax.data import layouts, permutations, planning, sizes
 from dpo_jax.data.layouts import Shape
 from dpo_jax.data.planning import Documents, Plan, Table
 from dpo_jax.data.tokens import SCORED
@@ -24,78 +24,9 @@ from dpo_jax.types import Batch, Record
 
 Join = Callable[[Sequence[Record]], Sequence[Record]]
 
-MOST_BUCKETS = 6
-SHORT_RUN = 32  # steps; a shorter run compiles one number of rows
-WORTH_COMPILING = 0.25  # steps of the most rows: what a further bucket must save
 SCORED_MULTIPLE = 16
-MAX_CHOSEN_TOKENS = 2048
-SHORT_ROW = 128  # tokens; what compiles fastest, and enough where two documents fit
 NEARLY = 1.005  # as cheap as the cheapest
 PROBED_RECORDS = 2**14
-
-
-def round_up(value: int, multiple: int) -> int:
-    """Returns the smallest multiple that is at least `value`."""
-    return -(-value // multiple) * multiple
-
-
-def row_token_choices(layout: str, longest: int) -> list[int]:
-    """Lists sizes of T to choose from, ascending: sizes that tile well.
-
-    Args:
-      layout: padded rows hold one document, so that longer ones are waste.
-      longest: tokens of the longest document.
-    """
-    most = SHORT_ROW if 2 * longest <= SHORT_ROW else MAX_CHOSEN_TOKENS
-    most = longest if layout == "padded" else max(longest, most)
-    sizes = range(round_up(longest, 8), round_up(most, 8) + 1, 8)
-    return sorted({round_up(size, 128 if size > 128 else 8) for size in sizes})
-
-
-def row_cost(rows: int, tokens: int, even_tokens: float) -> float:
-    """Weighs rows: every place costs, and one in a long row more if attention is dense.
-
-    Args:
-      rows: B.
-      tokens: T.
-      even_tokens: length of a row at which attention costs as much as all the rest;
-        infinite where it skips what lies between documents.
-    """
-    return rows * tokens * (1.0 + tokens / even_tokens)
-
-
-def row_buckets(
-    counts: Sequence[int] | np.ndarray, shards: int, most: int = 0
-) -> tuple[int, ...]:
-    """Chooses the numbers of rows to compile for, so that the run has fewest in all.
-
-    Args:
-      counts: rows that each step's plan needs.
-      shards: devices that rows are spread over; the numbers are multiples of it.
-      most: numbers at most. 0 = `MOST_BUCKETS`, of which each must save as many rows as
-        `WORTH_COMPILING` of the largest steps have, and one in a run shorter than
-        `SHORT_RUN`.
-
-    Returns:
-      Numbers in ascending order; the last holds every step.
-    """
-    needed = [round_up(int(count), shards) for count in counts]
-    sizes, steps = np.unique(needed, return_counts=True)
-    if not most and len(needed) < SHORT_RUN:
-        return (int(sizes[-1]),)
-    price = 0.0 if most else WORTH_COMPILING * sizes[-1]
-    before = np.concatenate([[0], np.cumsum(steps)])
-    # least[i]: rows and price of the steps of the i smallest sizes, in buckets best[i]
-    least, best = np.where(before == 0, 0.0, math.inf), [()] * len(before)
-    choices = []
-    for _ in range(min(most or MOST_BUCKETS, len(sizes))):
-        totals = least[:, None] + sizes * (before[1:] - before[:, None]) + price
-        totals[np.tri(len(before), len(sizes), -1, bool)] = math.inf  # would hold none
-        begins = zip(totals.argmin(0), sizes.tolist(), strict=True)  # the last bucket
-        best = [(), *((*best[i], size) for i, size in begins)]
-        least = np.append(math.inf, totals.min(0))
-        choices.append((least[-1], best[-1]))
-    return min(choices)[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,9 +39,9 @@ class Settings:
       layout: a name of `planning.LAYOUTS`.
       row_tokens: T; 0 = chosen from the lengths.
       shards: devices that rows are spread over.
-      even_tokens: see `row_cost`; read where T is chosen.
+      even_tokens: see `sizes.row_cost`; read where T is chosen.
       rows_here: number of a microbatch's rows -> those that this process lays out.
-      row_shapes: numbers of rows at most; 0 = see `row_buckets`.
+      row_shapes: numbers of rows at most; 0 = see `sizes.row_buckets`.
     """
 
     pairs: int
@@ -123,18 +54,18 @@ class Settings:
     row_shapes: int = 0
 
 
-def microbatches_of(table: Table, sizes: Sequence[int], hands: int) -> np.ndarray:
+def microbatches_of(table: Table, counts: Sequence[int], hands: int) -> np.ndarray:
     """Deals each step's records to its microbatches, evenly by tokens.
 
     Args:
       table: lengths of all steps' records.
-      sizes: records of each step.
+      counts: records of each step.
       hands: microbatches of a step.
 
     Returns:
       i32[N] microbatch of each record, counted over all steps.
     """
-    steps = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+    steps = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     tokens = table.prompts + table.responses.sum(1, dtype=np.int32)
     return steps * hands + planning.deal(tokens, steps, hands)
 
@@ -144,11 +75,6 @@ def rows_of_steps(plan: Plan, microbatches: int) -> np.ndarray:
     needed = np.zeros(plan.microbatches.max(initial=-1) // microbatches + 1, np.int64)
     np.maximum.at(needed, plan.microbatches // microbatches, plan.rows + 1)
     return needed
-
-
-def bucketed(needed: np.ndarray, buckets: tuple[int, ...]) -> np.ndarray:
-    """Rounds numbers of rows up to the next bucket."""
-    return np.array(buckets)[np.searchsorted(buckets, needed)]
 
 
 def cheapest_row_tokens(table: Table, groups: np.ndarray, settings: Settings) -> int:
@@ -161,20 +87,20 @@ def cheapest_row_tokens(table: Table, groups: np.ndarray, settings: Settings) ->
     """
     layout, hands = settings.layout, settings.microbatches
     longest = int(planning.LAYOUTS[layout].split(table).tokens.max(initial=0))
-    choices = row_token_choices(layout, longest)
+    choices = sizes.row_token_choices(layout, longest)
     if len(choices) == 1:
         return choices[0]
-    steps = max(SHORT_RUN, PROBED_RECORDS // settings.pairs)  # or they say too little
-    probed = slice(0, steps * settings.pairs)
+    enough_steps = max(sizes.SHORT_RUN, PROBED_RECORDS // settings.pairs)
+    probed = slice(0, enough_steps * settings.pairs)
     part = planning.take(table, probed)
 
     def cost(tokens: int) -> float:
         plan = planning.plan(layout, part, groups[probed], tokens)
         needed = rows_of_steps(plan, hands)
-        rows = bucketed(
-            needed, row_buckets(needed, settings.shards, settings.row_shapes)
+        rows = sizes.bucketed(
+            needed, sizes.row_buckets(needed, settings.shards, settings.row_shapes)
         )
-        return row_cost(int(rows.sum()), tokens, settings.even_tokens)
+        return sizes.row_cost(int(rows.sum()), tokens, settings.even_tokens)
 
     costs = [cost(tokens) for tokens in choices]
     enough = NEARLY * min(costs)
@@ -215,13 +141,13 @@ class Loader:
         self.row_tokens = chosen
         self._plan = planning.plan(settings.layout, table, groups, chosen)
         needed = rows_of_steps(self._plan, hands)
-        self.buckets = row_buckets(needed, settings.shards, settings.row_shapes)
-        self._rows = bucketed(needed, self.buckets).tolist()
+        self.buckets = sizes.row_buckets(needed, settings.shards, settings.row_shapes)
+        self._rows = sizes.bucketed(needed, self.buckets).tolist()
         most = int(table.groups.max(initial=0))
         shape = layouts.shape_of(self._plan, chosen, most)
         alike = records[0]  # they have the same columns
         self._largest = shape._replace(
-            scored=round_up(shape.scored, SCORED_MULTIPLE),
+            scored=sizes.round_up(shape.scored, SCORED_MULTIPLE),
             token=tuple(name for name in alike.token if name != SCORED),
             response=tuple(alike.response),
         )

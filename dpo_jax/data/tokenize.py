@@ -246,6 +246,13 @@ def tokenize(
     kept = len(gathered)
     dropped = faults.settle(read=kept + len(faults), on_bad_row=on_bad_row)
     lost = sum(cut.prompt for cut in cuts), sum(cut.responses for cut in cuts)
+    _warn(twice, others)
+    counts = TokenCounts(kept, dropped, len(cuts), *lost, len(twice), len(others))
+    return gathered.records(), counts
+
+
+def _warn(twice: Sequence[str], others: Sequence[str]) -> None:
+    """Warns of rows, by where they stand, that hold a second BOS or others' turns."""
     if twice:
         logging.warning(
             "BOS stands twice before %d prompts, first before that of %s: the text "
@@ -261,8 +268,6 @@ def tokenize(
             len(others),
             others[0],
         )
-    counts = TokenCounts(kept, dropped, len(cuts), *lost, len(twice), len(others))
-    return gathered.records(), counts
 
 
 def _cut(

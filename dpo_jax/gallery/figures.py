@@ -14,22 +14,6 @@ import numpy as np
 from dpo_jax.gallery.curves import LossCurve
 
 INK = "#010203"  # stands for the text colour of the page until the SVG is written
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.formatter.useoffset": False,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "grid.color": INK,
-    "grid.alpha": 0.12,
-    "grid.linewidth": 0.6,
-}
 CHOSEN = "#3b82c4"
 REJECTED = "#d9772b"
 DPO = "#9aa2ab"
@@ -42,6 +26,24 @@ SQUARE = (3.0, 2.6)
 SQUARE_PLACE = (0.19, 0.185, 0.755, 0.755)
 ROOM = 0.08  # above and below a curve
 TINY = (116.0, 58.0)  # width and height of a thumbnail
+
+
+def style(ink: str) -> dict[Any, Any]:
+    """Returns matplotlib's settings for plain figures in one colour of ink."""
+    inked = ("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    return {
+        "svg.fonttype": "none",
+        "font.family": "sans-serif",
+        "font.size": 9,
+        "axes.linewidth": 0.6,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.formatter.useoffset": False,
+        "grid.color": ink,
+        "grid.alpha": 0.12,
+        "grid.linewidth": 0.6,
+        **dict.fromkeys(inked, ink),
+    }
 
 
 def is_of_margin(curve: LossCurve) -> bool:
@@ -180,7 +182,7 @@ def thumbnail(curve: LossCurve) -> str:
 def _style(salt: str) -> Any:
     import matplotlib
 
-    return matplotlib.rc_context({**STYLE, "svg.hashsalt": salt})
+    return matplotlib.rc_context({**style(INK), "svg.hashsalt": salt})
 
 
 def _axes(

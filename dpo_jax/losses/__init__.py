@@ -10,7 +10,7 @@ nothing of models, data or optimizers.
 from collections.abc import Mapping
 
 from dpo_jax import markdown
-from dpo_jax.errors import ConfigError, unknown
+from dpo_jax.errors import known
 from dpo_jax.losses import (
     batch,
     free,
@@ -35,9 +35,7 @@ def find(name: str, table: LossTable) -> Loss:
     Raises:
       ConfigError: if the table has no such name.
     """
-    if name not in table:
-        raise ConfigError(unknown("loss.name", name, table))
-    row = table[name]
+    row = table[known("loss.name", name, table)]
     return row if isinstance(row, Loss) else Loss(row)
 
 

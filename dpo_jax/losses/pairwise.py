@@ -9,7 +9,7 @@ nothing couples the batch.
 import jax
 import jax.numpy as jnp
 
-from dpo_jax.errors import ConfigError, unknown
+from dpo_jax.errors import ConfigError, known
 from dpo_jax.losses.shared import (
     MAX_EXPONENT,
     exp,
@@ -85,10 +85,8 @@ def check_choices(*, divergence: str, divergence_alpha: float, normalize: str) -
     Raises:
       ConfigError: naming the key.
     """
-    if divergence not in DIVERGENCES:
-        raise ConfigError(unknown("loss.divergence", divergence, DIVERGENCES))
-    if normalize not in ("sum", "mean"):
-        raise ConfigError(unknown("loss.normalize", normalize, ("sum", "mean")))
+    known("loss.divergence", divergence, DIVERGENCES)
+    known("loss.normalize", normalize, ("sum", "mean"))
     if divergence != "alpha" and divergence_alpha != 1.0:
         raise ConfigError(
             f"loss.divergence_alpha={divergence_alpha} is not used by "

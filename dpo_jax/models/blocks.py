@@ -14,15 +14,17 @@ from jax.ad_checkpoint import checkpoint_name
 
 from dpo_jax.models import attention as attention_lib
 from dpo_jax.models import cache as cache_lib
+from dpo_jax.models import moe
 from dpo_jax.models import rope as rope_lib
 from dpo_jax.models.attention import Backend
 from dpo_jax.models.cache import Kept
 from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.sharding import mesh
-from dpo_jax.types import Array
+from dpo_jax.types import Array, Reports
 
 Tree = dict[str, Any]
 Map = Callable[[Array], Array]
+Said = tuple[Array, Reports]
 
 
 class Past(NamedTuple):
@@ -45,12 +47,15 @@ class Context(NamedTuple):
       rope: cos and sin, f32[B, T, 1, pairs] each; None without rotary positions.
       past: of the tokens before; None where the rows hold all that is seen.
       query_scale: f32[B, T, 1, 1] that queries are multiplied by; None = 1.
+      counted: f32[B, T] how often each token counts in what routers report; None =
+        nobody asks.
     """
 
     seen: Any
     rope: tuple[Array, Array] | None
     past: Past | None = None
     query_scale: Array | None = None
+    counted: Array | None = None
 
 
 def normalise(spec: DecoderSpec, w: Tree, x: Array) -> Array:
@@ -167,6 +172,14 @@ def mlp(spec: DecoderSpec, w: Tree, x: Array) -> Array:
     return linear(w["down"], act(linear(w["gate"], x)) * up if spec.gated else act(up))
 
 
+def mixture(spec: DecoderSpec, w: Tree, x: Array, context: Context) -> Said:
+    """Maps [B, T, D] through the experts that each token is sent to."""
+    routed = moe.route(spec, w["router"], x)
+    y = moe.experts(w["experts"], x, routed, ACTIVATIONS[spec.activation])
+    counted = context.counted
+    return y, {} if counted is None else moe.report(routed, counted)
+
+
 def block(
     spec: DecoderSpec,
     w: Tree,
@@ -175,7 +188,7 @@ def block(
     *,
     backend: Backend,
     pin: Map,
-) -> tuple[Array, Kept]:
+) -> tuple[Array, Kept, Reports]:
     """Runs one layer on [B, T, D].
 
     Args:
@@ -187,9 +200,9 @@ def block(
       pin: applied to the residual stream; where a mesh pins its sharding.
 
     Returns:
-      [B, T, D], and the keys and values of `self_attention`.
+      [B, T, D], the keys and values of `self_attention`, and what a router reports.
     """
-    kept = []
+    kept, reports = [], {}
 
     def attend(y: Array) -> Array:  # once in every layout
         y, keys_values = self_attention(spec, w["attn"], y, context, backend)
@@ -200,10 +213,16 @@ def block(
         scale = spec.residual_scale
         return y if scale == 1 else y * jnp.asarray(scale, y.dtype)
 
-    feed = lambda y: scaled(mlp(spec, w["mlp"], y))  # noqa: E731
+    def feed(y: Array) -> Array:  # likewise
+        if not spec.experts:
+            return scaled(mlp(spec, w["mlp"], y))
+        y, told = mixture(spec, w, y, context)
+        reports.update(told)
+        return scaled(y)
+
     norm = lambda n, y: normalise(spec, w[f"norm{n}"], y)  # noqa: E731
     x = RESIDUALS[spec.layout](x, attend, feed, norm, pin)
-    return x, kept[0]
+    return x, kept[0], reports
 
 
 def _pre(x: Array, attend: Map, feed: Map, norm: Callable, pin: Map) -> Array:

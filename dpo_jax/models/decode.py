@@ -24,8 +24,9 @@ Weights = dict[str, Any]
 def ready(module: Decoder, params: Params) -> Weights:
     """Casts weights to the compute dtype, transposes them and splits them by layer.
 
-    Norms stay float32, in which they are computed. This is a second copy of the layers,
-    in the compute dtype, whose kernels lie as [out, in] under the name `transposed`.
+    Norms and routers stay float32, in which they are computed. This is a second copy of
+    the layers, in the compute dtype, whose kernels lie as [out, in] under the name
+    `transposed`, but for those of experts.
 
     Args:
       module: the decoder.
@@ -37,8 +38,8 @@ def ready(module: Decoder, params: Params) -> Weights:
     assert not module.spec.scalar, "a score continues no text"
 
     def cast(path: tuple, leaf: Array) -> Array:
-        norm = any("norm" in str(key) for key in path)
-        return leaf if norm else leaf.astype(module.dtype)
+        wide = any("norm" in str(key) or "router" in str(key) for key in path)
+        return leaf if wide else leaf.astype(module.dtype)
 
     params = {**params, "layers": lora.spread(params["layers"], module.scales)}
     w = _transpose(jax.tree_util.tree_map_with_path(cast, params))
@@ -54,7 +55,9 @@ def _transpose(w: Weights) -> Weights:
     """Renames every `kernel` […, in, out] to `transposed` […, out, in]."""
     turned = {}
     for name, node in w.items():
-        if name == "kernel":
+        if name in ("router", "experts"):  # whose products are ragged
+            turned[name] = node
+        elif name == "kernel":
             turned["transposed"] = node.swapaxes(-1, -2)
         else:
             turned[name] = _transpose(node) if isinstance(node, dict) else node
@@ -92,7 +95,7 @@ def prefill(
       [B, D] hidden states of the last tokens, the head, and the cache.
     """
     chex.assert_rank([batch.tokens, lengths], [2, 1])
-    hidden, head, fresh = module.forward(params, batch, keep=lambda kept: kept)
+    hidden, head, fresh, _ = module.forward(params, batch, keep=lambda kept: kept)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
     filled = tuple(
         cache.fill(jax.tree.map(lambda x: x[i], fresh), lengths, slots, dtype)  # noqa: B023
@@ -131,6 +134,6 @@ def step(
     each, kept = layers_of(spec, module.length or spec.max_positions), []
     for i, old in enumerate(cached):
         layer = jax.tree.map(lambda field: field[i], each)  # noqa: B023 (used at once)
-        x, new = block(w["layers"][i], x, layer, old, positions)
+        x, new, _ = block(w["layers"][i], x, layer, old, positions)
         kept.append(new)
     return module.constrain(module.final(w, x))[:, 0], _head(module, w), tuple(kept)

@@ -11,6 +11,9 @@ The tree of parameters (float32; a leaf that the spec does not ask for is absent
     layers/attn/o/{kernel,bias}        [L, H·E, D], [L, D]
     layers/mlp/{gate,up}/{kernel,bias} [L, D, ff], [L, ff]  gate: gated MLPs only
     layers/mlp/down/{kernel,bias}      [L, ff, D], [L, D]
+    layers/router/kernel               [L, D, X]            experts: no mlp then
+    layers/experts/{gate,up}/kernel    [L, X, D, ff]
+    layers/experts/down/kernel         [L, X, ff, D]
     final_norm/{scale,bias}            [D]
     head/kernel                        [D, V]               absent when tied
     head/bias                          [V]
@@ -32,11 +35,11 @@ import numpy as np
 from flax import traverse_util
 
 from dpo_jax.models import attention as attention_lib
-from dpo_jax.models import blocks, forest, lora, vocabulary
+from dpo_jax.models import blocks, forest, lora, moe, vocabulary
 from dpo_jax.models import rope as rope_lib
 from dpo_jax.models.cache import Kept
 from dpo_jax.models.spec import LAYOUT_NORMS, DecoderSpec
-from dpo_jax.types import Array, Batch, Head, Params
+from dpo_jax.types import Array, Batch, Head, Params, Reports
 
 Tree = dict[str, Any]
 
@@ -93,16 +96,22 @@ def leaves(spec: DecoderSpec) -> dict[str, Leaf]:
         "attn/k": (width, keys, INIT_STD, spec.qkv_bias),
         "attn/v": (width, keys, INIT_STD, spec.qkv_bias),
         "attn/o": (query, width, residual_std, spec.out_bias),
-        "mlp/up": (width, spec.ff, INIT_STD, spec.mlp_bias),
-        "mlp/down": (spec.ff, width, residual_std, spec.mlp_bias),
     }
+    up = (width, spec.ff, INIT_STD, spec.mlp_bias)
+    mlp = {"up": up, "down": (spec.ff, width, residual_std, spec.mlp_bias)}
     if spec.gated:
-        linears["mlp/gate"] = linears["mlp/up"]
+        mlp["gate"] = up
+    room = "experts" if spec.experts else "mlp"
+    linears |= {f"{room}/{name}": sizes for name, sizes in mlp.items()}
+    if spec.experts:
+        assert spec.gated and not spec.mlp_bias, spec
+        linears["router"] = (width, spec.experts, INIT_STD, False)
     named = {"embed/tokens": Leaf((spec.rows, width), INIT_STD)}
     if spec.learned_positions:
         named["embed/positions"] = Leaf((spec.max_positions, width), INIT_STD)
     for name, (fan_in, fan_out, std, bias) in linears.items():
-        named[f"layers/{name}/kernel"] = Leaf((*lead, fan_in, fan_out), std)
+        each = (*lead, spec.experts) if name.startswith("experts/") else lead
+        named[f"layers/{name}/kernel"] = Leaf((*each, fan_in, fan_out), std)
         if bias:
             named[f"layers/{name}/bias"] = Leaf((*lead, fan_out), 0.0)
     for n in range(LAYOUT_NORMS[spec.layout]):
@@ -228,13 +237,13 @@ class Decoder(nn.Module):
           [B, T, D] after the final norm, and the head; both in the compute dtype. The
           head of a scalar spec is [D, 1].
         """
-        hidden, head, _ = self.forward(self._params(), batch, keep=lambda kept: None)
+        hidden, head, *_ = self.forward(self._params(), batch, keep=lambda kept: None)
         return hidden, head
 
     @nn.nowrap
     def forward(
         self, w: Tree, batch: Batch, *, keep: Callable[[Kept], Any]
-    ) -> tuple[Array, Head, Any]:
+    ) -> tuple[Array, Head, Any, Reports]:
         """Computes what `__call__` returns from given parameters.
 
         Args:
@@ -243,13 +252,15 @@ class Decoder(nn.Module):
           keep: what is kept of each layer's keys and values.
 
         Returns:
-          Hidden states, the head, and what was kept, stacked over the layers.
+          Hidden states, the head, what was kept, stacked over the layers, and what the
+          routers of experts report: sums of `moe.report`, [L, X], and the tokens that
+          they are of; {} without experts.
         """
         chex.assert_rank([batch.tokens, batch.positions, batch.docs, batch.branches], 2)
         x = self.embed(w, batch.tokens, batch.positions)
         layers = lora.spread(w["layers"], self.scales)
-        x, kept = self._blocks(layers, self.constrain(x), batch, keep)
-        return self.constrain(self.final(w, x)), self.head(w), kept
+        x, kept, reports = self._blocks(layers, self.constrain(x), batch, keep)
+        return self.constrain(self.final(w, x)), self.head(w), kept, reports
 
     @nn.nowrap
     def embed(self, w: Tree, tokens: Array, positions: Array) -> Array:
@@ -295,13 +306,16 @@ class Decoder(nn.Module):
     @nn.nowrap
     def _blocks(
         self, layers: Tree, x: Array, batch: Batch, keep: Callable[[Kept], Any]
-    ) -> tuple[Array, Any]:
+    ) -> tuple[Array, Any, Reports]:
         """Scans the block over the layers.
 
         What varies from layer to layer is scanned with the weights, so that one layer
         is compiled; what does not is computed once.
         """
         spec, positions = self.spec, batch.positions
+        counted = None
+        if spec.experts:
+            counted = forest.times_read(batch.docs, batch.branches)
         cells = forest.cells_of(batch.docs, batch.branches, positions)
         each = layers_of(spec, self.length or spec.max_positions)
         windowed = bool(each.window.any())
@@ -316,20 +330,24 @@ class Decoder(nn.Module):
 
         def context(layer: Layer) -> blocks.Context:
             seen = backend.seen(cells, layer.window if windowed else 0)
-            return context_of(spec, seen, positions, layer)
+            return context_of(spec, seen, positions, layer)._replace(counted=counted)
 
         alike = all((field == field[:1]).all() for field in each)
         first = Layer(int(each.window[0]), each.pairs[0], each.magnitude[0])
         shared = context(first) if alike else None
 
-        def block(x: Array, xs: tuple[Tree, Layer]) -> tuple[Array, Any]:
+        def block(x: Array, xs: tuple[Tree, Layer]) -> tuple[Array, tuple]:
             w, layer = xs
             seen = shared if shared is not None else context(layer)
             pin = self.constrain
-            x, kept = blocks.block(spec, w, x, seen, backend=backend, pin=pin)
-            return x, keep(kept)
+            x, kept, told = blocks.block(spec, w, x, seen, backend=backend, pin=pin)
+            return x, (keep(kept), told)
 
-        return jax.lax.scan(REMATS[self.remat](block), x, (layers, each))
+        scanned = REMATS[self.remat](block)
+        x, (kept, reports) = jax.lax.scan(scanned, x, (layers, each))
+        if counted is not None:
+            reports |= {moe.TOKENS: counted.sum()}
+        return x, kept, reports
 
 
 def _keep(block: Callable) -> Callable:

@@ -74,6 +74,20 @@ def near(seen: Array, distance: Array, window: int | Array) -> Array:
     return seen & ((window == 0) | (distance < window))
 
 
+def times_read(docs: Array, branches: Array) -> Array:
+    """Counts in how many responses' texts each token stands: f32[B, T].
+
+    What is summed over tokens by these counts is the same in every layout: a prompt
+    that two responses share counts twice, as it would lie twice in rows of its own.
+    Padding counts 0.
+    """
+    most = jax.vmap(
+        lambda doc, branch: jax.ops.segment_max(branch, doc, docs.shape[1] + 1)[doc]
+    )(docs, branches)
+    times = jnp.where(branches == 0, jnp.maximum(most, 1), 1)
+    return jnp.where(docs > 0, times, 0).astype(jnp.float32)
+
+
 def first_seen(cells: Cells, window: int | Array) -> Array:
     """Bounds from below where the keys of each query begin in its row.
 

@@ -35,6 +35,7 @@ from dpo_jax.models.tensors import (
     names_of,
     part_shapes,
     rows_of,
+    stacked,
 )
 from dpo_jax.sharding.arrays import to_every_host
 from dpo_jax.types import Array, Params
@@ -188,7 +189,8 @@ def _reader(
 ) -> Callable[[Index], np.ndarray]:
     """Returns the callback that reads one part of a row at an index of our array."""
     names, shapes, read = names_of(row, spec), part_shapes(row, spec), OPS[row.op].read
-    stacked, seen = "{i}" in row.name, {}
+    lead, seen = stacked(row, spec), {}
+    named = np.asarray(names, object).reshape(lead)
 
     def one(name: str, index: Index) -> np.ndarray:
         tensor = stored[name].file.get_slice(name)
@@ -198,18 +200,15 @@ def _reader(
         return held
 
     def at(index: Index) -> np.ndarray:
-        shape = ((spec.layers,) if stacked else ()) + shapes[part]
+        shape = lead + shapes[part]
         bounds = tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
         if bounds not in seen:  # devices that hold the same slice share one read
-            if stacked:
-                layers = names[slice(*bounds[0])]
-                inner = tuple(slice(*b) for b in bounds[1:])
-                held = np.empty([stop - start for start, stop in bounds], np.float32)
-                for layer, name in enumerate(layers):
-                    held[layer] = one(name, inner)
-            else:
-                inner = tuple(slice(*b) for b in bounds)
-                held = one(names[0], inner)
+            slices = tuple(slice(*b) for b in bounds)
+            outer, inner = slices[: len(lead)], slices[len(lead) :]
+            held = np.empty([stop - start for start, stop in bounds], np.float32)
+            wanted = named[outer] if lead else named
+            for place in np.ndindex(wanted.shape):
+                held[place] = one(str(wanted[place]), inner)
             seen[bounds] = held
         return seen[bounds]
 
@@ -332,13 +331,15 @@ def _tensors(
     flat: Any = traverse_util.flatten_dict(params, sep="/")
     assert set(flat) == set(decoder.leaves(spec)), "params are not those of the spec"
     for row in rows:
-        stacked = "{i}" in row.name
-        for layer, name in enumerate(names_of(row, spec)):
+        names, (layers, *each) = iter(names_of(row, spec)), stacked(row, spec) or (0,)
+        for layer in range(layers or 1):
             leaves = [flat[path] for path in row.paths]
-            parts = [to_every_host(leaf[layer] if stacked else leaf) for leaf in leaves]
+            parts = [to_every_host(leaf[layer] if layers else leaf) for leaf in leaves]
             named = zip(row.paths, parts, strict=True)
             parts = [vocabulary.cut(path, part, spec) for path, part in named]
-            yield name, OPS[row.op].join(parts, spec.head_dim)
+            for at in np.ndindex(*each):
+                own = [part[at] for part in parts]
+                yield next(names), OPS[row.op].join(own, spec.head_dim)
 
 
 def _plan(sizes: dict[str, int], limit: int) -> list[list[str]]:

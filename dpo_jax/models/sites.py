@@ -5,6 +5,7 @@ They are called as the family's files call them; of maps that those fuse, all ar
 
 import dataclasses
 import fnmatch
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -29,8 +30,9 @@ def sites_of(spec: DecoderSpec, present: Iterable[str] = ()) -> dict[str, Site]:
         parts = tuple(
             path.removeprefix("layers/").removesuffix("/kernel") for path in row.paths
         )
-        if "{i}" not in row.name or not row.paths[0].endswith("/kernel"):
-            continue
+        linear = "{i}" in row.name and row.paths[0].endswith("/kernel")
+        if not linear or re.match("layers/(router|experts)/", row.paths[0]):
+            continue  # of experts peft has its own layout, and no router is tuned
         shapes = part_shapes(row, spec)
         name = parts[0] if len(parts) == 1 else fused[parts]
         sites[name] = Site(

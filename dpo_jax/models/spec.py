@@ -100,6 +100,9 @@ class DecoderSpec:
       tie: the head is the transposed embedding table.
       head_bias: a bias on the logits, tied or not.
       final_softcap: bound of the logits; 0 = none.
+      experts: MLPs of a layer, of which each token goes through a few; 0 = one MLP.
+      experts_per_token: that the router picks.
+      norm_expert_weights: their weights are made to sum to 1.
       scalar: one score per token (a reward or value head) instead of logits.
       vocab_multiple: the table has a multiple of it as rows; see `vocabulary`.
     """
@@ -139,6 +142,9 @@ class DecoderSpec:
     tie: bool = False
     head_bias: bool = False
     final_softcap: float = 0.0
+    experts: int = 0
+    experts_per_token: int = 0
+    norm_expert_weights: bool = False
     scalar: bool = False
     vocab_multiple: int = 1
 
@@ -157,6 +163,8 @@ class DecoderSpec:
         query, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
         attention = 2 * self.width * (query + keys)
         mlp = (3 if self.gated else 2) * self.width * self.ff
+        if self.experts:
+            mlp = mlp * self.experts_per_token + self.width * self.experts
         per_key = self.heads * (4 * self.head_dim + SCORE_WORK)
         return 2 * (attention + mlp) / per_key
 
@@ -165,7 +173,7 @@ class Row(NamedTuple):
     """One tensor of a family: its HF name, its place in our tree, and the way there.
 
     Attributes:
-      name: HF name; `{i}` stands for the layer.
+      name: HF name; `{i}` stands for the layer, `{e}` for the expert.
       paths: places in the parameter tree; several where HF fuses tensors.
       op: name of an invertible operation of `tensors.OPS`.
     """
@@ -228,6 +236,11 @@ def faults(spec: DecoderSpec) -> list[str]:
     for name, known in choices.items():
         if values[name] not in known:
             complaints.append(errors.unknown(name, values[name], known))
+    if not 0 <= spec.experts_per_token <= spec.experts or (
+        bool(spec.experts) != bool(spec.experts_per_token)
+    ):
+        picked = f"experts_per_token={spec.experts_per_token}"
+        complaints.append(f"{picked} must be 1 to experts={spec.experts}")
     if spec.kv_heads > 0 and spec.heads % spec.kv_heads:
         complaints.append(f"kv_heads={spec.kv_heads} must divide heads={spec.heads}")
     if spec.learned_positions == bool(spec.rope_theta):

@@ -65,16 +65,25 @@ def _respelled(name: str, prefix: str, other: str) -> str:
     return other + name.removeprefix(prefix) if name.startswith(prefix) else name
 
 
+def stacked(row: Row, spec: DecoderSpec) -> Dims:
+    """Returns how many tensors of a row are one array of ours: (), (L,) or (L, X)."""
+    sizes = {"{i}": spec.layers, "{e}": spec.experts}
+    return tuple(size for mark, size in sizes.items() if mark in row.name)
+
+
 def names_of(row: Row, spec: DecoderSpec) -> list[str]:
-    """Returns the HF names of a row, one for each layer if it has layers."""
-    stacked = range(spec.layers) if "{i}" in row.name else range(1)
-    return [row.name.replace("{i}", str(i)) for i in stacked]
+    """Returns the HF names of a row, one for each layer, and expert, if it has such."""
+    names = []
+    for layer, expert, *_ in ((*at, 0, 0) for at in np.ndindex(stacked(row, spec))):
+        name = row.name.replace("{i}", str(layer))
+        names.append(name.replace("{e}", str(expert)))
+    return names
 
 
 def part_shapes(row: Row, spec: DecoderSpec) -> list[Dims]:
-    """Returns the shapes of a row's parts, without the axis of layers."""
-    ours = decoder.leaves(spec)
-    return [ours[path].shape["{i}" in row.name :] for path in row.paths]
+    """Returns the shapes of a row's parts, without the axes of layers and experts."""
+    ours, lead = decoder.leaves(spec), len(stacked(row, spec))
+    return [ours[path].shape[lead:] for path in row.paths]
 
 
 def check_finite(name: str, held: np.ndarray) -> None:

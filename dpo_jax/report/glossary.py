@@ -78,6 +78,16 @@ METRICS: dict[str, Metric] = {
     "mean_token_accuracy": Metric(
         "share of response tokens that are the policy's likeliest"
     ),
+    "router/aux_loss": Metric(
+        "load-balancing loss of the routers of experts, over all layers and tokens",
+        "",
+        "experts per token where all are even; rises where few experts get most",
+    ),
+    "router/largest_load": Metric(
+        "tokens of the busiest expert of any layer, 1 = all are even",
+        "",
+        "changes slowly",
+    ),
     "mismatched_kl": Metric(
         "mean log-ratio on responses of other prompts: the KL that KTO compares with",
         "nats",

@@ -41,6 +41,12 @@ MODELS: dict[str, Key] = {
         "mesh.tensor; those behind the vocabulary are never read nor exported; 1 = off",
         COUNT,
     ),
+    "model.router_aux_coef": Key(
+        0.0,
+        "of a mixture of experts: weight of the load-balancing loss of its routers, "
+        "arXiv:2101.03961; 0 = they are only looked at (router/*)",
+        NOT_NEGATIVE,
+    ),
     "model.logits_chunk": Key(
         128, "scored tokens per row whose logits are held at once", COUNT
     ),

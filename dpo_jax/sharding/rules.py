@@ -27,6 +27,10 @@ PARAM_RULES: Rules = (
     (r"(attn/o|mlp/down)/kernel$", P(None, "tensor", "fsdp")),
     (r"(attn/[qkv]|mlp/(gate|up))/bias$", P(None, "tensor")),
     (r"(attn/o|mlp/down)/bias$", P()),
+    (r"router/kernel$", P(None, "fsdp")),
+    # experts lie over `tensor`, each whole but for fsdp
+    (r"experts/(gate|up)/kernel$", P(None, "tensor", "fsdp")),
+    (r"experts/down/kernel$", P(None, "tensor", None, "fsdp")),
     (r"norm\w*/(scale|bias)$", P()),
     (r"head/kernel$", P("fsdp", "tensor")),
     (r"head/bias$", P("tensor")),

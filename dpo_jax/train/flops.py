@@ -53,6 +53,8 @@ def _of(eqn: Any, times: float, trips: Trips, kernels: Any) -> float:
     name, given = eqn.primitive.name, eqn.params
     if name == "dot_general":
         return times * dot_flops(*(v.aval.shape for v in eqn.invars), **_sizes(given))
+    if name.startswith("ragged_dot"):
+        return times * _ragged_flops(eqn)
     if name == "pallas_call":
         kernels[_kernel(given)] += times * _elements(eqn)
         return 0.0
@@ -104,6 +106,16 @@ def dot_flops(
     """
     both = math.prod(left[axis] for axis in (*contracted, *batched))
     return 2.0 * math.prod(left) * (math.prod(right) / both)
+
+
+def _ragged_flops(eqn: Any) -> float:
+    """Counts a product of rows with the matrix of the group that each belongs to.
+
+    Each number of one operand meets all of the result's rows or columns that are not
+    its own, in one group alone.
+    """
+    left, right, out = (v.aval.shape for v in (*eqn.invars[:2], *eqn.outvars))
+    return 2.0 * math.prod(left) * (out[-1] if len(out) == 2 else right[-1])
 
 
 def _elements(eqn: Any) -> float:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dpo_jax.errors import ConfigError, unknown
+from dpo_jax.errors import known
 from dpo_jax.sharding.rules import path_name
 from dpo_jax.types import Array, Hyper, Params
 
@@ -90,9 +90,7 @@ def schedule(name: str) -> Schedule:
     Raises:
       ConfigError: if the name is not known.
     """
-    if name not in SCHEDULES:
-        raise ConfigError(unknown("optimizer.schedule", name, SCHEDULES))
-    decay = SCHEDULES[name]
+    decay = SCHEDULES[known("optimizer.schedule", name, SCHEDULES)]
 
     def factor(step: Array, hyper: Hyper) -> Array:
         warm = hyper["warmup_steps"]
@@ -167,9 +165,8 @@ def options(name: str) -> tuple[str, ...]:
     Raises:
       ConfigError: if the name is not known.
     """
-    if name not in OPTIMIZERS:
-        raise ConfigError(unknown("optimizer.name", name, OPTIMIZERS))
-    return tuple(inspect.signature(OPTIMIZERS[name]).parameters)
+    make = OPTIMIZERS[known("optimizer.name", name, OPTIMIZERS)]
+    return tuple(inspect.signature(make).parameters)
 
 
 def direction(name: str, values: Mapping[str, Real]) -> optax.GradientTransformation:

@@ -149,9 +149,11 @@ def shares(sources: Sources, ids: Sequence[int]) -> dict[str, float]:
 def sizes(spec: DecoderSpec) -> throughput.Sizes:
     """Counts what the FLOPs of a model depend on; a scalar head costs nothing."""
     kernels = re.compile("layers/.*/kernel")
-    shapes = (leaf.shape for p, leaf in leaves(spec).items() if kernels.fullmatch(p))
+    ours = {p: leaf.shape for p, leaf in leaves(spec).items() if kernels.fullmatch(p)}
+    experts = sum(math.prod(ours[path]) for path in ours if "/experts/" in path)
+    idle = experts * (spec.experts - spec.experts_per_token) // max(spec.experts, 1)
     return throughput.Sizes(
-        trunk=sum(map(math.prod, shapes)),
+        trunk=sum(map(math.prod, ours.values())) - idle,
         head=0 if spec.scalar else spec.width * spec.vocab,
         queries=spec.heads * spec.head_dim,
     )

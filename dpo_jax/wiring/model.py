@@ -247,8 +247,9 @@ def assemble(decoder: Decoder, folder: Path | None, held: str) -> Model:
     )
 
     def apply(params: Params, batch: Batch) -> tuple[Array, Head, Reports]:
-        hidden, head, _ = decoder.forward(params, batch, keep=lambda kept: None)
-        return hidden, head, {}
+        keep = lambda kept: None  # noqa: E731
+        hidden, head, _, reports = decoder.forward(params, batch, keep=keep)
+        return hidden, head, reports
 
     return Model(spec, folder, held, apply, decoder, decoder.head)
 

@@ -12,11 +12,14 @@ import jax.numpy as jnp
 
 from dpo_jax.data.loader import Join
 from dpo_jax.data.mismatch import mismatch
+from dpo_jax.errors import ConfigError
 from dpo_jax.losses import Bound, LossTable, find
 from dpo_jax.losses.loss import options, pick
 from dpo_jax.losses.tokens import WEIGHTS
 from dpo_jax.losses.weightings import WEIGHTINGS
-from dpo_jax.objectives import preference, reward
+from dpo_jax.models import moe
+from dpo_jax.models.spec import DecoderSpec
+from dpo_jax.objectives import balanced, preference, reward
 from dpo_jax.objectives.judged import Judged, Kind
 from dpo_jax.objectives.terms import Scorer, Weigh
 from dpo_jax.types import ApplyFn, Array, Columns, Head, Hyper, Objective, Params, Stats
@@ -165,3 +168,27 @@ def make_objective(
     )
     soften = preference.bradley_terry if labels == "soft" else None
     return Judged(kind, scorer, losses, weighting, soften)
+
+
+def with_routers(
+    objective: Objective, spec: DecoderSpec, *, weighted: bool
+) -> Objective:
+    """Adds what the routers of a mixture of experts do, where there are any.
+
+    Args:
+      objective: of the run.
+      spec: of the policy.
+      weighted: whether their load-balancing loss counts.
+
+    Raises:
+      ConfigError: if it should and there are none.
+    """
+    if spec.experts:
+        told = (moe.balance, moe.largest_load, moe.TOKENS)
+        return balanced.Balanced(objective, *told, weighted)
+    if weighted:
+        raise ConfigError(
+            f"model.router_aux_coef is of a mixture of experts, and {spec.model_type} "
+            "has none; set it to 0"
+        )
+    return objective

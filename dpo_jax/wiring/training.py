@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from dpo_jax.config import Config
 from dpo_jax.models import scalar as scalar_head
 from dpo_jax.models.decoder import abstract_params
-from dpo_jax.objectives import OBJECTIVES
+from dpo_jax.objectives import OBJECTIVES, balanced
 from dpo_jax.objectives.judged import Kind
 from dpo_jax.schema import Section
 from dpo_jax.sharding import arrays, rules
@@ -26,6 +26,7 @@ from dpo_jax.wiring.objective import (
     make_objective,
     needs_whole_reference,
     start_stats,
+    with_routers,
 )
 from dpo_jax.wiring.on_policy import Learning, floats_of
 from dpo_jax.wiring.scoring import Scorer
@@ -101,15 +102,16 @@ def minimised(
 ) -> Minimised:
     """Finds what a run minimises; arguments are those of `make_trainer`."""
     name, rows = config.objective, arrays.row_sharding(mesh, leading=1)
+    coef = config.model.router_aux_coef
     chunk, kind = config.model.logits_chunk, OBJECTIVES[name]
     policy, reference, _, value = models
     learning, step_of, places = None, lambda update: update, rows
-    floats, heat = {}, 1.0
+    floats, heat = {balanced.COEF: coef} if coef else {}, 1.0
     if sizes is not None:
         given, heat = config[name], config.rollout.temperature
         learning = Learning(name, given, mesh, policy.apply, chunk, heat, value)
         step_of, places = learning.turns, Turn._make((rows, arrays.replicated(mesh)))
-        floats = floats_of(name, given)
+        floats |= floats_of(name, given)
     if not isinstance(kind, Kind):
         assert learning is not None
         objective, stats = learning.objective, learning.stats
@@ -118,6 +120,7 @@ def minimised(
             head = functools.partial(scalar_head.value_head, policy.spec)
             shapes = abstract_params(value.spec) if value else jax.eval_shape(head)
             beside["value"] = shapes
+        objective = with_routers(objective, policy.spec, weighted=coef > 0)
         return Minimised(objective, stats, floats, beside, step_of, places)
     whole = reference if needs_whole_reference(losses) else None
     objective = make_objective(
@@ -130,6 +133,7 @@ def minimised(
         temperature=heat,
         labels=config.online.labels,
     )
+    objective = with_routers(objective, policy.spec, weighted=coef > 0)
     return Minimised(objective, start_stats(losses), floats, {}, step_of, places)
 
 

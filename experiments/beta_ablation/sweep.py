@@ -13,7 +13,7 @@ trained from it that judges samples, and 16 trials; give a launcher, as
 from typing import Any, NamedTuple
 
 from dpo_jax.config import parse_arg
-from dpo_jax.errors import ConfigError, unknown
+from dpo_jax.errors import known
 from dpo_jax.launch import Trial
 
 Keys = dict[str, Any]
@@ -108,10 +108,7 @@ def get_sweep(arg: str | None = None) -> list[Trial]:
     Args:
       arg: `tier=laptop|quick|hh`.
     """
-    named = parse_arg(arg, tier="laptop")["tier"]
-    if named not in TIERS:
-        raise ConfigError(unknown("tier", named, TIERS))
-    tier = TIERS[named]
+    tier = TIERS[known("tier", parse_arg(arg, tier="laptop")["tier"], TIERS)]
     start: Keys = {"model.preset": "", "model.path": "{sft}"}
     judge = [Trial("judge", tier.dpo, tier.judge)] if tier.judge else []
     return [

@@ -16,30 +16,14 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from dpo_jax import markdown
+from dpo_jax.gallery.figures import style
 from dpo_jax.report.figures import COLORS
 
 INK = "#333333"
 Table = dict[tuple[str, str], float]
 Expected = dict[tuple[str, str], str]
 FIELDS = ("case", "quantity", "expected", "ours")
-STYLE: dict[Any, Any] = {
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.formatter.useoffset": False,
-    "axes.titlesize": 9.5,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "grid.color": INK,
-    "grid.alpha": 0.12,
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "svg.fonttype": "none",
-}
+STYLE = {**style(INK), "axes.titlesize": 9.5, "legend.frameon": False}
 
 
 def figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, Any]:

@@ -11,7 +11,7 @@ samples of the reference between `part=start`, which trains the reference, and t
 from collections.abc import Iterator
 
 from dpo_jax.config import parse_arg
-from dpo_jax.errors import ConfigError, unknown
+from dpo_jax.errors import ConfigError, known
 from dpo_jax.launch import Trial
 from experiments.fig2_imdb_frontier.tiers import TIERS, Keys, Tier
 
@@ -35,9 +35,8 @@ def get_sweep(arg: str | None = None) -> list[Trial]:
         `imdb=FOLDER` for a local copy of the reviews.
     """
     given = parse_arg(arg, tier="quick", data="", part="all", reference="", imdb="")
-    for name, known in {"tier": TIERS, "part": PARTS}.items():
-        if given[name] not in known:
-            raise ConfigError(unknown(name, given[name], known))
+    for name, names in {"tier": TIERS, "part": PARTS}.items():
+        known(name, given[name], names)
     tier, data = TIERS[given["tier"]], given["data"]
     if given["reference"]:
         tier = tier._replace(reference=given["reference"], sft={})

@@ -39,6 +39,7 @@ REAL = judged_tiers.Tier(
                 **SHARED,
                 **judged_tiers.REWARD,
                 "model.path": SMOLLM2,
+                "model.score_start": "zero",
                 "data.train": "{data}/judge.jsonl",
                 "data.eval": "{data}/prompts.jsonl",
                 "train.steps": 64,

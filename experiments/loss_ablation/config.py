@@ -12,7 +12,7 @@ the samples that are judged).
 from dpo_jax import schema
 from dpo_jax.config import parse_arg
 from dpo_jax.configs import quickstart
-from dpo_jax.errors import ConfigError, unknown
+from dpo_jax.errors import known
 from dpo_jax.schema import Config
 from experiments.loss_ablation.losses import ENTRIES, Keys
 
@@ -74,9 +74,8 @@ def get_config(arg: str | None = None) -> Config:
       arg: `loss=dpo`, a name of `losses.ENTRIES`; `tier=laptop|ultrafeedback`.
     """
     given = parse_arg(arg, loss="dpo", tier="laptop")
-    for name, known in {"loss": ENTRIES, "tier": TIERS}.items():
-        if given[name] not in known:
-            raise ConfigError(unknown(name, given[name], known))
+    for name, names in {"loss": ENTRIES, "tier": TIERS}.items():
+        known(name, given[name], names)
     config, entry = TIERS[given["tier"]](), ENTRIES[given["loss"]]
     values = entry.values if given["tier"] == "laptop" else entry.pod
     config.loss.name = given["loss"]

@@ -11,7 +11,7 @@ on two CPU cores that do nothing else), `tier=quick` (4 trials, under 3 minutes)
 from typing import NamedTuple
 
 from dpo_jax.config import parse_arg
-from dpo_jax.errors import ConfigError, unknown
+from dpo_jax.errors import known
 from dpo_jax.launch import Trial
 from experiments.loss_ablation.losses import ENTRIES, Keys
 
@@ -54,10 +54,7 @@ def get_sweep(arg: str | None = None) -> list[Trial]:
     Args:
       arg: `tier=laptop|quick|ultrafeedback`.
     """
-    named = parse_arg(arg, tier="laptop")["tier"]
-    if named not in TIERS:
-        raise ConfigError(unknown("tier", named, TIERS))
-    tier = TIERS[named]
+    tier = TIERS[known("tier", parse_arg(arg, tier="laptop")["tier"], TIERS)]
     first = [] if tier.pod else [Trial("sft", SFT, LITTLE)]
     return first + [
         trial(tier, loss, lr, strength, seed)

@@ -10,7 +10,7 @@
 from typing import Any
 
 from dpo_jax.config import parse_arg
-from dpo_jax.errors import ConfigError, unknown
+from dpo_jax.errors import known
 from dpo_jax.launch import Trial
 
 FILE = "experiments/my_loss/focal.py"
@@ -33,9 +33,7 @@ def get_sweep(arg: str | None = None) -> list[Trial]:
       arg: `tier=laptop|quick`.
     """
     tier = parse_arg(arg, tier="laptop")["tier"]
-    if tier not in TIERS:
-        raise ConfigError(unknown("tier", tier, TIERS))
-    steps, betas, gammas, seeds = TIERS[tier]
+    steps, betas, gammas, seeds = TIERS[known("tier", tier, TIERS)]
     own = {"losses": FILE, "loss.name": "focal"}
     tried: list[tuple[str, dict[str, Any]]] = [
         *((f"dpo.beta={beta:g}", {"loss.beta": beta}) for beta in betas),

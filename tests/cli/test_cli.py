@@ -59,7 +59,7 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         printed = []
         patch.setattr("sys.stdout.write", printed.append)
-        flags = [CONFIG, f"--workdir={run}", "--profile", *SMALL]
+        flags = [CONFIG, f"--workdir={run}", *SMALL]
         code = cli.main(["dpo_jax", "train", *flags])
     return code, "".join(printed), run
 
@@ -179,7 +179,7 @@ def test_train_prints_what_it_ended_with(trained):
     assert "before (reference)" in out and f"policy: {run}/export" in out
     names = {"config.json", "metrics.jsonl", "checkpoints", "export", "report.html"}
     names |= {"data.json", "log.txt", "results.json", "samples.json", "tensorboard"}
-    names |= {"timing.json", "profile", "rollouts.json"}
+    names |= {"timing.json", "rollouts.json"}
     assert names <= {path.name for path in run.iterdir()}
     assert not (run / "errors").exists()
 
@@ -219,12 +219,6 @@ def test_every_algorithm_of_its_config_takes_three_steps(name, capsys, tmp_path)
     assert (run / "export" / "model.safetensors").exists()
 
 
-def test_profile_leaves_a_trace(trained):
-    """Of a run that ends before the last step that would have been traced."""
-    (trace,) = (trained[2] / "profile").rglob("*.xplane.pb")
-    assert b"train_step" in trace.read_bytes()
-
-
 def test_trace_begins_behind_the_first_step_and_ends(monkeypatch):
     calls, step = [], None
     start = lambda folder, profiler_options: calls.append((step, folder))  # noqa: E731
@@ -238,29 +232,29 @@ def test_trace_begins_behind_the_first_step_and_ends(monkeypatch):
 
 
 def test_evaluate_finds_what_the_run_found(capsys, trained, tmp_path):
+    """What a run is need not be typed again."""
     run, out = trained[2], tmp_path / "found.json"
-    flags = [f"--workdir={run}", f"--out={out}", *SMALL]
-    code, printed, _ = call(capsys, "evaluate", CONFIG, *flags)
+    code, printed, _ = call(capsys, "evaluate", f"--workdir={run}", f"--out={out}")
     assert code == 0 and printed.startswith(f"step 3 of {run}\n")
     found, wanted = json.loads(out.read_text()), last_eval(run)
     assert found["step"] == 3
     assert found["values"].keys() == wanted.keys() - {"step", "split"}
     for name, value in found["values"].items():
         assert value == pytest.approx(wanted[name], rel=1e-6, abs=1e-6), name
+    ran = json.loads((run / "results.json").read_text())["values"]
+    assert found["values"] == pytest.approx(ran, rel=1e-5)
 
 
 def test_a_run_folder_has_its_configuration(capsys, trained, tmp_path):
-    """What a run is need not be typed again; overrides lie on top."""
+    """It may be typed again, too; overrides lie on top."""
     run, out = trained[2], tmp_path / "values.json"
-    code, _, err = call(capsys, "evaluate", f"--workdir={run}", f"--out={out}")
-    assert code == 0, err
-    whole = json.loads(out.read_text())["values"]
-    ran = json.loads((run / "results.json").read_text())["values"]
-    assert whole == pytest.approx(ran, rel=1e-5)
-    flags = [f"--workdir={run}", f"--out={out}", "--config.eval.limit=8"]
-    code, _, err = call(capsys, "evaluate", *flags, "--config.eval.rollouts=0")
-    assert code == 0, err
-    assert json.loads(out.read_text())["values"]["loss"] != whole["loss"]
+    flags = [f"--workdir={run}", f"--out={out}", "--config.eval.rollouts=0"]
+    losses = []
+    for more in ([CONFIG, *SMALL], ["--config.eval.limit=8"]):
+        code, _, err = call(capsys, "evaluate", *more, *flags)
+        assert code == 0, err
+        losses.append(json.loads(out.read_text())["values"]["loss"])
+    assert losses[0] == pytest.approx(last_eval(run)["loss"]) != losses[1]
     shown = call(capsys, "show", f"--workdir={run}")
     assert shown == call(capsys, "show", CONFIG, *SMALL) and shown[0] == 0
     code, _, err = call(capsys, "show", f"--workdir={tmp_path}")
@@ -486,12 +480,17 @@ OWN = "--config.loss.options.simpo"
 
 
 def test_a_loss_of_a_mixture_is_given_its_own_options(capsys, tmp_path):
-    """β = 2 of SimPO alone stands in config.json and in the card, and is guarded."""
+    """β = 2 of SimPO alone stands in config.json and in the card, and is guarded.
+
+    Profiled: it ends before the last step that would have been traced.
+    """
     off = ["--config.eval.rollouts=0", "--config.data.eval="]
     flags = [CONFIG, *SMALL, "--config.loss.name=dpo+simpo", *off]
-    own = f"{OWN}.beta=2"
-    code, _, err = call(capsys, "train", *flags, own, f"--workdir={tmp_path}")
+    own, profiled = f"{OWN}.beta=2", [f"--workdir={tmp_path}", "--profile"]
+    code, _, err = call(capsys, "train", *flags, own, *profiled)
     assert code == 0, err
+    (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
+    assert b"train_step" in trace.read_bytes()
     kept = json.loads((tmp_path / "config.json").read_text())["loss"]
     assert kept["options"] == {"simpo": {"beta": 2.0}} and kept["beta"] == 1.0
     assert "simpo.beta 2.0" in (tmp_path / "export" / "README.md").read_text()
@@ -560,10 +559,12 @@ def own(tmp_path_factory):
 def test_a_loss_of_a_file_is_trained_with_options_of_its_own(capsys, own, tmp_path):
     """ln 2 · ½² = 0.1733 at the start, with γ = 2; ln 2 · ½^½ = 0.4901 with γ = ½."""
     flags = [CONFIG, *SMALL, "--config.loss.name=focal", f"--losses={own}"]
+    flags += ["--config.eval.rollouts=0", "--config.eval.at_start=False"]
     gamma = "--config.loss.options.focal.focal_gamma"
-    for name, more, loss in [("a", [], 0.1733), ("b", [f"{gamma}=0.5"], 0.4901)]:
+    cases = ("a", "--config.data.eval=", 0.1733), ("b", f"{gamma}=0.5", 0.4901)
+    for name, more, loss in cases:
         run = tmp_path / name
-        code, _, err = call(capsys, "train", *flags, *more, f"--workdir={run}")
+        code, _, err = call(capsys, "train", *flags, more, f"--workdir={run}")
         assert code == 0, err
         first = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
         assert first["loss"] == pytest.approx(loss, abs=1e-4)

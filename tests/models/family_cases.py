@@ -130,11 +130,21 @@ CONFIGS = {
         "vision_config": PIXTRAL,
         "tie_word_embeddings": True,
     },
+    "mixtral": SIZES | {"num_local_experts": 5, "num_experts_per_tok": 2},
     "olmo2": SIZES,
     "olmo3": OLMO3,
+    "olmoe": SIZES | {"num_experts": 6, "num_experts_per_tok": 3},
     "phi3": SIZES,
     "qwen2": SIZES,
     "qwen3": SIZES | {"head_dim": 16},
+    "qwen3_moe": SIZES
+    | {
+        "head_dim": 16,
+        "moe_intermediate_size": 12,
+        "num_experts": 6,
+        "num_experts_per_tok": 3,
+        "norm_topk_prob": True,
+    },
     "smollm3": SIZES | {"num_hidden_layers": 4},
 }
 CONFIGS = {name: {"model_type": name, **config} for name, config in CONFIGS.items()}
@@ -285,6 +295,18 @@ VARIANTS = {
             "attention_bias": True,
             "num_hidden_layers": 3,
             **QWEN_WINDOWS,
+        },
+    ),
+    "qwen3_moe_square": (  # 2·ff = width, and no weight sums to 1
+        "qwen3_moe",
+        {
+            "moe_intermediate_size": 16,
+            "num_experts": 4,
+            "norm_topk_prob": False,
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+            "use_sliding_window": True,
+            "sliding_window": 5,
         },
     ),
     "smollm3_yarn": (

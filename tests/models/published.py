@@ -499,6 +499,52 @@ PUBLISHED = {  # folder -> (parameters as published, a tied head once; attribute
             },
         },
     ),
+    "Qwen/Qwen3-30B-A3B": (
+        30_532_122_624,
+        sized(QWEN3, 2048, 6144, 48, 32, 4, max_window_layers=48)
+        | {
+            "architectures": ["Qwen3MoeForCausalLM"],
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+            "model_type": "qwen3_moe",
+            "moe_intermediate_size": 768,
+            "norm_topk_prob": True,
+            "num_experts": 128,
+            "num_experts_per_tok": 8,
+            "output_router_logits": False,
+            "router_aux_loss_coef": 0.001,
+        },
+    ),
+    "mistralai/Mixtral-8x7B-Instruct-v0.1": (
+        46_702_792_704,
+        sized(MISTRAL, 4096, 14336, 32, 32, 8, vocab_size=32000)
+        | {
+            "architectures": ["MixtralForCausalLM"],
+            "model_type": "mixtral",
+            "num_experts_per_tok": 2,
+            "num_local_experts": 8,
+            "output_router_logits": False,
+            "router_aux_loss_coef": 0.02,
+        },
+    ),
+    "allenai/OLMoE-1B-7B-0924-Instruct": (
+        6_919_161_856,
+        sized(OLMO2, 2048, 1024, 16, 16, 16)
+        | {
+            "architectures": ["OlmoeForCausalLM"],
+            "clip_qkv": None,
+            "max_position_embeddings": 4096,
+            "model_type": "olmoe",
+            "norm_topk_prob": False,
+            "num_experts": 64,
+            "num_experts_per_tok": 8,
+            "output_router_logits": False,
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 10000.0,
+            "router_aux_loss_coef": 0.01,
+            "vocab_size": 50304,
+        },
+    ),
     "google/gemma-2b-it": (2_506_172_416, sized(GEMMA, 2048, 16384, 18, 8, 1)),
     "google/gemma-7b": (8_537_680_896, sized(GEMMA, 3072, 24576, 28, 16, 16)),
     "google/gemma-2-2b-it": (2_614_341_888, sized(GEMMA2, 2304, 9216, 26, 8, 4)),
@@ -662,9 +708,9 @@ REFUSED = {  # folder -> (attributes, what the error names)
         | {"quantization": {"bits": 4, "group_size": 64}},
         "the weights are quantized (quantization: ",
     ),
-    "Qwen/Qwen3-30B-A3B": (
-        PUBLISHED["Qwen/Qwen3-8B"][1] | {"model_type": "qwen3_moe", "num_experts": 128},
-        "model_type='qwen3_moe' is not known",
+    "a Qwen3 with dense layers between": (
+        PUBLISHED["Qwen/Qwen3-30B-A3B"][1] | {"decoder_sparse_step": 2},
+        "decoder_sparse_step=2 is not supported",
     ),
     "openai/gpt-oss-20b": (
         LLAMA3 | {"model_type": "gpt_oss"},

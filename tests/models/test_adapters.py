@@ -31,7 +31,7 @@ def random_tree(adapters):
 
 def logits(spec, params, scales=(), **more):
     module = decoder.Decoder(spec, length=LENGTH, scales=scales, **more)
-    hidden, head, _ = module.forward(params, forests()[0], keep=lambda kept: None)
+    hidden, head, *_ = module.forward(params, forests()[0], keep=lambda kept: None)
     return heads.logits(hidden, head)
 
 

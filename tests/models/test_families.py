@@ -237,6 +237,11 @@ def test_gpt2_refuses_what_it_cannot_compute(name, value):
             {"text_config": CONFIGS["mistral3"]["text_config"] | {"wings": 2}},
             "wings=2",
         ),
+        ("mixtral", {"num_experts": 4}, "num_experts and num_local_experts differ"),
+        ("mixtral", {"num_experts_per_tok": 6}, "experts_per_token=6 must be 1 to"),
+        ("mixtral", {"router_jitter_noise": 0.1}, "router_jitter_noise=0.1"),
+        ("olmoe", {"clip_qkv": 8.0}, "clip_qkv=8.0"),
+        ("qwen3_moe", {"mlp_only_layers": [0]}, "mlp_only_layers=[0]"),
         ("olmo3", {"rope_parameters": {"rope_theta": 1e4}}, "must say it of"),
         ("olmo3", {"layer_types": ["full_attention"] * 3}, "must name 4 layers"),
         ("olmo2", {"clip_qkv": 3.0}, "clip_qkv=3.0"),
@@ -353,7 +358,7 @@ def test_sizes_that_do_not_fit_are_refused():
 def test_an_unknown_model_type_lists_the_known_ones():
     text = refusal({"model_type": "lama"})
     assert f"did you mean 'llama'? Known: {', '.join(sorted(FAMILIES))}" in text
-    assert len(FAMILIES) == 18
+    assert len(FAMILIES) == 21
     assert "model_type=None" in refusal({})
 
 
@@ -402,7 +407,7 @@ def test_every_row_has_a_place_in_some_tree_and_every_leaf_a_row(name):
     if name == "gemma3":
         config["text_config"] = config["text_config"] | {"attention_bias": True}
         del config["attention_bias"]
-    if name in ("ministral3", "mistral", "mistral3", "phi3", "qwen2"):
+    if name in ("ministral3", "mistral", "mistral3", "mixtral", "phi3", "qwen2"):
         del config["attention_bias"]
     spec = hf.spec_of(config)
     met = {path for row in FAMILIES[name].table for path in row.paths}

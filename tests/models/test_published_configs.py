@@ -55,9 +55,15 @@ def test_a_published_config_is_refused_for_what_it_is(folder):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("folder", PUBLISHED)
+@pytest.mark.parametrize(
+    "folder",
+    [name for name in PUBLISHED if not families.spec_of(PUBLISHED[name][1]).experts],
+)
 def test_tensors_are_those_of_transformers(folder, tmp_path):
-    """On torch's device without memory; the vision tower is carried, not ours."""
+    """On torch's device without memory; the vision tower is carried, not ours.
+
+    Experts lie in memory as they lie in no folder: those of tiny models are compared.
+    """
     torch = pytest.importorskip("torch")
     import transformers
 

@@ -86,6 +86,7 @@ OTHERS = {  # key -> another value
     "model.attention": "splash",
     "model.score_start": "zero",
     "model.logits_chunk": 3,
+    "model.router_aux_coef": 0.5,
     "model.vocab_multiple": 64,
     "ref.path": "nowhere",
     "ref.revision": "main",
@@ -281,6 +282,10 @@ ADMITTED = {  # key -> another value, and what a run needs to take it
         },
     ),
     "model.revision": ("new", {"model.preset": "", "model.path": "hub/id"}),
+    "model.router_aux_coef": (
+        0.5,
+        {"model.preset": "", "model.path": "{experts}", "eval.rollouts": 0},
+    ),
     "model.attention": ("dense", {"data.row_tokens": 256}),
     "ref.path": ("{two}", {"model.preset": "", "model.path": "{one}"}),
     "ref.revision": (
@@ -391,6 +396,10 @@ def configured(tmp_path_factory):
         judge = scalar.scalar_spec(spec)
         at = folder / f"judge_{name}"
         hf.save_params(jax.tree.map(zeros, abstract_params(judge)), judge, at)
+    mixture = {"model_type": "olmoe", "norm": "rms", "qk_norm": "full", "experts": 4}
+    routed = dataclasses.replace(spec, **mixture, experts_per_token=2)
+    params = jax.tree.map(zeros, abstract_params(routed))
+    hf.save_params(params, routed, folder / "experts")
     for name, rank in (("adapter", 2), ("other", 3)):
         given = {"alpha": 4, "rslora": False, "targets": (), "init": "b_zero"}
         fresh = sites.fresh(spec, rank=rank, **given)

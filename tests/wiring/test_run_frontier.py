@@ -1,5 +1,6 @@
 """The frontier of whole small runs: its file, its metrics, its samples kept aside."""
 
+import functools
 import json
 import logging as std_logging
 
@@ -38,7 +39,10 @@ KEYS = {
     "batch.pairs": 8,
 }
 KINDS = {
-    "dpo": {"loss.beta": 0.1},
+    # By plain descent, so that on other devices it differs by rounding alone: Adam's
+    # first step is the sign of the gradient, and where that is rounding, it moves a
+    # weight by the whole rate one way or the other, and no evaluation can agree.
+    "dpo": {"loss.beta": 0.1, "optimizer.name": "sgd", "optimizer.lr": 1.0},
     "sft": {"objective": "sft", "loss.name": "sft"},
     "ppo": {
         "objective": "ppo",
@@ -70,11 +74,24 @@ def evaluations(run):
     return [line for line in lines if line["split"] == "eval"]
 
 
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """Makes the run of a kind, once, beside a folder of samples of its own."""
+
+    @functools.cache
+    def ran(kind):
+        run = tmp_path_factory.mktemp(kind) / "run"
+        build.run(configured(kind), run)
+        return run
+
+    return ran
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_run_is_compared_with_its_frontier(kind, tmp_path):
+def test_every_kind_of_run_is_compared_with_its_frontier(kind, ran):
     """At step 0 the policy is the reference: KL 0, reward beneath by noise only."""
-    build.run(configured(kind), tmp_path / "run")
-    held = json.loads((tmp_path / "run" / "frontier.json").read_text())
+    run = ran(kind)
+    held = json.loads((run / "frontier.json").read_text())
     assert (held["prompts"], held["samples"]) == (5, M)
     assert held["measure"] == "true reward"
     rewards = [point["reward"] for point in held["frontier"]]
@@ -82,7 +99,7 @@ def test_every_kind_of_run_is_compared_with_its_frontier(kind, tmp_path):
     assert np.all(np.diff(rewards) < 0) and np.all(np.diff(kls) < 0)
     assert 0 < sum(point["trusted"] for point in held["frontier"]) < 60
     assert [best["m"] for best in held["best_of"]] == [2, 4, 8, 16, 32, M]
-    first, last = evaluations(tmp_path / "run")
+    first, last = evaluations(run)
     assert (first["step"], last["step"]) == (0, 1)
     assert first["rollouts/kl"] == 0 and first["frontier/trusted"] == 1
     for line in (first, last):
@@ -94,43 +111,47 @@ def test_every_kind_of_run_is_compared_with_its_frontier(kind, tmp_path):
     assert first["rollouts/length"] <= longest < 2 * first["rollouts/length"]
 
 
-def test_samples_are_drawn_once_for_all_runs_and_kept_whole(tmp_path, monkeypatch):
-    drawn, draw = [], frontier.draw
-    monkeypatch.setattr(frontier, "draw", lambda *args: drawn.append(1) or draw(*args))
-    texts = []
-    for number, name in enumerate(("one", "two", "three")):
-        if name == "three":  # half a file
-            for path in (tmp_path / "frontier_cache").iterdir():
-                path.write_bytes(path.read_bytes()[:100])
-        build.run(configured("dpo", eval__at_start=False), tmp_path / name)
-        texts.append((tmp_path / name / "frontier.json").read_text())
-        assert len(drawn) == (1, 1, 2)[number]
-    assert len(set(texts)) == 1
-    config = configured("dpo", eval__at_start=False, eval__frontier=M + 1)
-    build.run(config, tmp_path / "more")
-    assert len(drawn) == 3
+def test_samples_are_drawn_once_for_all_runs_and_kept_whole(ran, monkeypatch):
+    """A second run finds those of the first; half a file, and more samples, are drawn.
 
-
-def test_one_device_finds_what_eight_do(tmp_path, monkeypatch):
-    """After a step by plain descent, so that the policies differ by rounding alone.
-
-    Adam's first step is the sign of the gradient: where that is rounding, it moves a
-    weight by the whole rate one way or the other, and no evaluation can agree.
+    The last two of what the second run has built: the same frontier again.
     """
-    found, descent = [], {"optimizer__name": "sgd", "optimizer__lr": 1.0}
-    for count in (1, 8):
-        monkeypatch.setattr(
-            build,
-            "make_mesh",
-            lambda count=count, **axes: make_mesh(
-                **axes, devices=jax.devices()[:count]
-            ),
-        )
-        run = tmp_path / str(count) / "run"  # they share no samples
-        build.run(configured("dpo", **descent), run)
-        held = json.loads((run / "frontier.json").read_text())
-        found.append((held, evaluations(run)[-1]))
-    (one, line), (eight, other) = found
+    first, drawn, asked = ran("dpo"), [], []
+    draw, make_bound = frontier.draw, frontier.make_bound
+
+    def make(*args):
+        asked[:] = args
+        return make_bound(*args)
+
+    monkeypatch.setattr(frontier, "draw", lambda *args: drawn.append(1) or draw(*args))
+    monkeypatch.setattr(frontier, "make_bound", make)
+    second = first.with_name("second")
+    build.run(configured("dpo", eval__at_start=False), second)
+    texts = [(run / "frontier.json").read_text() for run in (first, second)]
+    assert texts[0] == texts[1] and not drawn
+    parts, *others = asked
+    with jax.set_mesh(parts.mesh):
+        whole = make(parts, *others)
+        for path in (first.parent / "frontier_cache").iterdir():
+            path.write_bytes(path.read_bytes()[:100])
+        again = make(parts, *others)
+        assert len(drawn) == 1
+        np.testing.assert_array_equal(again.rewards, whole.rewards)
+        config = configured("dpo", eval__at_start=False, eval__frontier=M + 1)
+        assert make(parts._replace(config=config), *others).rewards.shape == (5, M + 1)
+    assert len(drawn) == 2
+
+
+def test_one_device_finds_what_eight_do(ran, tmp_path, monkeypatch):
+    run = tmp_path / "run"  # shares no samples
+    monkeypatch.setattr(
+        build, "make_mesh", lambda **axes: make_mesh(**axes, devices=jax.devices()[:1])
+    )
+    build.run(configured("dpo"), run)
+    (one, line), (eight, other) = (
+        (json.loads((run / "frontier.json").read_text()), evaluations(run)[-1])
+        for run in (run, ran("dpo"))
+    )
     assert one == eight and line["rollouts/kl"] > 1e-3
     for name in (
         "rollouts/reward",
@@ -142,12 +163,14 @@ def test_one_device_finds_what_eight_do(tmp_path, monkeypatch):
 
 
 def test_on_policy_rollouts_are_drawn_and_measured_at_the_temperature_of_the_turns(
-    tmp_path, monkeypatch
+    ran, monkeypatch
 ):
     """Log-probs of the samples, and the KL, by log-softmax of logits / 0.6, one by one.
 
     The frontier's samples are others than those at temperature 1, which are kept too.
     """
+    run = ran("ppo").with_name("heated")
+    kept = {*(run.parent / "frontier_cache").glob("*.npz")}
     heat, drawn, draw, make = 0.6, [], sampled.Stage.draw, evaluation.make_stage
 
     def told(stage, sampler, params, n, tell):
@@ -164,7 +187,7 @@ def test_on_policy_rollouts_are_drawn_and_measured_at_the_temperature_of_the_tur
     monkeypatch.setattr(evaluation, "make_stage", make_stage)
     monkeypatch.setattr(sampled.Stage, "draw", told)
     config = configured("ppo", rollout__temperature=heat, eval__at_start=False)
-    build.run(config, tmp_path / "run")
+    build.run(config, run)
     monkeypatch.undo()
     (_, ref, _), _, (prompts, params, samples) = drawn
     spec = preset("tiny", vocab=len(made[0].tokenizer), max_positions=20)
@@ -186,11 +209,10 @@ def test_on_policy_rollouts_are_drawn_and_measured_at_the_temperature_of_the_tur
         said = samples.logps[i, n][samples.mask[i, n]]
         np.testing.assert_allclose(said, ours[at, ids], atol=1e-4)
         kls[i, n] = (np.exp(ours[at]) * (ours[at] - theirs[at])).sum()
-    line = evaluations(tmp_path / "run")[-1]
+    line = evaluations(run)[-1]
     assert line["rollouts/kl"] == pytest.approx(kls.mean(), rel=1e-3) and kls.all()
-    build.run(configured("ppo", eval__at_start=False), tmp_path / "one")
-    files = [*(tmp_path / "frontier_cache").glob("*.npz")]
-    assert len(files) == 4  # samples, and verdicts, of each temperature
+    files = {*(run.parent / "frontier_cache").glob("*.npz")}
+    assert kept < files and len(files) == 4  # samples and verdicts at each temperature
 
 
 def rolled(rewards, kls):

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpo_jax import exact
-from dpo_jax.errors import ConfigError, unknown
+from dpo_jax.errors import ConfigError, known
 from dpo_jax.types import Array
 from experiments.exact import enumerable
 from experiments.exact.enumerable import Pairs, World
@@ -194,17 +194,14 @@ def read_cells(out: Path) -> table.Cells:
     }
 
 
-def chosen(field: str, given: str, known: Mapping[str, object]) -> list[str]:
+def chosen(field: str, given: str, all_names: Mapping[str, object]) -> list[str]:
     """Splits a list given by comma; '' = all that is known.
 
     Raises:
       ConfigError: if a name is not known.
     """
-    names = given.split(",") if given else list(known)
-    for name in names:
-        if name not in known:
-            raise ConfigError(unknown(field, name, known))
-    return names
+    names = given.split(",") if given else list(all_names)
+    return [known(field, name, all_names) for name in names]
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -17,6 +17,7 @@ from dpo_jax.config import Config
 from dpo_jax.errors import ConfigError, DeviceError
 from dpo_jax.losses import LOSSES
 from dpo_jax.rewards import REWARDS, RewardTable
+from dpo_jax.schema import Section
 from dpo_jax.sharding import agree, chips, hlo
 from dpo_jax.sharding.mesh import make_mesh
 from dpo_jax.wiring import checks, compiling, forecast, supply
@@ -211,11 +212,11 @@ def gib(size: float | None) -> str:
     return f"{size / 2**20:.1f} MiB" if size >= 2**19 else f"{size / 2**10:.1f} KiB"
 
 
-def as_text(made: Forecast, config: Config) -> str:
-    """Renders a plan for a terminal."""
+def as_text(made: Forecast, data: Section) -> str:
+    """Renders a plan for a terminal; `data` is `config.data`."""
     return "\n".join(
         [
-            *head_lines(made, config),
+            *head_lines(made, data),
             *[line for each in made.programs for line in program_lines(each)],
             *memory_lines(made),
             *speed_lines(made),
@@ -224,8 +225,8 @@ def as_text(made: Forecast, config: Config) -> str:
     )
 
 
-def head_lines(made: Forecast, config: Config) -> list[str]:
-    """Says what was planned: mesh, rows, shape."""
+def head_lines(made: Forecast, data: Section) -> list[str]:
+    """Says what was planned: mesh, rows, shape; `data` is `config.data`."""
     sizes = " × ".join(f"{axis} {n}" for axis, n in made.mesh.items())
     devices = 1
     for n in made.mesh.values():
@@ -241,7 +242,7 @@ def head_lines(made: Forecast, config: Config) -> list[str]:
             "libtpu is not installed: CPU devices stand in, whose compiler lays memory "
             "out in other ways; pip install 'jax[tpu]' on Linux x86 to compile for TPUs"
         )
-    prompt, response = supply.longest(config.data)
+    prompt, response = supply.longest(data)
     lines += [
         f"rows of a microbatch: {shape.rows} × {shape.tokens} tokens, "
         f"{shape.scored} scored, {shape.slots} responses; {made.microbatches} "

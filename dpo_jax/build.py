@@ -32,15 +32,16 @@ from dpo_jax.wiring import (
     outputs,
     owning,
     restoring,
+    weights,
 )
 from dpo_jax.wiring import data as data_wiring
-from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring.assembling import make_parts, total_steps
 from dpo_jax.wiring.digests import told
+from dpo_jax.wiring.model import make_policy
 from dpo_jax.wiring.outputs import Summary
 from dpo_jax.wiring.parts import Parts
 from dpo_jax.wiring.reference import Referred
-from dpo_jax.wiring.sampled import before_and_after
+from dpo_jax.wiring.sampled_results import before_and_after
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -82,7 +83,7 @@ def run(
     config, forks = restoring.relaunched(config, workdir, fork=fork)
     ended = outputs.finished(workdir, total_steps(config))
     if ended is not None and not forks:
-        restoring.checkpoints_of(workdir, config).finish(ended.step, None)
+        restoring.checkpoints_of(workdir, config.checkpoint).finish(ended.step, None)
         return ended
     with clock, jax.set_mesh(mesh), signals.stop_requests() as stop:
         with clock.bucket("setup"):
@@ -113,8 +114,8 @@ def _train(launch: Launch, owned: owning.Owned) -> Summary:
     """Resumes or starts, runs the loop, and writes what a finished run leaves."""
     workdir, parts, config = launch.workdir, launch.parts, launch.parts.config
     clock = launch.clock
-    checkpoints = restoring.checkpoints_of(workdir, config, owned.attempt)
-    with checkpoints:
+    kept = config.checkpoint
+    with restoring.checkpoints_of(workdir, kept, owned.attempt) as checkpoints:
         first = restoring.first_step(
             checkpoints, parts.steps, workdir, owned.attempt, forks=launch.forks
         )
@@ -152,9 +153,8 @@ def _train(launch: Launch, owned: owning.Owned) -> Summary:
         owned.check()
         if jax.process_index() == 0:
             outputs.leave_behind(workdir, parts.steps, values, results, sampled)
-    seconds = clock.seconds()
-    ended = Summary(parts.steps, first, False, values, results, report, seconds, peak)
-    ended = ended._replace(programs=clock.programs)
+    known = values, results, report, clock.seconds(), peak, clock.programs
+    ended = Summary(parts.steps, first, False, *known)
     if jax.process_index() == 0:
         outputs.write_timing(workdir, ended)
     checkpoints.finish(parts.steps, state.params)
@@ -283,18 +283,18 @@ def export_run(
     exporting.check_target(out, workdir, overwrite=overwrite)
     mesh = make_mesh(**config.mesh)
     with jax.set_mesh(mesh):
-        tokenizer = data_wiring.load_tokenizer(config)
-        folder, spec = model_wiring.find_model(config, tokenizer)
-        model = model_wiring.make_model(config, folder, spec)
+        path, train = config.tokenizer.path, config.data.train
+        tokenizer = data_wiring.load_tokenizer(path, config.model, train)
+        model = make_policy(config, tokenizer)
         step, params = restoring.trained_params(workdir, model, mesh)
         if merged:
-            model, params = model_wiring.merged(model, params, mesh, seed=config.seed)
+            model, params = weights.merged(model, params, mesh, seed=config.seed)
         exporting.export(
             model,
             params,
             tokenizer,
             out,
             card=outputs.model_card(config, step, losses),
-            own_tokenizer=bool(config.tokenizer.path),
+            own_tokenizer=bool(path),
             dtype=dtype,
         )

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from dpo_jax import config as config_lib
 from dpo_jax import roles
-from dpo_jax.config import Config
 from dpo_jax.data import layouts, prepare
 from dpo_jax.data.loader import Loader, Settings
 from dpo_jax.errors import ConfigError
@@ -22,6 +22,7 @@ from dpo_jax.losses import LOSSES
 from dpo_jax.objectives import OBJECTIVES, terms
 from dpo_jax.objectives.algorithms import SampleKind
 from dpo_jax.precision import in_products_of
+from dpo_jax.schema import Config, Section
 from dpo_jax.sharding import arrays
 from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.train import annotate
@@ -33,7 +34,7 @@ from dpo_jax.types import (
     Record,
     TokenStats,
 )
-from dpo_jax.wiring import checks, reading, restoring
+from dpo_jax.wiring import checks, loss_checks, reading, restoring, weights
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring import objective as objective_wiring
@@ -99,12 +100,13 @@ def tokenized(config: Config, index: int) -> Shown:
       DataError: if there is no such row, or it is bad; where bad rows are dropped, the
         next good one is shown.
     """
-    rated = checks.reads_ratings(checks.check(config, LOSSES), config.loss)
-    tokenizer = data_wiring.load_tokenizer(config)
-    config = data_wiring.with_clock(config, tokenizer)
-    found = reading.sources_of(
-        config, "train", tokenizer, on_bad_row="error", reads_ratings=rated
-    )
+    rated = loss_checks.reads_ratings(checks.check(config, LOSSES), config.loss)
+    path, seconds = config.tokenizer.path, config.distributed.timeout_seconds
+    tokenizer = data_wiring.load_tokenizer(path, config.model, config.data.train)
+    now = data_wiring.launch_time(config.data, tokenizer, seconds=seconds)
+    config = config_lib.stated(config, {"data.now": now})
+    request = reading.request_of(config, reads_ratings=rated)
+    found = reading.sources_of(request, "train", tokenizer, on_bad_row="error")
     sources = [each.source for each in found.values()]
     drop = config.data.on_bad_row == "drop"
     record, cut = prepare.prepare_one(sources, index, drop=drop)
@@ -169,16 +171,15 @@ def explain(
     mesh = mesh_lib.make_mesh(**config.mesh)
     chunk, seed = config.model.logits_chunk, config.seed
     with jax.set_mesh(mesh):
-        folder, spec = model_wiring.find_model(config, tokenizer)
-        policy = model_wiring.make_model(config, folder, spec)
+        policy = model_wiring.make_policy(config, tokenizer)
         ignored = config.model.ignore_attributes
         reference = model_wiring.reference_model(policy, config.ref, mesh, ignored)
         whole = objective_wiring.needs_whole_reference(losses)
-        base = model_wiring.base_params(policy, mesh, seed=seed)
+        base = weights.base_params(policy, mesh, seed=seed)
         params = restoring.policy_params(workdir, policy, mesh, base, seed=seed)
         batch, frozen = one_row_batch(record, config.data.layout, mesh), {}
         if reference is not None:
-            own = model_wiring.own_params(reference, mesh, seed=seed)
+            own = weights.own_params(reference, mesh, seed=seed)
             ref = roles.whole(own, base if reference.on_base else {})
             ask = model_wiring.compile_ask(reference, mesh, chunk=chunk, whole=whole)
             frozen, batch = {"ref": ref}, annotate.with_tokens(batch, ask(ref, batch))
@@ -235,11 +236,19 @@ def _scores(rows: Batch, stats: TokenStats) -> list[Score]:
     return sorted(scores, key=lambda score: score.response)
 
 
-def explained_as_text(config: Config, row: Shown, explained: Explained) -> str:
+def explained_as_text(
+    row: Shown, explained: Explained, *, objective: str, loss: Section
+) -> str:
     """Renders scored tokens one a line, the sums, and what the loss makes of them.
 
     Of a pair with a reference: Δ, the difference of the summed log-ratios, and
     σ(−βΔ), the weight of the pair in the gradient of DPO (arXiv:2305.18290 section 4).
+
+    Args:
+      row: from `tokenized`.
+      explained: from `explain`.
+      objective: its name.
+      loss: `config.loss`.
     """
     columns = ("policy", "ref", "difference", "entropy")
     head = "".join(f"{name:>12}" for name in columns)
@@ -257,11 +266,11 @@ def explained_as_text(config: Config, row: Shown, explained: Explained) -> str:
         reference = sum(known) if known else None
         lines.append(f"{name:<12}{'sum':>8}{_cells(policy, reference)}")
         sums.append((policy, reference))
-    of_pairs = OBJECTIVES[config.objective].record == "pairs"
+    of_pairs = OBJECTIVES[objective].record == "pairs"
     ratios = [policy - ref for policy, ref in sums if ref is not None]
     if of_pairs and len(ratios) == 2:
-        lines += _verdict(ratios[0], ratios[1], config.loss.beta)
-    lines.append(f"loss {config.loss.name} = {explained.loss:.6f}")
+        lines += _verdict(ratios[0], ratios[1], loss["beta"])
+    lines.append(f"loss {loss['name']} = {explained.loss:.6f}")
     return "\n".join(lines) + "\n"
 
 

@@ -10,7 +10,7 @@ from dpo_jax.cli import common
 from dpo_jax.config import stated
 from dpo_jax.errors import ConfigError, DeviceError
 from dpo_jax.sharding import chips
-from dpo_jax.wiring import compiling, digests, forecast
+from dpo_jax.wiring import compiling, digests, forecast, programs
 
 TINY = {"data.max_tokens": 32, "data.max_prompt_tokens": 8, "batch.pairs": 8}
 
@@ -61,7 +61,7 @@ def booking_digest(planned):
     """Lowers the step without compiling it."""
     parts = booking.parts_of(planned, jax.devices()[:2])
     with jax.sharding.use_abstract_mesh(parts.mesh.abstract_mesh):
-        step = compiling.of_step(parts)[-1]
+        step = programs.of_step(parts)[-1]
         return digests.digest_of(step.run.lower(*step.given.values()))
 
 
@@ -135,7 +135,7 @@ def test_a_number_that_the_compiler_does_not_give_is_unknown(made):
     assert forecast.fits([some], 95, 100) is True
     assert forecast.fits([some], 96, 100) is False
     assert forecast.fits([some._replace(refused="too large")], 1, 100) is False
-    said = booking.as_text(made._replace(needed=None, fits=None), config())
+    said = booking.as_text(made._replace(needed=None, fits=None), config().data)
     assert "unknown whether it fits" in said
 
 
@@ -144,7 +144,7 @@ def test_a_plan_is_json_and_text(made):
     assert said["identity"]["flags"] == {"XLA_FLAGS": "--x"}
     assert said["identity"]["programs"]["train step"] == made.programs[-1].digest
     assert said["needed"] == made.needed and said["fits"] is None
-    text = booking.as_text(made, config())
+    text = booking.as_text(made, config().data)
     assert "cpu:8: 8 devices (cpu), 1 processes; mesh data 2 × fsdp 4" in text
     assert "all-reduce" in text and "state/params/layers/mlp/up/kernel" in text
 
@@ -167,7 +167,7 @@ def test_without_libtpu_a_cpu_stands_in_and_says_so(monkeypatch, made):
     monkeypatch.setattr(booking, "has_libtpu", lambda: False)
     devices, fake = booking.devices_of("v5e:2x4")
     assert len(devices) == 8 and fake
-    said = booking.as_text(made._replace(fake=True, topology="v5e:2x4"), config())
+    said = booking.as_text(made._replace(fake=True, topology="v5e:2x4"), config().data)
     assert "libtpu is not installed: CPU devices stand in" in said
     with pytest.raises(ConfigError, match="with libtpu installed"):
         booking.check_flags("v5e:2x4", True)

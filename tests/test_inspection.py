@@ -108,10 +108,16 @@ def test_scores_are_of_every_response_token_and_add_up(config):
         assert score.policy < 0 < score.entropy
     assert found.loss == pytest.approx(np.log(2), abs=1e-6)
     total = sum(score.policy for score in found.scores if score.response == 0)
-    text = inspection.explained_as_text(config, row, found)
+    text = told(config, row, found)
     assert f"{'chosen':<12}{'sum':>8}{total:>12.4f}{total:>12.4f}" in text
     assert "'good'" in text and "rejected" in text
     assert "loss dpo = 0.693147" in text
+
+
+def told(config, row, found):
+    return inspection.explained_as_text(
+        row, found, objective=config.objective, loss=config.loss
+    )
 
 
 def test_the_verdict_of_a_pair_by_hand(config):
@@ -123,7 +129,7 @@ def test_the_verdict_of_a_pair_by_hand(config):
         inspection.Score(0, 5, -1.0, -3.0, 0.5),
         inspection.Score(1, 6, -2.0, -1.0, 0.5),
     ]
-    text = inspection.explained_as_text(config, row, inspection.Explained(scores, loss))
+    text = told(config, row, inspection.Explained(scores, loss))
     assert (
         "chosen             5     -1.0000     -3.0000      2.0000      0.5000" in text
     )

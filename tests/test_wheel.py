@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-ENDINGS = {".py", ".html", ".toml"}
+ENDINGS = {".py", ".html", ".css", ".toml"}
 
 
 def test_an_installed_package_has_every_file_and_the_shipped_configurations(tmp_path):

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     tell = lambda what: logging.info("compiling: %s", what)  # noqa: E731
     made = booking.plan(planned, topology, tell)
-    sys.stdout.write(booking.as_text(made, config) + "\n")
+    sys.stdout.write(booking.as_text(made, config.data) + "\n")
     sys.stdout.flush()
     text = booking.as_json(made, compiler_flags(os.environ))
     for file in files_of(values["workdir"].value, values["out"].value):

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     common.setup_logging()
     from dpo_jax.sharding.mesh import make_mesh
     from dpo_jax.wiring import choosing, generation
-    from dpo_jax.wiring.reading import sources_of
+    from dpo_jax.wiring.reading import request_of, sources_of
     from dpo_jax.wiring.restoring import run_config
 
     request = generation.SampleRequest(
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
         own = stated(config, {"model.path": name, "model.preset": "", **whole})
         policies.append(generation.Policy(name, own, None))
     common.setup_jax(config, debug=values["debug"].value)
-    found = sources_of(config, "eval", None) if config.data.eval else {}
+    found = sources_of(request_of(config), "eval", None) if config.data.eval else {}
     held_out = [each.source for each in found.values()]
     asked = generation.read_prompts(request, held_out)
     mesh = make_mesh(**config.mesh)
@@ -78,7 +78,15 @@ def main(arguments: Sequence[str]) -> int:
         answers = generation.sample(asked, request, policies, mesh)
     else:
         with jax.set_mesh(mesh):
-            score = choosing.of_policies(config, policies, asked, request, mesh)
+            score = choosing.of_policies(
+                policies,
+                asked,
+                request,
+                mesh,
+                given=config.reward,
+                model=config.model,
+                length=config.data.max_tokens,
+            )
             answers = generation.sample(asked, request, policies, mesh)
             answers = choosing.best(answers, asked.columns, asker, score)
 

@@ -34,7 +34,10 @@ def main(arguments: Sequence[str]) -> int:
     if values["explain"].value:
         workdir = values["workdir"].value or None
         explained = inspection.explain(config, row.record, row.tokenizer, workdir)
-        sys.stdout.write(inspection.explained_as_text(config, row, explained))
+        told = inspection.explained_as_text(
+            row, explained, objective=config.objective, loss=config.loss
+        )
+        sys.stdout.write(told)
     elif values["workdir"].value and common.names_config(arguments):
         raise ConfigError("--workdir is not used without --explain")
     return 0

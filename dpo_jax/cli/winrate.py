@@ -86,9 +86,11 @@ def main(arguments: Sequence[str]) -> int:
     common.setup_logging()
     from dpo_jax.cli.own_functions import rewards_of
     from dpo_jax.wiring import judging
+    from dpo_jax.wiring.reading import request_of
 
     arms = judging.arms_of(_listed(samples))
-    baseline = judging.baseline_of(values["against"].value, arms, config)
+    request = request_of(config, reads_ratings=False)
+    baseline = judging.baseline_of(values["against"].value, arms, request)
     limit = values["limit"].value
     pairings = [
         judging.pair_up(arm, baseline, limit)

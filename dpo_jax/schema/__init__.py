@@ -50,6 +50,7 @@ __all__ = [
     "Range",
 ]
 Config = Any  # an `ml_collections.ConfigDict`: its attributes are its keys
+Section = Mapping[str, Any]  # values of a section of one
 KEYS: dict[str, Key] = RUN | MODELS | DATA | LOSSES | SAMPLES | TRAINING
 OWN_OPTIONS = "loss.options."  # NAME.OPTION: an option of one loss of several
 RELAUNCH = (

@@ -8,12 +8,10 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from dpo_jax.config import Config
 from dpo_jax.data import tokenize
 from dpo_jax.data.prepare import Questions
-from dpo_jax.wiring import data as data_wiring
-from dpo_jax.wiring import generation, rewarding, scoring
-from dpo_jax.wiring import model as model_wiring
+from dpo_jax.schema import Section
+from dpo_jax.wiring import rewarding, scoring, weights
 from dpo_jax.wiring.generation import Answers, Policy, SampleRequest
 from dpo_jax.wiring.rewarding import Asker
 
@@ -64,62 +62,53 @@ def best(
 
 
 def of_policies(
-    config: Config,
     policies: Sequence[Policy],
     asked: Questions,
     request: SampleRequest,
     mesh: Mesh,
+    *,
+    given: Section,
+    model: Section,
+    length: int,
 ) -> Scores:
     """Builds and loads the reward model that continuations of policies are chosen by.
 
     Args:
-      config: names it.
       policies: whose words it has to know.
       asked: what they continue.
       request: how.
       mesh: that all run on; `jax.set_mesh` stands around this and what it returns.
+      given: `config.reward`.
+      model: `config.model`, which says how it computes.
+      length: `data.max_tokens`.
 
     Raises:
       UserError: as `scoring.make_scorer`.
     """
-    given, ignored = config.reward, config.model.ignore_attributes
-    if not given.path:
+    if not given["path"]:
         return lambda prompts, ids: None
-    words = [data_wiring.load_tokenizer(policy.config) for policy in policies]
+    words = [policy.tokenizer() for policy in policies]
     longest = max(
-        longest_prompt(policy, asked, tokenizer)
+        max(map(len, policy.encoded(asked, tokenizer)))
         for policy, tokenizer in zip(policies, words, strict=True)
     )
-    found = model_wiring.find_folder(given.path, "", is_scalar=True, ignored=ignored)
-    like, width = model_wiring.make_model(config, *found), request.max_new_tokens
+    _, like = scoring.lone_decoder(given["path"], model, length)
+    width = request.max_new_tokens
     scorer = scoring.make_scorer(
-        like.decoder,
+        like,
         given,
         mesh,
         batch=request.batch,
         vocab=max(map(tokenize.max_token_id, words)) + 1,
         longest=longest + width,
         tokenizers=words,
-        ignored=ignored,
+        ignored=model["ignore_attributes"],
     )
     assert scorer is not None
-    params = model_wiring.load_params(scorer.model, mesh, seed=0)
+    params = weights.load_params(scorer.model, mesh, seed=0)
 
     def score(prompts: list[list[int]], ids: list[list[list[int]]]) -> np.ndarray:
         read = [np.asarray(each, np.int32) for each in prompts]
         return scorer(params, read, ids, width=width)
 
     return score
-
-
-def longest_prompt(policy: Policy, asked: Questions, tokenizer: Any) -> int:
-    """Counts the tokens of the longest prompt as a policy reads it."""
-    config = data_wiring.with_clock(policy.config, tokenizer, policy.name)
-    template = tokenize.read_chat_template(config.data.chat_template, tokenizer)
-    join, now = config.data.join, config.data.now
-    return max(
-        map(
-            len,
-            generation.encode(tokenizer, asked, join=join, template=template, now=now),
-        )
-    )

@@ -11,8 +11,6 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from dpo_jax import config as config_lib
-from dpo_jax.config import Config
 from dpo_jax.data import loader as loader_lib
 from dpo_jax.data import mixture, sources, tokenize
 from dpo_jax.data.loader import Loader
@@ -23,11 +21,14 @@ from dpo_jax.errors import ConfigError, DataError, UserError
 from dpo_jax.files import AnyPath
 from dpo_jax.models import attention, files
 from dpo_jax.models.spec import DecoderSpec
+from dpo_jax.schema import Section
 from dpo_jax.sharding import agree, arrays
 from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.train import watchdog
 from dpo_jax.types import Batch, Record
-from dpo_jax.wiring import microbatches, reading
+from dpo_jax.wiring import reading
+from dpo_jax.wiring.microbatches import choose
+from dpo_jax.wiring.reading import DataRequest
 
 FOLDER = "token_cache"  # beside the run folder, so that the runs of a sweep share it
 MOST_PLANNED = 2**26  # rows of all steps, repeated ones counted again
@@ -62,44 +63,51 @@ class Data(NamedTuple):
         return self.sources.get(split) or Sources(("",), (), (len(records),), (0,))
 
 
-def load_tokenizer(config: Config) -> Any:
+def load_tokenizer(path: str, model: Section, train: str) -> Any:
     """Loads the tokenizer: of tokenizer.path, the model, or the source itself.
+
+    Args:
+      path: `tokenizer.path`.
+      model: `config.model`.
+      train: `data.train`.
 
     Raises:
       ConfigError: if none of them has one.
       ModelError: if model.path does not exist, or its tokenizer cannot be used.
     """
-    if config.tokenizer.path:
-        return tokenize.load_tokenizer(config.tokenizer.path)
-    if config.model.path:
-        folder = files.resolve(config.model.path, config.model.revision)
+    if path:
+        return tokenize.load_tokenizer(path)
+    if model["path"]:
+        folder = files.resolve(model["path"], model["revision"])
         return tokenize.load_tokenizer(str(folder))
-    part = sources.parts_of(config.data.train, "data.train")[0]
+    part = sources.parts_of(train, "data.train")[0]
     if part.source in sources.TOKENIZERS:
         return sources.TOKENIZERS[part.source]()
     raise ConfigError(
-        f"model.preset={config.model.preset!r} has no tokenizer of its own; give "
+        f"model.preset={model['preset']!r} has no tokenizer of its own; give "
         "tokenizer.path"
     )
 
 
-def with_clock(config: Config, tokenizer: Any, whose: str = "run") -> Config:
-    """States the time of this launch, if a chat template asks for it and none is set.
+def launch_time(
+    given: Section, tokenizer: Any, *, seconds: float, whose: str = "run"
+) -> str:
+    """Takes the time of this launch, if a chat template asks for it and none is set.
 
     Args:
-      config: of the run or policy.
-      tokenizer: of it.
-      whose: names it among those of this launch; all processes take the time of the
-        first.
+      given: `config.data`.
+      tokenizer: of the run or policy.
+      seconds: to wait for the first process, whose time all take.
+      whose: names it among those of this launch.
 
     Returns:
-      The configuration with `data.now`; '' there where no template asks for it.
+      `data.now`; '' where no template asks for it.
 
     Raises:
       ConfigError: if it is set and nobody asks.
     """
-    now = config.data.now
-    template = tokenize.read_chat_template(config.data.chat_template, tokenizer)
+    now = given["now"]
+    template = tokenize.read_chat_template(given["chat_template"], tokenizer)
     asks = tokenize.is_dated(template, tokenizer)
     if now and not asks:
         raise ConfigError(
@@ -107,11 +115,9 @@ def with_clock(config: Config, tokenizer: Any, whose: str = "run") -> Config:
             "it at ''"
         )
     if now or not asks:
-        return config
+        return now
     now = datetime.datetime.now().isoformat(timespec="seconds")
-    seconds = config.distributed.timeout_seconds
-    now = agree.of_first(f"clock of {whose}", now, seconds=seconds)
-    return config_lib.stated(config, {"data.now": now})
+    return agree.of_first(f"clock of {whose}", now, seconds=seconds)
 
 
 def folder_beside(
@@ -130,43 +136,38 @@ def folder_beside(
 
 
 def load_data(
-    config: Config,
+    request: DataRequest,
     tokenizer: Any,
     workdir: AnyPath | None = None,
     splits: Sequence[str] = ("train", "eval"),
-    *,
-    reads_ratings: bool = True,
 ) -> Data:
     """Loads the training and evaluation rows.
 
     Args:
-      config: of the run.
+      request: of the run.
       tokenizer: from `load_tokenizer`.
       workdir: the run folder; None = tokens are kept in data.cache_dir or nowhere.
       splits: those that are read, where the configuration names them.
-      reads_ratings: whether a loss does.
 
     Raises:
       DataError: if a source or row is bad.
     """
-    folder = folder_beside(workdir, FOLDER, config.data.cache_dir)
-    names = {split: config.data[split] for split in splits if config.data[split]}
+    given = request.data
+    folder = folder_beside(workdir, FOLDER, given["cache_dir"])
+    names = {split: given[split] for split in splits if given[split]}
     if not names:
         raise ConfigError("data.eval is empty: there is nothing to evaluate")
     read: dict[str, Prepared] = {}
     made_of: dict[str, Sources] = {}
     for split in names:
-        found = reading.sources_of(
-            config, split, tokenizer, reads_ratings=reads_ratings
-        )
+        found = reading.sources_of(request, split, tokenizer)
         parts = {n: reading.load(each, tokenizer, folder) for n, each in found.items()}
         weights = [each.weight for each in found.values() if each.weight is not None]
         read[split], made_of[split] = mixture.together(parts, weights)
-    if config.data.disjoint and len(read) > 1:
-        train, made_of["train"] = disjoint(
-            read["train"], read["eval"], made_of["train"], batch=config.batch.pairs
+    if given["disjoint"] and len(read) > 1:
+        read["train"], made_of["train"] = disjoint(
+            read["train"], read["eval"], made_of["train"], batch=request.batch
         )
-        read["train"] = train
     kept = {split: each.records for split, each in read.items()}
     return Data(
         tokenizer,
@@ -254,46 +255,61 @@ def total_steps(records: int, *, steps: int, epochs: float, pairs: int) -> int:
     return whole
 
 
+def settings_of(
+    request: DataRequest, spec: DecoderSpec, mesh: Mesh, model: Section
+) -> loader_lib.Settings:
+    """Says how the rows of a step are laid out; arguments are those of `make_loaders`.
+
+    A microbatch is the whole step.
+    """
+    given = request.data
+    picked = attention.resolve(
+        model["attention"], dtype=model["dtype"], softcap=spec.attn_softcap
+    )
+    return loader_lib.Settings(
+        pairs=request.batch,
+        microbatches=1,
+        layout=given["layout"],
+        row_tokens=given["row_tokens"],
+        shards=mesh_lib.row_shards(mesh),
+        even_tokens=spec.even_tokens if picked in attention.WHOLE_ROWS else math.inf,
+        rows_here=functools.partial(arrays.rows_here, arrays.row_sharding(mesh)),
+        row_shapes=given["row_shapes"],
+    )
+
+
 def make_loaders(
-    config: Config,
+    request: DataRequest,
     data: Data,
     spec: DecoderSpec,
     mesh: Mesh,
     steps: int,
     join: loader_lib.Join | None = None,
+    *,
+    model: Section,
+    microbatches: int,
 ) -> tuple[Loader, Loader | None]:
     """Plans the training steps, and the evaluation that takes each record once.
 
     Args:
-      config: of the run.
-      data: its records.
+      request: that the records answer.
+      data: the records.
       spec: of the policy.
       mesh: of the run.
       steps: of training.
       join: see `Loader`; evaluation joins its whole set at once, so that its numbers do
         not depend on how it is cut into batches.
+      model: `config.model`.
+      microbatches: of a step; 0 = chosen so that activations stay small.
     """
-    picked = attention.resolve(
-        config.model.attention, dtype=config.model.dtype, softcap=spec.attn_softcap
-    )
-    pairs = config.batch.pairs
-    settings = loader_lib.Settings(
-        pairs=pairs,
-        microbatches=1,
-        layout=config.data.layout,
-        row_tokens=config.data.row_tokens,
-        shards=mesh_lib.row_shards(mesh),
-        even_tokens=spec.even_tokens if picked in attention.WHOLE_ROWS else math.inf,
-        rows_here=functools.partial(arrays.rows_here, arrays.row_sharding(mesh)),
-        row_shapes=config.data.row_shapes,
-    )
+    settings, pairs = settings_of(request, spec, mesh, model), request.batch
     rows = data.train or data.eval  # where only the latter were asked for
     order = mixture.train_steps(
         data.sources_of("train" if data.train else "eval"),
         pairs=pairs,
         steps=steps,
-        seed=reading.order_seed(config.seed, config.data.seed),
-        shuffle=config.data.shuffle,
+        seed=request.seed,
+        shuffle=request.data["shuffle"],
     )
 
     @functools.cache
@@ -301,17 +317,17 @@ def make_loaders(
         many = dataclasses.replace(settings, microbatches=number)
         return Loader(rows, order, many, join)
 
-    if config.batch.microbatches:
-        train = plan(config.batch.microbatches)
+    if microbatches:
+        train = plan(microbatches)
     else:
-        train = microbatches.choose(
+        train = choose(
             spec,
             plan,
             mesh,
             pairs=pairs,
-            remat=config.model.remat,
-            dtype=config.model.dtype,
-            chunk=config.model.logits_chunk,
+            remat=model["remat"],
+            dtype=model["dtype"],
+            chunk=model["logits_chunk"],
         )
     check_width(train)
     if not data.eval:

@@ -30,7 +30,7 @@ from dpo_jax.wiring import frontier
 from dpo_jax.wiring.data import global_batches
 from dpo_jax.wiring.parts import Parts
 from dpo_jax.wiring.reference import Referred
-from dpo_jax.wiring.sampled import Rollouts, make_rollouts, make_stage, start_of
+from dpo_jax.wiring.sampled import Rollouts, make_rollouts, make_stage
 from dpo_jax.wiring.training import Trainer
 
 TOLD_SECONDS = 30.0  # between lines that tell how far an evaluation is
@@ -65,14 +65,8 @@ def make_measures(
         evaluators["pairs"] = Evaluator(pairs, every)
     if section.rollouts and parts.reference is not None:
         own = section.rollouts_every_steps or every
-        stage = make_stage(
-            parts.config,
-            parts.data.tokenizer,
-            parts.mesh,
-            parts.scorer,
-            referred.frozen,
-        )
-        start = start_of(parts, referred)
+        stage = make_stage(parts, referred.frozen)
+        start = parts.start(referred.frozen)
         rollouts = Rollouts(make_rollouts(parts, stage, start))
         evaluators["rollouts"] = Evaluator(rollouts, own)
         if section.frontier:

@@ -1,23 +1,24 @@
 """What a step would take of a topology: bytes, what is sent, FLOPs, and bounds.
 
-The programs are those of `compiling`. A bound is what no run can be faster than; a
+`compiling` compiles what `programs` lists. A bound is what no run can be faster than; a
 number that the compiler does not give is unknown and never a reason to say "fits".
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
 from dpo_jax.data import layouts
-from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.sharding import arrays, chips, rules
 from dpo_jax.sharding import mesh as mesh_lib
-from dpo_jax.train import throughput
-from dpo_jax.wiring import compiling, training
+from dpo_jax.wiring import compiling, feeds
+from dpo_jax.wiring import programs as run_programs
 from dpo_jax.wiring.compiling import Asked, Program
+from dpo_jax.wiring.feeds import Runs, Work
 from dpo_jax.wiring.parts import Parts
 
 MARGIN = 0.05  # of a chip's memory: the runtime's own, and gaps between arrays
@@ -112,7 +113,7 @@ def forecast(
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         asked = asked_of(parts)
         if parts.turns is not None:
-            programs += compiling.sampling(parts, tell)
+            programs += run_programs.sampling(parts, tell)
         for each in asked:
             tell(each.name)
             programs.append(compiling.compiled(each, mesh.size))
@@ -162,13 +163,13 @@ def microbatches_of(parts: Parts) -> int:
 
 def asked_of(parts: Parts) -> list[Asked]:
     """Lists the programs of a step or a turn, but for sampling; the update is last."""
-    return compiling.of_turn(parts) if parts.turns else compiling.of_step(parts)
+    return run_programs.of_turn(parts) if parts.turns else run_programs.of_step(parts)
 
 
 def resident_of(parts: Parts) -> dict[str, int]:
     """Adds up what lies on a device all the time: what trains, and what is frozen."""
     held: dict[str, int] = {}
-    for name, size in compiling.leaves_of(compiling.state_of(parts)):
+    for name, size in compiling.leaves_of(run_programs.state_of(parts)):
         role = compiling.role_of(name)
         role = role if role in RESIDENT else "rest of the state"
         held[role] = held.get(role, 0) + size
@@ -236,7 +237,7 @@ def dropped(parts: Parts) -> list[str]:
     return told
 
 
-def runs_of(parts: Parts) -> list[tuple[float, DecoderSpec]]:
+def runs_of(parts: Parts) -> Runs:
     """Lists the forward passes that a step takes of each model."""
     if parts.turns is not None:
         return parts.runs(parts.trainer.frozen)
@@ -245,14 +246,6 @@ def runs_of(parts: Parts) -> list[tuple[float, DecoderSpec]]:
     if live and parts.reference is not None:
         runs.append((1.0, parts.reference.spec))
     return runs
-
-
-class Work(NamedTuple):
-    """What a step is given: tokens, scored ones, visible pairs by window."""
-
-    tokens: float
-    scored: float
-    visible: Callable[[int], float]
 
 
 def work_of(parts: Parts) -> Work:
@@ -270,11 +263,8 @@ def work_of(parts: Parts) -> Work:
     loads = parts.train
     step = max(range(len(loads)), key=lambda step: loads.facts(step)["tokens"])
     facts = loads.facts(step)
-    return Work(
-        facts["tokens"],
-        facts["scored"],
-        lambda window: loads.visible_pairs(step, window),
-    )
+    visible = functools.partial(loads.visible_pairs, step)
+    return Work(facts["tokens"], facts["scored"], visible)
 
 
 def causal(tokens: int) -> float:
@@ -282,24 +272,9 @@ def causal(tokens: int) -> float:
     return tokens * (tokens + 1) / 2
 
 
-def visible_of(spec: DecoderSpec, work: Work) -> float:
-    """Sums visible pairs over the layers."""
-    return sum(map(work.visible, spec.windows or (0,) * spec.layers))
-
-
 def model_flops(parts: Parts) -> float:
-    """Counts the FLOPs that a step needs, over all devices; see `throughput`."""
-    work = work_of(parts)
-    return sum(
-        passes
-        * throughput.forward_flops(
-            training.sizes(spec),
-            tokens=work.tokens,
-            scored=work.scored,
-            visible=visible_of(spec, work),
-        )
-        for passes, spec in runs_of(parts)
-    )
+    """Counts the FLOPs that a step needs, over all devices."""
+    return feeds.flops_of(runs_of(parts), work_of(parts))
 
 
 def flops_of(parts: Parts, program: Program) -> float:
@@ -308,7 +283,7 @@ def flops_of(parts: Parts, program: Program) -> float:
     shape, turns = shape_of(parts), parts.turns
     rows = shape.rows * microbatches_of(parts) if turns is None else turns.sizes.prompts
     queries = spec.layers * rows * shape.tokens * spec.heads * spec.head_dim
-    seen = visible_of(spec, work_of(parts)) * spec.heads * spec.head_dim
+    seen = work_of(parts).visible_to(spec) * spec.heads * spec.head_dim
     kernels = sum(
         count / queries * factor * seen
         for name, count in program.flops.kernels.items()
@@ -367,8 +342,3 @@ def reckoned(parts: Parts, like: Forecast | None) -> int:
     rows = shape_of(parts).rows / mesh_lib.row_shards(parts.mesh)
     then = like.shape.rows / (like.mesh["data"] * like.mesh["fsdp"])
     return math.ceil(here + max(0, like.needed - before) * rows / then)
-
-
-def digest(programs: Sequence[Program], more: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what must be equal for a run to be the one that was planned."""
-    return {**{each.name: each.digest for each in programs}, **more}

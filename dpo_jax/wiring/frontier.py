@@ -175,7 +175,7 @@ def judge_all(
     lengths: np.ndarray,
 ) -> np.ndarray:
     """Judges samples, a few of each prompt at a time: f32[N, M]; NaN = no verdict."""
-    judge = make_judge(parts.config, judges, stage, name="frontier")
+    judge = make_judge(parts, judges, stage, name="frontier")
     found = np.zeros(lengths.shape, np.float32)
     for at in range(0, lengths.shape[1], TOGETHER):
         some = slice(at, at + TOGETHER)

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dpo_jax.config import Config
 from dpo_jax.data import columns, kinds, prepare, sources, tokenize
 from dpo_jax.data.columns import Text
 from dpo_jax.data.encode import encode_prompt
@@ -26,10 +25,11 @@ from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.sampling import batches, pick, stops
 from dpo_jax.sampling.batches import Sampler
 from dpo_jax.sampling.rollout import Decoding
+from dpo_jax.schema import Config, Section
 from dpo_jax.types import Params
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import model as model_wiring
-from dpo_jax.wiring import restoring
+from dpo_jax.wiring import restoring, weights
 
 LONGEST = 16_384  # tokens of a prompt, for models that name fewer positions
 
@@ -76,6 +76,20 @@ class Policy(NamedTuple):
     name: str
     config: Config
     workdir: os.PathLike | str | None
+
+    def tokenizer(self) -> Any:
+        """Loads the tokenizer; see `data_wiring.load_tokenizer`."""
+        config = self.config
+        return data_wiring.load_tokenizer(
+            config.tokenizer.path, config.model, config.data.train
+        )
+
+    def encoded(self, asked: Questions, tokenizer: Any) -> list[np.ndarray]:
+        """Encodes prompts as this policy reads them; see `encode`."""
+        data, seconds = self.config.data, self.config.distributed.timeout_seconds
+        now = data_wiring.launch_time(data, tokenizer, seconds=seconds, whose=self.name)
+        template = tokenize.read_chat_template(data.chat_template, tokenizer)
+        return encode(tokenizer, asked, join=data.join, template=template, now=now)
 
 
 class Completion(NamedTuple):
@@ -185,24 +199,15 @@ def _answers(
     policy: Policy, asked: Questions, request: SampleRequest, mesh: Mesh
 ) -> tuple[list[np.ndarray], list[list[Completion]]]:
     """Loads a policy; returns the ids of the prompts, and what it continues them by."""
-    tokenizer = data_wiring.load_tokenizer(policy.config)
-    config = data_wiring.with_clock(policy.config, tokenizer, policy.name)
-    template = tokenize.read_chat_template(config.data.chat_template, tokenizer)
-    join, now = config.data.join, config.data.now
-    encoded = encode(tokenizer, asked, join=join, template=template, now=now)
-    if policy.workdir is None:
-        folder = files.resolve(config.model.path, config.model.revision)
-        spec = hf.spec_of(files.read_config(folder))
-        tokenize.check_ids(tokenize.max_token_id(tokenizer), spec.vocab)
-    else:
-        folder, spec = model_wiring.find_model(config, tokenizer)
-    check_texts(policy.name, spec, max(map(len, encoded)), request.max_new_tokens)
-    model = model_wiring.make_model(config, folder, spec)
+    tokenizer, seed = policy.tokenizer(), policy.config.seed
+    encoded = policy.encoded(asked, tokenizer)
+    find = _find_folder if policy.workdir is None else model_wiring.find_model
+    model = model_wiring.make_policy(policy.config, tokenizer, find)
+    longest, new = max(map(len, encoded)), request.max_new_tokens
+    check_texts(policy.name, model.spec, longest, new)
     model_wiring.check_loadable(model, mesh)
-    base = model_wiring.base_params(model, mesh, seed=config.seed)
-    params = restoring.policy_params(
-        policy.workdir, model, mesh, base, seed=config.seed
-    )
+    base = weights.base_params(model, mesh, seed=seed)
+    params = restoring.policy_params(policy.workdir, model, mesh, base, seed=seed)
     sampler = batches.make_sampler(
         make_decoding(model.decoder),
         pick=pick.sampler(
@@ -211,11 +216,22 @@ def _answers(
             top_p=request.top_p,
             min_p=request.min_p,
         ),
-        stops=stop_ids(tokenizer, folder, request.stop),
-        max_new_tokens=request.max_new_tokens,
+        stops=stop_ids(tokenizer, model.folder, request.stop),
+        max_new_tokens=new,
         mesh=mesh,
     )
     return encoded, complete(params, encoded, sampler, tokenizer, request)
+
+
+def _find_folder(
+    given: Section, tokenizer: Any, *, is_scalar: bool, max_tokens: int
+) -> tuple[Path, DecoderSpec]:
+    """Finds a folder that is sampled as it is, whatever the objective and lengths."""
+    del is_scalar, max_tokens
+    folder = files.resolve(given["path"], given["revision"])
+    spec = hf.spec_of(files.read_config(folder))
+    tokenize.check_ids(tokenize.max_token_id(tokenizer), spec.vocab)
+    return folder, spec
 
 
 def check_texts(name: str, spec: DecoderSpec, longest: int, new: int) -> None:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from dpo_jax.config import Config
 from dpo_jax.data import columns, sources
 from dpo_jax.data.columns import Text
 from dpo_jax.data.sources.files import BadRow, Fields
@@ -20,6 +19,7 @@ from dpo_jax.evals import best_of, judges, winrate
 from dpo_jax.evals.judges import Answer, Comparison, Judge, Judgement
 from dpo_jax.evals.winrate import Compared, Rate
 from dpo_jax.wiring import reading
+from dpo_jax.wiring.reading import DataRequest
 from dpo_jax.wiring.text_scores import Scores
 
 CHOSEN = "chosen"
@@ -131,22 +131,22 @@ def _answer(fields: Fields, *names: str) -> Answer:
     return Answer(prompt, text, bool(fields.get("ended", True)))
 
 
-def baseline_of(named: str, arms: Sequence[Arm], config: Config) -> list[Answer]:
+def baseline_of(named: str, arms: Sequence[Arm], request: DataRequest) -> list[Answer]:
     """Finds what the arms are compared with.
 
     Args:
       named: `chosen`, the name of an arm, or a file of rows with `prompt` and one of
         `text`, `chosen` and `completion`.
       arms: of the samples.
-      config: whose data.eval holds the chosen responses.
+      request: whose data.eval holds the chosen responses.
 
     Raises:
       DataError: if there is no such thing.
     """
     if named == CHOSEN:
-        if not config.data.eval:
+        if not request.data["eval"]:
             raise DataError("--against=chosen: data.eval='' holds none; set it")
-        found = reading.sources_of(config, "eval", None, reads_ratings=False)
+        found = reading.sources_of(request, "eval", None)
         rows = [row for each in found.values() for row, _ in each.source.asked()[0]]
         faults = [row.where for row in rows if not row.responses][:1]
         _refuse("--against", CHOSEN, [f"{where} has no response" for where in faults])

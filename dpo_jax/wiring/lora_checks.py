@@ -1,11 +1,7 @@
 """What a run with adapters cannot be asked for."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from dpo_jax import config as config_lib
-
-Section = Mapping[str, Any]  # values of a section of the configuration
+from dpo_jax.schema import Section
 
 
 def faults(given: Section, model: Section, ref: Section) -> list[str]:

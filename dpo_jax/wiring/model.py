@@ -1,13 +1,13 @@
-"""The models of a run: which folder, which spec, where their weights lie.
+"""The models of a run: which folder, which spec, and what computes them.
 
-A role (policy, reference, reward, value) is a folder with its spec, the dtype that its
-weights are held in and the rules of where they lie; one function loads them all.
+A role (policy, reference, reward, value) is a folder with its spec and the dtype that
+its weights are held in; `weights` loads them all.
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,22 +18,23 @@ from jax.sharding import Mesh
 
 from dpo_jax.config import Config
 from dpo_jax.data import tokenize
-from dpo_jax.errors import ConfigError, DeviceError, ModelError
-from dpo_jax.models import attention, files, hf, lora, peft, scalar, sites
-from dpo_jax.models.decoder import Decoder, abstract_params, init_params
+from dpo_jax.errors import ConfigError, DeviceError
+from dpo_jax.models import attention, files, hf, peft, scalar, sites
+from dpo_jax.models.decoder import Decoder
 from dpo_jax.models.families import described
 from dpo_jax.models.lora import Adapters
 from dpo_jax.models.spec import DecoderSpec, preset
 from dpo_jax.objectives import OBJECTIVES
 from dpo_jax.precision import in_products_of
-from dpo_jax.roles import LORA, whole
-from dpo_jax.sharding import arrays, rules
+from dpo_jax.schema import Section
+from dpo_jax.sharding import arrays
 from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.train import annotate
-from dpo_jax.types import ApplyFn, Array, Batch, Frozen, Head, Params, Reports
+from dpo_jax.types import ApplyFn, Array, Batch, Head, Params, Reports
 
 PEFT_FILES = (files.ADAPTER, files.ADAPTER_WEIGHTS)
 Ask = Callable[[Params, Batch], annotate.TokenColumns]  # jitted, of a reference
+Find = Callable[..., tuple[Path | None, DecoderSpec]]  # see `find_model`
 
 
 class Model(NamedTuple):
@@ -69,45 +70,49 @@ class Model(NamedTuple):
         return 3.0 if self.adapters is None else 2.0
 
 
-def find_model(config: Config, tokenizer: Any) -> tuple[Path | None, DecoderSpec]:
+def find_model(
+    given: Section, tokenizer: Any, *, is_scalar: bool, max_tokens: int
+) -> tuple[Path | None, DecoderSpec]:
     """Finds the policy's folder and spec, or draws them up from a preset.
+
+    Args:
+      given: `config.model`.
+      tokenizer: of the policy.
+      is_scalar: whether the objective trains a scalar head.
+      max_tokens: of a text.
 
     Raises:
       ModelError: if the folder cannot be used, or the tokenizer does not fit it.
     """
-    largest = tokenize.max_token_id(tokenizer)
-    is_scalar = OBJECTIVES[config.objective].scalar
-    if config.model.preset:
-        if ignored := config.model.ignore_attributes:
+    largest, ignored = tokenize.max_token_id(tokenizer), given["ignore_attributes"]
+    if given["preset"]:
+        if ignored:
             raise ConfigError(
                 f"model.ignore_attributes={ignored} is of a config.json; "
                 "model.preset has none"
             )
-        longest = config.data.max_tokens
-        spec = preset(config.model.preset, vocab=largest + 1, max_positions=longest)
-        spec = with_rows(spec, config.model.vocab_multiple)
+        spec = preset(given["preset"], vocab=largest + 1, max_positions=max_tokens)
+        spec = with_rows(spec, given["vocab_multiple"])
         return None, scalar.scalar_spec(spec) if is_scalar else spec
-    path, revision = config.model.path, config.model.revision
-    ignored = config.model.ignore_attributes
+    path, revision = given["path"], given["revision"]
     folder, spec = find_folder(path, revision, is_scalar=is_scalar, ignored=ignored)
-    unused = [name for name in ignored if name not in files.read_config(folder)]
-    if unused:
+    declared, start = files.read_config(folder), given["score_start"]
+    if unused := [name for name in ignored if name not in declared]:
         raise ConfigError(
             f"model.ignore_attributes={unused}: {folder}/config.json has no such "
             "attribute; leave them out"
         )
-    start = config.model.score_start
-    if start != "normal" and scalar.is_classifier(files.read_config(folder)):
+    if start != "normal" and scalar.is_classifier(declared):
         raise ConfigError(
             f"model.score_start={start!r} is of a new scalar head; {folder} has one"
         )
     tokenize.check_ids(largest, spec.vocab)
-    if spec.learned_positions and config.data.max_tokens > spec.max_positions:
+    if spec.learned_positions and max_tokens > spec.max_positions:
         raise ConfigError(
-            f"data.max_tokens={config.data.max_tokens} exceeds the "
+            f"data.max_tokens={max_tokens} exceeds the "
             f"{spec.max_positions} learned positions of {folder}"
         )
-    return folder, with_rows(spec, config.model.vocab_multiple)
+    return folder, with_rows(spec, given["vocab_multiple"])
 
 
 def with_rows(spec: DecoderSpec, multiple: int) -> DecoderSpec:
@@ -138,39 +143,75 @@ def find_folder(
     return folder, spec
 
 
-def make_model(config: Config, folder: Path | None, spec: DecoderSpec) -> Model:
-    """Builds a policy for the devices in `jax.set_mesh`; its weights come later.
+def make_policy(config: Config, tokenizer: Any, find: Find = find_model) -> Model:
+    """Builds the policy of a configuration; its weights come later.
 
     Args:
       config: of the run.
+      tokenizer: of the policy.
+      find: finds its folder and spec, as `find_model` does.
+
+    Raises:
+      ModelError: as `find`.
+      ConfigError: as `adapters_of` and `assemble`.
+    """
+    given, length = config.model, config.data.max_tokens
+    is_scalar = OBJECTIVES[config.objective].scalar
+    folder, spec = find(given, tokenizer, is_scalar=is_scalar, max_tokens=length)
+    adapters = adapters_of(config.lora, given.adapter, spec)
+    shared = config.data.layout == "prefix_shared"
+    return make_model(given, folder, spec, length, shared=shared, adapters=adapters)
+
+
+def make_model(
+    given: Section,
+    folder: Path | None,
+    spec: DecoderSpec,
+    length: int,
+    *,
+    shared: bool = True,
+    adapters: Adapters | None = None,
+) -> Model:
+    """Builds a policy for the devices in `jax.set_mesh`; its weights come later.
+
+    Args:
+      given: `config.model`.
       folder: where the weights will come from; None = drawn.
       spec: what to build.
+      length: tokens of a text, at most.
+      shared: whether a row may hold branches of a prompt.
+      adapters: beside its weights, which then stand still.
 
     Raises:
       ConfigError: as `assemble`.
     """
-    decoder = Decoder(
+    decoder, held = make_decoder(given, spec, length, shared=shared), "float32"
+    if adapters is not None:
+        held = given["dtype"]
+        decoder = decoder.clone(scales=adapters.scales)
+    return assemble(decoder, folder, held)._replace(
+        scores_zero=given["score_start"] == "zero",
+        adapters=adapters,
+        source=(given["path"], given["revision"]),
+    )
+
+
+def make_decoder(
+    given: Section, spec: DecoderSpec, length: int, *, shared: bool = True
+) -> Decoder:
+    """Builds what computes a model; arguments are those of `make_model`."""
+    return Decoder(
         spec,
-        dtype=jnp.dtype(config.model.dtype),
-        remat=config.model.remat,
-        attention=config.model.attention,
-        length=config.data.max_tokens,
-        shared=config.data.layout == "prefix_shared",
+        dtype=jnp.dtype(given["dtype"]),
+        remat=given["remat"],
+        attention=given["attention"],
+        length=length,
+        shared=shared,
         constrain=arrays.constrain_rows,
     )
-    zero, held = config.model.score_start == "zero", "float32"
-    adapters = adapters_of(config.lora, config.model.adapter, spec)
-    if adapters is not None:  # the weights beside them stand still
-        held = config.model.dtype
-        decoder = decoder.clone(scales=adapters.scales)
-    model = assemble(decoder, folder, held)
-    source = (config.model.path, config.model.revision)
-    return model._replace(scores_zero=zero, adapters=adapters, source=source)
 
 
-def adapters_of(
-    given: Mapping[str, Any], start: str, spec: DecoderSpec
-) -> Adapters | None:
+def adapters_of(given: Section, start: str, spec: DecoderSpec) -> Adapters | None:
     """Says which adapters a run trains; None where it trains all weights.
 
     Args:
@@ -252,130 +293,9 @@ def stored_spec(model: Model) -> DecoderSpec:
     return dataclasses.replace(model.spec, scalar=is_scalar)
 
 
-def load_params(
-    model: Model, mesh: Mesh, *, seed: int, table: rules.Rules = rules.PARAM_RULES
-) -> Params:
-    """Streams the weights of any role into the mesh's shards, or draws them there.
-
-    Args:
-      model: of the role; a scalar head that its folder does not have is drawn.
-      mesh: of the run.
-      seed: of what is drawn.
-      table: rules of where they lie.
-
-    Returns:
-      Weights in the dtype that they are held in.
-    """
-    places = param_places(model.spec, mesh, table)
-    stored = None
-    if model.folder is None:
-        draw = jax.jit(init_params, static_argnums=0, out_shardings=places)
-        params = draw(model.spec, jax.random.key(seed))
-    else:
-        stored = stored_spec(model)
-        params = hf.load_params(model.folder, stored, param_places(stored, mesh, table))
-        if stored != model.spec:
-            params = scalar.from_policy(params, model.spec, jax.random.key(seed))
-            params = jax.device_put(params, places)
-    if model.scores_zero and stored != model.spec:
-        params = params | {"score": jax.tree.map(jnp.zeros_like, params["score"])}
-    return jax.tree_util.tree_map_with_path(
-        lambda path, x: x.astype(_held(model, path)), params
-    )
-
-
-def _held(model: Model, path: Sequence[Any]) -> jnp.dtype:
-    """Says in which dtype a leaf is held: a score beside adapters is a master."""
-    trained = model.adapters is not None and rules.path_name(path).startswith("score")
-    return jnp.dtype("float32" if trained else model.held)
-
-
-def own_params(model: Model, mesh: Mesh, *, seed: int) -> Params:
-    """Loads what a role has beside a base that it shares, or all of one without.
-
-    Returns:
-      Its adapters, {} where it has none; see `roles.whole`.
-    """
-    if model.adapters is None:
-        return {} if model.on_base else load_params(model, mesh, seed=seed)
-    adapters, folder = model.adapters, model.adapters.folder
-    places = rules.shardings({LORA: lora.abstract(adapters)}, mesh, rules.PARAM_RULES)
-    if folder is not None:
-        return {LORA: peft.load(folder, adapters, model.spec, places[LORA])}
-    drawn = jax.jit(lora.draw, static_argnums=0, out_shardings=places[LORA])
-    return {LORA: drawn(adapters, jax.random.key(seed))}
-
-
-def base_params(model: Model, mesh: Mesh, *, seed: int) -> Frozen:
-    """Loads what stands still of a policy with adapters: `base`; {} of one without."""
-    if model.adapters is None:
-        return {}
-    return {"base": load_params(model, mesh, seed=seed)}
-
-
-def merged(
-    model: Model, trained: Params, mesh: Mesh, *, seed: int
-) -> tuple[Model, Params]:
-    """Adds what was trained to float32 weights.
-
-    Args:
-      model: a policy with adapters.
-      trained: its part of the train state.
-      mesh: of the devices.
-      seed: of what is drawn.
-
-    Returns:
-      A model without adapters, and its weights.
-
-    Raises:
-      ConfigError: if the policy has none.
-    """
-    adapters, plain = model.adapters, model._replace(adapters=None, held="float32")
-    if adapters is None:
-        raise ConfigError(
-            "--merged is of a run that trained adapters (lora.rank > 0); leave it out"
-        )
-    both = whole(trained, {"base": load_params(plain, mesh, seed=seed)})
-    add = jax.jit(lora.merge, static_argnums=1, donate_argnums=0)
-    return plain, jax.device_put(add(both, adapters), param_places(plain.spec, mesh))
-
-
-def trained_shapes(model: Model) -> Params:
-    """Returns the shapes of what is trained of a policy: all, or what lies beside."""
-    params = abstract_params(model.spec)
-    if model.adapters is None:
-        return params
-    scores = {"score": params["score"]} if model.spec.scalar else {}
-    return {LORA: lora.abstract(model.adapters), **scores}
-
-
-def param_places(
-    spec: DecoderSpec, mesh: Mesh, table: rules.Rules = rules.PARAM_RULES
-) -> Any:
-    """Gives the sharding of every parameter."""
-    return rules.shardings(abstract_params(spec), mesh, table)
-
-
-def abstract_weights(model: Model, mesh: Mesh) -> Params:
-    """Returns parameters as shapes with shardings, in the dtype they are held in."""
-    params = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: jax.ShapeDtypeStruct(leaf.shape, _held(model, path)),
-        abstract_params(model.spec),
-    )
-    return rules.with_shardings(params, param_places(model.spec, mesh))
-
-
-def abstract_own(model: Model, mesh: Mesh) -> Params:
-    """Returns as shapes with shardings what `own_params` loads."""
-    if model.adapters is None:
-        return {} if model.on_base else abstract_weights(model, mesh)
-    own = {LORA: lora.abstract(model.adapters)}
-    return rules.with_shardings(own, rules.shardings(own, mesh, rules.PARAM_RULES))
-
-
 def reference_model(
     policy: Model,
-    ref: Mapping[str, Any],
+    ref: Section,
     mesh: Mesh,
     ignored: Collection[str] = (),
     check: Check = check_loadable,
@@ -417,7 +337,7 @@ def _adapter(path: str, spec: DecoderSpec) -> Adapters:
     return peft.read(files.resolve(path, wanted=PEFT_FILES), spec)
 
 
-def _on_base_of(policy: Model, ref: Mapping[str, Any]) -> Model:
+def _on_base_of(policy: Model, ref: Section) -> Model:
     """Builds the reference that stands on the base of a policy with adapters."""
     assert policy.adapters is not None
     if ref["adapter"] == "base":
@@ -431,58 +351,6 @@ def _on_base_of(policy: Model, ref: Mapping[str, Any]) -> Model:
     moves = bool(ref["sync_every_steps"])
     starts = policy.adapters if moves or policy.adapters.folder else None
     return policy._replace(adapters=starts, on_base=True)
-
-
-def scalar_model(
-    like: Decoder,
-    field: str,
-    path: str,
-    mesh: Mesh,
-    *,
-    dtype: str,
-    held: str = "",
-    longest: int,
-    trained: bool,
-    ignored: Collection[str] = (),
-    check: Check = check_loadable,
-) -> Model:
-    """Builds a model with a scalar head of a folder; its weights come later.
-
-    Args:
-      like: computes as this does, but for what its folder and `dtype` say.
-      field: that names the folder.
-      path: a folder or a hub id.
-      mesh: of the run.
-      dtype: of its computation; '' = that of `like`.
-      held: of its weights; '' = that of its computation.
-      longest: tokens of the longest text.
-      trained: whether its head must be in the folder; else a language model gets one
-        that says 0 of everything.
-      ignored: see `find_folder`.
-      check: what is refused before it is loaded.
-
-    Raises:
-      ModelError: if it cannot be used.
-      ConfigError: if the texts of the run do not fit its learned positions.
-      DeviceError: if its heads do not divide over the mesh.
-    """
-    folder, spec = find_folder(path, "", is_scalar=True, ignored=ignored)
-    if trained and not scalar.is_classifier(files.read_config(folder)):
-        raise ModelError(
-            f"{field}={path!r} is a language model, without a score; give an export of "
-            "objective='reward', or a …ForSequenceClassification with num_labels=1"
-        )
-    if spec.learned_positions and longest > spec.max_positions:
-        raise ConfigError(
-            f"{field}={path!r} has {spec.max_positions} learned positions, and texts "
-            f"may have {longest} tokens"
-        )
-    spec = with_rows(spec, like.spec.vocab_multiple)
-    of = jnp.dtype(dtype or like.dtype)
-    decoder = like.clone(spec=spec, dtype=of, shared=True)
-    model = assemble(decoder, folder, held or of.name)._replace(scores_zero=True)
-    check(model, mesh)
-    return model
 
 
 def compile_ask(

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,6 +24,7 @@ from dpo_jax.objectives.on_policy import (
     settled,
 )
 from dpo_jax.sampling import compare
+from dpo_jax.schema import Section
 from dpo_jax.sharding import arrays
 from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.train.step import Metrics, StepFn
@@ -32,8 +33,6 @@ from dpo_jax.types import ApplyFn, Frozen, Hyper, TrainState
 from dpo_jax.wiring import microbatches
 from dpo_jax.wiring.model import Model
 from dpo_jax.wiring.turns import Sizes, Turn
-
-Section = Mapping[str, Any]  # values of a section of the configuration
 
 FLOATS = {  # algorithm -> hyper-parameter -> its key in the algorithm's section
     "ppo": {

@@ -30,7 +30,7 @@ from dpo_jax.train.throughput import Peak
 from dpo_jax.wiring.data import rows_kept
 from dpo_jax.wiring.objective import losses_of, used_options
 from dpo_jax.wiring.rewarding import names_of
-from dpo_jax.wiring.sampled import Sampled, by_prompt, side_by_side
+from dpo_jax.wiring.sampled_results import Sampled, by_prompt, side_by_side
 
 SHOWN_SAMPLES = 12
 
@@ -154,18 +154,26 @@ def begin(
         resume_step=first,
         attempt=attempt,
         sealed=sealed,
-        mirrors=mirrors(workdir, config, first),
+        mirrors=mirrors(workdir, flat(config), first),
     )
 
 
-def mirrors(workdir: AnyPath, config: Config, first: int) -> list[trackers.Mirror]:
-    """Starts the trackers of `log.to`, in the run of theirs that this folder is."""
-    folder, to = epath.Path(workdir), trackers.named(config.log.to)
+def mirrors(
+    workdir: AnyPath, keys: dict[str, Any], first: int
+) -> list[trackers.Mirror]:
+    """Starts the trackers of `log.to`, in the run of theirs that this folder is.
+
+    Args:
+      workdir: the run folder.
+      keys: of the flat configuration, all of which are told.
+      first: steps already taken.
+    """
+    folder, to = epath.Path(workdir), trackers.named(keys["log.to"])
     apart = [name for name in to if name != "tensorboard"]
     kept, told = {}, {}
     if apart:
         before = trackers.read_identity(folder / "tracker.json")
-        kept = trackers.identity(before, fingerprint(config))
+        kept = trackers.identity(before, fingerprint(keys))
         if kept == before:
             told = trackers.told(lines.read(folder))
         write_json(workdir, "tracker.json", kept)
@@ -173,8 +181,8 @@ def mirrors(workdir: AnyPath, config: Config, first: int) -> list[trackers.Mirro
         folder=os.fspath(folder) if files.is_local(workdir) else "",
         name=folder.name,
         id=kept.get("id", ""),
-        project=config.log.project,
-        config=flat(config),
+        project=keys["log.project"],
+        config=keys,
         first=first,
     )
     return [trackers.Mirror(name, about, told) for name in to]

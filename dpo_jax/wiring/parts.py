@@ -9,12 +9,10 @@ from jax.sharding import Mesh
 from dpo_jax import roles
 from dpo_jax.config import Config
 from dpo_jax.data.loader import Loader
-from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.rewards.ask import Reward
 from dpo_jax.train import throughput
 from dpo_jax.types import Frozen, Params
-from dpo_jax.wiring import feeds, reference, training, turns
-from dpo_jax.wiring import model as model_wiring
+from dpo_jax.wiring import feeds, reference, turns, weights
 from dpo_jax.wiring.data import Data
 from dpo_jax.wiring.feeds import Feed
 from dpo_jax.wiring.model import Ask, Model
@@ -76,13 +74,11 @@ class Parts(NamedTuple):
             train=None if evaluation_only else self.train,
             held_out=self.eval,
             workdir=workdir,
-            frozen=model_wiring.base_params(
-                self.model, self.mesh, seed=self.config.seed
-            ),
+            frozen=weights.base_params(self.model, self.mesh, seed=self.config.seed),
         )
         if self.scorer is not None:
             model, seed = self.scorer.model, self.config.seed
-            reward = model_wiring.load_params(model, self.mesh, seed=seed)
+            reward = weights.load_params(model, self.mesh, seed=seed)
             frozen = {**referred.frozen, "reward": reward}
             if self.standard is not None:
                 start, keep = self.start(frozen), not evaluation_only
@@ -99,10 +95,10 @@ class Parts(NamedTuple):
         own = frozen.get("ref")
         if own is None:
             seed = self.config.seed
-            own = model_wiring.own_params(self.reference, self.mesh, seed=seed)
+            own = weights.own_params(self.reference, self.mesh, seed=seed)
         return roles.whole(own, frozen)
 
-    def runs(self, frozen: Frozen) -> list[tuple[float, DecoderSpec]]:
+    def runs(self, frozen: Frozen) -> feeds.Runs:
         """Lists the forward passes that a turn takes of each model."""
         assert self.turns is not None
         epochs = float(self.turns.sizes.epochs)  # each forward and backward
@@ -127,7 +123,7 @@ class Parts(NamedTuple):
         assert referred.train is not None
         runs = self.ask is not None and self.ref["mode"] == "live"
         other = self.reference.spec if self.reference is not None and runs else None
-        facts = training.make_facts(
+        facts = feeds.make_facts(
             referred.train, spec, other, peak, sources, passes=self.model.passes
         )
         return feeds.of_steps(referred.train, self.mesh, first, facts)

@@ -5,13 +5,13 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from dpo_jax.config import Config
 from dpo_jax.data import mixture, prepare, records, sources, token_cache, tokenize
 from dpo_jax.data.prepare import Prepared, Source
 from dpo_jax.data.sources import Origin
 from dpo_jax.data.sources.mapping import ColumnMap
 from dpo_jax.errors import DataError
 from dpo_jax.objectives import OBJECTIVES
+from dpo_jax.schema import Config, Section
 
 EVAL_SEED = 0
 
@@ -35,20 +35,48 @@ class Found(NamedTuple):
         return self.origin.part.weight
 
 
-def origins_of(section: Config, split: str) -> dict[str, Origin]:
+class DataRequest(NamedTuple):
+    """Which rows a run asks for, and how they become records.
+
+    Attributes:
+      data: `config.data`.
+      kind: of rows, as the objective has it.
+      seed: of the order of the training data, and of what is generated for it.
+      held_out: rows of data.eval, at most; 0 = all.
+      batch: rows of a step, or prompts of a turn.
+      reads_ratings: whether a loss does.
+    """
+
+    data: Section
+    kind: str
+    seed: int
+    held_out: int
+    batch: int
+    reads_ratings: bool = True
+
+
+def request_of(config: Config, *, reads_ratings: bool = True) -> DataRequest:
+    """Collects what a configuration asks of its data; see `DataRequest`."""
+    kind, data = OBJECTIVES[config.objective].rows, config.data
+    seed = config.seed if data.seed < 0 else data.seed
+    batch = config.rollout.prompts if kind == "prompts" else config.batch.pairs
+    return DataRequest(data, kind, seed, config.eval.limit, batch, reads_ratings)
+
+
+def origins_of(given: Section, split: str) -> dict[str, Origin]:
     """Finds the sources of a split, in order, by names that are short and differ.
 
     Args:
-      section: `config.data`.
+      given: `config.data`.
       split: `train` or `eval`.
     """
-    parts = sources.parts_of(section[split], f"data.{split}")
-    columns = ColumnMap(**section.columns.to_dict())
+    parts = sources.parts_of(given[split], f"data.{split}")
+    columns = ColumnMap(**given["columns"])
     origins = [
         sources.find(
             part,
             split,
-            path=section.path if sources.name_of(part.source) else "",
+            path=given["path"] if sources.name_of(part.source) else "",
             columns=columns,
         )
         for part in parts
@@ -67,67 +95,55 @@ def text_of(tokenizer: Any, ids: list[int]) -> str:
 
 
 def sources_of(
-    config: Config,
-    split: str,
-    tokenizer: Any,
-    on_bad_row: str = "",
-    *,
-    reads_ratings: bool = True,
+    request: DataRequest, split: str, tokenizer: Any, on_bad_row: str = ""
 ) -> dict[str, Found]:
     """Finds how the rows of a split become records, source by source.
 
-    A value of `on_bad_row` counts before that of the configuration; `reads_ratings` as
-    in `records.Reading`.
+    A value of `on_bad_row` counts before that of the configuration.
     """
-    on_bad_row = on_bad_row or config.data.on_bad_row
+    on_bad_row = on_bad_row or request.data["on_bad_row"]
     return {
-        name: _found(config, split, tokenizer, origin, on_bad_row, reads_ratings)
-        for name, origin in origins_of(config.data, split).items()
+        name: _found(request, split, tokenizer, origin, on_bad_row)
+        for name, origin in origins_of(request.data, split).items()
     }
 
 
 def _found(
-    config: Config,
-    split: str,
-    tokenizer: Any,
-    origin: Origin,
-    on_bad_row: str,
-    reads_ratings: bool,
+    request: DataRequest, split: str, tokenizer: Any, origin: Origin, on_bad_row: str
 ) -> Found:
     """Finds how the rows of a source become records.
 
     Generated rows of `train` follow data.seed; those of `eval` follow no seed, so that
     all runs are evaluated on the same.
     """
-    section, kind = config.data, OBJECTIVES[config.objective].rows
+    given, kind = request.data, request.kind
     generated = origin.part.source in sources.GENERATED
     template = None  # without a tokenizer nothing is rendered
     if tokenizer is not None:
-        template = tokenize.read_chat_template(section.chat_template, tokenizer)
-    seed = order_seed(config.seed, section.seed)
+        template = tokenize.read_chat_template(given["chat_template"], tokenizer)
     reading = {
         "split": split,
         "kind": kind,
-        "seed": seed if split == "train" else EVAL_SEED,
-        "rows": section.limit if split == "train" else config.eval.limit,
-        "labels": section.labels if generated else "",
+        "seed": request.seed if split == "train" else EVAL_SEED,
+        "rows": given["limit"] if split == "train" else request.held_out,
+        "labels": given["labels"] if generated else "",
     }
     checking = {
         "kind": kind,
-        "format": origin.published.format or section.format,
+        "format": origin.published.format or given["format"],
         "on_bad_row": on_bad_row,
         "drops": origin.drops,
-        "reads_ratings": reads_ratings,
-        "scored": section.scored,
+        "reads_ratings": request.reads_ratings,
+        "scored": given["scored"],
     }
     tokenizing = {
-        "join": section.join,
+        "join": given["join"],
         "chat_template": template,
-        "now": section.now,
-        "max_tokens": section.max_tokens,
-        "max_prompt_tokens": section.max_prompt_tokens,
-        "truncate_prompt": section.truncate_prompt,
-        "truncate_response": section.truncate_response,
+        "now": given["now"],
+        "max_tokens": given["max_tokens"],
+        "max_prompt_tokens": given["max_prompt_tokens"],
+        "truncate_prompt": given["truncate_prompt"],
+        "truncate_response": given["truncate_response"],
         "on_bad_row": on_bad_row,
         "drops": origin.drops,
     }
@@ -167,8 +183,3 @@ def load(found: Found, tokenizer: Any, folder: epath.Path | None) -> Prepared:
     where = {"part": part, "words": origin.words, "columns": origin.columns}
     kept = token_cache.name_of(found.settings | where, read, tokenizer)
     return make() if kept is None else token_cache.kept(folder, kept, make)
-
-
-def order_seed(seed: int, own: int) -> int:
-    """Returns the seed of the order of the training data: its own, if it is ≥ 0."""
-    return seed if own < 0 else own

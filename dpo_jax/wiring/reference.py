@@ -27,8 +27,7 @@ from dpo_jax.models import attention, files
 from dpo_jax.sharding import arrays, rules
 from dpo_jax.train import annotate, manifest
 from dpo_jax.types import Array, Frozen, Params
-from dpo_jax.wiring import making
-from dpo_jax.wiring import model as model_wiring
+from dpo_jax.wiring import making, weights
 from dpo_jax.wiring.data import folder_beside
 from dpo_jax.wiring.model import Ask, Model
 
@@ -95,7 +94,7 @@ def refer(
         return Referred(frozen, annotate.nothing, train, held_out)
     if ref["sync_every_steps"]:  # it moves, so the train state holds it
         return Referred(frozen, annotate.reference(score), train, held_out)
-    own = model_wiring.own_params(reference, mesh, seed=seed)
+    own = weights.own_params(reference, mesh, seed=seed)
     if ref["mode"] == "live":
         frozen = {**frozen, "ref": own} if own else frozen
         return Referred(frozen, annotate.reference(score), train, held_out)

@@ -1,8 +1,8 @@
 """What a run folder holds already: its configuration, its state, its parameters."""
 
 import json
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import jax
 from absl import logging
@@ -17,13 +17,15 @@ from dpo_jax.errors import ModelError, RunFolderError
 from dpo_jax.files import AnyPath
 from dpo_jax.lines import Seal
 from dpo_jax.roles import whole
+from dpo_jax.schema import Section
 from dpo_jax.sharding import rules
 from dpo_jax.train import runfolder
 from dpo_jax.train.checkpoint import Checkpoints
 from dpo_jax.train.manifest import PARAMS, given_up
 from dpo_jax.types import Frozen, Params, TrainState
-from dpo_jax.wiring.model import Model, own_params, trained_shapes
+from dpo_jax.wiring.model import Model
 from dpo_jax.wiring.parts import Parts
+from dpo_jax.wiring.weights import own_params, trained_shapes
 
 T = TypeVar("T")
 MEASURING = (*config_lib.RELAUNCH, "data.eval", "ref.mode", "ref.cache_dir")
@@ -47,21 +49,20 @@ class Start(NamedTuple):
     seal: Seal | None
 
 
-def checkpoints_of(workdir: AnyPath, config: Config, attempt: int = 0) -> Checkpoints:
+def checkpoints_of(workdir: AnyPath, kept: Section, attempt: int = 0) -> Checkpoints:
     """Opens the checkpoints of a run; touches nothing.
 
     Args:
       workdir: the run folder.
-      config: of the run.
-      attempt: number of its lease on gs://; 0 = on a disk, or to read.
+      kept: `config.checkpoint`.
+      attempt: number of the run's lease on gs://; 0 = on a disk, or to read.
     """
-    kept = config.checkpoint
     return Checkpoints(
         epath.Path(workdir) / "checkpoints",
-        every_steps=kept.every_steps,
-        keep=kept.keep,
-        keep_best=kept.keep_best,
-        after=kept.after,
+        every_steps=kept["every_steps"],
+        keep=kept["keep"],
+        keep_best=kept["keep_best"],
+        after=kept["after"],
         attempt=attempt,
     )
 
@@ -113,17 +114,6 @@ def first_step(
     return newest
 
 
-def _same_clock(config: Config, old: Mapping[str, Any]) -> Config:
-    """Keeps the clock of the first launch, if no other is asked for.
-
-    Args:
-      config: of this launch.
-      old: the flat one of the first.
-    """
-    now = config.data.now or old.get("data.now", "")
-    return config_lib.stated(config, {"data.now": now})
-
-
 def relaunched(config: Config, workdir: AnyPath, *, fork: bool) -> tuple[Config, bool]:
     """Keeps what the folder's first launch chose where a key leaves it open.
 
@@ -135,7 +125,8 @@ def relaunched(config: Config, workdir: AnyPath, *, fork: bool) -> tuple[Config,
     """
     runfolder.check_files(workdir)
     old = config_lib.flat(runfolder.read_json(workdir, "config.json") or {})
-    config = _same_clock(config, old)
+    now = config.data.now or old.get("data.now", "")  # the clock of the first launch
+    config = config_lib.stated(config, {"data.now": now})
     runfolder.check_same(workdir, json.loads(config_lib.to_json(config)), fork=fork)
     forks = bool(old) and bool(config_lib.changes(old, config.to_dict()))
     key = "batch.microbatches"
@@ -199,7 +190,8 @@ def measured_config(given: Config, workdir: AnyPath) -> Config:
     """
     own = run_config(workdir)
     old = config_lib.flat(own)
-    given = _same_clock(given, old)
+    now = given.data.now or old.get("data.now", "")
+    given = config_lib.stated(given, {"data.now": now})
     new = config_lib.flat(given)
     free = {key: value for key, value in new.items() if key.startswith(MEASURING)}
     differing = config_lib.changes({**old, **free}, new)

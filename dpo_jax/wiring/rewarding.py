@@ -2,19 +2,19 @@
 
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from dpo_jax import config as config_lib
-from dpo_jax.config import Config
 from dpo_jax.data.prepare import Questions
 from dpo_jax.errors import DataError, unknown
 from dpo_jax.objectives import ON_POLICY
 from dpo_jax.rewards import RewardTable
 from dpo_jax.rewards.ask import Reward, Verdicts, ask
+from dpo_jax.schema import Config, Section
 from dpo_jax.sharding import agree
 from dpo_jax.train import watchdog
 
@@ -25,7 +25,7 @@ OF_MODEL = {"path", "dtype", "standardize"}  # options that it alone reads
 GRACE_SECONDS = 60.0  # beyond the limit of the first process, for the others to wait
 
 
-def chosen(given: Mapping[str, Any], table: RewardTable) -> tuple[Reward, ...]:
+def chosen(given: Section, table: RewardTable) -> tuple[Reward, ...]:
     """Returns the rewards that a configuration names; () = none.
 
     Args:
@@ -38,14 +38,14 @@ def chosen(given: Mapping[str, Any], table: RewardTable) -> tuple[Reward, ...]:
     return tuple(Reward(name, table[name], float(weight)) for name, weight in pairs)
 
 
-def names_of(given: Mapping[str, Any]) -> list[str]:
+def names_of(given: Section) -> list[str]:
     """Lists the rewards of a configuration; `given` is `config.reward`."""
     if given["name"]:
         return given["name"].split("+")
     return [MODEL] if given["path"] else []
 
 
-def faults(given: Mapping[str, Any], table: RewardTable) -> list[str]:
+def faults(given: Section, table: RewardTable) -> list[str]:
     """Complains of rewards that are not known, and weights that do not fit them.
 
     Args:
@@ -98,7 +98,7 @@ def config_faults(config: Config, table: RewardTable) -> list[str]:
     return found
 
 
-def standard_faults(given: Mapping[str, Any], name: str, reference: str) -> list[str]:
+def standard_faults(given: Section, name: str, reference: str) -> list[str]:
     """Complains of scores that cannot be standardized.
 
     Args:

@@ -1,7 +1,6 @@
 """What on-policy runs refuse of a configuration, and what others refuse of theirs."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from dpo_jax import config as config_lib
 from dpo_jax import schema
@@ -11,9 +10,8 @@ from dpo_jax.errors import unknown
 from dpo_jax.losses import Bound
 from dpo_jax.objectives import ON_POLICY
 from dpo_jax.sampling import compare
+from dpo_jax.schema import Section
 from dpo_jax.wiring import rewarding
-
-Section = Mapping[str, Any]  # values of a section of the configuration
 
 LEAST_OF_FRONTIER = 32  # samples of a prompt
 OF_SAMPLES = ("rollout", *ON_POLICY)  # sections that on-policy runs read
@@ -160,10 +158,18 @@ def drawn_reference_faults(name: str, given: Section, ref: Section) -> list[str]
     return faults
 
 
-def rollout_faults(config: Config) -> list[str]:
-    """Complains of rollouts without a reward or without a reference."""
-    given, source, reference = config.eval, config.data.eval, config.ref.mode
-    count, faults = given.rollouts, []
+def rollout_faults(
+    given: Section, source: str, reference: str, judged: Sequence[str]
+) -> list[str]:
+    """Complains of rollouts without a reward or without a reference.
+
+    Args:
+      given: `config.eval`.
+      source: `data.eval`.
+      reference: `ref.mode`.
+      judged: names of the rewards.
+    """
+    count, faults = given["rollouts"], []
     if not count:
         return [
             f"eval.{name}={given[name]} is not used by eval.rollouts=0; set it to "
@@ -171,7 +177,6 @@ def rollout_faults(config: Config) -> list[str]:
             for name in ("rollouts_every_steps", "best_of", "frontier", "true_reward")
             if given[name] != schema.KEYS[f"eval.{name}"].default
         ]
-    judged = rewarding.names_of(config.reward)
     if sources.truth_of(source) is None and not (source and judged):
         known = ", ".join(sources.JUDGED)
         faults.append(

@@ -1,8 +1,6 @@
 """What a run samples as it goes: prompts of data.eval, beside the reference."""
 
 import functools
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,10 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dpo_jax import exact, roles
-from dpo_jax.config import Config
+from dpo_jax import roles
 from dpo_jax.data import prepare, sources, tokenize
-from dpo_jax.data.columns import Text
 from dpo_jax.data.prepare import Questions
 from dpo_jax.errors import DataError
 from dpo_jax.evals import rollouts
@@ -31,28 +27,11 @@ from dpo_jax.types import Array, Frozen, Params, Samples, TrainState
 from dpo_jax.wiring import generation, reading, rewarding, scoring
 from dpo_jax.wiring.model import Model
 from dpo_jax.wiring.parts import Parts
-from dpo_jax.wiring.reading import EVAL_SEED
-from dpo_jax.wiring.reference import Referred
-from dpo_jax.wiring.scoring import Scorer
+from dpo_jax.wiring.reading import EVAL_SEED, DataRequest
+from dpo_jax.wiring.sampled_results import Sampled, rollout_metrics
 
 ROLLOUT_SEED = 99  # one key for all policies: common random numbers
 ROLLOUT_ROWS = 128  # of a shard that are sampled together, at most
-
-
-class Sampled(NamedTuple):
-    """Prompts and what the policy and the reference made of them.
-
-    Attributes:
-      prompts: texts or chats.
-      policy: its rollout.
-      reference: its rollout.
-      measure: what rewards are called.
-    """
-
-    prompts: list[Text]
-    policy: Rollout
-    reference: Rollout
-    measure: str = "true reward"
 
 
 class Rollouts:
@@ -137,37 +116,35 @@ class Stage(NamedTuple):
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
 
-def make_stage(
-    config: Config,
-    tokenizer: Any,
-    mesh: Mesh,
-    scorer: Scorer | None = None,
-    frozen: Frozen | None = None,
-) -> Stage:
+def make_stage(parts: Parts, frozen: Frozen) -> Stage:
     """Reads the prompts that a run samples; all its samples have one length.
 
     An on-policy run is measured at the temperature that it trains at, as TRL's is: its
     rewards, its KL and its frontier are those of the policy that draws the samples.
 
     Args:
-      config: of the run.
-      tokenizer: of the policy.
-      mesh: of the run.
-      scorer: the reward model; None without one.
-      frozen: what does not change, its parameters among it.
+      parts: of the run.
+      frozen: what does not change, the reward model's parameters among it.
     """
-    asked, true = rollout_questions(config, tokenizer)
+    config, tokenizer = parts.config, parts.data.tokenizer
+    request = reading.request_of(config, reads_ratings=False)
+    asked, true = rollout_questions(request, config.eval.rollouts, tokenizer)
     prompts = rollout_prompts(config.data, tokenizer, asked, any_length=true)
     new_tokens = config.data.max_tokens - config.data.max_prompt_tokens
     if config.objective in ON_POLICY:
         new_tokens = config.rollout.max_new_tokens
     true = true or bool(config.eval.true_reward)
-    measure = Sampled._field_defaults["measure"] if true else "reward"
-    said = scoring.of_frozen(scorer, width=new_tokens)
-    frozen, heat = frozen or {}, config.rollout.temperature
-    score = functools.partial(said, frozen, prompts)
+    said = scoring.of_frozen(parts.scorer, width=new_tokens)
     return Stage(
-        asked, prompts, new_tokens, tokenizer, mesh, measure, score, frozen, heat
+        asked,
+        prompts,
+        new_tokens,
+        tokenizer,
+        parts.mesh,
+        Sampled._field_defaults["measure"] if true else "reward",
+        functools.partial(said, frozen, prompts),
+        frozen,
+        config.rollout.temperature,
     )
 
 
@@ -186,7 +163,7 @@ def make_rollouts(
     """
     config, policy, reference = parts.config, parts.model, parts.reference
     assert reference is not None  # `checks.rollout_faults`
-    judge = make_judge(config, parts.rewards, stage, name="rollouts")
+    judge = make_judge(parts, parts.rewards, stage, name="rollouts")
     chunk, n = config.model.logits_chunk, config.eval.best_of
 
     def kl(params: Params, ref: Params, rows: Prompts, samples: Samples) -> Array:
@@ -226,18 +203,15 @@ def make_rollouts(
     return sample
 
 
-def start_of(parts: Parts, referred: Referred) -> Params:
-    """Returns the reference before the first step; one that moves is read again."""
-    return parts.start(referred.frozen)
-
-
-def rollout_questions(config: Config, tokenizer: Any) -> tuple[Questions, bool]:
+def rollout_questions(
+    request: DataRequest, count: int, tokenizer: Any
+) -> tuple[Questions, bool]:
     """Returns the prompts that are sampled, and whether they have a true reward."""
-    count, truth = config.eval.rollouts, sources.truth_of(config.data.eval)
+    truth = sources.truth_of(request.data["eval"])
     if truth is not None:
         prompts = truth.prompts(EVAL_SEED, count, split="eval")
         return Questions([*prompts], {}, [()] * len(prompts)), True
-    found = reading.sources_of(config, "eval", tokenizer, reads_ratings=False)
+    found = reading.sources_of(request, "eval", tokenizer)
     held_out = [each.source for each in found.values()]
     return prepare.questions(held_out).first(count), False
 
@@ -271,18 +245,19 @@ def rollout_prompts(
 
 
 def make_judge(
-    config: Config, rewards: Sequence[Reward], stage: Stage, *, name: str
+    parts: Parts, rewards: Sequence[Reward], stage: Stage, *, name: str
 ) -> rollouts.Judge:
     """Builds what judges n samples of each prompt: the truth, and rewards.
 
     The truth is that of the source, else eval.true_reward, else the rewards together.
 
     Args:
-      config: of the run.
+      parts: of the run.
       rewards: that are asked; () where the source says the truth.
       stage: of the run.
       name: of who asks, as `rewarding.make_asker` has it.
     """
+    config = parts.config
     truth, chosen = sources.truth_of(config.data.eval), config.eval.true_reward
     asked, by_model = stage.questions, any(r.name == rewarding.MODEL for r in rewards)
     seconds = config.reward.timeout_seconds
@@ -307,121 +282,3 @@ def make_judge(
         return rollouts.Judged(true, scores if rewards else true, by_name)
 
     return judge
-
-
-def rollout_metrics(sampled: Sampled) -> dict[str, float]:
-    """Means and standard errors of a policy's rollouts, as metrics.
-
-    What has no verdict at all is left out.
-    """
-    policy, means = sampled.policy, {}
-    columns = {"reward": policy.rewards, "kl": policy.kls}
-    columns |= {f"best_of_{m}": values for m, values in policy.best.items()}
-    for name, values in columns.items():
-        if not _known(values):
-            continue
-        mean, error = rollouts.mean_se(values)
-        means[f"rollouts/{name}"] = mean
-        if error is not None:
-            means[f"rollouts/{name}_se"] = error
-    for name, values in policy.by_name.items():
-        if _known(values):
-            means[f"rollouts/rewards/{name}/mean"] = rollouts.mean_se(values)[0]
-    if policy.by_name:
-        means["rollouts/absent_rewards"] = float(policy.absent)
-    return means | {"rollouts/length": float(policy.lengths.mean())}
-
-
-def before_and_after(sampled: Sampled) -> dict[str, Any]:
-    """Lays reference and policy side by side, as results.json has them.
-
-    The row `difference` pairs the prompts, so its error is that of the mean difference.
-    Of the best of m samples of the reference only a bound of its KL is known.
-    """
-    reward, before = sampled.measure, sampled.reference
-    both = {"before (reference)": before, "after (policy)": sampled.policy}
-    rows = [
-        (
-            name,
-            {
-                reward: rollout.rewards,
-                "KL to reference (nats)": rollout.kls,
-                "length (tokens)": rollout.lengths,
-            },
-        )
-        for name, rollout in both.items()
-    ]
-    gain = sampled.policy.rewards - before.rewards
-    rows.append(("difference", {reward: gain}))
-    for m, values in before.best.items():
-        bound = np.array([float(exact.best_of_n_kl_bound(m))])
-        name = f"best of {m} of the reference"
-        rows.append((name, {reward: values, "KL to reference at most (nats)": bound}))
-    count = len(sampled.prompts)
-    return {
-        "title": f"{reward.capitalize()} of {count} sampled continuations",
-        "rows": [
-            {
-                "name": name,
-                "values": {n: _cell(v) for n, v in cells.items() if _known(v)},
-            }
-            for name, cells in rows
-        ],
-    }
-
-
-def _known(values: np.ndarray) -> bool:
-    return not np.isnan(values).all()
-
-
-def _cell(values: np.ndarray) -> float | tuple[float, float]:
-    """Gives a mean with its standard error, where there is one."""
-    mean, error = rollouts.mean_se(values)
-    return mean if error is None else (mean, error)
-
-
-def side_by_side(sampled: Sampled, count: int) -> list[dict[str, Any]]:
-    """Picks the first few prompts with both continuations, as samples.json has them."""
-    before, after = sampled.reference, sampled.policy
-    return [
-        {
-            "prompt": _shown(sampled.prompts[i]),
-            "before": before.texts[i],
-            "after": after.texts[i],
-            "reward_before": _number(before.shown[i]),
-            "reward_after": _number(after.shown[i]),
-        }
-        for i in range(min(count, len(sampled.prompts)))
-    ]
-
-
-def by_prompt(sampled: Sampled) -> dict[str, Any]:
-    """Lists what was measured of each prompt, as rollouts.json has it.
-
-    Each list has a number a prompt, its samples' mean, in the order in which they were
-    sampled; null where there is no verdict. `prompts` is a digest of their texts: where
-    it is the same, the numbers of two runs can be paired.
-    """
-    text = json.dumps(sampled.prompts, ensure_ascii=False)
-    both = {"policy": sampled.policy, "reference": sampled.reference}
-    return {
-        "measure": sampled.measure,
-        "prompts": hashlib.sha256(text.encode()).hexdigest()[:16],
-        **{
-            name: {
-                "reward": list(map(_number, rollout.rewards)),
-                "kl": list(map(_number, rollout.kls)),
-                "length": list(map(_number, rollout.lengths)),
-            }
-            for name, rollout in both.items()
-        },
-    }
-
-
-def _shown(prompt: Text) -> str:
-    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
-
-
-def _number(value: float) -> float | None:
-    """Gives a number to JSON, which has no NaN."""
-    return None if np.isnan(value) else float(value)

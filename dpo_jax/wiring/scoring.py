@@ -5,18 +5,18 @@ those that train: so its vocabulary has to be the policy's. A score is read wher
 transformers reads it. Every process takes part, before the reward functions are asked.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from dpo_jax.config import Config
 from dpo_jax.data import tokenize
-from dpo_jax.errors import ModelError, collected
+from dpo_jax.errors import ConfigError, ModelError, collected
 from dpo_jax.models import files, scalar
 from dpo_jax.models.decoder import Decoder
 from dpo_jax.precision import in_products_of
@@ -24,6 +24,7 @@ from dpo_jax.rewards.standard import Moments
 from dpo_jax.sampling import batches
 from dpo_jax.sampling.batches import Part
 from dpo_jax.sampling.rollout import Prompts, rows_of
+from dpo_jax.schema import Section
 from dpo_jax.sharding import arrays
 from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.train import watchdog
@@ -78,6 +79,59 @@ class Scorer(NamedTuple):
         return batches.gather(read, len(prompts), n)
 
 
+def scalar_model(
+    like: Decoder,
+    field: str,
+    path: str,
+    mesh: Mesh,
+    *,
+    dtype: str,
+    held: str = "",
+    longest: int,
+    trained: bool,
+    ignored: Collection[str] = (),
+    check: model_wiring.Check = model_wiring.check_loadable,
+) -> Model:
+    """Builds a model with a scalar head of a folder; its weights come later.
+
+    Args:
+      like: computes as this does, but for what its folder and `dtype` say.
+      field: that names the folder.
+      path: a folder or a hub id.
+      mesh: of the run.
+      dtype: of its computation; '' = that of `like`.
+      held: of its weights; '' = that of its computation.
+      longest: tokens of the longest text.
+      trained: whether its head must be in the folder; else a language model gets one
+        that says 0 of everything.
+      ignored: see `model_wiring.find_folder`.
+      check: what is refused before it is loaded.
+
+    Raises:
+      ModelError: if it cannot be used.
+      ConfigError: if the texts of the run do not fit its learned positions.
+      DeviceError: if its heads do not divide over the mesh.
+    """
+    folder, spec = model_wiring.find_folder(path, "", is_scalar=True, ignored=ignored)
+    if trained and not scalar.is_classifier(files.read_config(folder)):
+        raise ModelError(
+            f"{field}={path!r} is a language model, without a score; give an export of "
+            "objective='reward', or a …ForSequenceClassification with num_labels=1"
+        )
+    if spec.learned_positions and longest > spec.max_positions:
+        raise ConfigError(
+            f"{field}={path!r} has {spec.max_positions} learned positions, and texts "
+            f"may have {longest} tokens"
+        )
+    spec = model_wiring.with_rows(spec, like.spec.vocab_multiple)
+    of = jnp.dtype(dtype or like.dtype)
+    decoder = like.clone(spec=spec, dtype=of, shared=True)
+    model = model_wiring.assemble(decoder, folder, held or of.name)
+    model = model._replace(scores_zero=True)
+    check(model, mesh)
+    return model
+
+
 def laid(ids: Sequence[Sequence[Sequence[int]]], part: Part, width: int) -> Samples:
     """Lays the samples of a part out as arrays [N, n, width] of the host."""
     shape = (part.size, part.n, width)
@@ -88,6 +142,25 @@ def laid(ids: Sequence[Sequence[Sequence[int]]], part: Part, width: int) -> Samp
             tokens[row, number, : len(sample)] = sample
             mask[row, number, : len(sample)] = True
     return Samples(tokens, mask, np.zeros(shape, np.float32), mask.any(-1))
+
+
+def lone_decoder(path: str, given: Section, length: int) -> tuple[Path, Decoder]:
+    """Builds what computes a reward model where there is no policy to compute like.
+
+    Args:
+      path: `reward.path`.
+      given: `config.model`, which says how.
+      length: `data.max_tokens`.
+
+    Returns:
+      Its folder, and the decoder for `make_scorer`.
+
+    Raises:
+      ModelError: if the folder cannot be used.
+    """
+    ignored = given["ignore_attributes"]
+    folder, spec = model_wiring.find_folder(path, "", is_scalar=True, ignored=ignored)
+    return folder, model_wiring.make_decoder(given, spec, length)
 
 
 def make_scorer(
@@ -113,17 +186,17 @@ def make_scorer(
       longest: tokens of the longest prompt with a sample.
       tokenizers: of the policies that are sampled.
       ignored: see `model_wiring.find_folder`.
-      check: see `model_wiring.scalar_model`.
+      check: see `scalar_model`.
 
     Raises:
       ModelError: if it cannot be used, or reads other words than are sampled.
-      ConfigError: as `model_wiring.scalar_model`.
+      ConfigError: as `scalar_model`.
       DeviceError: likewise.
     """
     if not given["path"]:
         return None
     field = f"reward.path={given['path']!r}"
-    model = model_wiring.scalar_model(
+    model = scalar_model(
         like,
         "reward.path",
         given["path"],
@@ -170,37 +243,41 @@ def of_frozen(scorer: Scorer | None, *, width: int) -> Score:
 
 
 def value_model(
-    config: Config,
+    path: str,
     policy: Model,
     tokenizers: Sequence[Any],
     mesh: Mesh,
-    check: model_wiring.Check = model_wiring.check_loadable,
+    *,
+    longest: int,
+    ignored: Sequence[str],
+    check: model_wiring.Check,
 ) -> Model | None:
     """Builds the critic of `value.path`, in float32 masters; None without one.
 
     Args:
-      config: of the run.
+      path: `value.path`.
       policy: it computes as this does, but for what its folder says.
       tokenizers: whose words it must share.
       mesh: of the run.
-      check: see `model_wiring.scalar_model`.
+      longest: tokens of the longest text.
+      ignored: see `model_wiring.find_folder`.
+      check: see `scalar_model`.
 
     Raises:
       UserError: as `make_scorer`.
     """
-    path = config.value.path
     if not path:
         return None
-    model = model_wiring.scalar_model(
+    model = scalar_model(
         policy.decoder,
         "value.path",
         path,
         mesh,
         dtype="",
         held=policy.held,
-        longest=config.data.max_tokens,
+        longest=longest,
         trained=False,
-        ignored=config.model.ignore_attributes,
+        ignored=ignored,
         check=check,
     )
     check_words(f"value.path={path!r}", model, policy.spec.vocab, tokenizers)

@@ -12,7 +12,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dpo_jax.config import Config
 from dpo_jax.data import tokenize
 from dpo_jax.data.encode import Encoded, encode_all
 from dpo_jax.data.kinds import RawRow
@@ -20,9 +19,9 @@ from dpo_jax.errors import ConfigError, collected
 from dpo_jax.evals.judges import Answer, Comparison, Judge, Judgement, by_scores
 from dpo_jax.rewards import RewardTable
 from dpo_jax.rewards.ask import Reward
+from dpo_jax.schema import Config, Section
 from dpo_jax.wiring import data as data_wiring
-from dpo_jax.wiring import model as model_wiring
-from dpo_jax.wiring import rewarding, scoring
+from dpo_jax.wiring import rewarding, scoring, weights
 
 Scores = Callable[[Sequence[Answer]], np.ndarray]  # N answers -> f64[N]; NaN = none
 TokenIds = Callable[[Sequence[Answer]], list[list[int]]]
@@ -83,14 +82,17 @@ def of_reward(config: Config, name: str, table: RewardTable, mesh: Mesh) -> Scor
         complaints += rewarding.faults(own, table)
     how = {"join": config.data.join, "now": config.data.now}
     if name == rewarding.MODEL:
-        return once(of_model(config, mesh, how))
+        model, length = config.model, config.data.max_tokens
+        return once(of_model(config.reward, model, length, mesh, how))
     seconds = config.reward.timeout_seconds
     reward = Reward(name, table[name])
     asker = rewarding.make_asker([reward], name=f"judge/{name}", seconds=seconds)
     counts = "completion_ids" in inspect.signature(table[name]).parameters
     tokens: TokenIds = lambda answers: [[] for _ in answers]  # noqa: E731
     if counts:
-        tokenizer = data_wiring.load_tokenizer(config)
+        tokenizer = data_wiring.load_tokenizer(
+            config.tokenizer.path, config.model, config.data.train
+        )
         template = tokenize.read_chat_template(config.data.chat_template, tokenizer)
         tokens = _token_ids(tokenizer, {**how, "chat_template": template})
 
@@ -119,21 +121,23 @@ def _token_ids(tokenizer: Any, how: dict[str, Any]) -> TokenIds:
     return ids
 
 
-def of_model(config: Config, mesh: Mesh, how: dict[str, str]) -> Scores:
+def of_model(
+    given: Section, model: Section, length: int, mesh: Mesh, how: dict[str, str]
+) -> Scores:
     """Builds the scores of the reward model of reward.path.
 
     It reads a prompt and an answer as its own tokenizer and chat template render them,
     uncut. An answer without a token has no score.
 
     Args:
-      config: names it.
+      given: `config.reward`.
+      model: `config.model`, which says how it computes.
+      length: `data.max_tokens`.
       mesh: that it runs on.
       how: `join` and `now` of `data.encode.encode_all`.
     """
-    given, ignored = config.reward, config.model.ignore_attributes
-    found = model_wiring.find_folder(given.path, "", is_scalar=True, ignored=ignored)
-    like = model_wiring.make_model(config, *found).decoder
-    tokenizer = tokenize.load_tokenizer(str(found[0]))
+    folder, like = scoring.lone_decoder(given["path"], model, length)
+    tokenizer = tokenize.load_tokenizer(str(folder))
     words = tokenize.max_token_id(tokenizer) + 1
 
     def scores(answers: Sequence[Answer]) -> np.ndarray:
@@ -154,10 +158,10 @@ def of_model(config: Config, mesh: Mesh, how: dict[str, str]) -> Scores:
                 vocab=words,
                 longest=width + max(len(each.prompt) for each in kept),
                 tokenizers=(),
-                ignored=ignored,
+                ignored=model["ignore_attributes"],
             )
             assert scorer is not None
-            params = model_wiring.load_params(scorer.model, mesh, seed=0)
+            params = weights.load_params(scorer.model, mesh, seed=0)
             prompts = [np.asarray(each.prompt, np.int32) for each in kept]
             said = scorer(params, prompts, [[*e.responses] for e in kept], width=width)
         values[at] = said[:, 0]

@@ -2,9 +2,7 @@
 
 import functools
 import math
-import re
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,23 +11,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dpo_jax.config import Config
-from dpo_jax.data.loader import Loader
-from dpo_jax.data.mixture import Sources
 from dpo_jax.models import scalar as scalar_head
-from dpo_jax.models.decoder import abstract_params, leaves
-from dpo_jax.models.spec import DecoderSpec
+from dpo_jax.models.decoder import abstract_params
 from dpo_jax.objectives import OBJECTIVES, balanced
 from dpo_jax.objectives.judged import Kind
+from dpo_jax.schema import Section
 from dpo_jax.sharding import arrays, rules
-from dpo_jax.train import optimizer, step, throughput
+from dpo_jax.train import optimizer, step
 from dpo_jax.types import Frozen, Hyper, Objective, Params, Stats, TrainState
-from dpo_jax.wiring.model import (
-    Model,
-    abstract_own,
-    abstract_weights,
-    own_params,
-    trained_shapes,
-)
+from dpo_jax.wiring.model import Model
 from dpo_jax.wiring.objective import (
     Losses,
     hyper,
@@ -38,12 +28,31 @@ from dpo_jax.wiring.objective import (
     start_stats,
     with_routers,
 )
-from dpo_jax.wiring.on_policy import Learning, floats_of, moving
+from dpo_jax.wiring.on_policy import Learning, floats_of
 from dpo_jax.wiring.scoring import Scorer
 from dpo_jax.wiring.turns import Sizes, Turn
+from dpo_jax.wiring.weights import (
+    abstract_own,
+    abstract_weights,
+    own_params,
+    trained_shapes,
+)
 
-# (step, metrics) -> what the host knows of a step, as `train.loop.Functions` has it
-Facts = Callable[[int, Mapping[str, float]], dict[str, float]]
+
+class Models(NamedTuple):
+    """The models of a run by their role.
+
+    Attributes:
+      policy: that is trained.
+      reference: that it is held against; None where nothing asks one.
+      scorer: the reward model, which no step reads; None without one.
+      value: the critic, where it is a model of its own.
+    """
+
+    policy: Model
+    reference: Model | None = None
+    scorer: Scorer | None = None
+    value: Model | None = None
 
 
 class Trainer(NamedTuple):
@@ -75,126 +84,98 @@ class Minimised(NamedTuple):
       objective: see `types.Objective`.
       stats: its running statistics before the first step.
       floats: hyper-parameters that it reads, but for those of `loss.*`.
-      value: shapes of the critic that is trained beside the policy; None without one.
+      beside: shapes of what is trained beside the policy: the critic as `value`, or {}.
       step_of: update -> step of the loop.
       places: shardings of what the loop hands to a step.
-      ref: how the reference moves, as `config.ref` has it.
     """
 
     objective: Objective
     stats: Stats
     floats: Mapping[str, float]
-    value: Params | None
+    beside: Params
     step_of: Callable[[step.StepFn], Callable[..., Any]]
     places: Any
-    ref: Mapping[str, Any]
 
 
 def minimised(
-    config: Config,
-    losses: Losses,
-    model: Model,
-    reference: Model | None,
-    mesh: Mesh,
-    sizes: Sizes | None,
-    value: Model | None,
+    config: Config, losses: Losses, models: Models, mesh: Mesh, sizes: Sizes | None
 ) -> Minimised:
     """Finds what a run minimises; arguments are those of `make_trainer`."""
     name, rows = config.objective, arrays.row_sharding(mesh, leading=1)
     coef = config.model.router_aux_coef
     chunk, kind = config.model.logits_chunk, OBJECTIVES[name]
+    policy, reference, _, value = models
     learning, step_of, places = None, lambda update: update, rows
-    ref, floats, heat = dict(config.ref), {balanced.COEF: coef} if coef else {}, 1.0
+    floats, heat = {balanced.COEF: coef} if coef else {}, 1.0
     if sizes is not None:
         given, heat = config[name], config.rollout.temperature
-        learning = Learning(name, given, mesh, model.apply, chunk, heat, value)
+        learning = Learning(name, given, mesh, policy.apply, chunk, heat, value)
         step_of, places = learning.turns, Turn._make((rows, arrays.replicated(mesh)))
         floats |= floats_of(name, given)
-        ref = moving(name, given, ref, sizes.updates)
     if not isinstance(kind, Kind):
         assert learning is not None
         objective, stats = learning.objective, learning.stats
-        beside = None
+        beside = {}
         if objective.algorithm.critic:
-            head = functools.partial(scalar_head.value_head, model.spec)
-            beside = abstract_params(value.spec) if value else jax.eval_shape(head)
-        objective = with_routers(objective, model.spec, weighted=coef > 0)
-        return Minimised(objective, stats, floats, beside, step_of, places, ref)
+            head = functools.partial(scalar_head.value_head, policy.spec)
+            shapes = abstract_params(value.spec) if value else jax.eval_shape(head)
+            beside["value"] = shapes
+        objective = with_routers(objective, policy.spec, weighted=coef > 0)
+        return Minimised(objective, stats, floats, beside, step_of, places)
     whole = reference if needs_whole_reference(losses) else None
     objective = make_objective(
         kind,
         losses,
         config.loss,
-        model.apply,
+        policy.apply,
         chunk=chunk,
         ref_head=None if whole is None else whole.head,
         temperature=heat,
         labels=config.online.labels,
     )
-    objective = with_routers(objective, model.spec, weighted=coef > 0)
-    stats = start_stats(losses)
-    return Minimised(objective, stats, floats, None, step_of, places, ref)
+    objective = with_routers(objective, policy.spec, weighted=coef > 0)
+    return Minimised(objective, start_stats(losses), floats, {}, step_of, places)
 
 
 def make_trainer(
     config: Config,
     losses: Losses,
-    model: Model,
-    reference: Model | None,
+    models: Models,
     mesh: Mesh,
     steps: int,
+    ref: Section,
     sizes: Sizes | None = None,
-    scorer: Scorer | None = None,
-    value: Model | None = None,
 ) -> Trainer:
-    """Wires model, loss and optimizer into a step over the mesh; runs nothing.
+    """Wires models, loss and optimizer into a step over the mesh; runs nothing.
 
     Args:
       config: of the run.
       losses: of the run; those of `ppo`, `rloo` and `awr` are not read.
-      model: the policy.
-      reference: None without one.
+      models: of the run.
       mesh: of the run.
       steps: updates of the run.
+      ref: how the reference moves, as `config.ref` has it.
       sizes: of a turn, of an on-policy run.
-      scorer: the reward model; None without one. It is frozen, and no step reads it.
-      value: the critic, where it is a model of its own.
     """
-    name, values = config.optimizer.name, config.optimizer.to_dict()
-    what = minimised(config, losses, model, reference, mesh, sizes, value)
-    follows = bool(what.ref["sync_every_steps"])
+    given, values = config.optimizer, config.optimizer.to_dict()
+    what = minimised(config, losses, models, mesh, sizes)
+    every = ref["sync_every_steps"]
     take = functools.partial(
         step.train_step,
         objective=what.objective,
-        tx=lambda hyper: optimizer.direction(name, {**values, **hyper}),
-        lr_factor=optimizer.schedule(config.optimizer.schedule),
-        sync_every=what.ref["sync_every_steps"],
+        tx=lambda hyper: optimizer.direction(given.name, {**values, **hyper}),
+        lr_factor=optimizer.schedule(given.schedule),
+        sync_every=every,
     )
-    tx = optimizer.direction(name, values)
+    tx = optimizer.direction(given.name, values)
     make = functools.partial(step.init_state, tx=tx, stats=what.stats)
-    abstract, places = state_places(
-        trained_shapes(model), make, mesh, follows=follows, value=what.value
+    own = trained_shapes(models.policy)
+    abstract = jax.eval_shape(
+        make, own | what.beside, seed=0, ref=own if every else None
     )
-    live = config.ref.mode == "live" and not follows
-    frozen: Frozen = {}
-    if model.adapters is not None:
-        frozen["base"] = abstract_weights(model, mesh)
-    if reference is not None and live and (own := abstract_own(reference, mesh)):
-        frozen["ref"] = own
-    if scorer is not None:
-        frozen["reward"] = abstract_weights(scorer.model, mesh)
-    scalar = arrays.replicated(mesh)
-    if config.reward.standardize:
-        frozen["standard"] = jax.ShapeDtypeStruct((2,), np.float32, sharding=scalar)
-    warmup = warmup_steps(steps, values["warmup_steps"], values["warmup_share"])
-    floats = {
-        **{key: values[key] for key in ("lr", "eps")},
-        **{key: values[key] for key in ("clip", "weight_decay") if values[key]},
-        **optimizer.pace(warmup_steps=warmup, total_steps=steps),
-        "step_share": 1 / max(steps, 1),
-        "sync_mix": what.ref["sync_mix"],
-        **what.floats,
-    }
+    places = rules.shardings(abstract, mesh, rules.STATE_RULES)
+    live, scalar = ref["mode"] == "live" and not every, arrays.replicated(mesh)
+    frozen = _frozen_shapes(models, mesh, live=live, moments=config.reward.standardize)
     compiled = step.compile_step(
         what.step_of(take),
         state_shardings=places,
@@ -203,26 +184,10 @@ def make_trainer(
         scalar=scalar,
         dtype=config.model.dtype,
     )
-
-    def init(frozen: Frozen) -> TrainState:
-        load = functools.partial(own_params, mesh=mesh, seed=config.seed)
-        ref = load(reference) if reference is not None and follows else None
-        known = frozen.get("ref", ref)
-        if reference_is_policy(model, reference) and known is not None:
-            params = jax.tree.map(jnp.copy, known)  # the files are read once
-        else:
-            params = load(model)
-        if model.adapters is not None and model.spec.scalar:
-            params["score"] = jax.tree.map(jnp.copy, frozen["base"]["score"])
-        if what.value is not None:
-            critic = load(value) if value else scalar_head.value_head(model.spec)
-            params = jax.device_put({**params, "value": critic}, places.params)
-        start = jax.jit(make, out_shardings=places, donate_argnames=("params", "ref"))
-        # the seed is an argument, or each one would compile a program of its own
-        return start(params=params, ref=ref, seed=np.uint32(config.seed))
-
+    floats = {**_optimizer_floats(values, steps), **what.floats}
+    floats["sync_mix"] = ref["sync_mix"]
     return Trainer(
-        init,
+        _make_init(models, make, places, mesh, config.seed),
         rules.with_shardings(abstract, places),
         frozen,
         compiled,
@@ -230,6 +195,67 @@ def make_trainer(
         what.objective,
         lambda: jax.device_put(hyper(losses, config.loss, **floats), scalar),
     )
+
+
+def _frozen_shapes(models: Models, mesh: Mesh, *, live: bool, moments: int) -> Frozen:
+    """Returns what `Parts.refer` loads, as shapes with shardings.
+
+    The weights of a reference are among it where it is `live` and does not move, the
+    moments of scores where `reward.standardize` asks for some.
+    """
+    policy, reference, scorer, _ = models
+    frozen: Frozen = {}
+    if policy.adapters is not None:
+        frozen["base"] = abstract_weights(policy, mesh)
+    if reference is not None and live and (own := abstract_own(reference, mesh)):
+        frozen["ref"] = own
+    if scorer is not None:
+        frozen["reward"] = abstract_weights(scorer.model, mesh)
+    if moments:
+        place = arrays.replicated(mesh)
+        frozen["standard"] = jax.ShapeDtypeStruct((2,), np.float32, sharding=place)
+    return frozen
+
+
+def _optimizer_floats(given: Section, steps: int) -> dict[str, Any]:
+    """Collects the float hyper-parameters of `config.optimizer` and its schedule."""
+    warmup = warmup_steps(steps, given["warmup_steps"], given["warmup_share"])
+    return {
+        **{key: given[key] for key in ("lr", "eps")},
+        **{key: given[key] for key in ("clip", "weight_decay") if given[key]},
+        **optimizer.pace(warmup_steps=warmup, total_steps=steps),
+        "step_share": 1 / max(steps, 1),
+    }
+
+
+def _make_init(
+    models: Models, make: Callable[..., TrainState], places: Any, mesh: Mesh, seed: int
+) -> Callable[[Frozen], TrainState]:
+    """Builds `frozen -> the state before the first step`.
+
+    It is what `make` makes of `(params, seed, ref)`, and lies as `places` say; it holds
+    a reference, or a critic, where they have a place.
+    """
+    policy, reference, _, value = models
+    load = functools.partial(own_params, mesh=mesh, seed=seed)
+
+    def init(frozen: Frozen) -> TrainState:
+        ref = load(reference) if reference and places.ref is not None else None
+        known = frozen.get("ref", ref)
+        if reference_is_policy(policy, reference) and known is not None:
+            params = jax.tree.map(jnp.copy, known)  # the files are read once
+        else:
+            params = load(policy)
+        if policy.adapters is not None and policy.spec.scalar:
+            params["score"] = jax.tree.map(jnp.copy, frozen["base"]["score"])
+        if "value" in places.params:
+            critic = load(value) if value else scalar_head.value_head(policy.spec)
+            params = jax.device_put({**params, "value": critic}, places.params)
+        start = jax.jit(make, out_shardings=places, donate_argnames=("params", "ref"))
+        # the seed is an argument, or each one would compile a program of its own
+        return start(params=params, ref=ref, seed=np.uint32(seed))
+
+    return init
 
 
 def reference_is_policy(model: Model, reference: Model | None) -> bool:
@@ -251,99 +277,3 @@ def warmup_steps(steps: int, warmup: int, share: float) -> int:
     Source: rounding as transformers' `warmup_ratio`.
     """
     return math.ceil(share * steps) if share else warmup
-
-
-def state_places(
-    params: Params,
-    make: Callable[..., TrainState],
-    mesh: Mesh,
-    *,
-    follows: bool,
-    value: Params | None = None,
-) -> tuple[TrainState, Any]:
-    """Returns the abstract train state and the sharding of each leaf.
-
-    Args:
-      params: shapes of what is trained of the policy.
-      make: `(params, seed, ref=None) -> state`.
-      mesh: of the run.
-      follows: whether the reference is part of the state.
-      value: shapes of the critic that is trained beside the policy; None without one.
-    """
-    ref = params if follows else None
-    if value is not None:
-        params = {**params, "value": value}
-    abstract = jax.eval_shape(make, params, seed=0, ref=ref)
-    return abstract, rules.shardings(abstract, mesh, rules.STATE_RULES)
-
-
-def make_facts(
-    loads: Loader,
-    policy: DecoderSpec,
-    reference: DecoderSpec | None,
-    peak: float,
-    sources: Sources | None = None,
-    *,
-    passes: float = 3.0,
-) -> Facts:
-    """Builds what tells the loop what the host knows of a step's batch.
-
-    Args:
-      loads: lays the batches out.
-      policy: what is trained.
-      reference: what is run forward beside it; None where nothing is.
-      peak: FLOP/s of all devices; `flops` are given in seconds at that speed.
-      sources: whose shares of a step are told, where there are several.
-      passes: forward passes that a step is worth; the backward pass takes two, or one
-        where weights get no gradient.
-    """
-    runs = [(passes, policy)]
-    if reference is not None:
-        runs.append((1.0, reference))
-
-    def facts(number: int, values: Mapping[str, float]) -> dict[str, float]:
-        del values  # lengths are known before the step
-        counts = loads.facts(number - 1)
-        flops = sum(
-            times
-            * throughput.forward_flops(
-                sizes(spec),
-                tokens=counts["tokens"],
-                scored=counts["scored"],
-                visible=visible_pairs(spec, loads, number - 1),
-            )
-            for times, spec in runs
-        )
-        del counts["scored"]
-        if sources is not None:
-            counts |= shares(sources, loads.ids_at(number - 1))
-        return {**counts, "flops": flops / peak}
-
-    return facts
-
-
-def shares(sources: Sources, ids: Sequence[int]) -> dict[str, float]:
-    """Tells the share of each source among rows, where there are several."""
-    if not sources.several:
-        return {}
-    return {f"{name}/share": share for name, share in sources.shares(ids).items()}
-
-
-@functools.cache
-def sizes(spec: DecoderSpec) -> throughput.Sizes:
-    """Counts what the FLOPs of a model depend on; a scalar head costs nothing."""
-    kernels = re.compile("layers/.*/kernel")
-    ours = {p: leaf.shape for p, leaf in leaves(spec).items() if kernels.fullmatch(p)}
-    experts = sum(math.prod(ours[path]) for path in ours if "/experts/" in path)
-    idle = experts * (spec.experts - spec.experts_per_token) // max(spec.experts, 1)
-    return throughput.Sizes(
-        trunk=sum(map(math.prod, ours.values())) - idle,
-        head=0 if spec.scalar else spec.width * spec.vocab,
-        queries=spec.heads * spec.head_dim,
-    )
-
-
-def visible_pairs(spec: DecoderSpec, loads: Loader, step: int) -> int:
-    """Counts the (query, key) pairs of a step in all layers, each by its window."""
-    windows = Counter(spec.windows or (0,) * spec.layers)
-    return sum(n * loads.visible_pairs(step, w) for w, n in windows.items())

@@ -33,8 +33,7 @@ from dpo_jax.data.sources.files import Request
 from dpo_jax.models import hf
 from dpo_jax.models.decoder import Decoder
 from dpo_jax.sharding.mesh import make_mesh
-from dpo_jax.wiring import model as model_wiring
-from dpo_jax.wiring import scoring
+from dpo_jax.wiring import scoring, weights
 
 SEEDS = (0, 1, 2)
 HELD_OUT = 4096  # pairs, of the split that no run trains on
@@ -226,7 +225,7 @@ def of_decoder(case: Case, seed: int, pairs: Pairs, out: Path) -> np.ndarray:
             tokenizers=[tokenizer],
         )
         assert scorer is not None
-        params = model_wiring.load_params(scorer.model, mesh, seed=0)
+        params = weights.load_params(scorer.model, mesh, seed=0)
         encode = lambda words: tokenizer(" ".join(words))["input_ids"]  # noqa: E731
         ids = [
             [[*encode(words)[1:], tokenizer.eos_token_id] for words in both]

@@ -25,7 +25,7 @@ from dpo_jax.models import attention, spec
 from dpo_jax.sharding.mesh import make_mesh
 from dpo_jax.train import throughput
 from dpo_jax.types import Batch, TrainState
-from dpo_jax.wiring import checks, training
+from dpo_jax.wiring import checks, feeds
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring.assembling import make_parts
 from experiments.throughput import ours_side, shapes
@@ -102,7 +102,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             with jax.profiler.trace(str(args.profile)):
                 take(step, state, batches[:1])
     peak = matmul * jax.device_count()
-    facts = training.make_facts(parts.train, parts.model.spec, None, peak)
+    facts = feeds.make_facts(parts.train, parts.model.spec, None, peak)
     steps = [facts(number, {}) for number in range(1, args.steps + 1)]
     count = len(rounds) + 1  # the first is left out by those who read this
     mean = lambda name: statistics.mean(one[name] for one in steps)  # noqa: E731

@@ -30,7 +30,7 @@ from dpo_jax.sampling import batches, pick
 from dpo_jax.sampling.batches import Sampler
 from dpo_jax.sharding.mesh import make_mesh
 from dpo_jax.types import Params
-from dpo_jax.wiring import generation
+from dpo_jax.wiring import generation, weights
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring.model import Model
 
@@ -239,8 +239,9 @@ def main(argv: list[str] | None = None) -> None:
     mesh = make_mesh(1, 1, 1)
     with jax.set_mesh(mesh):
         folder, spec = model_wiring.find_folder(str(args.model), "", is_scalar=False)
-        model = model_wiring.make_model(chosen, folder, spec)
-        params = model_wiring.load_params(model, mesh, seed=0)
+        longest = chosen.data.max_tokens
+        model = model_wiring.make_model(chosen.model, folder, spec, longest)
+        params = weights.load_params(model, mesh, seed=0)
         ours, other = Ours(model, params, args.new), None
         if not args.alone:
             import transformers

@@ -23,6 +23,7 @@ from dpo_jax.data.sources.mapping import DROPS, faults_of
 from dpo_jax.data.sources.published import PUBLISHED, REFUSED
 from dpo_jax.errors import ConfigError, DataError
 from dpo_jax.wiring import data as data_wiring
+from dpo_jax.wiring import reading
 
 EOS = "\x03"
 TEMPLATE = (
@@ -567,7 +568,7 @@ def test_the_quirkiest_row_of_each_set(name, tokenizer, tmp_path):
     for response in case.responses:
         mask = "0" * len(case.prompt) + "1" * len(response)
         assert f"mask  {mask}  (boundary at {len(case.prompt)})" in text
-    data = data_wiring.load_data(config, data_wiring.load_tokenizer(config))
+    data = read(config)
     report = data.report["train"]
     assert report["dropped"] == case.dropped
     assert report["kept"] == len(data.train) == case.kept
@@ -697,9 +698,15 @@ def test_faults_that_a_row_does_not_name_are_errors(tmp_path):
         list(Reading(located("skywork", path=str(path)), **options))
 
 
+def read(config):
+    tokenizer = data_wiring.load_tokenizer(
+        config.tokenizer.path, config.model, config.data.train
+    )
+    return data_wiring.load_data(reading.request_of(config), tokenizer)
+
+
 def loaded(config):
-    data = data_wiring.load_data(config, data_wiring.load_tokenizer(config))
-    return data.report["train"]
+    return read(config).report["train"]
 
 
 def test_a_published_set_starts_where_a_file_of_the_same_rows_does_not(

@@ -19,6 +19,7 @@ from dpo_jax.losses import LOSSES, find, options
 from dpo_jax.objectives.preference import pair_metrics
 from dpo_jax.types import PairLogps
 from dpo_jax.wiring import data as data_wiring
+from dpo_jax.wiring import reading
 
 UNSCORED = -100  # the reference code's label of what carries no loss
 CUTS = [
@@ -79,7 +80,7 @@ def test_ids_and_scored_positions(shared, goldens, tmp_path, cut, layout):
     lines = [json.dumps({name: row[name] for name in columns}) for row in rows]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
     tokenizer = tokenize.load_tokenizer(str(shared / goldens["tokenizer"]))
-    records = data_wiring.load_data(config, tokenizer).train
+    records = data_wiring.load_data(reading.request_of(config), tokenizer).train
 
     _, shape, batch = rows_of(layout, records)
     found = sequences(batch, shape.slots)

@@ -84,12 +84,13 @@ def test_all_processes_take_the_time_of_the_first(monkeypatch):
     """Of two policies, each by a key of its own, behind a template that asks."""
     monkeypatch.setattr(data.datetime, "datetime", Clock)
     dated = SimpleNamespace(chat_template="{{ strftime_now('%H:%M') }}")
+    given = quickstart.get_config().data
     heard = {}
 
     def process(rank):
         of.rank = rank
         heard[rank] = [
-            data.with_clock(quickstart.get_config(), dated, name).data.now
+            data.launch_time(given, dated, seconds=60.0, whose=name)
             for name in ("one", "two")
         ]
 

@@ -20,6 +20,7 @@ from dpo_jax.sharding import rules
 from dpo_jax.sharding.mesh import make_mesh
 from dpo_jax.train import optimizer, step
 from dpo_jax.wiring import model as model_wiring
+from dpo_jax.wiring import weights
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "models"))
 from family_cases import CASES  # noqa: E402  # pyright: ignore (beside the models)
@@ -95,8 +96,8 @@ def test_a_reference_has_a_dtype_of_its_own_where_its_policy_lies():
         ref = {"mode": "live", "path": "", "dtype": "bfloat16", "sync_every_steps": 0}
         reference = model_wiring.reference_model(policy, ref, mesh)
         assert reference is not None
-        held = model_wiring.abstract_weights(reference, mesh)
-    mine = model_wiring.abstract_weights(policy, mesh)
+        held = weights.abstract_weights(reference, mesh)
+    mine = weights.abstract_weights(policy, mesh)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(held)} == {"bfloat16"}
     same = jax.tree.map(lambda a, b: a.sharding == b.sharding, mine, held)
     assert all(jax.tree.leaves(same))

@@ -18,7 +18,7 @@ from dpo_jax.losses import LOSSES
 from dpo_jax.models import attention
 from dpo_jax.models.spec import preset
 from dpo_jax.sharding.mesh import make_mesh
-from dpo_jax.wiring import compiling, objective
+from dpo_jax.wiring import compiling, objective, programs
 from dpo_jax.wiring.assembling import make_parts
 from dpo_jax.wiring.supply import FROM_CONFIG
 
@@ -57,7 +57,7 @@ def compiled(topology, backend, layout, chunk, ref="cached", tokens=TOKENS):
     source = FROM_CONFIG._replace(model=lambda config, tokenizer: (None, SPEC))
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         parts = make_parts(config, losses, mesh, supply=source)
-        asked = compiling.of_step(parts, shape)
+        asked = programs.of_step(parts, shape)
         return [compiling.compiled(each, mesh.size) for each in asked]
 
 

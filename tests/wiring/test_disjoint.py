@@ -15,7 +15,8 @@ from dpo_jax.models.decoder import Decoder
 from dpo_jax.sharding.mesh import make_mesh
 from dpo_jax.wiring import data as data_wiring
 from dpo_jax.wiring import scoring
-from dpo_jax.wiring.model import load_params
+from dpo_jax.wiring.reading import request_of
+from dpo_jax.wiring.weights import load_params
 
 TOKENIZER = sentiment.tokenizer()
 PROMPTS = ["the movie was", "i loved the", "the plot", "the film was very", "the cast"]
@@ -67,7 +68,7 @@ def prompts_of(records):
 
 def test_no_prompt_lies_on_both_sides(file):
     """Of 20 rows, 8 have one of the two prompts of the first two rows."""
-    data = data_wiring.load_data(configured(file), TOKENIZER)
+    data = data_wiring.load_data(request_of(configured(file)), TOKENIZER)
     assert len(data.train) == 12 and len(data.eval) == 2
     assert not prompts_of(data.train) & prompts_of(data.eval)
     assert data.sources_of("train").sizes == (12,)
@@ -75,9 +76,8 @@ def test_no_prompt_lies_on_both_sides(file):
     assert (
         "8 rows with prompts of data.eval left out" in data.report["train"]["summary"]
     )
-    whole = data_wiring.load_data(
-        configured(file, **{"data.disjoint": False}), TOKENIZER
-    )
+    mixed = configured(file, **{"data.disjoint": False})
+    whole = data_wiring.load_data(request_of(mixed), TOKENIZER)
     assert len(whole.train) == 20 and whole.fingerprint != data.fingerprint
     kept = [r for r in whole.train if tuple(r.prompt) not in prompts_of(data.eval)]
     for one, other in zip(kept, data.train, strict=True):

@@ -50,14 +50,15 @@ from dpo_jax.wiring import (
     checks,
     exporting,
     outputs,
+    reading,
     reference,
     restoring,
     rewarding,
     sampled,
     standard,
+    weights,
 )
 from dpo_jax.wiring import data as data_wiring
-from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring import objective as wiring
 from dpo_jax.wiring.turns import Turn
 
@@ -543,7 +544,7 @@ def observe(config, workdir, monkeypatch):
         return make()
 
     with monkeypatch.context() as patch:
-        patch.setattr(model_wiring, "load_params", load_params)
+        patch.setattr(weights, "load_params", load_params)
         patch.setattr(restoring, "resume", resume)
         patch.setattr(agreeing.agree, "agree", agree)
         patch.setattr(token_cache, "kept", kept)
@@ -710,14 +711,19 @@ def test_row_shapes_are_the_numbers_of_rows_at_most(configured):
     """On eight shards every step has eight rows, so this key is walked over on one."""
     config = configured()
     config.data.row_tokens = 32
-    tokenizer = data_wiring.load_tokenizer(config)
-    data = data_wiring.load_data(config, tokenizer)
+    tokenizer = data_wiring.load_tokenizer(
+        config.tokenizer.path, config.model, config.data.train
+    )
+    request = reading.request_of(config)
+    data = data_wiring.load_data(request, tokenizer)
     spec = preset("tiny", vocab=len(tokenizer), max_positions=64)
     alone = jax.make_mesh((1, 1, 1), mesh.AXES, devices=jax.devices()[:1])
     buckets = []
     for most in (0, OTHERS["data.row_shapes"]):
         config.data.row_shapes = most
-        train, _ = data_wiring.make_loaders(config, data, spec, alone, steps=4)
+        train, _ = data_wiring.make_loaders(
+            request, data, spec, alone, steps=4, model=config.model, microbatches=0
+        )
         buckets.append(train.buckets)
     assert len(buckets[0]) == 1 and 1 < len(buckets[1]) <= 3
     assert buckets[1][-1] == buckets[0][0]

@@ -10,7 +10,7 @@ from dpo_jax.models.decoder import Decoder, abstract_params
 from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.train import throughput
 from dpo_jax.types import Batch, Record
-from dpo_jax.wiring import training
+from dpo_jax.wiring import feeds
 
 SPEC = DecoderSpec(
     model_type="llama",
@@ -31,13 +31,13 @@ def facts(layout, spec=SPEC, reference=None, peak=1.0):
     ids = np.ones(3, np.int32)
     rows = [Record(0, ids, (ids[:2], ids[:1]), ((0, 1),))]
     loads = Loader(rows, [[0]], Settings(1, 1, layout, 8, 1))
-    return training.make_facts(loads, spec, reference, peak)(1, {})
+    return feeds.make_facts(loads, spec, reference, peak)(1, {})
 
 
 def test_sizes_by_hand():
     """A layer: q and o 4·4, k and v 4·2, three kernels of 4·8: 48 + 96; head 4·10."""
-    assert training.sizes(SPEC) == (2 * 144, 40, 4)
-    assert training.sizes(replaced(scalar=True)).head == 0
+    assert feeds.sizes(SPEC) == (2 * 144, 40, 4)
+    assert feeds.sizes(replaced(scalar=True)).head == 0
 
 
 def replaced(**changed):
@@ -101,7 +101,7 @@ def test_xla_counts_the_same_products():
     lowered = jax.jit(forward).lower(abstract_params(spec), batch)
     counted = lowered.cost_analysis()["flops"]
     ours = throughput.forward_flops(
-        training.sizes(spec),
+        feeds.sizes(spec),
         tokens=rows * tokens,
         scored=rows * tokens,
         visible=rows * tokens**2,

@@ -21,11 +21,11 @@ from dpo_jax.rewards.ask import Reward
 from dpo_jax.sampling import batches, rollout
 from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.types import Samples
-from dpo_jax.wiring import generation
+from dpo_jax.wiring import generation, sampled_results, weights
 from dpo_jax.wiring import model as model_wiring
 from dpo_jax.wiring import sampled as sampled_lib
 from dpo_jax.wiring.generation import SampleRequest
-from dpo_jax.wiring.reading import sources_of
+from dpo_jax.wiring.reading import request_of, sources_of
 
 REQUEST = SampleRequest("", 0, 1, 8, 1.0, 0, 1.0, 0.0, (), 0, 8)
 WORDS = ("film", "plot", "hero", "scene", "music")
@@ -52,7 +52,9 @@ def config(**keys):
 
 def held_out_of(asked):
     """Finds the sources of data.eval."""
-    return [found.source for found in sources_of(asked, "eval", None).values()]
+    return [
+        found.source for found in sources_of(request_of(asked), "eval", None).values()
+    ]
 
 
 @pytest.mark.parametrize("objective", ROWS)
@@ -169,8 +171,8 @@ def test_one_rope_length_a_run(stretched):
     prompts = generation.encode(tokenizer, prompts, join=asked.data.join, template=None)
     with jax.set_mesh(mesh):
         spec = hf.spec_of(hf.read_config(stretched))
-        model = model_wiring.make_model(policy.config, stretched, spec)
-        params = model_wiring.load_params(model, mesh, seed=0)
+        model = model_wiring.make_model(asked.model, stretched, spec, 64)
+        params = weights.load_params(model, mesh, seed=0)
         part = batches.Part(16, range(4), 8, 0, 2)
         tokens, drawn = np.zeros((2, 8, 2, 8))
         for i, j in np.ndindex(4, 2):
@@ -189,7 +191,7 @@ def parts_of(asked, rewards=()):
     tokenizer, mesh = sentiment.tokenizer(), mesh_lib.make_mesh(4, 2, 1)
     spec = preset("tiny", vocab=len(tokenizer), max_positions=32)
     with jax.set_mesh(mesh):
-        policy = model_wiring.make_model(asked, None, spec)
+        policy = model_wiring.make_model(asked.model, None, spec, 32)
         ref = model_wiring.reference_model(policy, asked.ref, mesh)
     return SimpleNamespace(
         config=asked,
@@ -198,13 +200,14 @@ def parts_of(asked, rewards=()):
         mesh=mesh,
         data=SimpleNamespace(tokenizer=tokenizer),
         rewards=rewards,
+        scorer=None,
         ref=asked.ref,
     )
 
 
 def rollouts_of(parts, ref):
     """Rollouts beside a reference that stays."""
-    stage = sampled_lib.make_stage(parts.config, parts.data.tokenizer, parts.mesh)
+    stage = sampled_lib.make_stage(parts, {})
     return sampled_lib.make_rollouts(parts, stage, ref)
 
 
@@ -221,22 +224,22 @@ def test_prompts_of_ones_own_are_judged_by_a_reward_of_ones_own(tmp_path):
     asked = config(eval__rollouts=4, eval__best_of=3, data__eval=str(file))
     parts = parts_of(asked, (Reward("near", near),))
     with jax.set_mesh(parts.mesh):
-        params = model_wiring.load_params(parts.reference, parts.mesh, seed=0)
+        params = weights.load_params(parts.reference, parts.mesh, seed=0)
         roll = rollouts_of(parts, params)
         sampled = roll(SimpleNamespace(params=params, ref=None))
     assert sampled.prompts == [row["prompt"] for row in rows[:4]]
-    metrics = sampled_lib.rollout_metrics(sampled)
+    metrics = sampled_results.rollout_metrics(sampled)
     assert metrics["rollouts/absent_rewards"] == 3
     mean = metrics["rollouts/reward"]
     assert metrics["rollouts/rewards/near/mean"] == mean < 0
     assert mean < metrics["rollouts/best_of_2"] < metrics["rollouts/best_of_3"]
-    results = sampled_lib.before_and_after(sampled)
+    results = sampled_results.before_and_after(sampled)
     assert results["title"] == "Reward of 4 sampled continuations"
     last = results["rows"][-1]
     assert last["name"] == "best of 3 of the reference"
     bound = last["values"]["KL to reference at most (nats)"]
     assert bound == pytest.approx(np.log(3) - 2 / 3)
-    json.dumps([metrics, results, sampled_lib.side_by_side(sampled, 4)])
+    json.dumps([metrics, results, sampled_results.side_by_side(sampled, 4)])
     asked.data.max_prompt_tokens = 2
     with pytest.raises(DataError, match="4 of 4 prompts of eval.rollouts have more th"):
         rollouts_of(parts, params)
@@ -256,7 +259,7 @@ def test_one_sampler_serves_a_policy_and_a_reference_like_it(ref_dtype, monkeypa
     with jax.set_mesh(parts.mesh):
         params, other = (
             jax.tree.map(
-                lambda x: 4 * x, model_wiring.load_params(model, parts.mesh, seed=i)
+                lambda x: 4 * x, weights.load_params(model, parts.mesh, seed=i)
             )
             for i, model in enumerate([parts.reference, parts.model])
         )
@@ -276,14 +279,16 @@ def test_one_sampler_serves_a_policy_and_a_reference_like_it(ref_dtype, monkeypa
 def test_a_single_rollout_is_valid_json():
     """One value has no standard error: it is left out, not NaN."""
     one = Rollout(["good"], *np.ones((4, 1)), {}, {}, 0)
-    sampled = sampled_lib.Sampled(["the film"], one, one)
-    metrics = sampled_lib.rollout_metrics(sampled)
+    sampled = sampled_results.Sampled(["the film"], one, one)
+    metrics = sampled_results.rollout_metrics(sampled)
     assert sorted(metrics) == ["rollouts/kl", "rollouts/length", "rollouts/reward"]
-    results = sampled_lib.before_and_after(sampled)
+    results = sampled_results.before_and_after(sampled)
     json.dumps([metrics, results], allow_nan=False)
     assert results["rows"][0]["values"]["true reward"] == 1.0
     many = Rollout(["good"] * 2, *np.arange(8.0).reshape(4, 2) - 2, {}, {}, 0)
-    results = sampled_lib.before_and_after(sampled_lib.Sampled(["a"] * 2, many, many))
+    results = sampled_results.before_and_after(
+        sampled_results.Sampled(["a"] * 2, many, many)
+    )
     assert results["rows"][0]["values"]["true reward"] == (0.5, 0.5)
 
 

@@ -13,7 +13,7 @@ from dpo_jax.errors import ConfigError, ModelError, RunFolderError
 from dpo_jax.losses import LOSSES
 from dpo_jax.sharding.mesh import make_mesh
 from dpo_jax.train.checkpoint import Checkpoints
-from dpo_jax.wiring import checks, compiling
+from dpo_jax.wiring import checks, compiling, programs
 from dpo_jax.wiring.assembling import make_parts
 from dpo_jax.wiring.generation import Policy, SampleRequest, read_prompts, sample
 from tests.equal_runs import TIMING_KEYS
@@ -329,7 +329,7 @@ def test_a_step_takes_the_memory_of_one_copy_of_the_weights(root, tmp_path):
         with jax.set_mesh(mesh):
             losses = checks.check(config, LOSSES)
             parts = make_parts(config, losses, mesh, tmp_path / name)
-            *_, step = compiling.of_step(parts)
+            *_, step = programs.of_step(parts)
             sizes[name] = compiling.compiled(step, 1)
     weights = sum(
         size for leaf, size in sizes["full"].leaves if leaf.startswith("state/params/")

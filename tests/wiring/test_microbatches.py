@@ -14,7 +14,7 @@ from dpo_jax.models import memory
 from dpo_jax.sharding import mesh
 from dpo_jax.types import Record
 from dpo_jax.wiring import data as data_wiring
-from dpo_jax.wiring import microbatches, restoring
+from dpo_jax.wiring import microbatches, reading, restoring
 from experiments.throughput import inputs
 
 
@@ -69,7 +69,15 @@ def loaders(**changed):
     spec = inputs.spec(layers=8, width=512, vocab=16384)
     alone = jax.make_mesh((1, 1, 1), mesh.AXES, devices=jax.devices()[:1])
     data = data_wiring.Data(None, RECORDS, RECORDS, {}, "")
-    return data_wiring.make_loaders(config, data, spec, alone, steps=1)
+    return data_wiring.make_loaders(
+        reading.request_of(config),
+        data,
+        spec,
+        alone,
+        steps=1,
+        model=config.model,
+        microbatches=config.batch.microbatches,
+    )
 
 
 def test_0_is_chosen_from_the_plan_and_a_number_stays():

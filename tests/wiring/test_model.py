@@ -14,6 +14,7 @@ from dpo_jax.sharding import mesh as mesh_lib
 from dpo_jax.sharding import rules
 from dpo_jax.train.leaves import flat as flatten
 from dpo_jax.wiring import model as wiring
+from dpo_jax.wiring import weights
 
 SPEC = preset("tiny", vocab=64, max_positions=32)
 EVERYWHERE = ((r"", P()),)
@@ -49,9 +50,9 @@ def test_a_role_has_its_head_its_dtype_and_its_rules(role, folders):
     mesh = mesh_lib.make_mesh(2, 2, 2)
     with jax.set_mesh(mesh):
         found, spec = wiring.find_folder(str(folder / name), "", is_scalar=is_scalar)
-        model = wiring.make_model(config, found, spec)
+        model = wiring.make_model(config.model, found, spec, config.data.max_tokens)
         model = model._replace(held=dtype)
-        params = wiring.load_params(model, mesh, seed=3, table=table)
+        params = weights.load_params(model, mesh, seed=3, table=table)
     flat = flatten(params)
     assert spec.scalar == is_scalar and ("score/kernel" in flat) == is_scalar
     assert {str(leaf.dtype) for leaf in flat.values()} == {dtype}
@@ -79,8 +80,8 @@ def test_a_new_scalar_head_may_start_at_zero(name, folders):
         if name:
             path = str(folder / name)
             found, spec = wiring.find_folder(path, "", is_scalar=True)
-        model = wiring.make_model(config, found, spec)
-        flat = flatten(wiring.load_params(model, mesh, seed=3))
+        model = wiring.make_model(config.model, found, spec, config.data.max_tokens)
+        flat = flatten(weights.load_params(model, mesh, seed=3))
     want = kernel if name == "judge" else 0 * kernel
     np.testing.assert_array_equal(np.asarray(flat["score/kernel"]), want)
     assert np.asarray(flat["layers/attn/q/kernel"]).any()

@@ -12,8 +12,9 @@ from dpo_jax.models.spec import preset
 from dpo_jax.objectives import OBJECTIVES
 from dpo_jax.sharding import mesh
 from dpo_jax.types import Columns, Record
-from dpo_jax.wiring import checks, objective
+from dpo_jax.wiring import checks, loss_checks, objective
 from dpo_jax.wiring.data import Data, make_loaders
+from dpo_jax.wiring.reading import request_of
 
 COLUMNS = Columns(
     lengths=np.float32([[2, 0], [3, 0]]),
@@ -62,12 +63,12 @@ def test_a_loss_of_pairs_is_refused_by_sft():
 def test_a_loss_far_from_its_usual_setting_is_told():
     """SimPO under another loss's β: 200 times below its own; within 10 × nothing."""
     far = configured(dpo, loss__name="simpo", loss__beta=0.01)
-    (said,) = checks.unusual(checks.check(far, LOSSES))
+    (said,) = loss_checks.unusual(checks.check(far, LOSSES))
     assert said == (
         "loss.name='simpo' is usually run with loss.beta=2; this run has 0.01"
     )
     near = configured(dpo, loss__name="simpo", loss__beta=1.0)
-    assert checks.unusual(checks.check(near, LOSSES)) == []
+    assert loss_checks.unusual(checks.check(near, LOSSES)) == []
 
 
 def singles(count):
@@ -90,7 +91,9 @@ def test_the_responses_borrowed_for_evaluation_do_not_depend_on_batch_pairs():
         data = Data(None, records, records, {}, "")
         join = objective.join_of(losses, config.data.max_tokens)
         with jax.set_mesh(alone):
-            held_out = make_loaders(config, data, spec, alone, 2, join)[1]
+            how = {"model": config.model, "microbatches": config.batch.microbatches}
+            asked = request_of(config)
+            held_out = make_loaders(asked, data, spec, alone, 2, join, **how)[1]
         assert isinstance(held_out, Loader)
         laid = [r for step in range(len(held_out)) for r in held_out.records_at(step)]
         borrowed.append([r.responses[1:][0].tolist() for r in laid])
@@ -104,9 +107,11 @@ def test_a_response_in_two_comparisons_is_refused_where_it_needs_one_partner(cha
     twice = once._replace(index=4, comparisons=((0, 1), (0, 2)))
     config = configured(dpo, **changed)
     losses = checks.check(config, LOSSES)
-    checks.check_data(losses, config.loss, Data(None, [once], [], {}, ""))
+    loss_checks.check_data(losses, config.loss, Data(None, [once], [], {}, ""))
     with pytest.raises(DataError, match="data.train: row 4 has a response in two"):
-        checks.check_data(losses, config.loss, Data(None, [once, twice], [], {}, ""))
+        loss_checks.check_data(
+            losses, config.loss, Data(None, [once, twice], [], {}, "")
+        )
     plain = configured(dpo)
     losses = checks.check(plain, LOSSES)
-    checks.check_data(losses, plain.loss, Data(None, [twice], [], {}, ""))
+    loss_checks.check_data(losses, plain.loss, Data(None, [twice], [], {}, ""))

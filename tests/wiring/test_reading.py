@@ -13,7 +13,7 @@ from dpo_jax.errors import ConfigError
 from dpo_jax.losses import LOSSES
 from dpo_jax.models.spec import preset
 from dpo_jax.sharding import mesh as mesh_lib
-from dpo_jax.wiring import checks, evaluation, reading, training
+from dpo_jax.wiring import checks, evaluation, feeds, reading
 from dpo_jax.wiring import data as data_wiring
 
 SPEC = preset("tiny", vocab=64, max_positions=64)
@@ -62,11 +62,22 @@ def configured(tmp_path):
 
 def loaded(config, steps=5, workdir=None):
     """Returns the data, and the loaders of a run on one device."""
-    tokenizer = data_wiring.load_tokenizer(config)
-    data = data_wiring.load_data(config, tokenizer, workdir)
+    tokenizer = data_wiring.load_tokenizer(
+        config.tokenizer.path, config.model, config.data.train
+    )
+    request = reading.request_of(config)
+    data = data_wiring.load_data(request, tokenizer, workdir)
     alone = mesh_lib.make_mesh(1, 1, 1, devices=jax.devices()[:1])
     with jax.set_mesh(alone):
-        return data, *data_wiring.make_loaders(config, data, SPEC, alone, steps)
+        return data, *data_wiring.make_loaders(
+            request,
+            data,
+            SPEC,
+            alone,
+            steps,
+            model=config.model,
+            microbatches=config.batch.microbatches,
+        )
 
 
 def ids(loads):
@@ -79,7 +90,7 @@ def test_a_mixture_is_trained_on_in_its_shares(configured, tmp_path):
     data, train, _ = loaded(config, 10, tmp_path / "run")
     assert data.sources_of("train").names == ("one", "other")
     assert [r.index for r in data.train] == [0, 1, 3, 4, 5, 6, 7, 8, 9]
-    facts = training.make_facts(train, SPEC, None, 1.0, data.sources_of("train"))
+    facts = feeds.make_facts(train, SPEC, None, 1.0, data.sources_of("train"))
     for number, step in enumerate(ids(train), start=1):
         assert sum(i < 6 for i in step) == 3
         told = facts(number, {})
@@ -107,7 +118,7 @@ def test_a_list_without_weights_is_one_file_of_both(configured):
     single = configured(data__train="{0}", data__eval="{1}")
     data, _, held_out = loaded(single, 1)
     assert evaluation.owners_of(held_out, data.sources_of("eval")) == []
-    facts = training.make_facts(held_out, SPEC, None, 1.0, data.sources_of("eval"))
+    facts = feeds.make_facts(held_out, SPEC, None, 1.0, data.sources_of("eval"))
     assert not any("share" in name for name in facts(1, {}))
 
 

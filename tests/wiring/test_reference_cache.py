@@ -25,7 +25,7 @@ from dpo_jax.losses import LOSSES
 from dpo_jax.models import hf
 from dpo_jax.sharding import arrays
 from dpo_jax.sharding.mesh import make_mesh
-from dpo_jax.wiring import checks, evaluation, making, training
+from dpo_jax.wiring import checks, evaluation, feeds, making
 from dpo_jax.wiring import reference as wiring
 
 pytestmark = pytest.mark.losses
@@ -411,7 +411,7 @@ def test_reference_that_does_not_run_is_not_held(configured, tmp_path):
     assert live.frozen and not cached.frozen
     spec = parts.model.spec
     flops = [
-        training.make_facts(parts.train, spec, reference, 1.0)(1, {})["flops"]
+        feeds.make_facts(parts.train, spec, reference, 1.0)(1, {})["flops"]
         for reference in (parts.reference.spec, None)
     ]
     assert flops[1] == pytest.approx(flops[0] * 0.75)

@@ -27,12 +27,12 @@ def config():
 
 
 def test_the_clock_is_stated_only_where_a_template_asks(config):
-    assert data.with_clock(config, Tokenizer("{{ messages }}")).data.now == ""
-    now = data.with_clock(config, Tokenizer(DATED)).data.now
+    assert data.launch_time(config.data, Tokenizer("{{ messages }}"), seconds=1) == ""
+    now = data.launch_time(config.data, Tokenizer(DATED), seconds=1)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", now)
     set_by_hand = stated(config, {"data.now": "2026-07-26"})
-    kept = data.with_clock(set_by_hand, Tokenizer(DATED))
-    assert kept.data.now == "2026-07-26"
+    kept = data.launch_time(set_by_hand.data, Tokenizer(DATED), seconds=1)
+    assert kept == "2026-07-26"
 
 
 def test_a_relaunch_keeps_the_clock_of_the_first_launch(config, tmp_path):

@@ -17,7 +17,7 @@ from dpo_jax.models.decoder import init_params
 from dpo_jax.models.spec import preset
 from dpo_jax.rewards import REWARDS
 from dpo_jax.sharding.mesh import make_mesh
-from dpo_jax.wiring import checks, frontier, scoring, standard
+from dpo_jax.wiring import checks, frontier, scoring, standard, weights
 from dpo_jax.wiring.assembling import make_parts
 from tests.wiring.test_turns import configured, exported, lines_of
 
@@ -101,7 +101,7 @@ def test_a_batch_and_a_bucket_change_no_score(reward):
             scorer = scoring.make_scorer(
                 Decoder(SPEC), given, mesh, batch=batch, **words
             )
-            params = scoring.model_wiring.load_params(scorer.model, mesh, seed=0)
+            params = weights.load_params(scorer.model, mesh, seed=0)
             found.append(scorer(params, prompts[:seen], ids[:seen], width=width))
     rows = [[*p, *i] for p, each in zip(prompts, ids, strict=True) for i in each]
     whole = np.reshape(own_scores(reward, rows), (4, 2))

@@ -12,7 +12,7 @@ from dpo_jax.losses import LOSSES
 from dpo_jax.models.spec import preset
 from dpo_jax.sharding import mesh
 from dpo_jax.train import annotate
-from dpo_jax.wiring import checks, compiling, training
+from dpo_jax.wiring import checks, programs, training
 from dpo_jax.wiring import model as model_wiring
 
 STEPS = 40
@@ -66,11 +66,14 @@ def step_text(key="", value=None):
     alone = mesh.make_mesh(1, 1, 1, devices=jax.devices()[:1])
     with jax.set_mesh(alone):
         spec = preset("tiny", vocab=64, max_positions=32)
-        policy = model_wiring.make_model(config, None, spec)
+        policy = model_wiring.make_model(config.model, None, spec, 32)
         reference = model_wiring.reference_model(policy, config.ref, alone)
         steps = config.train.steps or STEPS
-        trainer = training.make_trainer(config, losses, policy, reference, alone, steps)
-        batch = compiling.abstract_batch(Shape(2, 32, 16, 2, 1), 1, alone)
+        models = training.Models(policy, reference)
+        trainer = training.make_trainer(
+            config, losses, models, alone, steps, config.ref
+        )
+        batch = programs.abstract_batch(Shape(2, 32, 16, 2, 1), 1, alone)
         scored = batch.targets.update(dtype=jnp.float32)
         batch = annotate.with_tokens(batch, {"ref_logps": scored})
         hyper = trainer.hyper()

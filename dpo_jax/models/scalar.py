@@ -26,7 +26,8 @@ CLASSIFIER = "ForSequenceClassification"
 LANGUAGE_MODEL = r"(LMHeadModel|ForCausalLM|ForConditionalGeneration)$"
 PADS = {  # model_type -> `pad_token_id` where config.json names none; of others none
     **dict.fromkeys(("gemma", "gemma2", "gemma3", "gemma3_text"), 0),
-    "olmo2": 1,
+    "ministral3": 11,
+    **dict.fromkeys(("olmo2", "olmo3", "olmoe"), 1),
     "phi3": 32_000,
     "smollm3": 128_004,
 }
@@ -106,7 +107,8 @@ def pad_id(config: Config) -> int | None:
       ModelError: if it is no token id.
     """
     text = config.get("text_config") or config
-    found = text.get("pad_token_id", PADS.get(config["model_type"]))
+    kind = text.get("model_type", config["model_type"])
+    found = text.get("pad_token_id", PADS.get(kind))
     if found is not None and type(found) is not int:
         said = str(found)[:80]
         raise ModelError(f"config.json: pad_token_id={said} must be a token id")

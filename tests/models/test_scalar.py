@@ -153,6 +153,11 @@ def test_a_pad_token_that_is_not_declared_is_that_of_transformers(name):
     assert scalar.pad_id({"model_type": name, "pad_token_id": None}) is None
 
 
+def test_a_wrapped_model_has_the_pad_token_of_its_text():
+    config = {"model_type": "mistral3", "text_config": {"model_type": "ministral3"}}
+    assert scalar.pad_id(config) == scalar.pad_id({"model_type": "ministral3"}) == 11
+
+
 def test_a_pad_token_that_is_none_is_refused():
     with pytest.raises(errors.ModelError, match="pad_token_id=.* must be a token id"):
         scalar.pad_id({"model_type": "llama", "pad_token_id": "[PAD]"})

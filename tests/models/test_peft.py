@@ -19,6 +19,8 @@ from dpo_jax.train.leaves import flat
 
 GIVEN = {"rank": 3, "alpha": 5, "rslora": False, "targets": (), "init": "b_zero"}
 NAMES = ("adapter_config.json", "adapter_model.safetensors")
+# whose maps lie in a way of their own; the other families are held to peft at night
+UNLIKE = ("gemma3", "gpt2", "gpt_neox", "llama", "mixtral", "phi3", "qwen3")
 
 
 def adapters_of(spec, **given):
@@ -52,7 +54,13 @@ def here(adapters):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("case", [*CONFIGS, "llama_biased", "gpt_neox_unbiased"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        name if name in UNLIKE else pytest.param(name, marks=pytest.mark.nightly)
+        for name in [*CONFIGS, "llama_biased", "gpt_neox_unbiased"]
+    ],
+)
 def test_peft_computes_what_an_export_says(case, root, tmp_path):  # noqa: F811
     """Logits to 1e-4 in every layout, far from the base's; and back, bit for bit.
 

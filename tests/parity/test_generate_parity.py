@@ -16,7 +16,7 @@ from dpo_jax.sharding import arrays, mesh
 from dpo_jax.wiring.generation import make_decoding
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "models"))
-from family_cases import CASES  # noqa: E402
+from family_cases import CASES, CONFIGS  # noqa: E402
 from test_parity import torch_model  # noqa: E402
 
 pytestmark = pytest.mark.parity
@@ -28,7 +28,7 @@ NEW, APART = 12, 1e-4
 # and keeps old keys turned by the old ones; ours are those of one length
 LENGTH_DEPENDENT = {"gpt_neox_unbiased", "llama_dynamic", "phi3_longrope"}
 # whose decoding is that of a case that is there
-ALIKE = {"granite_tied", "mistral3", "mistral3_small", "olmo3_thetas"}
+ALIKE = {"gemma3", "granite_tied", "mistral3", "mistral3_small", "olmo3_thetas"}
 
 
 def prompts():
@@ -61,7 +61,12 @@ def theirs(model, prompt):
 
 
 @pytest.mark.parametrize(
-    "case", [case for case in CASES if case not in LENGTH_DEPENDENT | ALIKE]
+    "case",
+    [
+        case if case in CONFIGS else pytest.param(case, marks=pytest.mark.nightly)
+        for case in CASES
+        if case not in LENGTH_DEPENDENT | ALIKE
+    ],
 )
 def test_greedy_tokens_are_those_of_transformers(case, tmp_path):
     """Ragged prompts in one batch; compared until two logits are within 1e-4."""

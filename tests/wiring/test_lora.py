@@ -146,7 +146,16 @@ SAME = {
 }
 
 
-@pytest.mark.parametrize("case", [*SAME, "one device"])
+BY_DAY = ("cached", "microbatches", "one device")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        case if case in BY_DAY else pytest.param(case, marks=pytest.mark.nightly)
+        for case in [*SAME, "one device"]
+    ],
+)
 def test_where_and_how_it_runs_changes_no_number(case, root, tmp_path, monkeypatch):
     usual = lines_of(trained(root))  # on all devices
     if case == "one device":

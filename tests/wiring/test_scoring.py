@@ -270,7 +270,9 @@ def test_the_moments_are_those_of_what_the_reference_says(
     assert held["deviation"] == pytest.approx(alone.std(ddof=1), abs=1e-5)
 
 
-@pytest.mark.parametrize("ref", ["fixed", "each_round"])
+@pytest.mark.parametrize(
+    "ref", [pytest.param("fixed", marks=pytest.mark.nightly), "each_round"]
+)
 def test_moments_are_measured_once_and_on_one_device_as_on_eight(
     ref, reward, tmp_path, monkeypatch
 ):

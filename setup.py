@@ -16,7 +16,6 @@ TEST = [
     "hypothesis>=6",
     "jsonschema>=4",
     "psutil>=6",
-    "gcsfs",  # for verbs on a store of the tests' own
     "requests>=2",  # with which jax asks a metadata server, as jax[tpu] brings it
     "openai>=2",  # a judge behind a server of the tests' own
     "setuptools>=77",

@@ -41,8 +41,13 @@ FILES = (
 
 
 def is_ours(record: std_logging.LogRecord) -> bool:
-    """Keeps this package's messages, and of libraries warnings and worse."""
+    """Keeps this package's messages, and of libraries warnings and worse, in a line.
+
+    What they raise in the end is told by whoever called them.
+    """
     ours = record.pathname.startswith(PACKAGE)
+    if not ours:
+        record.exc_info = None
     return ours or record.levelno >= std_logging.WARNING
 
 

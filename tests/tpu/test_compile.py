@@ -54,7 +54,7 @@ def compiled(topology, backend, layout, chunk, ref="cached", tokens=TOKENS):
     mesh = make_mesh(1, -1, 1, compiling.tpus(topology))
     shape = Shape(mesh.size, tokens, SCORED, slots=16, comparisons=8)
     losses = objective.losses_of(config.loss, LOSSES)
-    source = FROM_CONFIG._replace(model=lambda config, tokenizer: (None, SPEC))
+    source = FROM_CONFIG._replace(model=lambda given, tokenizer, **more: (None, SPEC))
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         parts = make_parts(config, losses, mesh, supply=source)
         asked = programs.of_step(parts, shape)

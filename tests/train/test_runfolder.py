@@ -92,7 +92,8 @@ def test_log_holds_what_is_ours_while_it_is_claimed(tmp_path, monkeypatch):
     logger = logging.get_absl_logger()
 
     def say(text, path, level=std_logging.INFO):
-        logger.handle(logger.makeRecord("absl", level, path, 1, text, (), None))
+        raised = (ValueError, ValueError("why"), None)
+        logger.handle(logger.makeRecord("absl", level, path, 1, text, (), raised))
 
     assert runfolder.PACKAGE == os.path.dirname(dpo_jax.__file__) + "/"
     monkeypatch.setattr(runfolder, "PACKAGE", "/x/dpo_jax/dpo_jax/")
@@ -103,7 +104,8 @@ def test_log_holds_what_is_ours_while_it_is_claimed(tmp_path, monkeypatch):
         say("three", theirs, std_logging.WARNING)
     say("four", ours)
     found = (tmp_path / "log.txt").read_text().splitlines()
-    assert [line.split("] ")[1] for line in found] == ["one", "three"]
+    said = [line.rpartition("] ")[2] for line in found]
+    assert said == ["one", "ValueError: why", "three"]  # theirs in a line each
 
 
 def test_folder_that_cannot_be_made_is_named(tmp_path):

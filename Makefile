@@ -63,8 +63,9 @@ quickstart: $(VENV)/.installed
 	$(BIN)/python -m dpo_jax report $(RUNS)/quickstart/sft $(RUNS)/quickstart/dpo \
 	  --out=$(RUNS)/quickstart/report.html
 
+# TESTS=… for some of them.
 test: $(VENV)/.installed
-	$(PYTEST) $(SPREAD) -m 'not parity and not losses and not faults and not tpu and not gpu and not nightly and not real and not browser and not engines'
+	$(PYTEST) $(SPREAD) -m 'not parity and not losses and not faults and not tpu and not gpu and not nightly and not real and not browser and not engines' $(TESTS)
 
 parity: $(VENV)/.parity
 	$(AS_USERS) $(PYTEST) $(SPREAD) -m 'parity and not nightly'
@@ -102,9 +103,10 @@ slurm: $(VENV)/.installed
 ray: $(RAY_VENV)/.installed
 	$(RAY_VENV)/bin/python -m pytest -m engines tests/engines/test_ray_engine.py
 
-nightly: $(VENV)/.parity
+nightly: $(VENV)/.parity lesson
 	$(AS_USERS) $(PYTEST) -m nightly
 	$(MAKE) ray
+	if tests/engines/slurm.sh install; then $(MAKE) slurm; fi
 
 real: $(REAL_VENV)/.installed
 	$(AS_USERS) $(REAL_VENV)/bin/python -m pytest -m real tests/real

@@ -16,6 +16,7 @@ from test_parity import folder, root, torch_logits, torch_model  # noqa: F401
 from dpo_jax import errors, heads, roles
 from dpo_jax.models import decoder, hf, lora, peft, sites
 from dpo_jax.train.leaves import flat
+from tests.night import by_day
 
 GIVEN = {"rank": 3, "alpha": 5, "rslora": False, "targets": (), "init": "b_zero"}
 NAMES = ("adapter_config.json", "adapter_model.safetensors")
@@ -55,11 +56,7 @@ def here(adapters):
 
 @pytest.mark.parity
 @pytest.mark.parametrize(
-    "case",
-    [
-        name if name in UNLIKE else pytest.param(name, marks=pytest.mark.nightly)
-        for name in [*CONFIGS, "llama_biased", "gpt_neox_unbiased"]
-    ],
+    "case", by_day(UNLIKE, [*CONFIGS, "llama_biased", "gpt_neox_unbiased"])
 )
 def test_peft_computes_what_an_export_says(case, root, tmp_path):  # noqa: F811
     """Logits to 1e-4 in every layout, far from the base's; and back, bit for bit.

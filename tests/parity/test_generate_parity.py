@@ -14,6 +14,7 @@ from dpo_jax.models.decoder import Decoder
 from dpo_jax.sampling import batches, pick
 from dpo_jax.sharding import arrays, mesh
 from dpo_jax.wiring.generation import make_decoding
+from tests.night import by_day
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "models"))
 from family_cases import CASES, CONFIGS  # noqa: E402
@@ -62,11 +63,7 @@ def theirs(model, prompt):
 
 @pytest.mark.parametrize(
     "case",
-    [
-        case if case in CONFIGS else pytest.param(case, marks=pytest.mark.nightly)
-        for case in CASES
-        if case not in LENGTH_DEPENDENT | ALIKE
-    ],
+    by_day(CONFIGS, [case for case in CASES if case not in LENGTH_DEPENDENT | ALIKE]),
 )
 def test_greedy_tokens_are_those_of_transformers(case, tmp_path):
     """Ragged prompts in one batch; compared until two logits are within 1e-4."""

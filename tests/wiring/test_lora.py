@@ -17,6 +17,7 @@ from dpo_jax.wiring import checks, compiling, programs
 from dpo_jax.wiring.assembling import make_parts
 from dpo_jax.wiring.generation import Policy, SampleRequest, read_prompts, sample
 from tests.equal_runs import TIMING_KEYS
+from tests.night import by_day
 from tests.tiny_base import write_base
 
 pytestmark = pytest.mark.losses
@@ -146,15 +147,8 @@ SAME = {
 }
 
 
-BY_DAY = ("cached", "microbatches", "one device")
-
-
 @pytest.mark.parametrize(
-    "case",
-    [
-        case if case in BY_DAY else pytest.param(case, marks=pytest.mark.nightly)
-        for case in [*SAME, "one device"]
-    ],
+    "case", by_day(("cached", "microbatches", "one device"), [*SAME, "one device"])
 )
 def test_where_and_how_it_runs_changes_no_number(case, root, tmp_path, monkeypatch):
     usual = lines_of(trained(root))  # on all devices

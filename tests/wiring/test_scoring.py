@@ -19,6 +19,7 @@ from dpo_jax.rewards import REWARDS
 from dpo_jax.sharding.mesh import make_mesh
 from dpo_jax.wiring import checks, frontier, scoring, standard, weights
 from dpo_jax.wiring.assembling import make_parts
+from tests.night import by_day
 from tests.wiring.test_turns import configured, exported, lines_of
 
 pytestmark = pytest.mark.losses
@@ -270,9 +271,7 @@ def test_the_moments_are_those_of_what_the_reference_says(
     assert held["deviation"] == pytest.approx(alone.std(ddof=1), abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    "ref", [pytest.param("fixed", marks=pytest.mark.nightly), "each_round"]
-)
+@pytest.mark.parametrize("ref", by_day(("each_round",), ["fixed", "each_round"]))
 def test_moments_are_measured_once_and_on_one_device_as_on_eight(
     ref, reward, tmp_path, monkeypatch
 ):

@@ -17,6 +17,7 @@ from dpo_jax.sharding.mesh import make_mesh
 from dpo_jax.train.turn import rows_of_updates
 from dpo_jax.wiring import checks
 from tests.equal_runs import TIMING_KEYS
+from tests.night import by_day
 from tests.tiny_base import write_base
 
 pytestmark = pytest.mark.losses
@@ -27,11 +28,6 @@ LIKE_THE_PAPERS = {
     "awr": {},
     "online": {"batch.pairs": 8},
 }
-
-
-def at_night(case):
-    """A case that another one stands for by day."""
-    return pytest.param(case, marks=pytest.mark.nightly)
 
 
 def configured(name, **given):
@@ -105,8 +101,7 @@ def base(root):
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["ppo", "online", *map(at_night, ("rloo", "awr", "each_round", "by_ref"))],
+    "name", by_day(("ppo", "online"), [*ALGORITHMS, "each_round", "by_ref"])
 )
 def test_each_algorithm_trains_adapters(name, base, tmp_path):
     """Beside a base that policy and reference share; a critic is trained in full."""
@@ -160,7 +155,7 @@ def test_a_reward_that_fails_costs_nothing_and_the_run_resumes_bit_equal(
     assert exported(run) == exported(trained(name, root))
 
 
-@pytest.mark.parametrize("name", ["ppo", *map(at_night, ("rloo", "online"))])
+@pytest.mark.parametrize("name", by_day(("ppo",), ["ppo", "rloo", "online"]))
 def test_one_device_and_eight_give_the_same_numbers(name, root, tmp_path, monkeypatch):
     with_eight = lines_of(trained(name, root))  # before there is one
     alone = lambda **shape: make_mesh(**shape, devices=jax.devices()[:1])  # noqa: E731
@@ -172,7 +167,7 @@ def test_one_device_and_eight_give_the_same_numbers(name, root, tmp_path, monkey
             assert one[key] == pytest.approx(eight[key], rel=1e-4, abs=1e-5), key
 
 
-@pytest.mark.parametrize("dtype", [at_night(""), "bfloat16"])
+@pytest.mark.parametrize("dtype", by_day(("bfloat16",), ["", "bfloat16"]))
 def test_nothing_moved_means_a_ratio_of_one_and_no_kl(dtype, tmp_path):
     """At learning rate 0, in every epoch; at another temperature as well.
 

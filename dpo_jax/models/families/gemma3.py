@@ -7,7 +7,7 @@ what transformers has as a default, so those defaults are written here.
 
 import dataclasses
 
-from dpo_jax.models.families import gemma, llama_like, rope
+from dpo_jax.models.families import gemma, llama_like, rope, wrapper
 from dpo_jax.models.families.common import Config, Given
 from dpo_jax.models.spec import DecoderSpec, Family
 
@@ -63,15 +63,9 @@ def read_text(given: Given) -> DecoderSpec:
 
 def read(given: Given) -> DecoderSpec:
     """Reads the text model of a `config.json` of `model_type` gemma3."""
-    text = given.config.get("text_config")
-    if not isinstance(text, dict):
-        given.complaints.append(f"text_config={text!r} must be an object")
-        text = {}
-    given._replace(config=text).refuse_unknown(KNOWN)
-    text = text | {"model_type": "gemma3"}
-    tie = given.config.get("tie_word_embeddings")  # the wrapper's, which owns the head
-    text = text if tie is None else text | {"tie_word_embeddings": tie}
-    return read_text(given._replace(config=text))
+    text = wrapper.text_of(given)
+    text.refuse_unknown(KNOWN)
+    return read_text(text._replace(config=text.config | {"model_type": "gemma3"}))
 
 
 def to_hf_text(spec: DecoderSpec) -> Config:
@@ -83,31 +77,18 @@ def to_hf_text(spec: DecoderSpec) -> Config:
 def to_hf(spec: DecoderSpec) -> Config:
     """Writes the `config.json` that `read` reads back to `spec`, without vision."""
     text = to_hf_text(dataclasses.replace(spec, model_type="gemma3_text"))
-    del text["architectures"]
-    return {
-        "architectures": ["Gemma3ForConditionalGeneration"],
-        "model_type": "gemma3",
-        "text_config": text,
-        "tie_word_embeddings": spec.tie,
-    }
+    return wrapper.to_hf(text, spec, "Gemma3ForConditionalGeneration")
 
 
 TABLE_TEXT = (*gemma.TABLE_2, *llama_like.QK_NORMS)
-TABLE = tuple(row._replace(name=f"language_model.{row.name}") for row in TABLE_TEXT)
 
 GEMMA3_TEXT = Family(
     KNOWN, read_text, to_hf_text, TABLE_TEXT, ignored=llama_like.IGNORED
 )
-GEMMA3 = Family(
+GEMMA3 = wrapper.family(
     KNOWN_WRAPPER,
     read,
     to_hf,
-    TABLE,
-    ignored=llama_like.IGNORED,
-    spellings=llama_like.WRAPPED,
-    modules=("model.language_model.",),
-    carried=llama_like.TOWERS,
-    aliases={
-        f"{name}_token_id": f"{name}_token_index" for name in ("boi", "eoi", "image")
-    },
+    TABLE_TEXT,
+    {f"{name}_token_id": f"{name}_token_index" for name in ("boi", "eoi", "image")},
 )

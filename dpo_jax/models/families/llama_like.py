@@ -19,13 +19,6 @@ KNOWN = rope.KNOWN | frozenset(
 
 LAYER_KINDS = ("full_attention", "sliding_attention")
 
-# How wrappers with a vision tower spell the text model, and what they have beside it.
-WRAPPED = (
-    ("language_model.model.", "model.language_model.", "language_model."),
-    ("language_model.lm_head.", "lm_head."),
-)
-TOWERS = (r"(model\.)?(vision_tower|multi_modal_projector)\..*",)
-
 # Tensors that old checkpoints carry: recomputed, never needed.
 IGNORED = (r".*rotary_emb\.inv_freq",)
 

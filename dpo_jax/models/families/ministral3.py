@@ -8,7 +8,7 @@ folder and never computed with.
 import dataclasses
 
 from dpo_jax import errors
-from dpo_jax.models.families import llama_like, mistral, rope
+from dpo_jax.models.families import llama_like, mistral, rope, wrapper
 from dpo_jax.models.families.common import Config, Given
 from dpo_jax.models.spec import DecoderSpec, Family
 
@@ -67,48 +67,30 @@ TEXTS = {
 
 def read(given: Given) -> DecoderSpec:
     """Reads the text model of a `config.json` of `model_type` mistral3."""
-    text = given.config.get("text_config")
-    if not isinstance(text, dict):
-        given.complaints.append(f"text_config={text!r} must be an object")
-        text = {}
-    kind = text.get("model_type", "mistral")
+    text = wrapper.text_of(given)
+    kind = str(text.config.get("model_type", "mistral"))
     if kind not in TEXTS:
-        unknown = errors.unknown("text_config.model_type", str(kind), TEXTS)
+        unknown = errors.unknown("text_config.model_type", kind, TEXTS)
         given.complaints.append(unknown)
     known, read_kind, _ = TEXTS.get(kind, TEXTS["mistral"])
-    given._replace(config=text).refuse_unknown(known)
-    text = text | {"model_type": "mistral3"}
-    tie = given.config.get("tie_word_embeddings")  # the wrapper's, which owns the head
-    text = text if tie is None else text | {"tie_word_embeddings": tie}
-    return read_kind(given._replace(config=text))
+    text.refuse_unknown(known)
+    return read_kind(text._replace(config=text.config | {"model_type": "mistral3"}))
 
 
 def to_hf(spec: DecoderSpec) -> Config:
     """Writes the `config.json` that `read` reads back to `spec`, without vision."""
     kind = "ministral3" if spec.query_beta else "mistral"
     text = TEXTS[kind][2](dataclasses.replace(spec, model_type=kind))
-    del text["architectures"]
-    return {
-        "architectures": ["Mistral3ForConditionalGeneration"],
-        "model_type": "mistral3",
-        "text_config": text,
-        "tie_word_embeddings": spec.tie,
-    }
+    return wrapper.to_hf(text, spec, "Mistral3ForConditionalGeneration")
 
-
-TABLE = tuple(row._replace(name=f"language_model.{row.name}") for row in mistral.TABLE)
 
 MINISTRAL3 = Family(
     mistral.KNOWN, read_text, to_hf_text, mistral.TABLE, ignored=llama_like.IGNORED
 )
-MISTRAL3 = Family(
+MISTRAL3 = wrapper.family(
     KNOWN_WRAPPER,
     read,
     to_hf,
-    TABLE,
-    ignored=llama_like.IGNORED,
-    spellings=llama_like.WRAPPED,
-    modules=("model.language_model.",),
-    carried=llama_like.TOWERS,
-    aliases={"image_token_id": "image_token_index"},
+    mistral.TABLE,
+    {"image_token_id": "image_token_index"},
 )
